@@ -1,0 +1,1 @@
+"""Edges to BIDS: finding inputs, naming and writing outputs."""

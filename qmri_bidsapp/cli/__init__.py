@@ -1,0 +1,1 @@
+"""Command lines: qmri-bids (the BIDS App) and qmri (everything else)."""

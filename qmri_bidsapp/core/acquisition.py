@@ -1,0 +1,217 @@
+"""Protocols: what the scanner did, frozen, validated and hashable.
+
+All times are in seconds, b-values in s/mm2, directions are unit vectors in the image's voxel axes (BIDS/FSL
+convention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.errors import ProtocolError
+
+#: Largest b-value that counts as no diffusion weighting, s/mm2.
+B0_THRESHOLD = 50.0
+#: b-values closer than this belong to one shell, s/mm2 (relative part: 5 % of the b-value).
+SHELL_TOLERANCE = 50.0
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """Base of all protocols. Fields are tuples of plain numbers so that a protocol is its own identity."""
+
+    registry: ClassVar[dict[str, type[Acquisition]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Acquisition.registry[cls.__name__] = cls
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of values that a voxel's signal holds."""
+        raise NotImplementedError
+
+    @property
+    def n_averages(self) -> tuple[int, ...]:
+        """Number of raw measurements that were averaged into each value; the noise variance falls with it."""
+        return (1,) * self.n_measurements
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, with the class name under ``"type"``, for node inputs and sidecars."""
+        return {"type": type(self).__name__, **asdict(self)}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Acquisition:
+        """Rebuild a protocol from `to_dict`, also after a round trip through JSON.
+
+        Raises
+        ------
+        ProtocolError
+            If the type is unknown or a value is out of range.
+        """
+        values = dict(data)
+        name = values.pop("type", None)
+        if name not in Acquisition.registry:
+            raise ProtocolError(f"Unknown acquisition type {name!r}; known: {', '.join(sorted(Acquisition.registry))}.")
+        return Acquisition.registry[name](**{key: _as_tuple(value) for key, value in values.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    """Turn nested lists into nested tuples."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_times(name: str, times: tuple[float, ...], *, allow_zero: bool) -> None:
+    """Raise unless all times are finite and positive (or zero where that is meaningful)."""
+    for time in times:
+        if not np.isfinite(time) or time < 0 or (time == 0 and not allow_zero):
+            raise ProtocolError(f"{name} must be finite and positive seconds, got {time}.")
+        if time > 60:
+            raise ProtocolError(f"{name} must be in seconds, got {time}: is it in milliseconds?")
+
+
+@dataclass(frozen=True)
+class InversionRecovery(Acquisition):
+    """Inversion recovery.
+
+    Attributes
+    ----------
+    inversion_time : tuple of float
+        (n_measurements,) s.
+    """
+
+    inversion_time: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_times("InversionTime", self.inversion_time, allow_zero=False)
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of inversion times."""
+        return len(self.inversion_time)
+
+
+@dataclass(frozen=True)
+class MultiEcho(Acquisition):
+    """Multi-echo spin echo or gradient echo.
+
+    Attributes
+    ----------
+    echo_time : tuple of float
+        (n_measurements,) s.
+    """
+
+    echo_time: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_times("EchoTime", self.echo_time, allow_zero=False)
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of echoes."""
+        return len(self.echo_time)
+
+
+@dataclass(frozen=True)
+class Diffusion(Acquisition):
+    """Pulsed-gradient diffusion weighting with linear encoding.
+
+    Attributes
+    ----------
+    b_value : tuple of float
+        (n_measurements,) s/mm2.
+    direction : tuple of tuple of float
+        (n_measurements, 3) unit vectors; zeros where ``b_value`` is at most `B0_THRESHOLD`.
+    small_delta, large_delta : float or None
+        Gradient pulse duration and separation, s, where the sidecar states them.
+    """
+
+    b_value: tuple[float, ...]
+    direction: tuple[tuple[float, ...], ...]
+    small_delta: float | None = None
+    large_delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.b_value) != len(self.direction):
+            raise ProtocolError(f"{len(self.b_value)} b-values but {len(self.direction)} directions.")
+        b_value = np.asarray(self.b_value, dtype=float)
+        if not np.all(np.isfinite(b_value)) or np.any(b_value < 0):
+            raise ProtocolError("b-values must be finite and not negative (s/mm2).")
+        norm = np.linalg.norm(np.asarray(self.direction, dtype=float).reshape(-1, 3), axis=1)
+        bad = (b_value > B0_THRESHOLD) & ~(np.abs(norm - 1) < 0.05)
+        if np.any(bad):
+            index = int(np.flatnonzero(bad)[0])
+            raise ProtocolError(
+                f"Directions of diffusion-weighted volumes must be unit vectors; volume {index} "
+                f"(b = {b_value[index]:g} s/mm2) has norm {norm[index]:.3g}."
+            )
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of volumes."""
+        return len(self.b_value)
+
+    def shells(self) -> list[npt.NDArray[np.intp]]:
+        """Group volumes by b-value.
+
+        Returns
+        -------
+        list of ndarray
+            Indices of the volumes of each shell, by ascending b-value; volumes with b at most `B0_THRESHOLD`
+            come first, if there are any.
+        """
+        b_value = np.where(np.asarray(self.b_value) <= B0_THRESHOLD, 0.0, self.b_value)
+        order = np.argsort(b_value, kind="stable")
+        sorted_b = b_value[order]
+        gap = np.maximum(SHELL_TOLERANCE, 0.05 * sorted_b[1:])
+        return [np.sort(part) for part in np.split(order, np.flatnonzero(np.diff(sorted_b) > gap) + 1)]
+
+
+@dataclass(frozen=True)
+class SphericalMean(Acquisition):
+    """Powder averages: one value per b-value shell, averaged over directions.
+
+    Attributes
+    ----------
+    b_value : tuple of float
+        (n_shells,) s/mm2, ascending.
+    n_directions : tuple of int
+        (n_shells,) number of volumes that were averaged.
+    """
+
+    b_value: tuple[float, ...]
+    n_directions: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.n_directions:
+            object.__setattr__(self, "n_directions", (1,) * len(self.b_value))
+        if len(self.n_directions) != len(self.b_value):
+            raise ProtocolError(f"{len(self.b_value)} shells but {len(self.n_directions)} direction counts.")
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of shells."""
+        return len(self.b_value)
+
+    @property
+    def n_averages(self) -> tuple[int, ...]:
+        """Directions per shell."""
+        return self.n_directions
+
+    @classmethod
+    def from_diffusion(cls, acquisition: Diffusion) -> tuple[SphericalMean, npt.NDArray[np.float64]]:
+        """Return the powder-averaged protocol and the (n_measurements, n_shells) averaging matrix.
+
+        ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) shell means.
+        """
+        shells = acquisition.shells()
+        matrix = np.zeros((acquisition.n_measurements, len(shells)))
+        b_value = np.asarray(acquisition.b_value)
+        for column, index in enumerate(shells):
+            matrix[index, column] = 1.0 / len(index)
+        means = tuple(0.0 if b_value[i].max() <= B0_THRESHOLD else float(round(b_value[i].mean(), 3)) for i in shells)
+        return cls(b_value=means, n_directions=tuple(len(index) for index in shells)), matrix

@@ -1,0 +1,58 @@
+"""What an estimator returns: estimates, standard deviations and a status for every voxel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.core.parameters import Parameter
+
+
+class Status(IntEnum):
+    """Outcome of the estimation in one voxel. Estimates are NaN unless the status is OK, AT_BOUND or NOT_CONVERGED."""
+
+    OUTSIDE = 0  #: not in the mask
+    OK = 1
+    NOT_CONVERGED = 2  #: the iteration limit was reached; the estimate is the best point found
+    AT_BOUND = 3  #: at least one parameter lies on a bound; its standard deviation is NaN
+    NO_SIGNAL = 4  #: all values are zero or negative
+    INVALID_INPUT = 5  #: a value is NaN or infinite
+    FAILED = 6  #: the estimate is not finite
+
+
+@dataclass(frozen=True)
+class ParameterMaps:
+    """Estimates of one estimator.
+
+    Attributes
+    ----------
+    parameters : tuple of Parameter
+        What the columns are: the model's parameters, then its derived ones.
+    estimate : ndarray
+        (n_voxels, n_parameters) float32, in each parameter's unit; NaN where the estimation failed.
+    std : ndarray
+        (n_voxels, n_parameters) float32, standard deviation in the same units; NaN where it is undefined.
+    std_kind : str
+        How `std` was obtained, e.g. ``"Cramer-Rao"``.
+    status : ndarray
+        (n_voxels,) uint8, values of `Status`.
+    """
+
+    parameters: tuple[Parameter, ...]
+    estimate: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    std_kind: str
+    status: npt.NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.status), len(self.parameters))
+        if self.estimate.shape != shape or self.std.shape != shape:
+            raise ValueError(f"Estimate {self.estimate.shape} and std {self.std.shape} must both have shape {shape}.")
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of voxels per status name, for the statuses that occur."""
+        values, counts = np.unique(self.status, return_counts=True)
+        return {Status(value).name: int(count) for value, count in zip(values, counts, strict=True)}

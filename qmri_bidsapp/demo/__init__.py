@@ -1,0 +1,1 @@
+"""A small whole-head BIDS data set with known truth."""

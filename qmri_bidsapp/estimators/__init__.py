@@ -1,0 +1,1 @@
+"""Estimators: from signals to parameters, standard deviations and status."""

@@ -1,0 +1,87 @@
+"""The contract of an estimator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import ParameterMaps
+from qmri_bidsapp.models.base import SignalModel
+
+
+class Estimator(ABC):
+    """Estimates a model's parameters from signals, voxel by voxel.
+
+    Construction only stores options. `fit` does all that can be done before a voxel is seen; `predict` works on
+    voxels. Voxels do not influence each other unless the class says so.
+
+    Parameters
+    ----------
+    model : SignalModel
+        What is estimated.
+    device : str
+        Torch device, e.g. ``"cpu"`` or ``"cuda:0"``.
+
+    Attributes
+    ----------
+    name : str
+        Registry name, e.g. ``"nlls"``.
+    std_kind : str
+        How standard deviations are obtained.
+    reference : str
+        Author, year, journal of the method.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    std_kind: ClassVar[str]
+    reference: ClassVar[str]
+
+    def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
+        self.model = model
+        self.device = device
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether this estimator can be used with a model."""
+
+    @abstractmethod
+    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
+        """Prepare for a protocol.
+
+        Raises
+        ------
+        ProtocolError
+            If the protocol cannot identify the model's parameters.
+        """
+
+    @abstractmethod
+    def predict(
+        self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None
+    ) -> ParameterMaps:
+        """Estimate.
+
+        Parameters
+        ----------
+        signals : array_like
+            (n_voxels, n_measurements), in any unit; the amplitude parameter comes in the same unit.
+        noise_std : array_like, optional
+            (n_voxels,) standard deviation of the noise of one raw measurement, in the unit of the signals; it
+            scales the standard deviations. Without it, it is estimated from each voxel's residuals.
+
+        Returns
+        -------
+        ParameterMaps
+            Of the model's parameters and derived parameters.
+
+        Raises
+        ------
+        ValueError
+            If the shape of `signals` does not fit the protocol.
+        """

@@ -1,0 +1,1 @@
+"""NIfTI images and gradient tables to arrays and back."""

@@ -1,0 +1,1 @@
+"""Nipype nodes: one file in, one call, one file out."""

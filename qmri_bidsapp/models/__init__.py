@@ -1,0 +1,1 @@
+"""Signal models: the physics, once, in torch."""

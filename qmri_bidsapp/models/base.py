@@ -1,0 +1,92 @@
+"""The contract of a signal model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.errors import ProtocolError
+
+
+class SignalModel(ABC):
+    """Maps tissue parameters to the noise-free signal of a protocol.
+
+    Subclasses hold no state: the same instance serves every protocol, device and precision.
+
+    Attributes
+    ----------
+    name : str
+        Registry name, e.g. ``"t1"``; also the value of the BIDS ``model`` entity.
+    title : str
+        For reports, e.g. ``"T1 by inversion recovery"``.
+    reference : str
+        Author, year, journal and equation that the signal follows.
+    parameters : tuple of Parameter
+        What is estimated. The first is the signal's amplitude: the signal is proportional to it.
+    derived : tuple of Parameter
+        What follows from the parameters by `derive`.
+    acquisition_type : type
+        Protocol that `signal` takes.
+    bids_suffixes : tuple of str
+        BIDS suffixes of the series that the model is fitted to.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reference: ClassVar[str]
+    parameters: ClassVar[tuple[Parameter, ...]]
+    derived: ClassVar[tuple[Parameter, ...]] = ()
+    acquisition_type: ClassVar[type[Acquisition]]
+    bids_suffixes: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the signal.
+
+        Parameters
+        ----------
+        theta : Tensor
+            (..., n_parameters), in each parameter's unit.
+        acquisition : Acquisition
+            Protocol of `acquisition_type`.
+
+        Returns
+        -------
+        Tensor
+            (..., n_measurements), with the dtype and device of `theta`.
+        """
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return d signal / d theta, (..., n_measurements, n_parameters), by automatic differentiation.
+
+        Models override it with a closed form where that pays; this one is then the test's oracle.
+        """
+        flat = theta.reshape(-1, theta.shape[-1])
+        single = torch.func.jacfwd(lambda value: self.signal(value, acquisition))
+        jacobian: torch.Tensor = torch.func.vmap(single)(flat)
+        return jacobian.reshape(*theta.shape[:-1], *jacobian.shape[1:])
+
+    def derive(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return the derived parameters, (..., n_derived), in each one's unit."""
+        return theta[..., :0]
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Raise ProtocolError if the protocol cannot identify the parameters.
+
+        The base class asks for the right type and for at least as many distinct measurements as parameters;
+        subclasses add what their physics needs.
+        """
+        if not isinstance(acquisition, self.acquisition_type):
+            raise ProtocolError(
+                f"Model {self.name} needs a {self.acquisition_type.__name__} protocol, "
+                f"got {type(acquisition).__name__}."
+            )
+        if acquisition.n_measurements < len(self.parameters):
+            raise ProtocolError(
+                f"Model {self.name} needs at least {len(self.parameters)} measurements, "
+                f"got {acquisition.n_measurements}; add the missing ones or leave the model out with --models."
+            )

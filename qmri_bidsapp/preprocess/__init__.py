@@ -1,0 +1,1 @@
+"""Preprocessing as pure functions: images in, images out; no nipype."""

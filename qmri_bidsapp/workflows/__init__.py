@@ -1,0 +1,1 @@
+"""Nipype graphs, built from plain data."""
