@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
@@ -73,6 +75,19 @@ class SignalModel(ABC):
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return the derived parameters, (..., n_derived), in each one's unit."""
         return theta[..., :0]
+
+    def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
+        """Return the protocol that the model uses of a series, and how the series' values lead to it.
+
+        Returns
+        -------
+        Acquisition
+            Protocol for `signal`.
+        ndarray or None
+            (n_measurements of the series, n_measurements of the returned protocol); ``signals @ matrix`` are the
+            values to fit. None: the series is used as it is.
+        """
+        return acquisition, None
 
     def check(self, acquisition: Acquisition) -> None:
         """Raise ProtocolError if the protocol cannot identify the parameters.

@@ -1,0 +1,103 @@
+"""Closed-form fits of models whose logarithm is linear."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.covariance import standard_deviations
+from qmri_bidsapp.estimators.voxels import assemble, screen
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.tensor import DiffusionTensor, design_matrix
+
+#: Signals below this fraction of the voxel's largest are raised to it before the logarithm.
+SIGNAL_FLOOR = 1e-4
+#: Rounds of weighting: the first with the measured signals, the others with the fitted ones.
+N_ROUNDS = 3
+
+
+class WeightedLinearLeastSquares(Estimator):
+    """Weighted least squares on the log signal, iterated (Salvador et al. 2005; Veraart et al. 2013).
+
+    Weights are squared signals: the variance of ln S is sigma^2 / S^2.
+    """
+
+    name: ClassVar[str] = "wls"
+    title: ClassVar[str] = "Iterated weighted linear least squares on the log signal"
+    std_kind: ClassVar[str] = "Covariance of the weighted linear fit"
+    reference: ClassVar[str] = "Salvador et al. 2005, Hum Brain Mapp 24:144; Veraart et al. 2013, NeuroImage 81:335"
+
+    @classmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether the model is the tensor, the only one whose logarithm is linear."""
+        return isinstance(model, DiffusionTensor)
+
+    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
+        """Compute the design matrix; nothing is random, so that `seed` has no effect."""
+        self.model.check(acquisition)
+        if not isinstance(acquisition, Diffusion):
+            raise ProtocolError(f"wls needs a diffusion protocol, got {type(acquisition).__name__}.")
+        self.acquisition_ = acquisition
+        self._scale = torch.tensor([1.0] + [p.scale for p in self.model.parameters[1:]], dtype=torch.float64)
+        self._design = (torch.tensor(design_matrix(acquisition)) * self._scale).float().to(self.device)
+        return self
+
+    def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
+        """Estimate; see `Estimator.predict`."""
+        if not hasattr(self, "acquisition_"):
+            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
+        values, status, usable = screen(signals, self.acquisition_.n_measurements)
+        noise = None if noise_std is None else np.broadcast_to(np.asarray(noise_std, np.float32), status.shape)[usable]
+        with torch.no_grad():
+            estimate, std = self._solve(values[usable], noise)
+        fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
+        parameters = self.model.parameters
+        low, high = (np.array([p.bounds[i] for p in parameters[1:]]) for i in (0, 1))
+        elements = estimate[:, 1 : len(parameters)]
+        fitted[((elements <= low) | (elements >= high)).any(axis=1)] = Status.AT_BOUND
+        return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+
+    def _solve(
+        self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return estimates and standard deviations in the parameters' units."""
+        signal = torch.as_tensor(values, device=self.device)
+        size = signal.amax(-1, keepdim=True)
+        signal = (signal / size).clamp(min=SIGNAL_FLOOR)
+        log_signal, weight = signal.log(), signal.square()
+        for _ in range(N_ROUNDS):
+            weighted = self._design * weight.unsqueeze(-1)
+            information = (self._design.T @ weighted).double()
+            right = (weighted.mT @ log_signal.unsqueeze(-1)).double()
+            inverse, info = torch.linalg.inv_ex(information)
+            inverse[info > 0] = torch.nan
+            solution = (inverse @ right).squeeze(-1)
+            fitted = (solution.float() @ self._design.T).clamp(max=5.0).exp()
+            weight = fitted.square()
+        if noise is None:
+            n_free = values.shape[1] - self._design.shape[1]
+            variance = (fitted - signal).square().sum(-1) / n_free if n_free > 0 else torch.full_like(size[:, 0], torch.nan)
+        else:
+            variance = (torch.as_tensor(noise, device=self.device) / size.squeeze(-1)).square()
+        # The first unknown is ln S0: d S0 = S0 d ln S0.
+        amplitude = solution[:, :1].exp() * size.double()
+        unit = self._scale.to(self.device).expand(len(solution), -1).clone()
+        theta = torch.cat([amplitude, solution[:, 1:] * unit[:, 1:]], dim=-1)
+        unit[:, :1] = amplitude
+        covariance = variance.double()[:, None, None] * inverse * unit.unsqueeze(1) * unit.unsqueeze(2)
+        theta = torch.where(theta.isfinite().all(-1, keepdim=True), theta, torch.nan)
+        known = theta.isfinite().all(-1)
+        estimate = torch.full((len(theta), len(self.model.parameters) + len(self.model.derived)), torch.nan).double()
+        std = torch.full_like(estimate, torch.nan)
+        free = torch.ones_like(theta[known], dtype=torch.bool)
+        estimate[known] = torch.cat([theta[known], self.model.derive(theta[known])], dim=-1).cpu()
+        std[known] = standard_deviations(self.model, theta[known], covariance[known], free).cpu()
+        return estimate.numpy(), std.numpy()

@@ -1,0 +1,71 @@
+"""What every voxelwise estimator does around its method: checks, screening of voxels, assembly of the maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.models.base import SignalModel
+
+
+def screen(
+    signals: npt.ArrayLike, n_measurements: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Check the shape and find the voxels that can be fitted.
+
+    Returns
+    -------
+    signals : ndarray
+        (n_voxels, n_measurements) float32.
+    status : ndarray
+        (n_voxels,) uint8; OK where the voxel can be fitted.
+    usable : ndarray
+        (n_voxels,) bool.
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit the protocol.
+    """
+    values = np.asarray(signals, dtype=np.float32)
+    if values.ndim != 2 or values.shape[1] != n_measurements:
+        raise ValueError(f"Signals must have shape (n_voxels, {n_measurements}), got {values.shape}.")
+    status = np.full(len(values), Status.OK, dtype=np.uint8)
+    status[~(values > 0).any(axis=1)] = Status.NO_SIGNAL
+    status[~np.isfinite(values).all(axis=1)] = Status.INVALID_INPUT
+    return values, status, status == Status.OK
+
+
+def assemble(
+    model: SignalModel,
+    std_kind: str,
+    status: npt.NDArray[np.uint8],
+    usable: npt.NDArray[np.bool_],
+    estimate: npt.NDArray[np.floating],
+    std: npt.NDArray[np.floating],
+    fitted_status: npt.NDArray[np.uint8],
+) -> ParameterMaps:
+    """Put the results of the usable voxels into maps of all voxels; what is not finite becomes NaN and FAILED.
+
+    Parameters
+    ----------
+    model, std_kind
+        For the maps.
+    status, usable : ndarray
+        From `screen`.
+    estimate, std : ndarray
+        (n_usable, n_parameters + n_derived), in each parameter's unit.
+    fitted_status : ndarray
+        (n_usable,) uint8.
+    """
+    parameters = (*model.parameters, *model.derived)
+    shape = (len(status), len(parameters))
+    estimates = np.full(shape, np.nan, dtype=np.float32)
+    stds = np.full(shape, np.nan, dtype=np.float32)
+    failed = ~np.isfinite(estimate).all(axis=1)
+    estimates[usable] = np.where(failed[:, None], np.nan, estimate)
+    stds[usable] = np.where(failed[:, None] | ~np.isfinite(std), np.nan, std)
+    status = status.copy()
+    status[usable] = np.where(failed, Status.FAILED, fitted_status)
+    return ParameterMaps(parameters, estimates, stds, std_kind, status)

@@ -1,0 +1,155 @@
+"""The node that fits a model to a series, and the function behind it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.interfaces.preprocess import defined
+
+#: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
+CHUNK_SIZE = 32_768
+
+
+def fit_volume(
+    estimator: Estimator,
+    image_file: str | Path,
+    mask: npt.NDArray[np.bool_],
+    acquisition: Acquisition,
+    *,
+    noise_std: npt.NDArray[np.float32] | None = None,
+    seed: int = 0,
+) -> ParameterMaps:
+    """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Not yet fitted to the protocol.
+    image_file : path
+        Uncompressed 4-D image (x, y, z, n_measurements).
+    mask : ndarray
+        (x, y, z) bool.
+    acquisition : Acquisition
+        Protocol of the series, as it was acquired.
+    noise_std : ndarray, optional
+        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image.
+    seed : int
+        Passed to the estimator.
+
+    Returns
+    -------
+    ParameterMaps
+        Of the masked voxels, in C order.
+
+    Raises
+    ------
+    ProtocolError
+        If the protocol cannot identify the model's parameters.
+    InputError
+        If the mask is empty.
+    """
+    from qmri_bidsapp.images.volumes import iter_voxels
+
+    if not mask.any():
+        raise InputError(f"The brain mask of {Path(image_file).name} is empty: there is no voxel to fit.")
+    protocol, matrix = estimator.model.adapt(acquisition)
+    estimator.fit(protocol, seed=seed)
+    masked_noise = None if noise_std is None else noise_std[mask]
+    parts = []
+    for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
+        values = signals if matrix is None else signals @ matrix.astype(np.float32)
+        parts.append(estimator.predict(values, noise_std=None if masked_noise is None else masked_noise[index]))
+    return ParameterMaps(
+        parameters=parts[0].parameters,
+        estimate=np.concatenate([part.estimate for part in parts]),
+        std=np.concatenate([part.std for part in parts]),
+        std_kind=parts[0].std_kind,
+        status=np.concatenate([part.status for part in parts]),
+    )
+
+
+class _FitInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
+    in_mask = File(exists=True, mandatory=True)
+    noise_std = File(exists=True, desc="3-D standard deviation of the noise of one measurement")
+    acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict()")
+    direction = traits.List(desc="diffusion directions after alignment, in place of those of the acquisition")
+    model = traits.Str(mandatory=True)
+    estimator = traits.Str(mandatory=True)
+    seed = traits.Int(0, usedefault=True)
+    device = traits.Str("cpu", usedefault=True, nohash=True)
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
+    n_threads = traits.Int(1, usedefault=True, nohash=True)
+
+
+class _FitOutputSpec(TraitedSpec):
+    estimates = traits.List(File(exists=True), desc="one map per parameter")
+    stds = traits.List(File(exists=True), desc="one standard-deviation map per parameter")
+    status = File(exists=True)
+    counts = traits.Dict(desc="voxels per status")
+    seconds = traits.Float(desc="time that the fit took")
+
+
+class Fit(SimpleInterface):
+    """Fit one model to one series with one estimator."""
+
+    input_spec = _FitInputSpec
+    output_spec = _FitOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        import torch
+
+        from qmri_bidsapp.images.volumes import load_image
+        from qmri_bidsapp.registry import get_estimator, get_model
+
+        torch.set_num_threads(self.inputs.n_threads)
+        acquisition = dict(self.inputs.acquisition)
+        if defined(self.inputs.direction):
+            acquisition["direction"] = self.inputs.direction
+        noise_file = defined(self.inputs.noise_std)
+        estimator = get_estimator(self.inputs.estimator)(get_model(self.inputs.model), device=self.inputs.device)
+        mask_image = load_image(self.inputs.in_mask, ndim=3)
+        mask = np.asarray(mask_image.dataobj) > 0
+        start = time.perf_counter()
+        maps = fit_volume(
+            estimator,
+            self.inputs.in_file,
+            mask,
+            Acquisition.from_dict(acquisition),
+            noise_std=np.asarray(load_image(noise_file, ndim=3).dataobj) if noise_file else None,
+            seed=self.inputs.seed,
+        )
+        self._results["seconds"] = time.perf_counter() - start
+        self._results["counts"] = maps.counts()
+        self._results.update(_save_maps(maps, mask, mask_image.affine, Path(runtime.cwd)))
+        return runtime
+
+
+def _save_maps(
+    maps: ParameterMaps, mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64], folder: Path
+) -> dict[str, Any]:
+    """Write every map of a fit into a folder."""
+    import nibabel as nib
+
+    from qmri_bidsapp.images.volumes import fill, save_image
+
+    def save(values: npt.NDArray[Any], background: float, name: str) -> str:
+        data = fill(values, mask, background)
+        return str(save_image(nib.Nifti1Image(data, affine, dtype=data.dtype), folder / name))
+
+    return {
+        "estimates": [save(maps.estimate[:, i], np.nan, f"{p.name}.nii") for i, p in enumerate(maps.parameters)],
+        "stds": [save(maps.std[:, i], np.nan, f"{p.name}_std.nii") for i, p in enumerate(maps.parameters)],
+        "status": save(maps.status, Status.OUTSIDE, "status.nii"),
+    }
+

@@ -1,0 +1,152 @@
+"""Relaxometry: T1 by inversion recovery, T2 by multi-echo spin echo, T2* by multi-echo gradient echo."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.base import SignalModel
+
+#: Amplitudes are relative to the largest signal of the voxel; 20 leaves room for short inversion times at long T1.
+AMPLITUDE_BOUNDS = (0.0, 20.0)
+
+
+def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -> None:
+    """Raise unless there are enough distinct times."""
+    n_distinct = len(set(times))
+    if n_distinct < n_needed:
+        raise ProtocolError(
+            f"Model {model} needs at least {n_needed} distinct values of {field}, got {n_distinct} "
+            f"({', '.join(f'{time:g}' for time in times)} s); add the missing images or leave the model out with --models."
+        )
+
+
+class InversionRecoveryT1(SignalModel):
+    r"""T1 from the magnitude of an inversion recovery.
+
+    .. math:: S(TI) = \left| A \left(1 - B e^{-TI / T_1}\right) \right|
+
+    ``A`` is proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full recovery.
+    """
+
+    name: ClassVar[str] = "t1"
+    title: ClassVar[str] = "T1 by inversion recovery"
+    reference: ClassVar[str] = "Barral et al. 2010, Magn Reson Med 64:1057, eq. 4, magnitude; Sabidussi et al. 2021"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("m0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at full recovery, A", "M0map"),
+        Parameter(
+            "inversion_factor", "1", (0.5, 2.2), 1.0, "Inversion factor B; 2 for a complete inversion", "IEmap", (1.5, 2.1)
+        ),
+        Parameter("t1", "s", (0.02, 8.0), 1.0, "Longitudinal relaxation time T1", "T1map", (0.0, 4.0)),
+    )
+    derived: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("r1", "1/s", (1 / 8.0, 50.0), 1.0, "Longitudinal relaxation rate R1", "R1map", (0.0, 2.0)),
+    )
+    acquisition_type: ClassVar[type[Acquisition]] = InversionRecovery
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("IRT1",)
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_measurements) magnitudes for (..., 3) parameters m0, inversion_factor, t1."""
+        m0, factor, t1 = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        return (m0 * (1 - factor * torch.exp(-_times(acquisition, theta) / t1))).abs()
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_measurements, 3)."""
+        m0, factor, t1 = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        times = _times(acquisition, theta)
+        decay = torch.exp(-times / t1)
+        recovery = 1 - factor * decay
+        sign = torch.sign(m0 * recovery)
+        columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
+        return torch.stack([sign * column for column in columns], dim=-1)
+
+    def derive(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return R1 = 1 / T1, (..., 1)."""
+        return 1 / theta[..., 2:3]
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for three distinct inversion times."""
+        super().check(acquisition)
+        _distinct(_plain_times(acquisition), 3, self.name, "InversionTime")
+
+
+class _MonoExponential(SignalModel):
+    """A exp(-TE / T): the shape that T2 and T2* share."""
+
+    acquisition_type: ClassVar[type[Acquisition]] = MultiEcho
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_measurements) magnitudes for (..., 2) parameters: amplitude, relaxation time."""
+        amplitude, time = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        return amplitude * torch.exp(-_times(acquisition, theta) / time)
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_measurements, 2)."""
+        amplitude, time = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        echo_time = _times(acquisition, theta)
+        decay = torch.exp(-echo_time / time)
+        return torch.stack([decay, amplitude * decay * echo_time / time.square()], dim=-1)
+
+    def derive(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return the relaxation rate, (..., 1)."""
+        return 1 / theta[..., 1:2]
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for two distinct echo times."""
+        super().check(acquisition)
+        _distinct(_plain_times(acquisition), 2, self.name, "EchoTime")
+
+
+class SpinEchoT2(_MonoExponential):
+    r"""T2 from a multi-echo spin echo.
+
+    .. math:: S(TE) = S_0 e^{-TE / T_2}
+    """
+
+    name: ClassVar[str] = "t2"
+    title: ClassVar[str] = "T2 by multi-echo spin echo"
+    reference: ClassVar[str] = "Carr and Purcell 1954, Phys Rev 94:630; Meiboom and Gill 1958, Rev Sci Instrum 29:688"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("s0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at TE = 0", "S0map"),
+        Parameter("t2", "s", (0.001, 4.0), 0.1, "Transverse relaxation time T2", "T2map", (0.0, 0.2)),
+    )
+    derived: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("r2", "1/s", (0.25, 1000.0), 10.0, "Transverse relaxation rate R2", "R2map", (0.0, 25.0)),
+    )
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("MESE",)
+
+
+class GradientEchoT2star(_MonoExponential):
+    r"""T2* from the magnitude of a multi-echo gradient echo.
+
+    .. math:: S(TE) = S_0 e^{-TE / T_2^*}
+    """
+
+    name: ClassVar[str] = "t2star"
+    title: ClassVar[str] = "T2* by multi-echo gradient echo"
+    reference: ClassVar[str] = "Chavhan et al. 2009, RadioGraphics 29:1433"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("s0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at TE = 0", "S0map"),
+        Parameter("t2star", "s", (0.0005, 2.0), 0.05, "Effective transverse relaxation time T2*", "T2starmap", (0.0, 0.1)),
+    )
+    derived: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("r2star", "1/s", (0.5, 2000.0), 20.0, "Effective transverse relaxation rate R2*", "R2starmap", (0.0, 60.0)),
+    )
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("MEGRE",)
+
+
+def _plain_times(acquisition: Acquisition) -> tuple[float, ...]:
+    if isinstance(acquisition, InversionRecovery):
+        return acquisition.inversion_time
+    if isinstance(acquisition, MultiEcho):
+        return acquisition.echo_time
+    raise ProtocolError(f"Relaxometry needs inversion or echo times, got {type(acquisition).__name__}.")
+
+
+def _times(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
+    """Return (n_measurements,) s, with the dtype and device of `like`."""
+    return torch.as_tensor(_plain_times(acquisition), dtype=like.dtype, device=like.device)

@@ -1,0 +1,110 @@
+"""Spherical mean technique: neurite fraction and diffusivity, whatever the fibre orientations."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.base import SignalModel
+
+#: Below this argument the series is more accurate than the closed form, in float32 as well.
+SERIES_LIMIT = 0.05
+#: Diffusivity of free water at body temperature, mm2/s (Gyori et al. 2021, section 2.3.1).
+FREE_DIFFUSIVITY = 3.0e-3
+
+
+def stick_mean(x: torch.Tensor) -> torch.Tensor:
+    """Return the powder average of a stick, sqrt(pi) erf(sqrt(x)) / (2 sqrt(x)), for x = b times diffusivity >= 0."""
+    safe = x.clamp(min=SERIES_LIMIT)
+    root = safe.sqrt()
+    closed = 0.5 * np.sqrt(np.pi) * torch.erf(root) / root
+    series = 1 - x / 3 + x**2 / 10 - x**3 / 42
+    return torch.where(x < SERIES_LIMIT, series, closed)
+
+
+def stick_mean_derivative(x: torch.Tensor) -> torch.Tensor:
+    """Return the derivative of `stick_mean` with respect to its argument."""
+    safe = x.clamp(min=SERIES_LIMIT)
+    closed = (torch.exp(-safe) - stick_mean(safe)) / (2 * safe)
+    series = -1 / 3 + x / 5 - x**2 / 14 + x**3 / 54
+    return torch.where(x < SERIES_LIMIT, series, closed)
+
+
+class SphericalMeanTechnique(SignalModel):
+    r"""Two compartments, intra-neurite sticks and a tortuous extra-neurite space, powder-averaged.
+
+    .. math::
+        \bar S(b) = S_0 \left[ v\, h(b\lambda) + (1 - v)\, h(b v \lambda)\, e^{-b (1 - v) \lambda} \right], \quad
+        h(x) = \frac{\sqrt\pi\, \mathrm{erf}\sqrt x}{2 \sqrt x}
+    """
+
+    name: ClassVar[str] = "smt"
+    title: ClassVar[str] = "Spherical mean technique, two compartments"
+    reference: ClassVar[str] = "Kaden et al. 2016, NeuroImage 139:346; Gyori et al. 2021, eq. 1"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting"),
+        Parameter("intra_fraction", "1", (0.0, 1.0), 1.0, "Intra-neurite volume fraction", None, (0.0, 1.0)),
+        Parameter(
+            "diffusivity", "mm2/s", (0.0, FREE_DIFFUSIVITY), 1e-3, "Intrinsic diffusivity", None, (0.0, FREE_DIFFUSIVITY)
+        ),
+    )
+    acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_shells) powder averages for (..., 3) parameters s0, intra_fraction, diffusivity."""
+        s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        x = _b_values(acquisition, theta) * diffusivity
+        extra = stick_mean(fraction * x) * torch.exp(-(1 - fraction) * x)
+        return s0 * (fraction * stick_mean(x) + (1 - fraction) * extra)
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_shells, 3)."""
+        s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        b_value = _b_values(acquisition, theta)
+        x = b_value * diffusivity
+        intra, hindered = stick_mean(x), torch.exp(-(1 - fraction) * x)
+        mean, slope = stick_mean(fraction * x), stick_mean_derivative(fraction * x)
+        extra = mean * hindered
+        by_fraction = intra - extra + (1 - fraction) * x * hindered * (slope + mean)
+        by_x = fraction * stick_mean_derivative(x) + (1 - fraction) * hindered * (
+            fraction * slope - (1 - fraction) * mean
+        )
+        signal = fraction * intra + (1 - fraction) * extra
+        return torch.stack([signal, s0 * by_fraction, s0 * b_value * by_x], dim=-1)
+
+    def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
+        """Average a diffusion series over the directions of each shell."""
+        if isinstance(acquisition, Diffusion):
+            return SphericalMean.from_diffusion(acquisition)
+        return acquisition, None
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for b = 0 and two shells, of at least six directions each."""
+        if not isinstance(acquisition, SphericalMean):
+            raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
+        shells = [b for b in acquisition.b_value if b > 0]
+        if 0.0 not in acquisition.b_value or len(shells) < 2:
+            raise ProtocolError(
+                f"Model {self.name} needs b = 0 and at least 2 shells, got b = "
+                f"{', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; leave the model out with --models."
+            )
+        for b_value, count in zip(acquisition.b_value, acquisition.n_directions, strict=True):
+            if b_value > 0 and count < 6:
+                raise ProtocolError(
+                    f"Model {self.name} needs at least 6 directions per shell for a powder average, got {count} at "
+                    f"b = {b_value:g} s/mm2; leave the model out with --models."
+                )
+
+
+def _b_values(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
+    """Return (n_shells,) s/mm2, with the dtype and device of `like`."""
+    if not isinstance(acquisition, SphericalMean):
+        raise ProtocolError(f"The spherical mean needs powder averages, got {type(acquisition).__name__}.")
+    return torch.as_tensor(acquisition.b_value, dtype=like.dtype, device=like.device)

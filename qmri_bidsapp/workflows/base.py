@@ -1,0 +1,164 @@
+"""The whole graph: one workflow per subject, side by side."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, series_outputs
+from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan
+from qmri_bidsapp.workflows.series import Resources, init_anat_wf, init_fit_node, init_series_wf
+
+if TYPE_CHECKING:
+    from nipype.pipeline.engine import Workflow
+
+    from qmri_bidsapp.config import Config
+
+__all__ = ["SubjectPlan", "cache_dir", "init_qmri_wf", "init_subject_wf", "plan", "record_dir", "workflow_name"]
+
+
+def cache_dir(config: Config) -> Path:
+    """Return the folder of nipype's cache; another version of the program starts afresh."""
+    return Path(config.work_dir) / f"qmri_bidsapp-{__version__}"
+
+
+def record_dir(config: Config, subject: str) -> Path:
+    """Return the folder where the steps of a subject note what they made."""
+    return cache_dir(config) / "records" / f"sub-{subject}"
+
+
+def workflow_name(subject: str) -> str:
+    """Return the name of a subject's workflow, and so of its folder in the cache."""
+    return f"sub_{subject}_wf"
+
+
+def init_qmri_wf(config: Config, plans: tuple[SubjectPlan, ...], crash_dirs: dict[str, Path]) -> Workflow:
+    """Build the workflow of all subjects.
+
+    Parameters
+    ----------
+    config : Config
+    plans : tuple of SubjectPlan
+        Subjects with something to do.
+    crash_dirs : dict
+        Subject -> folder of its crash files.
+    """
+    from nipype.pipeline.engine import Workflow
+
+    wf = Workflow(name="qmri_wf", base_dir=str(cache_dir(config)))
+    for subject_plan in plans:
+        subject_wf = init_subject_wf(config, subject_plan)
+        execution = {"crashdump_dir": str(crash_dirs[subject_plan.subject])}
+        for node in subject_wf._get_all_nodes():
+            node.config = {"execution": execution}
+        wf.add_nodes([subject_wf])
+    return wf
+
+
+def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
+    """Build the workflow of one subject: T1w, then every series with its fits, each with its sink.
+
+    Parameters
+    ----------
+    config : Config
+    subject_plan : SubjectPlan
+    """
+    from nipype.pipeline.engine import Workflow
+
+    from qmri_bidsapp.interfaces.derivatives import SaveImages
+
+    resources = Resources(n_threads=config.omp_nthreads, device=config.torch_device)
+    wf = Workflow(name=workflow_name(subject_plan.subject))
+    anat = {}
+    for index, group in enumerate(subject_plan.t1w):
+        anat_wf = init_anat_wf(group.files, resources, f"anat_{index}_wf")
+        anat[group] = anat_wf
+        outputs = anat_outputs(group, str(config.bids_dir))
+        save = _sink(config, subject_plan, SaveImages, f"save_anat_{index}", group.name, f"series_{index}", **outputs)
+        for port, field in enumerate(("preproc", "mask", "dseg"), start=1):
+            wf.connect(anat_wf, f"outputnode.{field}", _merge(wf, save, f"save_anat_{index}_files"), f"in{port}")
+    for index, item in enumerate(subject_plan.series, start=len(anat)):
+        t1w = subject_plan.t1w_for(item.group)
+        _add_series(wf, config, subject_plan, item, anat.get(t1w) if t1w else None, index, resources)
+    return wf
+
+
+def _merge(wf: Workflow, save: Any, name: str) -> Any:
+    """Return the node that gathers three files for a `SaveImages` node, made on first use."""
+    from nipype.interfaces.utility import Merge
+    from nipype.pipeline.engine import Node
+
+    found = wf.get_node(name)
+    if found is None:
+        found = Node(Merge(3), name=name)
+        wf.connect(found, "out", save, "in_files")
+    return found
+
+
+def _add_series(
+    wf: Workflow,
+    config: Config,
+    subject_plan: SubjectPlan,
+    item: SeriesPlan,
+    anat_wf: Workflow | None,
+    index: int,
+    resources: Resources,
+) -> None:
+    """Add preprocessing, fits and sinks of one series."""
+    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveSeries
+
+    size_gb = _size_gb(item)
+    series_wf = init_series_wf(item, resources, has_t1w=anat_wf is not None, size_gb=size_gb)
+    if anat_wf is not None:
+        pairs = [("preproc", "t1w"), ("mask", "t1w_mask"), ("dseg", "t1w_dseg")]
+        ports = [(f"outputnode.{source}", f"inputnode.{target}") for source, target in pairs]
+        wf.connect([(anat_wf, series_wf, ports)])
+    notes = () if anat_wf is not None else ("No T1w: the mask comes from the series, and there are no tissues.",)
+    outputs = series_outputs(item, str(config.bids_dir), notes)
+    save = _sink(config, subject_plan, SaveSeries, f"save_{item.node_name}", item.group.name, f"series_{index}", **outputs)
+    fields = ["preproc", "mask", "notes", "motion"]
+    fit_ports = [("preproc", "in_file"), ("mask", "in_mask")]
+    if anat_wf is not None:
+        fields.append("dseg")
+    if item.group.kind == "dwi":
+        save.inputs.b_value = [float(value) for value in item.group.acquisition.to_dict()["b_value"]]  # type: ignore[union-attr]
+        fields.append("direction")
+        fit_ports += [("direction", "direction"), ("noise_std", "noise_std")]
+    wf.connect([(series_wf, save, [(f"outputnode.{field}", field) for field in fields])])
+    for number, (model, estimator) in enumerate(item.fits):
+        fit = init_fit_node(item, model, estimator, resources, size_gb=size_gb)
+        fit_save = _sink(
+            config,
+            subject_plan,
+            SaveFit,
+            f"save_{fit.name}",
+            f"{item.group.name} {model}",
+            f"fit_{index}_{number}",
+            **fit_outputs(item, model, estimator, str(config.bids_dir)),
+        )
+        results = [(name, name) for name in ("estimates", "stds", "status", "counts", "seconds")]
+        wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
+        wf.connect([(fit, fit_save, results)])
+
+
+def _sink(
+    config: Config, subject_plan: SubjectPlan, interface: Any, name: str, what: str, record: str, **inputs: Any
+) -> Any:
+    """Return a node that saves into the output folder."""
+    from nipype.pipeline.engine import Node
+
+    record_file = record_dir(config, subject_plan.subject) / f"{record}.json"
+    node = Node(
+        interface(out_dir=str(config.derivatives_dir), record_file=str(record_file), **inputs), name=name, mem_gb=0.5
+    )
+    node.title = f"save {what}"
+    return node
+
+
+def _size_gb(item: SeriesPlan) -> float:
+    """Return the size of a series in memory, float32, from its headers."""
+    import nibabel as nib
+
+    return sum(4 * math.prod(nib.load(name).shape) for name in item.group.files) / 1024**3

@@ -1,0 +1,233 @@
+"""Running the graph: workers, progress, crash files, records, and clean-up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.workflows.base import SubjectPlan, cache_dir, init_qmri_wf, record_dir, workflow_name
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.config import Config
+
+LOGGER = logging.getLogger("qmri_bidsapp")
+#: Seconds between two looks at the workers; nipype's default of 2 s would dominate short nodes.
+POLL_SECONDS = 0.05
+#: What every worker needs: loaded once in the fork server, not once per worker.
+PRELOADED = ["nibabel", "nipype.pipeline.engine", "torch", "qmri_bidsapp.registry"]
+NIPYPE_SETTINGS = """[logging]
+workflow_level = ERROR
+interface_level = ERROR
+utils_level = ERROR
+[execution]
+check_version = false
+"""
+
+
+class ProgressLike(Protocol):
+    """What shows the user how far the run is."""
+
+    def start(self, subject: str, step: str) -> None:
+        """Note that a step begins."""
+
+    def end(self, subject: str, step: str) -> None:
+        """Note that a step is done."""
+
+    def fail(self, subject: str, step: str) -> None:
+        """Note that a step failed."""
+
+
+@dataclass
+class RunResult:
+    """What became of the subjects.
+
+    Attributes
+    ----------
+    failed : dict
+        Subject -> its crash files, sorted; subjects without a failure are absent.
+    """
+
+    failed: dict[str, list[str]] = field(default_factory=dict)
+
+
+def count_steps(config: Config, plans: tuple[SubjectPlan, ...]) -> dict[str, int]:
+    """Return the number of visible steps per subject."""
+    wf = init_qmri_wf(config, _with_work(plans), {item.subject: Path() for item in plans})
+    steps = Counter(_subject_of(node) for node in wf._get_all_nodes() if hasattr(node, "title"))
+    return {item.subject: steps[workflow_name(item.subject)] for item in plans}
+
+
+def run(config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike) -> RunResult:
+    """Run every subject; a failed step stops what depends on it, and nothing else.
+
+    Parameters
+    ----------
+    config : Config
+    plans : tuple of SubjectPlan
+    progress : ProgressLike
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Passed on after the workers were stopped.
+    """
+    crash_dirs = {item.subject: Path(config.log_dir) / f"sub-{item.subject}" / config.run_id for item in plans}
+    for item in plans:
+        shutil.rmtree(record_dir(config, item.subject), ignore_errors=True)
+    work = _with_work(plans)
+    if work:
+        _run_workflow(config, work, progress, crash_dirs)
+    result = RunResult()
+    for item in plans:
+        crashes = sorted(str(name) for name in crash_dirs[item.subject].glob("crash-*"))
+        if crashes:
+            result.failed[item.subject] = crashes
+        _write_subject_record(config, item)
+        if config.clean_workdir and not crashes:
+            shutil.rmtree(cache_dir(config) / "qmri_wf" / workflow_name(item.subject), ignore_errors=True)
+    return result
+
+
+def _with_work(plans: tuple[SubjectPlan, ...]) -> tuple[SubjectPlan, ...]:
+    return tuple(item for item in plans if not item.is_empty)
+
+
+def _subject_of(node: Any) -> str:
+    """Return the name of the subject's workflow that a node belongs to."""
+    return str(node.fullname).split(".")[1]
+
+
+def _run_workflow(
+    config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike, crash_dirs: dict[str, Path]
+) -> None:
+    _configure_nipype(config)
+    wf = init_qmri_wf(config, plans, crash_dirs)
+    plugin, plugin_args = _plugin(config)
+    plugin_args["status_callback"] = _Callback(plans, progress, crash_dirs)
+    try:
+        wf.run(plugin=plugin, plugin_args=plugin_args)
+    except KeyboardInterrupt:
+        _stop_workers()
+        raise
+    except Exception as error:
+        # nipype raises once all that could run has run; a crash file tells more about each failure.
+        if not any(folder.glob("crash-*") for folder in crash_dirs.values()):
+            raise
+        LOGGER.debug("Nipype ended with: %s", error)
+        if config.stop_on_first_crash:
+            _stop_workers()
+
+
+def _configure_nipype(config: Config) -> None:
+    """Set nipype up here and, through the environment, in the workers."""
+    settings = Path(config.work_dir) / "nipype"
+    settings.mkdir(parents=True, exist_ok=True)
+    (settings / "nipype.cfg").write_text(NIPYPE_SETTINGS)
+    os.environ["NIPYPE_CONFIG_DIR"] = str(settings)
+    os.environ["NIPYPE_NO_ET"] = "1"
+    from nipype import config as nipype_config
+    from nipype import logging as nipype_logging
+
+    execution = {
+        "check_version": False,
+        "crashfile_format": "txt",
+        "hash_method": "content",
+        "poll_sleep_duration": POLL_SECONDS,
+        "remove_unnecessary_outputs": False,
+        "stop_on_first_crash": config.stop_on_first_crash,
+    }
+    levels = {f"{name}_level": "ERROR" for name in ("workflow", "interface", "utils")}
+    nipype_config.update_config({"execution": execution, "logging": levels})
+    nipype_logging.update_logging(nipype_config)
+    # Crashes are reported by our own lines, with the cause; nipype would repeat them with a page of traceback.
+    logging.getLogger("nipype.workflow").setLevel(logging.CRITICAL)
+
+
+def _plugin(config: Config) -> tuple[str, dict[str, Any]]:
+    """Return nipype's plugin and its arguments: those of the user's file, or workers on this machine."""
+    if config.use_plugin:
+        import yaml
+
+        settings = yaml.safe_load(Path(config.use_plugin).read_text())
+        return str(settings["plugin"]), dict(settings.get("plugin_args", {}))
+    import multiprocessing
+
+    # A forked process would inherit CUDA contexts and running threads.
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    return "MultiProc", {
+        "n_procs": config.nprocs,
+        "memory_gb": config.mem_gb,
+        "n_gpu_procs": 1 if config.torch_device.startswith("cuda") else 0,
+        "raise_insufficient": False,
+        "mp_context": "forkserver",
+    }
+
+
+def _stop_workers() -> None:
+    """End the worker processes, and what they started, without waiting for their tasks."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        try:
+            child.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(children, timeout=3)
+    for child in alive:
+        child.kill()
+
+
+class _Callback:
+    """Turns nipype's events into progress and into one log per subject."""
+
+    def __init__(self, plans: tuple[SubjectPlan, ...], progress: ProgressLike, crash_dirs: dict[str, Path]) -> None:
+        self._subjects = {workflow_name(item.subject): item.subject for item in plans}
+        self._progress = progress
+        self._logs = {subject: folder.with_suffix(".log") for subject, folder in crash_dirs.items()}
+
+    def __call__(self, node: Any, status: str) -> None:
+        """Take one event: ``start``, ``end`` or ``exception``."""
+        title = getattr(node, "title", None)
+        if title is None:
+            return
+        subject = self._subjects[_subject_of(node)]
+        report = {"start": self._progress.start, "end": self._progress.end, "exception": self._progress.fail}
+        report[status](subject, title)
+        log = self._logs[subject]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {status:<9} {title} ({node.fullname})\n")
+
+
+def _write_subject_record(config: Config, item: SubjectPlan) -> None:
+    """Join what the steps of a subject noted into the record that the reports are made from."""
+    from qmri_bidsapp.bids.derivatives import save_json
+
+    folder = record_dir(config, item.subject)
+    problems = [
+        {"kind": problem.kind, "file": problem.file, "message": problem.message, "severity": problem.severity}
+        for problem in item.inputs.problems
+    ]
+    problems += [{"kind": "", "file": "", "message": message, "severity": "error"} for message in item.errors]
+    record = {
+        "subject": item.subject,
+        "version": __version__,
+        "series": [json.loads(name.read_text()) for name in sorted(folder.glob("series_*.json"))],
+        "fits": [json.loads(name.read_text()) for name in sorted(folder.glob("fit_*.json"))],
+        "problems": problems,
+        "notes": [],
+    }
+    save_json(record, str(config.derivatives_dir), f"logs/sub-{item.subject}.json")

@@ -1,0 +1,169 @@
+"""Names, sidecars and record entries of everything that a subject's workflow saves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
+from qmri_bidsapp.core.parameters import Parameter
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.bids.queries import InputGroup
+    from qmri_bidsapp.workflows.plan import SeriesPlan
+
+#: Suffixes that more than one model writes: the model is part of their ``desc``.
+SHARED_SUFFIXES = ("S0map",)
+TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
+
+
+def _name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **extra: str) -> str:
+    datatype = "dwi" if group.kind == "dwi" else "anat"
+    return relative_path(
+        group.subject, dict(group.entities), datatype=datatype, suffix=suffix, extension=extension, extra=extra
+    )
+
+
+def _sidecar(group: InputGroup, bids_dir: str, description: str, *, skull_stripped: bool, **fields: Any) -> dict[str, Any]:
+    sources = [bids_uri(name, bids_dir) for name in group.files]
+    return {"Description": description, "Sources": sources, "SkullStripped": skull_stripped, **fields}
+
+
+def record_of_series(group: InputGroup, bids_dir: str, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what the report needs to know of a series before it is processed."""
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "entities": dict(group.entities),
+        "files": [bids_uri(name, bids_dir).split(":", 2)[2] for name in group.files],
+        "protocol": None if group.acquisition is None else group.acquisition.to_dict(),
+        "metadata": dict(group.metadata),
+        "notes": list(notes),
+        "motion": None,
+        "preproc": None,
+        "mask": None,
+        "tissues": None,
+    }
+
+
+def anat_outputs(group: InputGroup, bids_dir: str) -> dict[str, Any]:
+    """Return inputs of `SaveImages` for a T1w: preprocessed image, brain mask, tissues."""
+    names = [_name(group, "T1w", desc="preproc"), _name(group, "mask", desc="brain"), _name(group, "dseg")]
+    sidecars = [
+        _sidecar(group, bids_dir, "T1w, corrected for the bias field (N4)", skull_stripped=False),
+        _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain"),
+        _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False),
+    ]
+    record = record_of_series(group, bids_dir)
+    record.update(preproc=names[0], mask=names[1], tissues=names[2])
+    return {"names": names, "sidecars": sidecars, "record": record}
+
+
+def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> dict[str, Any]:
+    """Return inputs of `SaveSeries` for a quantitative series."""
+    group = item.group
+    labels = [_name(group, "mask", desc="brain"), _name(group, "dseg", desc="tissue")]
+    if group.kind == "dwi":
+        names = [_name(group, "dwi", desc="preproc")]
+    else:
+        entity, field = ("inv", "InversionTime") if group.kind == "IRT1" else ("echo", "EchoTime")
+        names = [_name(group, group.kind, desc="preproc", **{entity: _label_of(file, entity)}) for file in group.files]
+        labels = [_name(group, "mask", desc=f"{group.kind}brain"), _name(group, "dseg", desc=f"{group.kind}tissue")]
+    description = f"{group.kind}, preprocessed"
+    sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False) for _ in names]
+    if group.kind == "dwi":
+        sidecars[0].update({key: value for key, value in group.metadata if key in ("EchoTime", "RepetitionTime")})
+    else:
+        acquisition = group.acquisition.to_dict()  # type: ignore[union-attr]
+        times = acquisition["inversion_time" if group.kind == "IRT1" else "echo_time"]
+        for sidecar, time, file in zip(sidecars, times, group.files, strict=True):
+            sidecar.update({field: time, "Sources": [bids_uri(file, bids_dir)]})
+    return {
+        "preproc_names": names,
+        "preproc_sidecars": sidecars,
+        "label_names": labels,
+        "label_sidecars": [
+            _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain"),
+            _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False),
+        ],
+        "record": record_of_series(group, bids_dir, (*item.notes, *notes)),
+    }
+
+
+def _label_of(file: str, entity: str) -> str:
+    """Return the label of an entity as it stands in a file name."""
+    from pathlib import Path
+
+    parts = dict(part.split("-", 1) for part in Path(file).name.split("_") if "-" in part)
+    return parts[entity]
+
+
+def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir: str) -> dict[str, Any]:
+    """Return inputs of `SaveFit` for one fit."""
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
+    alone = sum(name == model_name for name, _ in item.fits) == 1
+    algorithm = {
+        "EstimationAlgorithm": estimator.title,
+        "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
+    }
+    maps, sidecars, std_sidecars = [], [], []
+    for parameter in (*model.parameters, *model.derived):
+        name, std_name = _map_names(group, model_name, parameter, estimator_name, alone)
+        sidecar = _sidecar(group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm)
+        std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}"
+        sidecars.append(sidecar)
+        std_sidecars.append({**sidecar, "Description": std_description})
+        maps.append(
+            {
+                "parameter": parameter.name,
+                "description": parameter.description,
+                "unit": parameter.unit,
+                "display_range": parameter.display_range and list(parameter.display_range),
+                "map": name,
+                "std": std_name,
+            }
+        )
+    status_name = (
+        _name(group, "dseg", model=model_name, desc=f"{estimator_name}status")
+        if group.kind == "dwi"
+        else _name(group, "dseg", desc=f"{estimator_name}{model_name}status")
+    )
+    record = {
+        "series": group.name,
+        "kind": group.kind,
+        "model": model_name,
+        "model_title": model.title,
+        "model_reference": model.reference,
+        "estimator": estimator_name,
+        "estimator_title": estimator.title,
+        "std_kind": estimator.std_kind,
+        "status": status_name,
+        "maps": maps,
+    }
+    description = f"Outcome of the estimation ({model.title}, {estimator.title}) in each voxel"
+    return {
+        "record": record,
+        "sidecars": sidecars,
+        "std_sidecars": std_sidecars,
+        "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
+    }
+
+
+def _map_names(
+    group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool
+) -> tuple[str, str]:
+    """Return the names of a parameter's map and of its standard deviation."""
+    if group.kind == "dwi":
+        entities = {"model": model, "param": parameter.label}
+        return (
+            _name(group, "dwimap", **entities, desc=estimator),
+            _name(group, "dwimap", **entities, desc=f"{estimator}std"),
+        )
+    suffix = parameter.bids_suffix
+    if suffix is None:
+        raise ValueError(f"Parameter {parameter.name} of model {model} has no BIDS suffix.")
+    if suffix in SHARED_SUFFIXES:
+        return _name(group, suffix, desc=f"{estimator}{model}"), _name(group, suffix, desc=f"{estimator}{model}std")
+    desc = {} if alone else {"desc": estimator}
+    return _name(group, suffix, **desc), _name(group, suffix, desc=f"{estimator}std")

@@ -1,0 +1,126 @@
+"""What will be done for each subject: decided from plain data, before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmri_bidsapp.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
+    from qmri_bidsapp.config import Config
+
+RELAXOMETRY = ("IRT1", "MESE", "MEGRE")
+
+
+@dataclass(frozen=True)
+class SeriesPlan:
+    """One quantitative series with the (model, estimator) pairs that will be fitted to it."""
+
+    group: InputGroup
+    fits: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def node_name(self) -> str:
+        """Name for the graph: the series' name, letters, digits and underscores only."""
+        return "".join(char if char.isalnum() else "_" for char in self.group.name).lower()
+
+
+@dataclass(frozen=True)
+class SubjectPlan:
+    """All that will be done for one subject.
+
+    Attributes
+    ----------
+    inputs : SubjectInputs
+        What was found, with the problems met.
+    t1w : tuple of InputGroup
+        T1w images.
+    series : tuple of SeriesPlan
+        Quantitative series.
+    errors : tuple of str
+        Why a model that was asked for cannot be fitted.
+    """
+
+    inputs: SubjectInputs
+    t1w: tuple[InputGroup, ...]
+    series: tuple[SeriesPlan, ...]
+    errors: tuple[str, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        """Label, without ``sub-``."""
+        return self.inputs.subject
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.t1w and not self.series
+
+    def t1w_for(self, group: InputGroup) -> InputGroup | None:
+        """Return the T1w that a series takes its mask from: of its session, or the first of the subject."""
+        session = dict(group.entities).get("ses")
+        same_session = [t1w for t1w in self.t1w if dict(t1w.entities).get("ses") == session]
+        return next(iter(same_session or self.t1w), None)
+
+    def describe(self) -> list[str]:
+        """Return lines that say what was found and what will be done."""
+        lines = [f"sub-{self.subject}"]
+        for group in self.t1w:
+            lines.append(f"  {group.name}: bias correction, brain mask, tissues")
+        for item in self.series:
+            t1w = self.t1w_for(item.group)
+            mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
+            fits = ", ".join(f"{model} by {estimator}" for model, estimator in item.fits)
+            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {mask}; {fits or 'no model to fit'}")
+            lines.extend(f"    note: {note}" for note in item.notes)
+        lines.extend(f"  error: {error}" for error in self.errors)
+        lines.extend(f"  {problem.severity}: {problem.message}" for problem in self.inputs.problems)
+        return lines
+
+
+def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPlan, ...]:
+    """Choose models and estimators for every series of every subject.
+
+    Raises
+    ------
+    UsageError
+        If a model or estimator is not known.
+    """
+    return tuple(_plan_subject(config, subject) for subject in subjects)
+
+
+def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
+    from qmri_bidsapp.registry import choose
+
+    series, errors = [], []
+    for group in inputs.groups:
+        if group.kind == "T1w" or group.acquisition is None:
+            continue
+        try:
+            fits, notes = choose(group.kind, group.acquisition, models=config.models, estimators=config.estimators)
+        except ProtocolError as error:
+            errors.append(f"{group.name}: {error}")
+            continue
+        series.append(SeriesPlan(group, fits, notes))
+    t1w = tuple(group for group in inputs.groups if group.kind == "T1w")
+    return SubjectPlan(inputs, t1w, tuple(series), tuple(errors))
+
+
+def _protocol(group: InputGroup) -> str:
+    """Summarise a protocol in a few words."""
+    from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
+
+    acquisition = group.acquisition
+    if isinstance(acquisition, InversionRecovery):
+        times = acquisition.inversion_time
+        return f"{len(times)} inversion times, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
+    if isinstance(acquisition, MultiEcho):
+        times = acquisition.echo_time
+        return f"{len(times)} echoes, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
+    if isinstance(acquisition, Diffusion):
+        shells = ", ".join(f"{len(i)} at b = {acquisition.b_value[i[0]]:g}" for i in acquisition.shells())
+        return f"{acquisition.n_measurements} volumes ({shells} s/mm²)"
+    return "1 image"

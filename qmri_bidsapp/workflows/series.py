@@ -1,0 +1,212 @@
+"""Graphs of the steps: T1w, relaxometry, diffusion, fit. Each has an ``inputnode`` and an ``outputnode``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nipype.pipeline.engine import Workflow
+
+    from qmri_bidsapp.workflows.plan import SeriesPlan
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a node may use.
+
+    Attributes
+    ----------
+    n_threads : int
+        Threads of a step that can use several.
+    device : str
+        Torch device of the fits.
+    """
+
+    n_threads: int
+    device: str = "cpu"
+
+
+def _node(interface: Any, name: str, title: str, *, n_procs: int = 1, mem_gb: float = 0.5, **inputs: Any) -> Any:
+    """Return a node; `title` is what the user sees while it runs."""
+    from nipype.pipeline.engine import Node
+
+    node = Node(interface(**inputs), name=name, n_procs=n_procs, mem_gb=mem_gb)
+    node.title = title
+    return node
+
+
+def _identity(name: str, fields: list[str]) -> Any:
+    from nipype.interfaces.utility import IdentityInterface
+    from nipype.pipeline.engine import Node
+
+    return Node(IdentityInterface(fields=fields), name=name)
+
+
+def init_anat_wf(files: tuple[str, ...], resources: Resources, name: str) -> Workflow:
+    """Build the T1w workflow: bias correction, brain mask, tissues.
+
+    Parameters
+    ----------
+    files : tuple of str
+        The T1w image.
+    resources : Resources
+    name : str
+
+    Outputs
+    -------
+    preproc, mask, dseg
+    """
+    from nipype.pipeline.engine import Workflow
+
+    from qmri_bidsapp.interfaces import preprocess as nodes
+
+    threads = {"n_threads": resources.n_threads}
+    wf = Workflow(name=name)
+    outputnode = _identity("outputnode", ["preproc", "mask", "dseg"])
+    load = _node(nodes.ImportImages, "load", "read T1w", in_files=list(files), ndim=3)
+    bias = _node(nodes.CorrectBias, "bias", "T1w bias correction", n_procs=resources.n_threads, mem_gb=2, **threads)
+    brain = _node(nodes.ExtractBrain, "brain", "T1w brain mask", mem_gb=2)
+    tissues = _node(
+        nodes.SegmentTissues, "tissues", "T1w tissues", n_procs=resources.n_threads, mem_gb=2, **threads
+    )
+    wf.connect(
+        [
+            (load, bias, [("out_file", "in_file")]),
+            (bias, brain, [("out_file", "in_file")]),
+            (bias, tissues, [("out_file", "in_file")]),
+            (brain, tissues, [("out_mask", "in_mask")]),
+            (bias, outputnode, [("out_file", "preproc")]),
+            (brain, outputnode, [("out_mask", "mask")]),
+            (tissues, outputnode, [("out_dseg", "dseg")]),
+        ]
+    )
+    return wf
+
+
+def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, size_gb: float) -> Workflow:
+    """Build the preprocessing of one quantitative series.
+
+    Parameters
+    ----------
+    item : SeriesPlan
+    resources : Resources
+    has_t1w : bool
+        Whether mask and tissues come from a T1w (through the ``inputnode``) or from the series itself.
+    size_gb : float
+        Size of the series in memory, float32.
+
+    Inputs
+    ------
+    t1w, t1w_mask, t1w_dseg
+
+    Outputs
+    -------
+    preproc, mask, dseg, notes, motion, direction, noise_std
+        ``dseg`` only with a T1w; ``direction`` and ``noise_std`` only of diffusion series.
+    """
+    from nipype.interfaces.utility import Merge
+    from nipype.pipeline.engine import Node, Workflow
+
+    from qmri_bidsapp.interfaces import preprocess as nodes
+
+    kind, parallel = item.group.kind, {"n_threads": resources.n_threads}
+    wf = Workflow(name=f"{item.node_name}_wf")
+    inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
+    outputnode = _identity(
+        "outputnode", ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std"]
+    )
+    ndim = 4 if kind == "dwi" else 3
+    mem_gb = max(0.5, 4 * size_gb)
+    load = _node(nodes.ImportImages, "load", f"read {kind}", mem_gb=mem_gb, in_files=list(item.group.files), ndim=ndim)
+    notes = Node(Merge(4), name="notes")
+    if kind == "dwi":
+        last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
+    else:
+        last = _node(
+            nodes.AlignSeries, "align", f"{kind} alignment", n_procs=resources.n_threads, mem_gb=mem_gb, **parallel
+        )
+        wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
+    if has_t1w:
+        mask = _node(
+            nodes.TransferLabels, "mask", f"{kind} mask", n_procs=resources.n_threads, mem_gb=mem_gb, **parallel
+        )
+        wf.connect(
+            [
+                (inputnode, mask, [("t1w", "t1w"), ("t1w_mask", "in_mask"), ("t1w_dseg", "in_dseg")]),
+                (last, mask, [("out_file", "reference")]),
+                (mask, outputnode, [("out_dseg", "dseg")]),
+                (mask, notes, [("notes", "in4")]),
+            ]
+        )
+    else:
+        mask = _node(nodes.SeriesMask, "mask", f"{kind} mask", mem_gb=mem_gb)
+        wf.connect(last, "out_file", mask, "in_file")
+    wf.connect(
+        [
+            (last, outputnode, [("out_file", "preproc"), ("motion", "motion")]),
+            (mask, outputnode, [("out_mask", "mask")]),
+            (notes, outputnode, [("out", "notes")]),
+        ]
+    )
+    return wf
+
+
+def _connect_diffusion(
+    wf: Workflow, item: SeriesPlan, load: Any, notes: Any, outputnode: Any, resources: Resources, mem_gb: float
+) -> Any:
+    """Add denoising, unringing and alignment to a diffusion workflow; return the last node."""
+    from qmri_bidsapp.interfaces import preprocess as nodes
+
+    acquisition = item.group.acquisition.to_dict()  # type: ignore[union-attr]
+    parallel = {"n_threads": resources.n_threads}
+    raw_mask = _node(nodes.SeriesMask, "rawmask", "dwi preliminary mask", mem_gb=mem_gb)
+    denoise = _node(nodes.DenoiseDiffusion, "denoise", "dwi denoising", mem_gb=mem_gb)
+    unring = _node(
+        nodes.UnringDiffusion, "unring", "dwi Gibbs unringing", n_procs=resources.n_threads, mem_gb=mem_gb, **parallel
+    )
+    align = _node(
+        nodes.AlignDiffusion,
+        "align",
+        "dwi alignment",
+        n_procs=resources.n_threads,
+        mem_gb=mem_gb,
+        b_value=[float(value) for value in acquisition["b_value"]],
+        direction=[list(row) for row in acquisition["direction"]],
+        **parallel,
+    )
+    wf.connect(
+        [
+            (load, raw_mask, [("out_file", "in_file")]),
+            (load, denoise, [("out_file", "in_file")]),
+            (raw_mask, denoise, [("out_mask", "in_mask")]),
+            (denoise, unring, [("out_file", "in_file")]),
+            (unring, align, [("out_file", "in_file")]),
+            (denoise, notes, [("notes", "in1")]),
+            (unring, notes, [("notes", "in2")]),
+            (align, notes, [("notes", "in3")]),
+            (denoise, outputnode, [("noise_std", "noise_std")]),
+            (align, outputnode, [("direction", "direction")]),
+        ]
+    )
+    return align
+
+
+def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resources, *, size_gb: float) -> Any:
+    """Build the node that fits one model; its inputs in_file, in_mask (, noise_std, direction) are to be connected."""
+    from qmri_bidsapp.interfaces.fitting import Fit
+
+    gpu = resources.device.startswith("cuda")
+    return _node(
+        Fit,
+        f"fit_{item.node_name}_{model}_{estimator}",
+        f"fit {model} ({estimator})",
+        n_procs=1 if gpu else resources.n_threads,
+        mem_gb=1 + 2 * size_gb,
+        acquisition=item.group.acquisition.to_dict(),  # type: ignore[union-attr]
+        model=model,
+        estimator=estimator,
+        device=resources.device,
+        use_gpu=gpu,
+        n_threads=resources.n_threads,
+    )
