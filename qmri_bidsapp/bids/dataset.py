@@ -1,0 +1,159 @@
+"""Opening and validating the input data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, OutputError
+
+if TYPE_CHECKING:
+    from bids import BIDSLayout
+
+    from qmri_bidsapp.bids.queries import SubjectInputs
+
+VALIDATOR = "bids-validator-deno"
+#: Codes that say that the folder is no BIDS data set at all, whatever will be used of it.
+FATAL_CODES = ("MISSING_DATASET_DESCRIPTION", "JSON_INVALID")
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One finding of the validator; `location` is relative to the data set, with a leading slash."""
+
+    code: str
+    severity: str
+    location: str
+    message: str
+
+
+def validate(bids_dir: Path) -> list[Issue]:
+    """Run the BIDS validator, offline.
+
+    Raises
+    ------
+    InvalidBIDSError
+        If the validator is not installed or gives no result; the message names the option that skips it.
+    """
+    beside = Path(sys.executable).parent / VALIDATOR
+    program = str(beside) if beside.exists() else shutil.which(VALIDATOR)
+    if program is None:
+        raise InvalidBIDSError(f"{VALIDATOR} is not installed; install it, or give --skip-bids-validation.")
+    with tempfile.TemporaryDirectory() as cache:
+        # The validator's runtime wants a writable cache folder; HOME may not be one.
+        environment = {**os.environ, "DENO_DIR": cache, "HOME": cache, "DENO_NO_UPDATE_CHECK": "1"}
+        command = [program, str(bids_dir), "--format", "json"]
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    try:
+        found = json.loads(finished.stdout)["issues"]["issues"]
+    except (json.JSONDecodeError, KeyError) as error:
+        last = (finished.stderr.strip() or "no output").splitlines()[-1]
+        raise InvalidBIDSError(f"The BIDS validator failed ({last}); give --skip-bids-validation to go on.") from error
+    return [
+        Issue(
+            code=item["code"] + (f" ({item['subCode']})" if item.get("subCode") else ""),
+            severity=item.get("severity", "error"),
+            location=item.get("location", ""),
+            message=item.get("issueMessage") or "",
+        )
+        for item in found
+    ]
+
+
+def blocking(issues: Sequence[Issue], subjects: Sequence[SubjectInputs], bids_dir: Path) -> list[Issue]:
+    """Return the errors that concern files that will be used, or the data set as a whole."""
+    used = set()
+    for subject in subjects:
+        for group in subject.groups:
+            for name in (*group.files, *filter(None, (group.bval, group.bvec))):
+                used.add("/" + Path(name).relative_to(bids_dir).as_posix().split(".")[0])
+    errors = [issue for issue in issues if issue.severity == "error"]
+    return [
+        issue
+        for issue in errors
+        if issue.location.split(".")[0] in used
+        or issue.location == "/dataset_description.json"
+        or issue.code.startswith("MISSING_DATASET_DESCRIPTION")
+    ]
+
+
+def check_description(bids_dir: Path) -> dict[str, Any]:
+    """Return the contents of ``dataset_description.json``.
+
+    Raises
+    ------
+    InputMissingError
+        If the folder does not exist.
+    InvalidBIDSError
+        If the file is missing or not valid.
+    """
+    if not bids_dir.is_dir():
+        raise InputMissingError(f"The BIDS folder {bids_dir} does not exist.")
+    path = bids_dir / "dataset_description.json"
+    if not path.is_file():
+        raise InvalidBIDSError(f"{bids_dir} is not a BIDS data set: it has no dataset_description.json; add one.")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidBIDSError(f"{path} is not valid JSON ({error}); correct it.") from error
+    for name in ("Name", "BIDSVersion"):
+        if not isinstance(description, dict) or name not in description:
+            raise InvalidBIDSError(f"{path} lacks the field {name}, which BIDS requires; add it.")
+    return description
+
+
+def subjects_of(bids_dir: Path) -> tuple[str, ...]:
+    """Return the labels of all subject folders, sorted."""
+    return tuple(sorted(path.name[4:] for path in bids_dir.glob("sub-*") if path.is_dir()))
+
+
+def open_layout(
+    bids_dir: Path, *, participant_labels: tuple[str, ...] = (), database_dir: Path | None = None
+) -> BIDSLayout:
+    """Index a data set once, and only the subjects asked for.
+
+    Parameters
+    ----------
+    bids_dir : Path
+    participant_labels : tuple of str
+        Without ``sub-``; empty for all.
+    database_dir : Path, optional
+        Folder of a pybids database to reuse or to make; it always holds all subjects.
+
+    Raises
+    ------
+    InputMissingError, InvalidBIDSError
+        See `check_description`.
+    NothingMatchedError
+        If a label has no folder.
+    OutputError
+        If the database cannot be written.
+    """
+    check_description(bids_dir)
+    known = subjects_of(bids_dir)
+    absent = sorted(set(participant_labels) - set(known))
+    if absent or not known:
+        names = ", ".join(f"sub-{label}" for label in absent) or "any subject"
+        found = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+        raise NothingMatchedError(f"{bids_dir} holds no {names}; it has: {found or 'none'}.")
+    from bids import BIDSLayout
+    from bids.layout import BIDSLayoutIndexer
+
+    ignore = ["code", "stimuli", "sourcedata", "models", "derivatives"]
+    if participant_labels and database_dir is None:
+        ignore += [f"sub-{label}" for label in known if label not in participant_labels]
+    indexer = BIDSLayoutIndexer(ignore=ignore, validate=False)
+    try:
+        return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+    except OSError as error:
+        if database_dir is None:
+            raise
+        raise OutputError(f"The pybids database cannot be used in {database_dir}: {error}.") from error

@@ -1,0 +1,268 @@
+"""From a data set to plain groups of files that belong together, each with its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, diffusion_protocol, timed_protocol
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
+
+if TYPE_CHECKING:
+    from bids import BIDSLayout
+    from bids.layout import BIDSFile
+
+KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "dwi")
+#: Entity and sidecar field along which the images of a series differ.
+SERIES_AXIS = {"IRT1": ("inversion", "InversionTime"), "MESE": ("echo", "EchoTime"), "MEGRE": ("echo", "EchoTime")}
+#: pybids name -> BIDS key of the entities that tell series apart, in BIDS order.
+ENTITIES = {
+    "session": "ses",
+    "sample": "sample",
+    "acquisition": "acq",
+    "ceagent": "ce",
+    "reconstruction": "rec",
+    "direction": "dir",
+    "run": "run",
+}
+AFFINE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class InputGroup:
+    """Files that are processed together.
+
+    Attributes
+    ----------
+    kind : str
+        BIDS suffix.
+    subject : str
+        Label, without ``sub-``.
+    entities : tuple of (str, str)
+        BIDS keys and labels that all files share, in BIDS order, without ``sub``.
+    files : tuple of str
+        Absolute paths, by ascending inversion or echo time.
+    acquisition : Acquisition or None
+        Protocol; None for a T1w.
+    bval, bvec : str or None
+        Gradient table of a diffusion series.
+    metadata : tuple of (str, object)
+        Sidecar fields worth showing.
+    """
+
+    kind: str
+    subject: str
+    entities: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
+    acquisition: Acquisition | None = None
+    bval: str | None = None
+    bvec: str | None = None
+    metadata: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Short name, such as ``ses-01_run-1_IRT1``."""
+        return "_".join([*(f"{key}-{value}" for key, value in self.entities), self.kind])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a subject's data that the user should know.
+
+    Attributes
+    ----------
+    severity : str
+        ``"error"``: a series cannot be used, the subject counts as failed. ``"note"``: nothing is wrong.
+    """
+
+    subject: str
+    kind: str
+    file: str
+    message: str
+    severity: str = "error"
+
+
+@dataclass(frozen=True)
+class SubjectInputs:
+    """What was found for one subject."""
+
+    subject: str
+    groups: tuple[InputGroup, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a series had to be left out."""
+        return any(problem.severity == "error" for problem in self.problems)
+
+
+def find_inputs(
+    layout: BIDSLayout,
+    *,
+    participant_labels: tuple[str, ...] = (),
+    session_labels: tuple[str, ...] = (),
+    run_labels: tuple[str, ...] = (),
+    filters: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[SubjectInputs, ...]:
+    """Find the series of every subject, in the order of their labels.
+
+    Parameters
+    ----------
+    layout : BIDSLayout
+    participant_labels, session_labels, run_labels : tuple of str
+        Labels without the key; empty for all. Runs are compared as numbers.
+    filters : mapping, optional
+        Kind (``"t1w"``, ``"irt1"``, ``"mese"``, ``"megre"``, ``"dwi"``) -> pybids query.
+
+    Raises
+    ------
+    NothingMatchedError
+        If the labels and filters leave nothing.
+    UsageError
+        If a filter names an unknown kind.
+    """
+    queries = _queries(filters or {})
+    subjects = sorted(participant_labels or layout.get_subjects())
+    found = []
+    n_files = 0
+    for subject in subjects:
+        groups: list[InputGroup] = []
+        problems: list[Problem] = []
+        for kind in KINDS:
+            files = _files(layout, subject, kind, queries[kind], session_labels, run_labels)
+            n_files += len(files)
+            for entities, members in _grouped(files):
+                _add_group(layout, subject, kind, entities, members, groups, problems)
+        if not groups and not problems:
+            message = f"sub-{subject} has no {', '.join(KINDS[:-1])} or {KINDS[-1]} to work on."
+            problems.append(Problem(subject, "", "", message, severity="note"))
+        found.append(SubjectInputs(subject, tuple(groups), tuple(problems)))
+    if not n_files:
+        raise NothingMatchedError(
+            f"No {', '.join(KINDS)} matches the chosen participants, sessions, runs and filters; check the labels."
+        )
+    return tuple(found)
+
+
+def _queries(filters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    known = {kind.lower(): kind for kind in KINDS}
+    unknown = sorted(set(filters) - set(known))
+    if unknown:
+        raise UsageError(f"The filter file names {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
+    return {kind: dict(filters.get(key, {})) for key, kind in known.items()}
+
+
+def _files(
+    layout: BIDSLayout,
+    subject: str,
+    kind: str,
+    query: dict[str, Any],
+    session_labels: tuple[str, ...],
+    run_labels: tuple[str, ...],
+) -> list[BIDSFile]:
+    """Return the magnitude images of a kind, sorted by path."""
+    filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
+    files = sorted(layout.get(**filters), key=lambda item: item.path)
+    if session_labels:
+        files = [item for item in files if item.entities.get("session") in session_labels]
+    if run_labels:
+        runs = {int(label) for label in run_labels}
+        files = [item for item in files if item.entities.get("run") is not None and int(item.entities["run"]) in runs]
+    return [item for item in files if item.entities.get("part") in (None, "mag")]
+
+
+def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
+    """Group files by the entities that tell series apart."""
+    groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
+    for item in files:
+        # Labels are taken from the file name: pybids turns run-01 into the number 1.
+        parts = dict(part.split("-", 1) for part in Path(item.path).name.split("_") if "-" in part)
+        key = tuple((short, parts[short]) for short in ENTITIES.values() if short in parts)
+        groups.setdefault(key, []).append(item)
+    return sorted(groups.items())
+
+
+def _add_group(
+    layout: BIDSLayout,
+    subject: str,
+    kind: str,
+    entities: tuple[tuple[str, str], ...],
+    members: list[BIDSFile],
+    groups: list[InputGroup],
+    problems: list[Problem],
+) -> None:
+    """Append one or several groups; what cannot be used becomes a problem."""
+    # Without a series axis every file is a series of its own.
+    bundles = [members] if kind in SERIES_AXIS else [[item] for item in members]
+    for bundle in bundles:
+        try:
+            groups.append(_make_group(layout, subject, kind, entities, bundle))
+        except InputError as error:
+            problems.append(Problem(subject, kind, bundle[0].path, str(error)))
+
+
+def _make_group(
+    layout: BIDSLayout,
+    subject: str,
+    kind: str,
+    entities: tuple[tuple[str, str], ...],
+    members: list[BIDSFile],
+) -> InputGroup:
+    """Check headers and sidecars, and build the group."""
+    paths = [item.path for item in members]
+    sidecars = [dict(item.get_metadata()) for item in members]
+    shape = check_headers(paths, ndim=4 if kind == "dwi" else 3)
+    acquisition: Acquisition | None = None
+    bval = bvec = None
+    if kind in SERIES_AXIS:
+        acquisition, order = timed_protocol(kind, paths, sidecars, SERIES_AXIS[kind][1])
+        paths = [paths[i] for i in order]
+    elif kind == "dwi":
+        bval, bvec = layout.get_bval(paths[0]), layout.get_bvec(paths[0])
+        acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
+    metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
+    return InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
+
+
+def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
+    """Check that images can be opened, have the right number of dimensions, and share shape and affine.
+
+    Returns
+    -------
+    tuple of int
+        Their common shape.
+
+    Raises
+    ------
+    InputError
+        Naming the file.
+    """
+    import nibabel as nib
+    import numpy as np
+
+    first = None
+    for path in paths:
+        try:
+            image = nib.load(path)
+        except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+            raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
+        shape = image.shape
+        while len(shape) > ndim and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != ndim:
+            raise InputError(f"{path} must have {ndim} dimensions, got shape {image.shape}; split or exclude it.")
+        if first is None:
+            first = (path, shape, image.affine)
+        elif shape != first[1]:
+            raise InputError(f"{path} has shape {shape}, but {first[0]} has {first[1]}: a series needs one shape.")
+        elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE):
+            raise InputError(
+                f"The affine of {path} differs from that of {first[0]}: a series needs one geometry; "
+                "resample the images or exclude the series."
+            )
+    if first is None:
+        raise InputError("A series needs at least one image.")
+    return first[1]

@@ -1,0 +1,146 @@
+"""NIfTI images to arrays and back: checked on the way in, whole on the way out, read in chunks."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.errors import InputError
+
+#: Affines may differ by this much (mm) within a series: headers store them as float32.
+AFFINE_TOLERANCE = 1e-3
+
+
+def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
+    """Read an image as float32, in memory.
+
+    Parameters
+    ----------
+    path : path
+        ``.nii`` or ``.nii.gz``.
+    ndim : int
+        Number of dimensions that it must have; trailing dimensions of length one do not count.
+
+    Raises
+    ------
+    InputError
+        If the file is truncated or no image, has another number of dimensions, or holds nothing but zeros or NaN.
+    """
+    try:
+        image = nib.load(path)
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); the file may be truncated: copy it again.") from error
+    shape = _squeezed(data.shape, ndim)
+    if len(shape) != ndim:
+        raise InputError(f"{path} must have {ndim} dimensions, got shape {data.shape}; split or exclude it.")
+    data = data.reshape(shape)
+    finite = np.isfinite(data)
+    if not finite.any():
+        raise InputError(f"{path} holds no finite value (all NaN); exclude it.")
+    if not data[finite].any():
+        raise InputError(f"{path} holds nothing but zeros; exclude it.")
+    header = image.header.copy()
+    header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    return nib.Nifti1Image(data, image.affine, header)
+
+
+def _squeezed(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """Drop trailing dimensions of length one beyond `ndim`."""
+    while len(shape) > ndim and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def make_image(data: npt.NDArray[Any], like: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Return an image with the geometry of another one and the dtype of `data` (bool becomes uint8)."""
+    values = data.astype(np.uint8) if data.dtype == bool else data
+    image = nib.Nifti1Image(values, like.affine, dtype=values.dtype)
+    image.header.set_xyzt_units(*like.header.get_xyzt_units())
+    image.set_sform(like.affine, int(like.header["sform_code"]) or 1)
+    image.set_qform(like.affine, int(like.header["qform_code"]) or 1)
+    return image
+
+
+def save_image(image: nib.Nifti1Image, path: str | Path) -> str:
+    """Write an image; the file appears whole or not at all.
+
+    Returns
+    -------
+    str
+        The path.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        nib.save(image, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(path)
+
+
+def merge_series(files: Sequence[str | Path]) -> nib.Nifti1Image:
+    """Join 3-D images into one (x, y, z, n) image, in the given order.
+
+    Raises
+    ------
+    InputError
+        If one cannot be used, or if shapes or affines differ.
+    """
+    images = [load_image(name, ndim=3) for name in files]
+    first = images[0]
+    for name, image in zip(files, images, strict=True):
+        if image.shape != first.shape:
+            raise InputError(f"{name} has shape {image.shape}, but {files[0]} has {first.shape}: a series needs one shape.")
+        if not np.allclose(image.affine, first.affine, atol=AFFINE_TOLERANCE):
+            raise InputError(
+                f"The affine of {name} differs from that of {files[0]}: a series needs one geometry; "
+                "resample the images or exclude the series."
+            )
+    return make_image(np.stack([np.asarray(image.dataobj) for image in images], axis=-1), first)
+
+
+def iter_voxels(
+    image_file: str | Path, mask: npt.NDArray[np.bool_], chunk_size: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Go through the masked voxels of an uncompressed 4-D image, without reading it whole.
+
+    Parameters
+    ----------
+    image_file : path
+        ``.nii``, memory mapped.
+    mask : ndarray
+        (x, y, z) bool.
+    chunk_size : int
+        Most voxels at a time.
+
+    Yields
+    ------
+    slice
+        Positions among the masked voxels, in C order of the mask.
+    ndarray
+        (n, n_measurements) float32.
+    """
+    data = np.asanyarray(nib.load(image_file, mmap=True).dataobj)
+    if data.shape[:3] != mask.shape:
+        raise InputError(f"The mask has shape {mask.shape}, but {image_file} has {data.shape[:3]}.")
+    x, y, z = np.nonzero(mask)
+    for start in range(0, len(x), chunk_size):
+        part = slice(start, min(start + chunk_size, len(x)))
+        yield part, np.asarray(data[x[part], y[part], z[part]], dtype=np.float32)
+
+
+def fill(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], background: float) -> npt.NDArray[Any]:
+    """Return an (x, y, z) array with `values` (in C order) in the mask and `background` elsewhere."""
+    volume = np.full(mask.shape, background, dtype=values.dtype)
+    volume[mask] = values
+    return volume
