@@ -1,0 +1,77 @@
+"""What the user sees while a run goes on: one plain line per finished step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+
+class Progress:
+    """Prints finished and failed steps, with the time that passed and an estimate of what is left.
+
+    On a terminal the last line shows what runs now; elsewhere only whole lines are written.
+
+    Parameters
+    ----------
+    totals : dict
+        Subject -> number of steps.
+    stream : file
+        Where to print.
+    clock : callable
+        Seconds; for tests.
+    """
+
+    def __init__(
+        self, totals: dict[str, int], stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._totals = totals
+        self._done = dict.fromkeys(totals, 0)
+        self._stream = sys.stdout if stream is None else stream
+        self._clock = clock
+        self._begin = clock()
+        self._running: dict[tuple[str, str], float] = {}
+
+    def start(self, subject: str, step: str) -> None:
+        """Note that a step begins."""
+        self._running[subject, step] = self._clock()
+        self._show_running()
+
+    def end(self, subject: str, step: str) -> None:
+        """Note that a step is done; without a start it was unchanged since an earlier run."""
+        begin = self._running.pop((subject, step), None)
+        self._done[subject] += 1
+        took = "unchanged" if begin is None else f"{self._clock() - begin:.1f} s"
+        self._line(subject, f"{step:<36} {took:>10}{self._left()}")
+
+    def fail(self, subject: str, step: str) -> None:
+        """Note that a step failed."""
+        self._running.pop((subject, step), None)
+        self._done[subject] += 1
+        self._line(subject, f"{step:<36}     FAILED")
+
+    def _left(self) -> str:
+        done, total = sum(self._done.values()), sum(self._totals.values())
+        if done < 3 or done >= total:
+            return ""
+        elapsed = self._clock() - self._begin
+        return f"   about {_clock_text(elapsed * (total - done) / done)} left"
+
+    def _line(self, subject: str, text: str) -> None:
+        clear = "\r\033[K" if self._stream.isatty() else ""
+        count = f"{self._done[subject]}/{self._totals.get(subject, 0)}"
+        elapsed = _clock_text(self._clock() - self._begin)
+        print(f"{clear}[{elapsed}] sub-{subject:<10} {count:>6}  {text}", file=self._stream, flush=True)
+        self._show_running()
+
+    def _show_running(self) -> None:
+        if self._stream.isatty() and self._running:
+            names = ", ".join(f"sub-{subject} {step}" for subject, step in self._running)
+            print(f"\r\033[K  running: {names}"[:120], end="", file=self._stream, flush=True)
+
+
+def _clock_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

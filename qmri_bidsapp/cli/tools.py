@@ -1,0 +1,73 @@
+"""``qmri``: everything beside the BIDS App."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.cli.parser import Parser
+from qmri_bidsapp.errors import EXIT_OK, QmriError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``qmri``."""
+    parser = Parser(prog="qmri", description="Tools beside the BIDS App qmri-bids.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"qmri {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    demo = commands.add_parser("demo", help="write the demo data set: two simulated heads with known truth")
+    demo.add_argument("directory", type=Path, help="new or empty folder")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+    models = commands.add_parser("models", help="list models and estimators")
+    models.set_defaults(run=_models)
+    boutiques = commands.add_parser("boutiques", help="print the Boutiques descriptor of qmri-bids")
+    boutiques.set_defaults(run=_boutiques)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+    except QmriError as error:
+        print(f"qmri: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return EXIT_OK
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from qmri_bidsapp.demo.dataset import write_demo
+
+    write_demo(arguments.directory, seed=arguments.seed)
+    print(f"Demo data set: {arguments.directory}")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from qmri_bidsapp.registry import get_model, load_estimators, load_models
+
+    estimators = load_estimators()
+    for name in load_models():
+        model = get_model(name)
+        fitting = [key for key, estimator in estimators.items() if estimator.supports(model)]
+        print(f"{name}: {model.title}")
+        print(f"  from        {', '.join(model.bids_suffixes)}")
+        print(f"  estimators  {', '.join(fitting)}")
+        for parameter in (*model.parameters, *model.derived):
+            target = parameter.bids_suffix or f"param-{parameter.label}"
+            print(f"  {target:<22} {parameter.description} [{parameter.unit}]")
+        print(f"  reference   {model.reference}")
+    for name, estimator in estimators.items():
+        print(f"{name}: {estimator.title}; standard deviation: {estimator.std_kind}")
+
+
+def _boutiques(arguments: argparse.Namespace) -> None:
+    from qmri_bidsapp.cli.boutiques import descriptor_text
+
+    print(descriptor_text(), end="")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Diffusion series: denoising, unringing, alignment of the volumes with their gradient directions."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.images.volumes import make_image
+from qmri_bidsapp.preprocess.relaxometry import apply
+from qmri_bidsapp.preprocess.rigid import MIN_SLICES, Rigid, register, set_threads
+
+#: MP-PCA needs a patch of this depth, and enough volumes for a spectrum of noise.
+MIN_DENOISE_SLICES = 5
+MIN_DENOISE_VOLUMES = 20
+#: Gibbs ringing is removed along whole lines of k-space: small fields of view have too few.
+MIN_UNRING_SIZE = 32
+
+
+def denoise(
+    image: nib.Nifti1Image, *, mask: nib.Nifti1Image
+) -> tuple[nib.Nifti1Image, npt.NDArray[np.float32] | None, str | None]:
+    """Remove noise by MP-PCA (Veraart et al. 2016).
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        (x, y, z, n), as acquired: any interpolation before would break the noise model.
+    mask : Nifti1Image
+        Where denoised values are needed; others stay as they are.
+
+    Returns
+    -------
+    image : Nifti1Image
+        (x, y, z, n).
+    noise_std : ndarray or None
+        (x, y, z) standard deviation of the noise of one volume, in the unit of the image.
+    note : str or None
+        Why the step was left out.
+    """
+    if image.shape[2] < MIN_DENOISE_SLICES or image.shape[3] < MIN_DENOISE_VOLUMES:
+        note = (
+            f"Denoising left out: {image.shape[2]} slices and {image.shape[3]} volumes (needs {MIN_DENOISE_SLICES} "
+            f"and {MIN_DENOISE_VOLUMES})."
+        )
+        return image, None, note
+    from dipy.denoise.localpca import mppca
+    from scipy import ndimage
+
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    inside = ndimage.binary_dilation(np.asarray(mask.dataobj) > 0, iterations=2)
+    denoised, noise_std = mppca(data, mask=inside, patch_radius=2, return_sigma=True)
+    values = np.where(inside[..., None], denoised, data).astype(np.float32)
+    return make_image(values, image), np.asarray(noise_std, dtype=np.float32), None
+
+
+def unring(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Image, str | None]:
+    """Remove Gibbs ringing by local subvoxel shifts (Kellner et al. 2016), slice by slice.
+
+    Returns
+    -------
+    image : Nifti1Image
+        (x, y, z, n).
+    note : str or None
+        Why the step was left out.
+    """
+    if min(image.shape[:2]) < MIN_UNRING_SIZE:
+        note = f"Unringing left out: {image.shape[0]} x {image.shape[1]} voxels in plane (needs {MIN_UNRING_SIZE})."
+        return image, note
+    from dipy.denoise.gibbs import gibbs_removal
+
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    cleaned = gibbs_removal(data, slice_axis=2, inplace=False, num_processes=n_threads)
+    return make_image(cleaned.astype(np.float32), image), None
+
+
+def align(
+    image: nib.Nifti1Image,
+    b_value: npt.NDArray[np.float64],
+    direction: npt.NDArray[np.float64],
+    *,
+    n_threads: int = 1,
+) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], npt.NDArray[np.float64], str | None]:
+    """Align the volumes rigidly and rotate their gradient directions (Leemans and Jones 2009).
+
+    Every volume is registered to the mean of its shell, whose contrast it shares, and that mean to the mean of the
+    lowest shell.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        (x, y, z, n).
+    b_value : ndarray
+        (n,) s/mm2.
+    direction : ndarray
+        (n, 3) unit vectors, FSL convention.
+    n_threads : int
+
+    Returns
+    -------
+    image : Nifti1Image
+        (x, y, z, n).
+    direction : ndarray
+        (n, 3) rotated.
+    motion : ndarray
+        (n, 6) rotation, radian, and translation, mm.
+    note : str or None
+        What was left out, and why.
+    """
+    if image.shape[2] < MIN_SLICES:
+        note = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
+        return image, direction, np.zeros((image.shape[3], 6)), note
+    set_threads(n_threads)
+    data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
+    volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
+    shells = Diffusion(tuple(b_value), tuple(map(tuple, direction))).shells()
+    means = [make_image(data[..., shell].mean(axis=3), image) for shell in shells]
+    motions = [Rigid(np.eye(4))] * len(volumes)
+    for mean, shell in zip(means, shells, strict=True):
+        to_lowest = Rigid(np.eye(4)) if mean is means[0] else register(means[0], mean, fine=False)
+        for index in shell:
+            within = register(mean, volumes[index], fine=False) if len(shell) > 1 else Rigid(np.eye(4))
+            motions[index] = Rigid(within.matrix @ to_lowest.matrix)
+    aligned, motion, note = apply(image, volumes, means[0], motions)
+    return aligned, rotate_directions(direction, motion, image.affine), motion, note
+
+
+def rotate_directions(
+    direction: npt.NDArray[np.float64], motion: npt.NDArray[np.float64], affine: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Turn gradient directions with the volumes.
+
+    Parameters
+    ----------
+    direction : ndarray
+        (n, 3) unit vectors, FSL convention: along the voxel axes, x reversed where the affine's determinant is positive.
+    motion : ndarray
+        (n, 6) rotation, radian, and translation, mm, from the reference to each volume, RAS.
+    affine : ndarray
+        (4, 4) of the image.
+    """
+    from scipy.spatial.transform import Rotation
+
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.linalg.det(axes) > 0:
+        axes = axes @ np.diag([-1.0, 1.0, 1.0])
+    # A motion maps reference points to where they were found in the volume: its inverse brings directions back.
+    inverse = Rotation.from_euler("xyz", motion[:, :3]).inv()
+    rotated: npt.NDArray[np.float64] = inverse.apply(direction @ axes.T) @ np.linalg.inv(axes).T
+    return rotated

@@ -1,0 +1,77 @@
+"""Relaxometry series: rigid alignment of their images."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.images.volumes import make_image
+from qmri_bidsapp.preprocess.rigid import IDENTITY, MAX_TRANSLATION, MIN_SLICES, Rigid, register, resample, set_threads
+
+#: Motion below this part of a voxel is not corrected: interpolation would blur more than it mends.
+NEGLIGIBLE = 0.2
+
+
+def align(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str | None]:
+    """Align the images of a series with its brightest one, by mutual information.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        (x, y, z, n).
+    n_threads : int
+
+    Returns
+    -------
+    image : Nifti1Image
+        (x, y, z, n); an image that hardly moved is left as it is.
+    motion : ndarray
+        (n, 6) rotation, radian, and translation, mm, of each image against the reference.
+    note : str or None
+        What was left out, and why.
+    """
+    n_images = image.shape[3]
+    if image.shape[2] < MIN_SLICES:
+        note = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
+        return image, np.zeros((n_images, 6)), note
+    set_threads(n_threads)
+    data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
+    reference = int(np.argmax(data.mean(axis=(0, 1, 2))))
+    volumes = [make_image(data[..., i], image) for i in range(n_images)]
+    motions = [
+        IDENTITY if i == reference else register(volumes[reference], volumes[i], fine=False) for i in range(n_images)
+    ]
+    return apply(image, volumes, volumes[reference], motions)
+
+
+def apply(
+    image: nib.Nifti1Image, volumes: list[nib.Nifti1Image], reference: nib.Nifti1Image, motions: list[Rigid]
+) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str | None]:
+    """Resample the volumes that moved; implausible motions are refused.
+
+    Returns
+    -------
+    image, motion, note
+        As of `align`.
+    """
+    data = np.asarray(image.dataobj, dtype=np.float32).copy()
+    voxel = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
+    kept: list[Rigid] = []
+    refused: list[int] = []
+    n_resampled = 0
+    for index, (volume, motion) in enumerate(zip(volumes, motions, strict=True)):
+        displacement = motion.displacement(image)
+        if not motion.is_plausible or displacement > MAX_TRANSLATION:
+            refused.append(index + 1)
+            motion = IDENTITY
+        elif displacement > NEGLIGIBLE * voxel:
+            data[..., index] = resample(volume, reference, motion, order=3)
+            n_resampled += 1
+        kept.append(motion)
+    notes = []
+    if refused:
+        notes.append(f"Registration failed for image {', '.join(map(str, refused))}: left where it is.")
+    if not n_resampled:
+        notes.append(f"No image moved by more than {NEGLIGIBLE:g} voxels: none was resampled.")
+    return make_image(data, image), np.array([motion.parameters for motion in kept]), " ".join(notes) or None
