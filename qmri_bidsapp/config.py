@@ -156,7 +156,7 @@ def make_config(values: dict[str, Any]) -> Config:
     types = {field.name: str(field.type) for field in dataclasses.fields(Config)}
     for name, value in values.items():
         if name in _PATHS and value is not None:
-            value = Path(value).expanduser().absolute()
+            value = Path(os.path.abspath(Path(value).expanduser()))
         elif isinstance(value, list):
             value = tuple(str(item) for item in value)
         elif types[name] == "float" and isinstance(value, int):

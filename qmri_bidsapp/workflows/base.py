@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, series_outputs
 from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan
 from qmri_bidsapp.workflows.series import Resources, init_anat_wf, init_fit_node, init_series_wf
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from qmri_bidsapp.config import Config
 
-__all__ = ["SubjectPlan", "cache_dir", "init_qmri_wf", "init_subject_wf", "plan", "record_dir", "workflow_name"]
+__all__ = ["SubjectPlan", "cache_dir", "describe_methods", "init_qmri_wf", "init_subject_wf", "plan", "record_dir", "workflow_name"]
 
 
 def cache_dir(config: Config) -> Path:
@@ -144,12 +145,12 @@ def _add_series(
 
 
 def _sink(
-    config: Config, subject_plan: SubjectPlan, interface: Any, name: str, what: str, record: str, **inputs: Any
+    config: Config, subject_plan: SubjectPlan, interface: Any, name: str, what: str, step: str, **inputs: Any
 ) -> Any:
     """Return a node that saves into the output folder."""
     from nipype.pipeline.engine import Node
 
-    record_file = record_dir(config, subject_plan.subject) / f"{record}.json"
+    record_file = record_dir(config, subject_plan.subject) / f"{step}.json"
     node = Node(
         interface(out_dir=str(config.derivatives_dir), record_file=str(record_file), **inputs), name=name, mem_gb=0.5
     )

@@ -7,13 +7,12 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.workflows.base import SubjectPlan, cache_dir, init_qmri_wf, record_dir, workflow_name
+from qmri_bidsapp.workflows.base import SubjectPlan, cache_dir, init_qmri_wf, init_subject_wf, record_dir, workflow_name
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
@@ -60,9 +59,11 @@ class RunResult:
 
 def count_steps(config: Config, plans: tuple[SubjectPlan, ...]) -> dict[str, int]:
     """Return the number of visible steps per subject."""
-    wf = init_qmri_wf(config, _with_work(plans), {item.subject: Path() for item in plans})
-    steps = Counter(_subject_of(node) for node in wf._get_all_nodes() if hasattr(node, "title"))
-    return {item.subject: steps[workflow_name(item.subject)] for item in plans}
+    return {item.subject: _n_steps(config, item) for item in plans}
+
+
+def _n_steps(config: Config, item: SubjectPlan) -> int:
+    return sum(hasattr(node, "title") for node in init_subject_wf(config, item)._get_all_nodes())
 
 
 def run(config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike) -> RunResult:

@@ -1,0 +1,94 @@
+"""The group report: distributions over subjects, outliers named."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qmri_bidsapp.bids.derivatives import save_text
+from qmri_bidsapp.group.aggregate import GroupTable
+
+#: A value further from the median than this many scaled median absolute deviations is named.
+OUTLIER_LIMIT = 3.5
+#: Fewer subjects say nothing of what is unusual.
+MIN_SUBJECTS = 6
+
+
+def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Sequence[str]) -> Path:
+    """Write ``group_report.html``.
+
+    Parameters
+    ----------
+    out_dir : Path
+    tables : sequence of GroupTable
+    warnings : sequence of str
+        What could not be read.
+
+    Returns
+    -------
+    Path
+        The report.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qmri_bidsapp.reports", "data"), autoescape=True, trim_blocks=True
+    )
+    subjects = {row["participant_id"] for table in tables for row in table.rows}
+    shown = [
+        {
+            "name": table.name,
+            "description": table.description,
+            "file_name": table.file_name,
+            "figure": _figure(table),
+            "outliers": outliers(table),
+        }
+        for table in tables
+    ]
+    page = environment.get_template("group.html").render(tables=shown, warnings=warnings, n_subjects=len(subjects))
+    save_text(page, out_dir, "group_report.html")
+    return out_dir / "group_report.html"
+
+
+def _values(table: GroupTable) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows with a median, per tissue."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in table.rows:
+        if row["median"] is not None:
+            groups.setdefault(row["tissue"], []).append(row)
+    return groups
+
+
+def _figure(table: GroupTable) -> str:
+    """Return the figure as inline SVG."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    from qmri_bidsapp.reports.figures import distribution_figure
+
+    medians = {tissue: [row["median"] for row in rows] for tissue, rows in _values(table).items()}
+    figure = distribution_figure(medians, title=table.description, unit=table.unit)
+    stream = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+    return stream.getvalue().partition("<svg")[1] + stream.getvalue().partition("<svg")[2]
+
+
+def outliers(table: GroupTable) -> list[str]:
+    """Name the subjects whose median is far from the others', by the median absolute deviation (Leys et al. 2013)."""
+    messages = []
+    for tissue, rows in _values(table).items():
+        medians = np.array([row["median"] for row in rows])
+        if len(medians) < MIN_SUBJECTS:
+            continue
+        centre = np.median(medians)
+        spread = 1.4826 * np.median(np.abs(medians - centre))
+        for row, value in zip(rows, medians, strict=True):
+            if spread > 0 and abs(value - centre) > OUTLIER_LIMIT * spread:
+                messages.append(
+                    f"{row['participant_id']}, {row['series']}, {tissue}: {value:.4g} {table.unit} is "
+                    f"{abs(value - centre) / spread:.1f} deviations from the median of the group ({centre:.4g})."
+                )
+    return messages

@@ -1,0 +1,215 @@
+"""The report of a subject, made by nireports from the output folder alone: record, maps and crash files."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.errors import InputMissingError
+from qmri_bidsapp.reports import tables
+from qmri_bidsapp.reports.figures import image_figure, map_figure, motion_figure, save_svg
+
+#: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
+VISIBLE_MOTION = 1e-6
+
+
+def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) -> Path:
+    """Write ``sub-<label>.html`` and its figures.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Output folder.
+    subject : str
+        Label, without ``sub-``.
+    crash_dir : Path or None
+        Folder of the crash files of the run; it need not exist.
+
+    Returns
+    -------
+    Path
+        The report.
+
+    Raises
+    ------
+    InputMissingError
+        If the subject was never run.
+    """
+    record_file = out_dir / "logs" / f"sub-{subject}.json"
+    if not record_file.is_file():
+        raise InputMissingError(f"{record_file} does not exist: run the participant level for sub-{subject} first.")
+    record = json.loads(record_file.read_text(encoding="utf-8"))
+    pages = _Reportlets(out_dir, subject)
+    sections = [_summary(pages, record)]
+    sections += [_series_section(pages, record, series) for series in record["series"]]
+    if (out_dir / "logs" / "CITATION.html").is_file():
+        sections.append({"name": "Methods", "reportlets": [pages.html("methods", _methods(out_dir))]})
+    sections.append({"name": "Errors", "reportlets": [_errors(pages, crash_dir)]})
+    return _assemble(out_dir, subject, sections)
+
+
+class _Reportlets:
+    """Writes figures and snippets of a subject under names that nireports finds, and returns their entries."""
+
+    def __init__(self, out_dir: Path, subject: str) -> None:
+        self.out_dir, self._subject = out_dir, subject
+        self._folder = out_dir / f"sub-{subject}" / "figures"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for old in sorted(self._folder.glob(f"sub-{subject}_desc-*")):
+            old.unlink()
+
+    def _entry(self, name: str, extension: str, texts: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+        desc = re.sub("[^A-Za-z0-9]", "", name)
+        path = self._folder / f"sub-{self._subject}_desc-{desc}_T1w{extension}"
+        query = {"datatype": "figures", "desc": desc, "suffix": "T1w", "extension": extension}
+        return path, {"bids": query, **texts}
+
+    def html(self, name: str, text: str, **texts: str) -> dict[str, Any]:
+        """Write a snippet; `texts` are nireports' subtitle, description and caption."""
+        path, entry = self._entry(name, ".html", texts)
+        path.write_text(text, encoding="utf-8")
+        return entry
+
+    def figure(self, name: str, figure: Any, **texts: str) -> dict[str, Any]:
+        """Write a figure."""
+        path, entry = self._entry(name, ".svg", texts)
+        save_svg(figure, path)
+        return entry
+
+    def volume(self, relative: str) -> npt.NDArray[Any] | None:
+        """Return an image of the output folder in RAS orientation, None if it is not there."""
+        path = self.out_dir / relative
+        if not path.is_file():
+            return None
+        image = nib.as_closest_canonical(nib.load(path))
+        return np.asarray(image.dataobj)
+
+
+def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Lead with what went wrong, then say what was made."""
+    problems = [p for p in record["problems"] if p.get("severity") != "note"]
+    hints = [p["message"] for p in record["problems"] if p.get("severity") == "note"]
+    text = tables.notes([problem["message"] for problem in problems], "error") + tables.notes(hints)
+    for series in record["series"]:
+        text += tables.notes([f"{series['name']}: {note}" for note in series["notes"]], "warning")
+    for fit in record["fits"]:
+        counts = fit["status_counts"]
+        part = counts.get("OK", 0) / max(1, sum(counts.values()))
+        if part < 0.5:
+            message = f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels were estimated without a flag."
+            text += tables.notes([message], "warning")
+    if record["fits"]:
+        text += tables.overview_table(record)
+    else:
+        text += tables.notes(["No map was made for this participant."], "warning")
+    text += f'<p class="elem-desc">qmri_bidsapp {escape(record["version"])}</p>'
+    return {"name": "Summary", "reportlets": [pages.html("summary", text)]}
+
+
+def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mapping[str, Any]) -> dict[str, Any]:
+    """Protocol, preprocessing and fits of one series."""
+    name = series["name"]
+    rows = tables.protocol_rows(series)
+    reportlets = [pages.html(f"{name}protocol", tables.table(("Protocol as read", ""), rows) + tables.notes(series["notes"]))]
+    preproc = pages.volume(series["preproc"]) if series["preproc"] else None
+    mask = pages.volume(series["mask"]) if series["mask"] else None
+    tissues = pages.volume(series["tissues"]) if series["tissues"] else None
+    if preproc is None or mask is None:
+        missing = tables.notes([f"The images of {name} are not in the output folder."], "error")
+        return {"name": name, "reportlets": [*reportlets, pages.html(f"{name}missing", missing)]}
+    inside = mask > 0
+    first = preproc if preproc.ndim == 3 else preproc[..., 0]
+    title = "Outlines: brain mask" + ("" if tissues is None else ", white matter, CSF")
+    reportlets.append(pages.figure(f"{name}image", image_figure(first, inside, tissues, title=title), subtitle="Image and mask"))
+    motion = np.asarray(series["motion"] or np.zeros((0, 6)), dtype=float)
+    if np.abs(motion).max(initial=0) > VISIBLE_MOTION:
+        reportlets.append(pages.figure(f"{name}motion", motion_figure(motion), subtitle="Motion against the reference"))
+    for fit in record["fits"]:
+        if fit["series"] == name:
+            reportlets += _fit_reportlets(pages, fit, inside, tissues)
+    return {"name": name, "reportlets": reportlets}
+
+
+def _fit_reportlets(
+    pages: _Reportlets, fit: Mapping[str, Any], mask: npt.NDArray[np.bool_], tissues: npt.NDArray[np.uint8] | None
+) -> list[dict[str, Any]]:
+    """Status and maps of one fit."""
+    identity = f"{fit['series']}{fit['model']}{fit['estimator']}"
+    about = f"<p class='elem-desc'>{escape(fit['model_reference'])}. Standard deviation: {escape(fit['std_kind'])}.</p>"
+    reportlets = [
+        pages.html(
+            f"{identity}status",
+            about + tables.status_table(fit["status_counts"]),
+            subtitle=f"{fit['model_title']}, {fit['estimator_title']}",
+        )
+    ]
+    for item in fit["maps"]:
+        values, std = pages.volume(item["map"]), pages.volume(item["std"]) if item["std"] else None
+        if values is None:
+            text = tables.notes([f"{item['map']} is not in the output folder."], "error")
+            reportlets.append(pages.html(f"{identity}{item['parameter']}missing", text))
+            continue
+        figure = map_figure(
+            values,
+            std,
+            mask,
+            tissues,
+            title=item["description"],
+            unit=item["unit"],
+            display_range=item["display_range"] and tuple(item["display_range"]),
+        )
+        reportlets.append(pages.figure(f"{identity}{item['parameter']}", figure, caption=item["map"]))
+    return reportlets
+
+
+def _methods(out_dir: Path) -> str:
+    text = (out_dir / "logs" / "CITATION.html").read_text(encoding="utf-8")
+    return text.partition("<body>")[2].partition("</body>")[0]
+
+
+def _errors(pages: _Reportlets, crash_dir: Path | None) -> dict[str, Any]:
+    """Show the crash files of the run."""
+    files = sorted(crash_dir.glob("crash-*")) if crash_dir is not None else []
+    if not files:
+        return pages.html("errors", tables.notes(["No step failed."]))
+    text = ""
+    for path in files:
+        lines = path.read_text(encoding="utf-8", errors="replace")
+        causes = [line for line in lines.splitlines() if re.match(r"\s*[\w.]*(Error|Exception)\b.*:", line)]
+        text += tables.notes([causes[-1].strip() if causes else path.name], "error")
+        text += f"<details><summary>{escape(path.name)}</summary><pre>{escape(lines)}</pre></details>"
+    return pages.html("errors", text)
+
+
+def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Path:
+    """Let nireports put the page together, offline: with our template, in one step."""
+    import yaml
+    from nireports.assembler.report import Report
+
+    target = out_dir / f"sub-{subject}.html"
+    temporary = out_dir / f".tmp-sub-{subject}.html"
+    with resources.as_file(resources.files("qmri_bidsapp.reports.data")) as data, tempfile.TemporaryDirectory() as folder:
+        specification = Path(folder) / "report.yml"
+        settings = {"title": f"sub-{subject}", "template_path": str(data / "report.html"), "sections": sections}
+        specification.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=10**6))
+        report = Report(
+            out_dir,
+            None,
+            bootstrap_file=specification,
+            out_filename=temporary.name,
+            reportlets_dir=out_dir / f"sub-{subject}",
+            subject=subject,
+        )
+        report.generate_report()
+    temporary.replace(target)
+    return target

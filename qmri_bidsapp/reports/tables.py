@@ -1,0 +1,80 @@
+"""Tables of the subject report, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho
+
+STATUS_MEANING = {
+    "OK": "estimated",
+    "NOT_CONVERGED": "iteration limit reached; the best point found is given",
+    "AT_BOUND": "a parameter lies on a bound of its range",
+    "NO_SIGNAL": "no positive value; not estimated",
+    "INVALID_INPUT": "a value is not finite; not estimated",
+    "FAILED": "the estimate is not finite; not given",
+}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return an HTML table; all text is escaped."""
+    head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def notes(messages: Sequence[str], kind: str = "note") -> str:
+    """Return messages as boxes; `kind` is ``note``, ``warning`` or ``error``."""
+    return "".join(f'<p class="{kind}">{escape(message)}</p>' for message in messages)
+
+
+def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what is known of a series' acquisition, as name and value."""
+    rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}")]
+    if series["protocol"] is not None:
+        acquisition = Acquisition.from_dict(series["protocol"])
+        if isinstance(acquisition, InversionRecovery):
+            rows.append(("Inversion times", _milliseconds(acquisition.inversion_time)))
+        elif isinstance(acquisition, MultiEcho):
+            rows.append(("Echo times", _milliseconds(acquisition.echo_time)))
+        elif isinstance(acquisition, Diffusion):
+            shells = (f"{len(i)} at b = {acquisition.b_value[i[0]]:g} s/mm²" for i in acquisition.shells())
+            rows.append(("Volumes", "; ".join(shells)))
+    rows += [(str(name), str(value)) for name, value in series["metadata"].items()]
+    return rows
+
+
+def _milliseconds(times: Sequence[float]) -> str:
+    return ", ".join(f"{1e3 * time:g}" for time in times) + " ms"
+
+
+def status_table(counts: Mapping[str, int]) -> str:
+    """Return the voxels per status, with percentages and meanings."""
+    total = sum(counts.values())
+    rows = [
+        (name, f"{count:,}", f"{100 * count / total:.1f} %", STATUS_MEANING.get(name, ""))
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    return table(("Status", "Voxels", "Part", "Meaning"), rows)
+
+
+def overview_table(record: Mapping[str, Any]) -> str:
+    """Return one row per fit: what was made, and how many voxels went well."""
+    rows = []
+    for fit in record["fits"]:
+        counts = fit["status_counts"]
+        total = sum(counts.values())
+        rows.append(
+            (
+                fit["series"],
+                fit["model_title"],
+                fit["estimator_title"],
+                len(fit["maps"]),
+                f"{total:,}",
+                f"{100 * counts.get('OK', 0) / total:.1f} %",
+                f"{fit['seconds']:.1f} s",
+            )
+        )
+    return table(("Series", "Model", "Estimator", "Maps", "Voxels", "Estimated (OK)", "Time of the fit"), rows)

@@ -1,0 +1,49 @@
+"""The methods text: what the graphs of this version do, in sentences that can go into a paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.preprocess.relaxometry import NEGLIGIBLE
+from qmri_bidsapp.preprocess.rigid import MIN_SLICES
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.config import Config
+
+_MODELS = {
+    "t1": "T1 was estimated from the magnitude of inversion-recovery images [@barral].",
+    "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
+    "t2star": "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay.",
+    "smt": "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
+    "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
+    "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "
+    "signal [@salvador], from volumes of b up to 1500 s/mm2 where these suffice.",
+}
+
+
+def describe_methods(config: Config) -> str:
+    """Return the methods text, with ``[@key]`` marks for references."""
+    chosen = [name for name in _MODELS if "auto" in config.models or name in config.models]
+    others = [name for name in config.models if name not in _MODELS and name != "auto"]
+    fits = " ".join(_MODELS[name] for name in chosen)
+    if others:
+        fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
+    return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS App
+[@bidsapps] built on Nipype [@nipype].
+
+T1-weighted images were corrected for the bias field with N4 [@n4]; the brain was extracted with ROBEX [@robex] and
+segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@atropos].
+
+The images of each relaxometry series were aligned rigidly by mutual information [@mattes] where there were at least
+{MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not resampled. Diffusion series were
+denoised by MP-PCA [@mppca] and cleared of Gibbs ringing [@gibbs] with DIPY [@dipy], then aligned in the same way, and
+the gradient directions were rotated accordingly [@bmatrix]. No correction of susceptibility or eddy-current distortion
+was made. Mask and tissues were brought from the T1-weighted image to each series by rigid registration; without a
+T1-weighted image the mask came from the series itself (threshold of Otsu [@otsu], opening, largest part).
+
+{fits} Non-linear models were fitted by least squares within bounds with the Levenberg-Marquardt method
+[@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans the parameter space. Standard
+deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals or, for denoised diffusion
+series, from MP-PCA. Voxels whose estimate is on a bound, did not converge or failed are marked in a status map.
+"""
