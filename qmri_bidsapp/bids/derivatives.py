@@ -17,7 +17,7 @@ BIDS_VERSION = "1.10.0"
 ENTITY_ORDER = ("sub", "ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "inv", "space", "model", "param")
 LATE_ENTITIES = ("res", "label", "desc")
 #: What the validator does not know, or is not part of the data set.
-BIDSIGNORE = ("figures", "logs", "*.html", "*_dwimap.*", "*_IEmap.*", "*_model-*", "group_*")
+BIDSIGNORE = ("figures", "logs", "*_desc-preproc_dwi.bv*", "*.html", "*_dwimap.*", "*_IEmap.*", "*_model-*", "group_*")
 DESCRIPTIONS = {
     "preproc": "Preprocessed images",
     "brain": "Brain mask",

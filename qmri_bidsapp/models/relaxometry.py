@@ -13,6 +13,9 @@ from qmri_bidsapp.models.base import SignalModel
 
 #: Amplitudes are relative to the largest signal of the voxel; 20 leaves room for short inversion times at long T1.
 AMPLITUDE_BOUNDS = (0.0, 20.0)
+#: B is the signal at TI = 0 relative to A, often far outside the inversion times: a bound at its physical limit of 2
+#: would turn noise in the extrapolation into bias of T1.
+INVERSION_BOUNDS = (0.5, 3.0)
 
 
 def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -> None:
@@ -39,7 +42,7 @@ class InversionRecoveryT1(SignalModel):
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("m0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at full recovery, A", "M0map"),
         Parameter(
-            "inversion_factor", "1", (0.5, 2.2), 1.0, "Inversion factor B; 2 for a complete inversion", "IEmap", (1.5, 2.1)
+            "inversion_factor", "1", INVERSION_BOUNDS, 1.0, "Inversion factor B; 2 for a complete inversion", "IEmap", (1.5, 2.1)
         ),
         Parameter("t1", "s", (0.02, 8.0), 1.0, "Longitudinal relaxation time T1", "T1map", (0.0, 4.0)),
     )
