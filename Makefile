@@ -1,0 +1,46 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One thread per library: the steps themselves run side by side.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-all lint docs clean
+
+demo: $(VENV)/.runtime
+	@test -f demo-data/dataset_description.json || $(BIN)/qmri demo demo-data
+	$(BIN)/qmri-bids demo-data demo-out participant -w demo-work
+	$(BIN)/qmri-bids demo-data demo-out group -w demo-work
+	@echo "Reports: demo-out/sub-01.html, demo-out/sub-02.html, demo-out/group_report.html"
+
+test: $(VENV)/.all
+	$(BIN)/pytest -m "not slow" -n 2
+
+test-all: $(VENV)/.all
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/bosh validate boutiques/qmri_bidsapp.json
+
+docs: $(VENV)/.all
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint,docs]"
+	@touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) demo-data demo-out demo-work docs/_build

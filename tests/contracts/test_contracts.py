@@ -1,0 +1,202 @@
+"""What every registered model and estimator must do."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
+from qmri_bidsapp.core.maps import Status
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.registry import get_estimator, get_model, load_estimators, load_models
+
+MODELS = sorted(load_models())
+PAIRS = [(m, e) for m in MODELS for e, cls in sorted(load_estimators().items()) if cls.supports(get_model(m))]
+
+
+def directions(n: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((n, 3))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def protocol(model: SignalModel) -> Acquisition:
+    """A protocol that identifies the model well."""
+    table = {
+        InversionRecovery: InversionRecovery((0.05, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2, 5.0)),
+        MultiEcho: MultiEcho(tuple(0.01 * (i + 1) for i in range(16))),
+        SphericalMean: SphericalMean((0.0, 700.0, 1500.0, 2500.0, 4000.0), (12, 32, 32, 32, 32)),
+        Diffusion: Diffusion(
+            (0.0,) * 4 + (1000.0,) * 30, ((0.0, 0.0, 0.0),) * 4 + tuple(map(tuple, directions(30)))
+        ),
+    }
+    return table[model.acquisition_type]
+
+
+def parameters(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
+    """(n, n_parameters) in the middle of the plausible range, amplitude 100."""
+    rng = np.random.default_rng(seed)
+    ranges = {
+        "inversion_factor": (1.7, 2.0),
+        "t1": (0.4, 2.5),
+        "t2": (0.03, 0.15),
+        "t2star": (0.02, 0.08),
+        "intra_fraction": (0.2, 0.8),
+        "diffusivity": (0.8e-3, 2.4e-3),
+    }
+    columns = [np.full(n, 100.0)]
+    if model.name == "tensor":
+        root = rng.normal(0, 0.6e-3**0.5 * 0.5, (n, 3, 3))
+        tensor = root @ root.transpose(0, 2, 1) + 0.4e-3 * np.eye(3)
+        columns += [tensor[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2))]
+    else:
+        columns += [rng.uniform(*ranges[p.name], n) for p in model.parameters[1:]]
+    return np.stack(columns, axis=1)
+
+
+def simulate(model: SignalModel, n: int, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    theta = parameters(model, n, seed)
+    acquisition = protocol(model)
+    signal = model.signal(torch.tensor(theta), acquisition).numpy()
+    scale = noise / np.sqrt(np.array(acquisition.n_averages))
+    return theta, signal + scale * np.random.default_rng(seed + 1).standard_normal(signal.shape)
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestModel:
+    def test_shape_and_dtype(self, name: str) -> None:
+        model = get_model(name)
+        for dtype in (torch.float32, torch.float64):
+            theta = torch.tensor(parameters(model, 6), dtype=dtype).reshape(2, 3, -1)
+            signal = model.signal(theta, protocol(model))
+            assert signal.shape == (2, 3, protocol(model).n_measurements)
+            assert signal.dtype == dtype
+            assert model.derive(theta).shape == (2, 3, len(model.derived))
+
+    def test_is_proportional_to_the_amplitude(self, name: str) -> None:
+        model = get_model(name)
+        theta = torch.tensor(parameters(model, 5))
+        doubled = theta.clone()
+        doubled[:, 0] *= 2
+        torch.testing.assert_close(model.signal(doubled, protocol(model)), 2 * model.signal(theta, protocol(model)))
+
+    def test_jacobian_agrees_with_automatic_differentiation(self, name: str) -> None:
+        model = get_model(name)
+        theta = torch.tensor(parameters(model, 20))
+        automatic = SignalModel.jacobian(model, theta, protocol(model))
+        torch.testing.assert_close(model.jacobian(theta, protocol(model)), automatic, rtol=1e-6, atol=1e-8)
+
+    def test_does_not_depend_on_the_batch(self, name: str) -> None:
+        model = get_model(name)
+        theta = torch.tensor(parameters(model, 7))
+        torch.testing.assert_close(model.signal(theta, protocol(model))[3], model.signal(theta[3], protocol(model)))
+
+    def test_refuses_another_protocol_and_too_few_measurements(self, name: str) -> None:
+        model = get_model(name)
+        with pytest.raises(ProtocolError):
+            model.check(MultiEcho((0.01,)) if model.acquisition_type is not MultiEcho else InversionRecovery((0.1,)))
+        if model.acquisition_type in (MultiEcho, InversionRecovery):
+            with pytest.raises(ProtocolError, match="needs at least"):
+                model.check(model.acquisition_type((0.1,)))
+
+    def test_parameters_are_well_defined(self, name: str) -> None:
+        model = get_model(name)
+        names = [p.name for p in (*model.parameters, *model.derived)]
+        assert len(set(names)) == len(names)
+        for parameter in (*model.parameters, *model.derived):
+            assert parameter.bounds[0] < parameter.bounds[1]
+            assert parameter.scale > 0
+            assert parameter.description
+
+
+@pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
+class TestEstimator:
+    @staticmethod
+    def fitted(model_name: str, estimator_name: str):
+        model = get_model(model_name)
+        return model, get_estimator(estimator_name)(model).fit(protocol(model))
+
+    def test_recovers_noise_free_parameters(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        theta, signal = simulate(model, 500)
+        maps = estimator.predict(signal)
+        scale = np.array([p.scale for p in model.parameters])
+        scale[0] = 100
+        error = np.abs(maps.estimate[:, : len(scale)] - theta) / scale
+        assert np.percentile(error, 99) < 5e-3
+        assert (maps.status == Status.OK).mean() > 0.99
+
+    def test_order_of_voxels_is_irrelevant_and_results_repeat(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        _, signal = simulate(model, 300, noise=2.0)
+        order = np.random.default_rng(3).permutation(300)
+        first, second = estimator.predict(signal), estimator.predict(signal[order])
+        np.testing.assert_allclose(second.estimate, first.estimate[order], rtol=2e-3, atol=1e-6)
+        again = estimator.predict(signal)
+        np.testing.assert_array_equal(again.estimate, first.estimate)
+
+    def test_bad_voxels_are_flagged_and_isolated(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        _, signal = simulate(model, 10, noise=1.0)
+        clean = estimator.predict(signal)
+        spoilt = signal.copy()
+        spoilt[2, 1], spoilt[5], spoilt[7] = np.nan, 0.0, np.inf
+        maps = estimator.predict(spoilt)
+        assert maps.status[[2, 5, 7]].tolist() == [Status.INVALID_INPUT, Status.NO_SIGNAL, Status.INVALID_INPUT]
+        assert np.isnan(maps.estimate[[2, 5, 7]]).all()
+        assert np.isnan(maps.std[[2, 5, 7]]).all()
+        others = [0, 1, 3, 4, 6, 8, 9]
+        np.testing.assert_allclose(maps.estimate[others], clean.estimate[others], rtol=1e-4, atol=1e-7)
+
+    def test_scale_of_the_signal_only_scales_the_amplitude(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        _, signal = simulate(model, 50, noise=1.0)
+        first, second = estimator.predict(signal), estimator.predict(signal * 4096)
+        np.testing.assert_allclose(second.estimate[:, 0], 4096 * first.estimate[:, 0], rtol=1e-3)
+        np.testing.assert_allclose(second.estimate[:, 1:], first.estimate[:, 1:], rtol=1e-3, atol=1e-6)
+
+    def test_survives_pickling(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        _, signal = simulate(model, 20, noise=1.0)
+        copy = pickle.loads(pickle.dumps(estimator))
+        np.testing.assert_array_equal(copy.predict(signal).estimate, estimator.predict(signal).estimate)
+
+    def test_wrong_shape_and_missing_protocol_are_refused(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        with pytest.raises(ValueError, match="must have shape"):
+            estimator.predict(np.ones((4, 99)))
+        with pytest.raises(ProtocolError, match="call fit"):
+            get_estimator(estimator_name)(model).predict(np.ones((4, 5)))
+
+    def test_no_voxel_at_all(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        maps = estimator.predict(np.zeros((3, protocol(model).n_measurements)))
+        assert maps.counts() == {"NO_SIGNAL": 3}
+
+
+@pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
+@pytest.mark.parametrize("known_noise", [False, True], ids=["residual-noise", "known-noise"])
+def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator_name: str, known_noise: bool) -> None:
+    """Within 10 %, and 95 % intervals cover 93 to 97 %, at high SNR, where the Cramer-Rao bound applies."""
+    model = get_model(model_name)
+    acquisition = protocol(model)
+    n_free = acquisition.n_measurements - len(model.parameters)
+    if not known_noise and n_free < 6:
+        pytest.skip("too few residuals to estimate the noise of a single voxel")
+    middle = parameters(model, 1, seed=5)
+    n, noise = 20_000, 0.5
+    clean = model.signal(torch.tensor(middle), acquisition).numpy()
+    averages = np.sqrt(np.array(acquisition.n_averages))
+    signal = clean + noise / averages * np.random.default_rng(8).standard_normal((n, acquisition.n_measurements))
+    estimator = get_estimator(estimator_name)(model).fit(acquisition)
+    maps = estimator.predict(signal, noise_std=np.full(n, noise) if known_noise else None)
+    truth = np.concatenate([middle, model.derive(torch.tensor(middle)).numpy()], axis=1)
+    empirical = maps.estimate.std(axis=0)
+    stated = np.sqrt(np.nanmean(maps.std.astype(float) ** 2, axis=0))
+    np.testing.assert_allclose(stated, empirical, rtol=0.1)
+    if known_noise:
+        covered = np.abs(maps.estimate - truth) <= 1.96 * maps.std
+        assert np.all((covered.mean(axis=0) > 0.93) & (covered.mean(axis=0) < 0.97))
