@@ -221,10 +221,16 @@ def _make_group(
         acquisition, order = timed_protocol(kind, paths, sidecars, SERIES_AXIS[kind][1])
         paths = [paths[i] for i in order]
     elif kind == "dwi":
-        bval, bvec = layout.get_bval(paths[0]), layout.get_bvec(paths[0])
+        bval, bvec = (_gradient_file(layout, paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
     metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
     return InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
+
+
+def _gradient_file(layout: BIDSLayout, path: str, extension: str) -> str | None:
+    """Return the nearest gradient file that applies to an image, None if there is none."""
+    found: str | None = layout.get_nearest(path, extension=extension, suffix="dwi")
+    return found
 
 
 def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:

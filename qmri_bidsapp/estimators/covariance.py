@@ -57,6 +57,8 @@ def standard_deviations(
     Tensor
         (n_voxels, n_parameters + n_derived) float64; NaN where undefined.
     """
+    if not len(theta):
+        return theta.new_empty((0, len(model.parameters) + len(model.derived)), dtype=torch.float64)
     variance = torch.diagonal(covariance, dim1=1, dim2=2)
     variance = torch.where(free & (variance >= 0), variance, torch.nan)
     if model.derived:

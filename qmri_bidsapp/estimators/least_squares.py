@@ -15,13 +15,15 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import parameter_covariance, standard_deviations
-from qmri_bidsapp.estimators.levenberg_marquardt import minimise
+from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise
 from qmri_bidsapp.estimators.voxels import assemble, screen
 from qmri_bidsapp.models.base import SignalModel
 
 #: Size of the dictionary of starting points, and most values per parameter.
 DICTIONARY_SIZE = 1500
 MAX_VALUES = 100
+#: Basins of the model from which a fit is started.
+N_BASINS = 3
 #: Distance from a bound, relative to its range, that counts as on the bound.
 BOUND_TOLERANCE = 1e-5
 
@@ -60,6 +62,8 @@ class NonLinearLeastSquares(Estimator):
         atoms = self.model.signal(self._grid, acquisition) * self._root_averages
         self._norm = atoms.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         self._atoms = atoms
+        labels = self.model.basins(self._grid, acquisition)
+        self._basins = [torch.nonzero(labels == label).squeeze(1) for label in labels.unique()]
         return self
 
     def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
@@ -86,7 +90,7 @@ class NonLinearLeastSquares(Estimator):
             jacobian = self.model.jacobian(theta, self.acquisition_) * self._root_averages.unsqueeze(-1) * self._scale
             return residual, jacobian
 
-        scaled, converged = minimise(evaluate, self._start(target), self._lower, self._upper)
+        scaled, converged = self._best_minimum(evaluate, target)
         margin = BOUND_TOLERANCE * (self._upper - self._lower)
         free = (scaled > self._lower + margin) & (scaled < self._upper - margin)
         residual, jacobian = evaluate(scaled, torch.arange(len(scaled), device=self.device))
@@ -101,12 +105,34 @@ class NonLinearLeastSquares(Estimator):
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
 
-    def _start(self, target: torch.Tensor) -> torch.Tensor:
-        """Return the dictionary entry that explains most of each voxel's signal, with its amplitude, scaled."""
+    def _best_minimum(self, evaluate: Evaluate, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the lowest minimum (n, n_parameters), scaled, of those reached from the best starts."""
+        index = torch.arange(len(target), device=self.device)
+        scaled, converged = torch.empty(0), torch.empty(0)
+        lowest = torch.full((len(target),), torch.inf, device=self.device)
+        for number, start in enumerate(self._starts(target)):
+            found, done = minimise(evaluate, start, self._lower, self._upper)
+            cost = evaluate(found, index)[0].square().sum(-1)
+            better = cost < lowest
+            scaled = found if number == 0 else torch.where(better.unsqueeze(1), found, scaled)
+            converged = done if number == 0 else torch.where(better, done, converged)
+            lowest = torch.minimum(cost, lowest)
+        return scaled, converged
+
+    def _starts(self, target: torch.Tensor) -> list[torch.Tensor]:
+        """Return the entries that explain most of each voxel's signal, with amplitude, scaled: of its best basins."""
         projection = (target @ self._atoms.T).clamp(min=0)
-        best = (projection.square() / self._norm).argmax(-1)
-        start = self._grid[best].clone()
-        start[:, 0] = projection.gather(1, best.unsqueeze(1)).squeeze(1) / self._norm[best]
+        score = projection.square() / self._norm
+        tops = [score[:, entries].max(-1) for entries in self._basins]
+        values = torch.stack([top.values for top in tops], dim=-1)
+        entries = torch.stack([part[top.indices] for part, top in zip(self._basins, tops, strict=True)], dim=-1)
+        order = values.topk(min(N_BASINS, len(tops)), dim=-1).indices
+        return [self._start(projection, entries.gather(1, order[:, rank : rank + 1])) for rank in range(order.shape[1])]
+
+    def _start(self, projection: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+        """Return the scaled parameters of one dictionary entry per voxel, (n, 1) indices, with its amplitude."""
+        start = self._grid[entry.squeeze(1)].clone()
+        start[:, 0] = projection.gather(1, entry).squeeze(1) / self._norm[entry.squeeze(1)]
         return (start / self._scale).clamp(self._lower, self._upper)
 
     def _variance(self, residual: torch.Tensor, noise: torch.Tensor | None, size: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
@@ -18,6 +18,8 @@ from qmri_bidsapp.interfaces.preprocess import defined
 
 #: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
 CHUNK_SIZE = 32_768
+#: Fewer b0 volumes say too little of the noise.
+MIN_REPEATS = 4
 
 
 def fit_volume(
@@ -68,7 +70,8 @@ def fit_volume(
     parts = []
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
-        parts.append(estimator.predict(values, noise_std=None if masked_noise is None else masked_noise[index]))
+        noise = _noise_of_repeats(signals, acquisition) if masked_noise is None else masked_noise[index]
+        parts.append(estimator.predict(values, noise_std=noise))
     return ParameterMaps(
         parameters=parts[0].parameters,
         estimate=np.concatenate([part.estimate for part in parts]),
@@ -76,6 +79,19 @@ def fit_volume(
         std_kind=parts[0].std_kind,
         status=np.concatenate([part.status for part in parts]),
     )
+
+
+def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:
+    """Return (n_voxels,) standard deviations over the repeated b0 volumes; None where there are too few.
+
+    A powder average leaves few residuals, too few to tell the noise from; repeats do.
+    """
+    if not isinstance(acquisition, Diffusion):
+        return None
+    repeats = np.flatnonzero(np.asarray(acquisition.b_value) <= B0_THRESHOLD)
+    if len(repeats) < MIN_REPEATS:
+        return None
+    return np.asarray(signals[:, repeats].std(axis=1, ddof=1))
 
 
 class _FitInputSpec(BaseInterfaceInputSpec):

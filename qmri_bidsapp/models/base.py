@@ -76,6 +76,13 @@ class SignalModel(ABC):
         """Return the derived parameters, (..., n_derived), in each one's unit."""
         return theta[..., :0]
 
+    def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (n,) labels of the parts of parameter space, each with a minimum of its own, that `theta` lies in.
+
+        Estimators that start from a grid of (n, n_parameters) points then start once from each promising part.
+        """
+        return torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
+
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
         """Return the protocol that the model uses of a series, and how the series' values lead to it.
 

@@ -67,6 +67,11 @@ class InversionRecoveryT1(SignalModel):
         columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
         return torch.stack([sign * column for column in columns], dim=-1)
 
+    def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return how many images lie before the null: the magnitude hides their sign, and each count has a minimum."""
+        before_null = theta[:, 1:2] * torch.exp(-_times(acquisition, theta) / theta[:, 2:3]) > 1
+        return before_null.sum(-1)
+
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return R1 = 1 / T1, (..., 1)."""
         return 1 / theta[..., 2:3]

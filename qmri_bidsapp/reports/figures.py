@@ -29,7 +29,8 @@ def choose_slices(mask: npt.NDArray[np.bool_]) -> list[int]:
     inside = np.flatnonzero(mask.any(axis=(0, 1)))
     if len(inside) <= N_SLICES:
         return [int(k) for k in inside]
-    return [int(inside[i]) for i in np.linspace(0.06, 0.94, N_SLICES) * (len(inside) - 1)]
+    spread = np.linspace(0.06, 0.94, N_SLICES) * (len(inside) - 1)
+    return [int(inside[round(position)]) for position in spread]
 
 
 def tile(volume: npt.NDArray[Any], mask: npt.NDArray[np.bool_], fill: float = np.nan) -> npt.NDArray[np.float64]:

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+SHAPE = (6, 6, 3)
+
+
+def write_image(path: Path, shape: tuple[int, ...] = SHAPE, value: float = 1.0, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.full(shape, value, dtype=np.float32)
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+
+
+def write_sidecar(path: Path, **fields: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(fields))
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[[], Path]:
+    """A small valid data set: sub-01 with every kind of series, sub-02 with a T1w."""
+
+    def make() -> Path:
+        root = tmp_path / "bids"
+        write_sidecar(root / "dataset_description.json", Name="test", BIDSVersion="1.10.0")
+        anat, dwi = root / "sub-01" / "anat", root / "sub-01" / "dwi"
+        for subject in ("01", "02"):
+            write_image(root / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz")
+        # Numbered against the order of time, and with the time in an inherited sidecar for the echoes.
+        for number, time in ((1, 1.5), (2, 0.1), (3, 0.5)):
+            write_image(anat / f"sub-01_inv-{number}_IRT1.nii.gz")
+            write_sidecar(anat / f"sub-01_inv-{number}_IRT1.json", InversionTime=time)
+        for number in (1, 2, 3):
+            write_image(anat / f"sub-01_echo-{number}_MESE.nii.gz")
+            write_sidecar(root / f"echo-{number}_MESE.json", EchoTime=0.01 * number)
+        write_image(dwi / "sub-01_dwi.nii.gz", (*SHAPE, 8))
+        write_sidecar(dwi / "sub-01_dwi.json", LargeDelta=0.03, SmallDelta=0.01)
+        (dwi / "sub-01_dwi.bval").write_text("0 0 1000 1000 1000 1000 1000 1000\n")
+        vectors = np.zeros((3, 8))
+        vectors[:, 2:] = np.hstack([np.eye(3), np.eye(3)])
+        np.savetxt(dwi / "sub-01_dwi.bvec", vectors)
+        return root
+
+    return make

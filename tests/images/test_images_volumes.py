@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.images.gradients import format_gradients, read_gradients
+from qmri_bidsapp.images.volumes import fill, iter_voxels, load_image, merge_series, save_image
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).random((20, 20, 20)))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InputError, match="truncated"):
+        load_image(path, ndim=3)
+
+
+@pytest.mark.parametrize(("value", "message"), [(0.0, "nothing but zeros"), (np.nan, "all NaN")])
+def test_empty_volumes(tmp_path: Path, value: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_image(save(tmp_path / "a.nii.gz", np.full((3, 3, 3), value)), ndim=3)
+
+
+def test_dimensions(tmp_path: Path) -> None:
+    assert load_image(save(tmp_path / "a.nii", np.ones((3, 3, 3, 1))), ndim=3).shape == (3, 3, 3)
+    with pytest.raises(InputError, match="must have 3 dimensions"):
+        load_image(save(tmp_path / "b.nii", np.ones((3, 3, 3, 2))), ndim=3)
+
+
+def test_scaled_integers_are_read_in_their_unit(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.arange(27, dtype=np.int16).reshape(3, 3, 3), np.eye(4))
+    image.header.set_slope_inter(0.5, 10)
+    nib.save(image, tmp_path / "a.nii.gz")
+    loaded = load_image(tmp_path / "a.nii.gz", ndim=3)
+    assert np.asarray(loaded.dataobj).max() == 23
+    assert nib.load(save_image(loaded, tmp_path / "b.nii")).get_fdata().max() == 23
+
+
+def test_series_need_one_geometry(tmp_path: Path) -> None:
+    first = save(tmp_path / "a.nii", np.ones((3, 3, 3)))
+    assert merge_series([first, first]).shape == (3, 3, 3, 2)
+    with pytest.raises(InputError, match="one shape"):
+        merge_series([first, save(tmp_path / "b.nii", np.ones((3, 3, 4)))])
+    with pytest.raises(InputError, match="affine"):
+        merge_series([first, save(tmp_path / "c.nii", np.ones((3, 3, 3)), np.diag([2.0, 1, 1, 1]))])
+
+
+def test_chunks_put_together_are_the_masked_image(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).random((4, 5, 6, 7)).astype(np.float32)
+    mask = data[..., 0] > 0.4
+    parts = list(iter_voxels(save(tmp_path / "a.nii", data), mask, chunk_size=11))
+    values = np.concatenate([signals for _, signals in parts])
+    np.testing.assert_array_equal(values, data[mask])
+    assert max(len(signals) for _, signals in parts) <= 11
+    filled = fill(values[:, 3], mask, np.nan)
+    np.testing.assert_array_equal(filled[mask], data[mask][:, 3])
+    assert np.isnan(filled[~mask]).all()
+
+
+def test_gradients_survive_writing(tmp_path: Path) -> None:
+    b_value, direction = np.array([0.0, 1000.0, 2500.0]), np.array([[0, 0, 0], [0.6, 0.8, 0], [0, 0, 1.0]])
+    bval, bvec = format_gradients(b_value, direction)
+    (tmp_path / "x.bval").write_text(bval)
+    (tmp_path / "x.bvec").write_text(bvec)
+    again = read_gradients(tmp_path / "x.bval", tmp_path / "x.bvec", 3)
+    np.testing.assert_allclose(again[0], b_value)
+    np.testing.assert_allclose(again[1], direction, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bval", "bvec", "message"),
+    [
+        ("0 1000", "0 1\n0 0\n0 0\n0 0", "3 x 2"),
+        ("0 1000", "0 0.5\n0 0\n0 0", "unit vector"),
+        ("0 -5", "0 1\n0 0\n0 0", "negative"),
+        ("0 x", "0 1\n0 0\n0 0", "table of numbers"),
+        ("0", "0 1\n0 0\n0 0", "1 b-values"),
+    ],
+    ids=["rows", "norm", "negative", "text", "count"],
+)
+def test_bad_gradients(tmp_path: Path, bval: str, bvec: str, message: str) -> None:
+    (tmp_path / "x.bval").write_text(bval)
+    (tmp_path / "x.bvec").write_text(bvec)
+    with pytest.raises(InputError, match=message):
+        read_gradients(tmp_path / "x.bval", tmp_path / "x.bvec", 2)
