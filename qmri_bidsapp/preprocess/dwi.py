@@ -23,7 +23,7 @@ MIN_UNRING_SIZE = 32
 def denoise(
     image: nib.Nifti1Image, *, mask: nib.Nifti1Image
 ) -> tuple[nib.Nifti1Image, npt.NDArray[np.float32] | None, str | None]:
-    """Remove noise by MP-PCA (Veraart et al. 2016).
+    """Remove noise by MP-PCA (Veraart et al. 2016), and the noise floor of the magnitudes.
 
     Parameters
     ----------
@@ -56,8 +56,28 @@ def denoise(
         # dipy divides by zero where the mask leaves voxels out, and advises larger patches, which blur more.
         warnings.filterwarnings("ignore", message="Number of samples")
         denoised, noise_std = mppca(data, mask=inside, patch_radius=2, return_sigma=True)
-    values = np.where(inside[..., None], denoised, data).astype(np.float32)
-    return make_image(values, image), np.asarray(noise_std, dtype=np.float32), None
+    noise_std = np.asarray(noise_std, dtype=np.float32)
+    values = np.where(inside[..., None], remove_noise_floor(denoised, noise_std), data).astype(np.float32)
+    return make_image(values, image), noise_std, None
+
+
+def remove_noise_floor(
+    magnitude: npt.NDArray[np.float32], noise_std: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Correct the Rician bias of denoised magnitudes: sqrt(M^2 - sigma^2), not below zero.
+
+    Denoising brings a magnitude near its expectation, whose square exceeds that of the signal by sigma^2 (Gudbjartsson
+    and Patz 1995, eq. 4). Without the correction, powder averages at high b-values come out too high.
+
+    Parameters
+    ----------
+    magnitude : ndarray
+        (x, y, z, n).
+    noise_std : ndarray
+        (x, y, z) standard deviation of the noise of the real and of the imaginary part.
+    """
+    corrected: npt.NDArray[np.float32] = np.sqrt(np.maximum(magnitude**2 - noise_std[..., None] ** 2, 0))
+    return corrected
 
 
 def unring(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Image, str | None]:

@@ -1,0 +1,55 @@
+"""Sphinx configuration; the pages of options and models are written from the program itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.cli.parser import build_parser
+from qmri_bidsapp.registry import get_model, load_estimators, load_models
+
+project = "qmri_bidsapp"
+author = "The qmri_bidsapp developers"
+release = version = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+html_theme = "furo"
+html_title = f"qmri_bidsapp {version}"
+exclude_patterns = ["_build", "generated"]
+numpydoc_show_class_members = False
+autodoc_typehints = "none"
+
+GENERATED = Path(__file__).parent / "generated"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _write_models() -> None:
+    text = ""
+    for name in load_models():
+        model = get_model(name)
+        fitting = ", ".join(key for key, estimator in load_estimators().items() if estimator.supports(model))
+        equation = (type(model).__doc__ or "").partition(".. math::")[2].split("\n\n")[0].strip()
+        text += f"## {model.title} (`{name}`)\n\n$$\n{' '.join(equation.split())}\n$$\n\n"
+        text += f"From: {', '.join(model.bids_suffixes)}. Estimators: {fitting}. Source: {model.reference}.\n\n"
+        rows = [
+            [
+                f"`{p.bids_suffix or 'param-' + p.label}`",
+                p.description,
+                p.unit,
+                f"{p.bounds[0]:g} to {p.bounds[1]:g}",
+            ]
+            for p in (*model.parameters, *model.derived)
+        ]
+        text += _table(["BIDS name", "parameter", "unit", "bounds"], rows) + "\n"
+    (GENERATED / "models.md").write_text(text)
+
+
+GENERATED.mkdir(exist_ok=True)
+os.environ["COLUMNS"] = "100"
+(GENERATED / "help.txt").write_text(build_parser().format_help())
+_write_models()
