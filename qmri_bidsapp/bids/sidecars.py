@@ -16,7 +16,6 @@ SHOWN_FIELDS = (
     "ManufacturersModelName",
     "MagneticFieldStrength",
     "RepetitionTime",
-    "EchoTime",
     "FlipAngle",
     "LargeDelta",
     "SmallDelta",

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.parser import Parser
-from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
-from qmri_bidsapp.errors import QmriError
+from qmri_bidsapp.errors import EXIT_OK, QmriError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,20 +28,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code; the cause of a failure is said in one line."""
+    """Run a command and return its exit code."""
     try:
         arguments = build_parser().parse_args(argv)
         arguments.run(arguments)
-    except KeyboardInterrupt as error:
-        say_error("qmri", "interrupted")
-        return exit_code(error)
     except QmriError as error:
-        say_error("qmri", f"error: {error}")
-        return exit_code(error)
-    except Exception as error:
-        say_unexpected("qmri", error)
-        return exit_code(error)
-    return exit_code(None)
+        print(f"qmri: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return EXIT_OK
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -143,9 +143,9 @@ def align(
     means = [make_image(data[..., shell].mean(axis=3), image) for shell in shells]
     motions = [Rigid(np.eye(4))] * len(volumes)
     for mean, shell in zip(means, shells, strict=True):
-        to_lowest = Rigid(np.eye(4)) if mean is means[0] else register(means[0], mean, fine=False)
+        to_lowest = Rigid(np.eye(4)) if mean is means[0] else register(means[0], mean, effort="near")
         for index in shell:
-            within = register(mean, volumes[index], fine=False) if len(shell) > 1 else Rigid(np.eye(4))
+            within = register(mean, volumes[index], effort="quick") if len(shell) > 1 else Rigid(np.eye(4))
             motions[index] = Rigid(within.matrix @ to_lowest.matrix)
     aligned, motion, note = apply(image, volumes, means[0], motions)
     return aligned, rotate_directions(direction, motion, image.affine), motion, note

@@ -133,7 +133,7 @@ def transfer(
             "the header geometry is used."
         )
     else:
-        motion = register(reference, t1w)
+        motion = register(reference, t1w, effort="far")
         if not motion.is_plausible:
             motion = IDENTITY
             note = "T1w to series registration failed (implausible rotation); the header geometry is used."

@@ -40,7 +40,7 @@ def align(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Imag
     reference = int(np.argmax(data.mean(axis=(0, 1, 2))))
     volumes = [make_image(data[..., i], image) for i in range(n_images)]
     motions = [
-        IDENTITY if i == reference else register(volumes[reference], volumes[i], fine=False) for i in range(n_images)
+        IDENTITY if i == reference else register(volumes[reference], volumes[i], effort="near") for i in range(n_images)
     ]
     return apply(image, volumes, volumes[reference], motions)
 

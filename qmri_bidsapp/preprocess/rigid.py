@@ -20,6 +20,23 @@ MIN_SLICES = 8
 MAX_ROTATION = np.deg2rad(15.0)
 MAX_TRANSLATION = 15.0
 SEED = 1
+#: How registrations proceed. "far": between series, from the centres of mass. "near": within a series whose contrast
+#: changes, from the header. "quick": within a series of one contrast, at half the resolution, several times faster.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "far": {"aff_iterations": (200, 100, 50), "aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)},
+    "near": {
+        "aff_iterations": (60, 30),
+        "aff_shrink_factors": (2, 1),
+        "aff_smoothing_sigmas": (1, 0),
+        "initial_transform": "Identity",
+    },
+    "quick": {
+        "aff_iterations": (30,),
+        "aff_shrink_factors": (2,),
+        "aff_smoothing_sigmas": (1,),
+        "initial_transform": "Identity",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -74,32 +91,18 @@ def to_ants(image: nib.Nifti1Image) -> Any:
     )
 
 
-def register(
-    fixed: nib.Nifti1Image, moving: nib.Nifti1Image, *, fixed_mask: npt.NDArray[np.bool_] | None = None, fine: bool = True
-) -> Rigid:
+def register(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, *, effort: str) -> Rigid:
     """Find the rigid motion that aligns two images, by mutual information.
 
     Parameters
     ----------
     fixed, moving : Nifti1Image
         3-D; contrasts may differ.
-    fixed_mask : ndarray, optional
-        (x, y, z) bool; where the images are compared.
-    fine : bool
-        Start from the centres of mass and go through three resolutions; otherwise start from the headers at half
-        the resolution, seven times faster, which finds the small motion within a series to a tenth of a voxel.
+    effort : str
+        Key of `SCHEDULES`.
     """
     import ants
 
-    if fine:
-        schedule = {"aff_iterations": (200, 100, 50), "aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)}
-    else:
-        schedule = {"aff_iterations": (30,), "aff_shrink_factors": (2,), "aff_smoothing_sigmas": (1,)}
-    options: dict[str, Any] = dict(schedule)
-    if not fine:
-        options["initial_transform"] = "Identity"
-    if fixed_mask is not None:
-        options["mask"] = to_ants(nib.Nifti1Image(fixed_mask.astype(np.float32), fixed.affine))
     with tempfile.TemporaryDirectory() as folder:
         found = ants.registration(
             to_ants(fixed),
@@ -109,7 +112,7 @@ def register(
             aff_random_sampling_rate=0.25,
             outprefix=str(Path(folder) / "rigid_"),
             random_seed=SEED,
-            **options,
+            **SCHEDULES[effort],
         )
         matrix = _read_matrix(found["fwdtransforms"][0])
     return Rigid(RAS_TO_LPS @ matrix @ RAS_TO_LPS)

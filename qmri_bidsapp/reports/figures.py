@@ -60,8 +60,7 @@ def _show(axis: Any, tiled: npt.NDArray[np.float64], colours: str, limits: tuple
     """Draw a tiled mosaic without frame."""
     from matplotlib import colormaps
 
-    shades = colormaps[colours].copy()
-    shades.set_bad("#e9e9e9")
+    shades = colormaps[colours].with_extremes(bad="#e9e9e9")
     shown = axis.imshow(tiled, cmap=shades, vmin=limits[0], vmax=limits[1], interpolation="nearest", aspect="equal")
     axis.set_axis_off()
     axis.text(0.003, 0.99, "L", transform=axis.transAxes, va="top", color="#888888", fontsize=8)
@@ -153,7 +152,7 @@ def _histogram(
         if not part.size:
             continue
         q1, median, q3 = np.percentile(part, [25, 50, 75])
-        text = f"{name}: {median:.3g} [{q1:.3g}, {q3:.3g}] {unit}"
+        text = f"{name}: {median:.4g} [{q1:.4g}, {q3:.4g}] {unit}"
         weights = np.full(part.size, 1 / part.size)
         axis.hist(part, bins=bins, weights=weights, histtype="step", color=TISSUE_COLOURS[name], label=text, linewidth=1.4)
         axis.axvline(median, color=TISSUE_COLOURS[name], linewidth=0.7, linestyle=":")

@@ -71,7 +71,7 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     description = f"{group.kind}, preprocessed"
     sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False) for _ in names]
     if group.kind == "dwi":
-        sidecars[0].update({key: value for key, value in group.metadata if key in ("EchoTime", "RepetitionTime")})
+        sidecars[0].update({key: value for key, value in group.metadata if key == "RepetitionTime"})
     else:
         acquisition = group.acquisition.to_dict()  # type: ignore[union-attr]
         times = acquisition["inversion_time" if group.kind == "IRT1" else "echo_time"]

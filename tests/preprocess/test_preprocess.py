@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.preprocess import dwi, masks, relaxometry
+from qmri_bidsapp.preprocess.rigid import Rigid, register, resample, to_ants
+
+AFFINE = np.array([[-3.0, 0.2, 0, 60], [0.2, 3.0, 0.1, -70], [0, -0.1, 3.0, -40], [0, 0, 0, 1]])
+SHAPE = (40, 44, 26)
+
+
+def head(seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
+    """A blob with structure, brighter than its background."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    inside = np.sqrt((grid**2).sum(0)) < 0.75
+    texture = gaussian_filter(rng.standard_normal(shape), 2.0)
+    return (100 * inside * (1 + 0.5 * texture / texture.std() * 0.6)).clip(0).astype(np.float32)
+
+
+def image(data: np.ndarray, affine: np.ndarray = AFFINE) -> nib.Nifti1Image:
+    return nib.Nifti1Image(data.astype(np.float32), affine)
+
+
+def motion(angles: tuple[float, float, float], shift: tuple[float, float, float]) -> Rigid:
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    matrix[:3, 3] = shift
+    return Rigid(matrix)
+
+
+def moved(data: np.ndarray, by: Rigid) -> np.ndarray:
+    """Data in which the point x of the reference is found at by(x)."""
+    return resample(image(data), image(data), Rigid(np.linalg.inv(by.matrix)), order=3)
+
+
+def test_geometry_survives_the_way_to_ants() -> None:
+    """ANTs' own answer for a voxel's position, LPS, against nibabel's, RAS."""
+    import ants
+
+    for affine in (AFFINE, np.diag([2.0, 3, 4, 1]), np.diag([-2.0, 3, 4, 1])):
+        converted = to_ants(image(head(), affine))
+        point = ants.transform_index_to_physical_point(converted, [3, 5, 7])
+        expected = affine @ [3, 5, 7, 1]
+        np.testing.assert_allclose(point, expected[:3] * [-1, -1, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("effort", "sign", "tolerance"), [("far", -1, 1.0), ("near", -1, 1.0), ("quick", 1, 1.5)])
+def test_registration_recovers_a_known_motion(effort: str, sign: int, tolerance: float) -> None:
+    """To a fraction of the 3 mm voxels, at the corners; with reversed contrast where contrasts may differ."""
+    data, true = head(), motion((2.0, -1.0, 3.0), (1.0, -2.0, 1.5))
+    found = register(image(data), image(200 + sign * moved(data, true)), effort=effort)
+    error = Rigid(np.linalg.inv(true.matrix) @ found.matrix)
+    assert error.displacement(image(data)) < tolerance
+    np.testing.assert_allclose(found.parameters[:3], true.parameters[:3], atol=np.deg2rad(0.7))
+
+
+def test_alignment_of_a_series_and_its_report() -> None:
+    data, true = head(), motion((1.5, 0.0, -2.0), (2.0, 1.0, -1.0))
+    series = np.stack([data, 0.7 * moved(data, true), 0.9 * data], axis=-1)
+    aligned, found, note = relaxometry.align(image(series))
+    assert note is None
+    np.testing.assert_allclose(found[1, :3], true.parameters[:3], atol=np.deg2rad(0.5))
+    inner = (slice(8, -8),) * 3
+    before = np.abs(series[..., 1] / 0.7 - data)[inner].mean()
+    after = np.abs(np.asarray(aligned.dataobj)[..., 1] / 0.7 - data)[inner].mean()
+    assert after < 0.3 * before
+    np.testing.assert_array_equal(np.asarray(aligned.dataobj)[..., 2], series[..., 2])
+
+
+def test_too_few_slices_are_left_alone_with_a_note() -> None:
+    series = image(np.stack([head(shape=(20, 20, 2))] * 3, axis=-1))
+    same, found, note = relaxometry.align(series)
+    assert same is series
+    assert note is not None
+    assert "2 slices" in note
+    assert not found.any()
+    _, sigma, note = dwi.denoise(series, mask=image(np.ones((20, 20, 2))))
+    assert sigma is None
+    assert "2 slices" in str(note)
+    assert "20 x 20" in str(dwi.unring(series)[1])
+
+
+@pytest.mark.parametrize("flip", [1.0, -1.0], ids=["positive-determinant", "negative-determinant"])
+def test_gradient_directions_turn_with_the_head(flip: float) -> None:
+    """A head turned by +90 degrees about z, measured along x of the scanner, was measured along -y of the reference head."""
+    affine = np.diag([flip * 2.0, 2.0, 2.0, 1.0])
+    turn = motion((0, 0, 90), (0, 0, 0)).parameters[None]
+    world = np.array([1.0, 0.0, 0.0])
+    to_world = np.diag([flip, 1, 1]) @ (np.diag([-1.0, 1, 1]) if flip > 0 else np.eye(3))
+    stored = np.linalg.inv(to_world) @ world
+    turned = to_world @ dwi.rotate_directions(stored[None], turn, affine)[0]
+    np.testing.assert_allclose(turned, [0.0, -1.0, 0.0], atol=1e-12)
+
+
+def test_denoising_lowers_noise_and_knows_its_level() -> None:
+    rng = np.random.default_rng(0)
+    clean = head(shape=(14, 14, 8))[..., None] * np.exp(-np.linspace(0, 2, 30)) + 60
+    noisy = np.hypot(clean + 4 * rng.standard_normal(clean.shape), 4 * rng.standard_normal(clean.shape))
+    mask = image(np.ones((14, 14, 8)))
+    result, sigma, note = dwi.denoise(image(noisy), mask=mask)
+    assert note is None
+    assert sigma is not None
+    assert np.median(sigma) == pytest.approx(4, rel=0.15)
+    assert np.asarray(result.dataobj - clean).std() < 0.5 * 4
+
+
+def test_noise_floor_is_removed() -> None:
+    """The root mean square of many Rician draws is sqrt(A^2 + 2 sigma^2); their mean lies between."""
+    rng, sigma = np.random.default_rng(1), 1.0
+    for amplitude in (3.0, 6.0):
+        draws = np.hypot(amplitude + sigma * rng.standard_normal(200_000), sigma * rng.standard_normal(200_000))
+        expectation = np.full((1, 1, 1, 1), draws.mean(), np.float32)
+        corrected = dwi.remove_noise_floor(expectation, np.full((1, 1, 1), sigma, np.float32))
+        assert corrected.item() == pytest.approx(amplitude, rel=0.01)
+
+
+class TestMasks:
+    def test_labels_reach_another_grid(self) -> None:
+        data = head()
+        brain = image(data > 0)
+        coarse = image(np.zeros((30, 33, 20)), AFFINE @ np.diag([4 / 3, 4 / 3, 4 / 3, 1]))
+        reference = image(resample(image(data), coarse, Rigid(np.eye(4)), order=1), coarse.affine)
+        (mask, same), note = masks.transfer(image(data), [brain, brain], reference)
+        assert note is None
+        expected = np.asarray(reference.dataobj) > 20
+        found = np.asarray(mask.dataobj) > 0
+        assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.93
+        np.testing.assert_array_equal(np.asarray(same.dataobj), np.asarray(mask.dataobj))
+
+    def test_brain_outside_the_series_is_an_error(self) -> None:
+        data = head()
+        far = np.array(AFFINE)
+        far[:3, 3] += 1000
+        with pytest.raises(InputError, match="outside the series"):
+            masks.transfer(image(data), [image(data > 0)], image(np.ones((20, 20, 4)), far))
+
+    def test_no_signal(self) -> None:
+        with pytest.raises(InputError, match="no signal"):
+            masks.series_mask(image(np.zeros((8, 8, 2, 3))))
+
+    @pytest.mark.parametrize(
+        ("subject", "folder", "least"), [("irbrain", "anat", 0.92), ("mwi", "anat", 0.80), ("mdtb2k", "dwi", 0.90)]
+    )
+    def test_real_series_without_t1w(self, real, subject: str, folder: str, least: float) -> None:
+        from qmri_bidsapp.images.volumes import load_image, merge_series
+
+        files = sorted((real / f"sub-{subject}" / folder).glob("*.nii.gz"))
+        series = merge_series(files) if len(files) > 1 else load_image(files[0], ndim=4)
+        found = np.asarray(masks.series_mask(series).dataobj) > 0
+        path = real / "derivatives" / "reference" / f"sub-{subject}" / folder / f"sub-{subject}_desc-brain_mask.nii.gz"
+        expected = np.asarray(nib.load(path).dataobj).reshape(found.shape) > 0
+        assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > least

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qmri_bidsapp.errors import InputMissingError
+from qmri_bidsapp.group.aggregate import GroupTable, aggregate
+from qmri_bidsapp.group.report import outliers
+from qmri_bidsapp.reports import tables
+from qmri_bidsapp.reports.assembler import build_subject_report
+from qmri_bidsapp.reports.citation import read_references, resolve, write_citation
+from qmri_bidsapp.reports.figures import choose_slices, map_figure, save_svg, tile
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """An output folder with one fit, one missing map and a problem."""
+    shape = (12, 14, 6)
+    rng = np.random.default_rng(0)
+    mask = np.zeros(shape, np.uint8)
+    mask[2:-2, 2:-2, 1:-1] = 1
+    values = np.where(mask, rng.normal(1.0, 0.1, shape), np.nan).astype(np.float32)
+    anat = tmp_path / "sub-01" / "anat"
+    save(anat / "pre.nii.gz", values * 100)
+    save(anat / "mask.nii.gz", mask)
+    save(anat / "dseg.nii.gz", mask * rng.integers(1, 4, shape).astype(np.uint8))
+    save(anat / "sub-01_T1map.nii.gz", values)
+    save(anat / "std.nii.gz", values / 20)
+    save(anat / "status.nii.gz", mask)
+    item = {"parameter": "t1", "description": "T1 <b>", "unit": "s", "display_range": [0.0, 2.0]}
+    record = {
+        "subject": "01",
+        "version": "0",
+        "series": [
+            {
+                "name": "IRT1",
+                "kind": "IRT1",
+                "entities": {},
+                "files": ["sub-01/anat/a.nii.gz"],
+                "protocol": {"type": "InversionRecovery", "inversion_time": [0.1, 0.5, 1.0]},
+                "metadata": {},
+                "notes": ["Alignment left out."],
+                "motion": [[0.01, 0, 0, 1, 0, 0]],
+                "preproc": "sub-01/anat/pre.nii.gz",
+                "mask": "sub-01/anat/mask.nii.gz",
+                "tissues": "sub-01/anat/dseg.nii.gz",
+            }
+        ],
+        "fits": [
+            {
+                "series": "IRT1",
+                "kind": "IRT1",
+                "model": "t1",
+                "model_title": "T1",
+                "model_reference": "Somebody 2010",
+                "estimator": "nlls",
+                "estimator_title": "NLLS",
+                "std_kind": "CRB",
+                "status": "sub-01/anat/status.nii.gz",
+                "status_counts": {"OK": 100, "AT_BOUND": 300},
+                "seconds": 1.0,
+                "maps": [
+                    {**item, "map": "sub-01/anat/sub-01_T1map.nii.gz", "std": "sub-01/anat/std.nii.gz"},
+                    {**item, "parameter": "r1", "map": "sub-01/anat/sub-01_R1map.nii.gz", "std": None},
+                ],
+            }
+        ],
+        "problems": [{"kind": "MESE", "file": "x", "message": "x needs <EchoTime>", "severity": "error"}],
+        "notes": [],
+    }
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "sub-01.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_report_leads_with_problems_and_escapes_text(output: Path) -> None:
+    crashes = output / "logs" / "sub-01" / "run"
+    crashes.mkdir(parents=True)
+    (crashes / "crash-1.txt").write_text("Traceback:\n  File x\nInputError: y <truncated>: copy it again\n")
+    page = build_subject_report(output, "01", crashes).read_text()
+    assert page.index("x needs &lt;EchoTime&gt;") < page.index("Protocol as read")
+    assert "InputError: y &lt;truncated&gt;" in page
+    assert "100, 500, 1000 ms" in page
+    assert "only 25% of the voxels" in page
+    assert "sub-01_R1map.nii.gz is not in the output folder" in page
+    assert "<b>" not in page
+    figures = sorted(path.name for path in (output / "sub-01" / "figures").glob("*.svg"))
+    assert len(figures) == 3
+    assert all(name in page for name in figures)
+
+
+def test_report_of_a_subject_that_was_never_run(output: Path) -> None:
+    with pytest.raises(InputMissingError, match="run the participant level"):
+        build_subject_report(output, "77", None)
+
+
+def test_the_same_figure_gives_the_same_file(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((8, 8, 3)).astype(np.float32)
+    mask = np.ones((8, 8, 3), bool)
+    for name in ("a.svg", "b.svg"):
+        figure = map_figure(values, values, mask, None, title="t", unit="s", display_range=None)
+        save_svg(figure, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_mosaic_puts_left_on_the_left_and_anterior_up() -> None:
+    volume = np.zeros((10, 12, 1))
+    volume[0, -1, 0] = 1.0
+    tiled = tile(volume, np.ones(volume.shape, bool))
+    assert tiled[0, 0] == 1.0
+    assert choose_slices(np.ones((2, 2, 100), bool))[0] > 0
+
+
+def test_empty_map_can_be_drawn(tmp_path: Path) -> None:
+    values = np.full((6, 6, 2), np.nan, np.float32)
+    figure = map_figure(values, values, np.ones(values.shape, bool), None, title="t", unit="1", display_range=None)
+    save_svg(figure, tmp_path / "x.svg")
+
+
+def test_status_table_has_percentages() -> None:
+    assert "75.0 %" in tables.status_table({"OK": 300, "FAILED": 100})
+
+
+class TestCitation:
+    def test_marks_become_numbers(self) -> None:
+        text, references = resolve("a [@n4] b [@robex] c [@n4]")
+        assert text == "a [1] b [2] c [1]"
+        assert "Tustison" in references[0]
+
+    def test_unknown_key(self) -> None:
+        with pytest.raises(KeyError):
+            resolve("[@nobody]")
+
+    def test_bibliography_is_complete(self) -> None:
+        assert len(read_references()) >= 20
+
+    def test_files(self, tmp_path: Path) -> None:
+        write_citation(tmp_path, "Text & more [@bids].")
+        assert "&amp; more [1]" in (tmp_path / "logs" / "CITATION.html").read_text()
+
+
+class TestGroup:
+    def test_only_estimated_voxels_count(self, output: Path) -> None:
+        anat = output / "sub-01" / "anat"
+        save(anat / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
+        status = np.asarray(nib.load(anat / "status.nii.gz").dataobj).copy()
+        status[4:6] = np.where(status[4:6] > 0, 3, 0)
+        save(anat / "status.nii.gz", status)
+        found, warnings = aggregate(output)
+        assert warnings == []
+        table = next(item for item in found if item.name == "T1map")
+        brain = next(row for row in table.rows if row["tissue"] == "brain")
+        values = np.asarray(nib.load(anat / "sub-01_T1map.nii.gz").dataobj)
+        assert brain["median"] == pytest.approx(float(np.median(values[status == 1])))
+        assert brain["n_flagged"] == int((status == 3).sum())
+        assert sum(r["n_voxels"] for r in table.rows if r["tissue"] != "brain") == brain["n_voxels"]
+
+    def test_a_missing_map_is_a_warning(self, output: Path) -> None:
+        found, warnings = aggregate(output)
+        assert found == []
+        assert "cannot be read" in warnings[0]
+
+    def test_outliers_are_named(self) -> None:
+        rows = [
+            {"participant_id": f"sub-{i}", "series": "IRT1", "tissue": "WM", "median": 0.8 + 0.01 * (i % 3)} for i in range(9)
+        ]
+        rows[4]["median"] = 1.4
+        (message,) = outliers(GroupTable("T1map", "T1", "s", rows))
+        assert "sub-4" in message
