@@ -70,7 +70,9 @@ class Config:
             if path is not None and not path.is_file():
                 raise InputMissingError(f"--{name.replace('_', '-')}: the file {path} does not exist.")
         if self.bids_dir == self.work_dir or self.bids_dir in self.work_dir.parents:
-            raise UsageError(f"The work folder {self.work_dir} lies in the input folder; choose another with --work-dir.")
+            raise UsageError(
+                f"The work folder {self.work_dir} lies in the input folder; choose another with --work-dir."
+            )
 
     @property
     def derivatives_dir(self) -> Path:
@@ -110,7 +112,9 @@ class Config:
         values = {}
         for name, value in dataclasses.asdict(self).items():
             if value is not None:
-                values[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+                values[name] = (
+                    str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+                )
         return tomli_w.dumps(values)
 
 
@@ -156,7 +160,7 @@ def convert(values: dict[str, Any]) -> dict[str, Any]:
     types = {field.name: str(field.type) for field in dataclasses.fields(Config)}
     for name, value in values.items():
         if name in _PATHS and value is not None:
-            value = Path(os.path.abspath(Path(value).expanduser()))
+            value = Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 - resolve() would follow links
         elif isinstance(value, list):
             value = tuple(str(item) for item in value)
         elif types[name] == "float" and isinstance(value, int):

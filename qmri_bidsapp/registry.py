@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -18,7 +18,7 @@ AUTO = "auto"
 PREFERENCE = ("wls", "nlls")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(group: str) -> dict[str, Any]:
     """Return name -> class of an entry-point group, sorted by name."""
     found: dict[str, Any] = {}
@@ -41,12 +41,14 @@ def load_estimators() -> dict[str, type[Estimator]]:
 
 def get_model(name: str) -> SignalModel:
     """Return an instance of a model; UsageError if there is none of that name."""
-    return _get(load_models(), name, "model")()
+    model: SignalModel = _get(load_models(), name, "model")()
+    return model
 
 
 def get_estimator(name: str) -> type[Estimator]:
     """Return the class of an estimator; UsageError if there is none of that name."""
-    return _get(load_estimators(), name, "estimator")
+    estimator: type[Estimator] = _get(load_estimators(), name, "estimator")
+    return estimator
 
 
 def _get(known: dict[str, Any], name: str, what: str) -> Any:
@@ -124,5 +126,8 @@ def _estimators_for(model: SignalModel, chosen: tuple[str, ...]) -> list[str]:
     if own or general:
         return own or general
     known = load_estimators()
-    order = [*(name for name in PREFERENCE if name in known), *(name for name in known if name not in PREFERENCE)]
+    order = [
+        *(name for name in PREFERENCE if name in known),
+        *(name for name in known if name not in PREFERENCE),
+    ]
     return [next(name for name in order if known[name].supports(model))]

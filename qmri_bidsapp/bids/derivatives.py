@@ -14,10 +14,33 @@ from qmri_bidsapp.errors import OutputError
 
 BIDS_VERSION = "1.10.0"
 #: Entities in the order in which BIDS puts them into names; ``model`` and ``param`` as proposed by BEP016.
-ENTITY_ORDER = ("sub", "ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "inv", "space", "model", "param")
+ENTITY_ORDER = (
+    "sub",
+    "ses",
+    "sample",
+    "acq",
+    "ce",
+    "rec",
+    "dir",
+    "run",
+    "echo",
+    "inv",
+    "space",
+    "model",
+    "param",
+)
 LATE_ENTITIES = ("res", "label", "desc")
 #: What the validator does not know, or is not part of the data set.
-BIDSIGNORE = ("figures", "logs", "*_desc-preproc_dwi.bv*", "*.html", "*_dwimap.*", "*_IEmap.*", "*_model-*", "group_*")
+BIDSIGNORE = (
+    "figures",
+    "logs",
+    "*_desc-preproc_dwi.bv*",
+    "*.html",
+    "*_dwimap.*",
+    "*_IEmap.*",
+    "*_model-*",
+    "group_*",
+)
 DESCRIPTIONS = {
     "preproc": "Preprocessed images",
     "brain": "Brain mask",
@@ -84,7 +107,9 @@ def _write(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}); check space and permissions.") from error
+        raise OutputError(
+            f"{path} cannot be written ({error.strerror or error}); check space and permissions."
+        ) from error
 
 
 def save_image(source: str | Path, out_dir: str | Path, relative: str, sidecar: Mapping[str, Any]) -> str:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "dwi")
 #: Entity and sidecar field along which the images of a series differ.
-SERIES_AXIS = {"IRT1": ("inversion", "InversionTime"), "MESE": ("echo", "EchoTime"), "MEGRE": ("echo", "EchoTime")}
+SERIES_AXIS = {
+    "IRT1": ("inversion", "InversionTime"),
+    "MESE": ("echo", "EchoTime"),
+    "MEGRE": ("echo", "EchoTime"),
+}
 #: pybids name -> BIDS key of the entities that tell series apart, in BIDS order.
 ENTITIES = {
     "session": "ses",

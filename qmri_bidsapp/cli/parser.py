@@ -56,8 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bids_dir", help="folder of the BIDS data set")
     parser.add_argument("output_dir", help="folder for the derivatives")
-    parser.add_argument("analysis_level", metavar="{participant,group}", help="participant: maps and reports of each "
-                        "subject; group: tables and a report over all subjects of the output folder")
+    parser.add_argument(
+        "analysis_level",
+        metavar="{participant,group}",
+        help="participant: maps and reports of each "
+        "subject; group: tables and a report over all subjects of the output folder",
+    )
     parser.add_argument("--version", action="version", version=f"qmri-bids {__version__}")
     _add_selection(parser.add_argument_group("Choosing data"))
     _add_methods(parser.add_argument_group("Choosing methods"))
@@ -73,39 +77,74 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--run-label", **many, help="runs, with or without 'run-' (default: all)")
     group.add_argument("--bids-filter-file", metavar="FILE", help="JSON: t1w, irt1, mese, megre, dwi -> pybids query")
     group.add_argument("--skip-bids-validation", action="store_true", help="do not run the BIDS validator")
-    group.add_argument("--bids-database-dir", metavar="DIR", help="pybids index to reuse, or to make, for large data sets")
+    group.add_argument(
+        "--bids-database-dir", metavar="DIR", help="pybids index to reuse, or to make, for large data sets"
+    )
 
 
 def _add_methods(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--models", type=_words, metavar="NAMES", help="comma-separated; 'qmri models' lists them "
-                       "(default: auto, all that the data allow)")
-    group.add_argument("--estimators", type=_words, metavar="NAMES", help="comma-separated, for all models or for one as "
-                       "model:estimator (default: auto)")
-    group.add_argument("--output-layout", choices=LAYOUTS, help="bids: derivatives in output_dir; legacy: in "
-                       "output_dir/qmri_bidsapp (default: bids)")
+    group.add_argument(
+        "--models",
+        type=_words,
+        metavar="NAMES",
+        help="comma-separated; 'qmri models' lists them (default: auto, all that the data allow)",
+    )
+    group.add_argument(
+        "--estimators",
+        type=_words,
+        metavar="NAMES",
+        help="comma-separated, for all models or for one as model:estimator (default: auto)",
+    )
+    group.add_argument(
+        "--output-layout",
+        choices=LAYOUTS,
+        help="bids: derivatives in output_dir; legacy: in output_dir/qmri_bidsapp (default: bids)",
+    )
 
 
 def _add_resources(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", metavar="auto|cpu|cuda[:n]", help="where estimators run; a device that is asked for "
-                       "and absent is an error (default: auto)")
+    group.add_argument(
+        "--device",
+        metavar="auto|cpu|cuda[:n]",
+        help="where estimators run; a device that is asked for and absent is an error (default: auto)",
+    )
     group.add_argument("--nprocs", type=int, metavar="N", help="CPUs to use (default: all that this process may use)")
-    group.add_argument("--omp-nthreads", type=int, metavar="N", help="most CPUs of one step (default: nprocs divided by "
-                       "the number of participants, at least 1)")
-    group.add_argument("--mem-gb", type=float, metavar="GB", help=f"memory to use (default: {MEMORY_SHARE:g} of the "
-                       "machine's, or of its container's limit)")
+    group.add_argument(
+        "--omp-nthreads",
+        type=int,
+        metavar="N",
+        help="most CPUs of one step (default: nprocs divided by the number of participants, at least 1)",
+    )
+    group.add_argument(
+        "--mem-gb",
+        type=float,
+        metavar="GB",
+        help=f"memory to use (default: {MEMORY_SHARE:g} of the machine's, or of its container's limit)",
+    )
     group.add_argument("--use-plugin", metavar="FILE", help="nipype plugin settings (YAML: plugin, plugin_args)")
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("-w", "--work-dir", metavar="DIR", help="folder for intermediate results; a second run with the same "
-                       "one computes only what changed (default: work)")
-    group.add_argument("--clean-workdir", action="store_true", help="remove a participant's intermediate results once all "
-                       "went well")
+    group.add_argument(
+        "-w",
+        "--work-dir",
+        metavar="DIR",
+        help="folder for intermediate results; a second run with the same "
+        "one computes only what changed (default: work)",
+    )
+    group.add_argument(
+        "--clean-workdir",
+        action="store_true",
+        help="remove a participant's intermediate results once all went well",
+    )
     group.add_argument("--stop-on-first-crash", action="store_true", help="stop everything at the first failed step")
     group.add_argument("--reports-only", action="store_true", help="only rebuild the reports from the output folder")
     group.add_argument("--boilerplate-only", action="store_true", help="only write the methods text")
-    group.add_argument("--config-file", metavar="TOML", help="options of an earlier run (logs/<run>.toml); options on the "
-                       "command line override it")
+    group.add_argument(
+        "--config-file",
+        metavar="TOML",
+        help="options of an earlier run (logs/<run>.toml); options on the command line override it",
+    )
     group.add_argument("-v", "--verbose", action="count", help="say more; twice for debugging")
 
 
@@ -119,9 +158,7 @@ def parse(argv: list[str] | None = None) -> Config:
     """
     given: dict[str, Any] = vars(build_parser().parse_args(sys.argv[1:] if argv is None else argv))
     if given["analysis_level"] not in LEVELS:
-        raise UnknownLevelError(
-            f"The analysis level must be {' or '.join(LEVELS)}, got {given['analysis_level']!r}."
-        )
+        raise UnknownLevelError(f"The analysis level must be {' or '.join(LEVELS)}, got {given['analysis_level']!r}.")
     for name, prefix in (("participant_label", "sub-"), ("session_label", "ses-"), ("run_label", "run-")):
         if name in given:
             labels = [label.removeprefix(prefix) for word in given[name] for label in word.split(",")]

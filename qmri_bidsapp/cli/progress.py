@@ -24,7 +24,10 @@ class Progress:
     """
 
     def __init__(
-        self, totals: dict[str, int], stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        totals: dict[str, int],
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._totals = totals
         self._done = dict.fromkeys(totals, 0)

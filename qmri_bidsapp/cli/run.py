@@ -82,7 +82,9 @@ def _prepare_environment(config: Config) -> None:
             (caches / name).mkdir(parents=True, exist_ok=True)
         config.log_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"The work folder {config.work_dir} cannot be written ({error.strerror or error}).") from error
+        raise OutputError(
+            f"The work folder {config.work_dir} cannot be written ({error.strerror or error})."
+        ) from error
     os.environ.update(
         MPLCONFIGDIR=str(caches / "matplotlib"),
         MPLBACKEND="Agg",
@@ -163,7 +165,11 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
         meanings[name] = f"Estimate: {estimator.title}"
         meanings[f"{name}std"] = f"Standard deviation of the estimate ({estimator.std_kind})"
     write_dataset_files(
-        config.derivatives_dir, config.bids_dir, version=__version__, source=description, descriptions=meanings
+        config.derivatives_dir,
+        config.bids_dir,
+        version=__version__,
+        source=description,
+        descriptions=meanings,
     )
     return plans
 
@@ -252,7 +258,11 @@ def _print_summary(config: Config, plans: tuple[SubjectPlan, ...], result: RunRe
         n_maps = sum(len(fit["maps"]) for fit in record["fits"])
         outcome = "FAILED" if item.subject in failed else "nothing" if item.is_empty else "done"
         LOGGER.info(
-            "%-16s %-8s %5d  %s", f"sub-{item.subject}", outcome, n_maps, config.derivatives_dir / f"sub-{item.subject}.html"
+            "%-16s %-8s %5d  %s",
+            f"sub-{item.subject}",
+            outcome,
+            n_maps,
+            config.derivatives_dir / f"sub-{item.subject}.html",
         )
         for cause in [*item.errors, *(p.message for p in item.inputs.problems)]:
             LOGGER.info("    %s", cause)

@@ -99,12 +99,20 @@ def _write_top_files(out_dir: Path) -> None:
     (out_dir / "README").write_text(README.format(snr=snr))
     (out_dir / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t31\tF\nsub-02\t44\tM\n")
     levels = {"F": "female", "M": "male"}
-    columns = {"age": {"Description": "Invented age", "Units": "year"}, "sex": {"Description": "Invented", "Levels": levels}}
+    columns = {
+        "age": {"Description": "Invented age", "Units": "year"},
+        "sex": {"Description": "Invented", "Levels": levels},
+    }
     _write_json(out_dir / "participants.json", columns)
     truth = out_dir / "derivatives" / "truth"
     _write_json(
         truth / "dataset_description.json",
-        {"Name": "True maps of the demo", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": source},
+        {
+            "Name": "True maps of the demo",
+            "BIDSVersion": "1.10.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": source,
+        },
     )
     (truth / ".bidsignore").write_text("*_dwimap.*\n*_IEmap.*\n")
     (truth / "README").write_text("True parameters of the simulated heads, in BIDS units.\n")

@@ -105,7 +105,9 @@ def subject_transform(index: int) -> npt.NDArray[np.float64]:
     rng = np.random.default_rng(1000 + index)
     transform = np.eye(4)
     angles = rng.uniform(-4, 4, 3)
-    transform[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(rng.uniform(0.97, 1.04, 3))
+    transform[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(
+        rng.uniform(0.97, 1.04, 3)
+    )
     transform[:3, 3] = rng.uniform(-2, 2, 3)
     return transform
 
@@ -170,7 +172,9 @@ def _fractions(
     # Smoothing to the size of the target voxels makes sampled values their volume fractions.
     width = max(0.0, voxel_size / 2 - 1) / 2.0
     brain = np.asarray(mask.dataobj, dtype=float)
-    gm, wm = (np.asarray(load(resolution=2).dataobj) * brain for load in (load_mni152_gm_template, load_mni152_wm_template))
+    gm, wm = (
+        np.asarray(load(resolution=2).dataobj) * brain for load in (load_mni152_gm_template, load_mni152_wm_template)
+    )
     pad = 12
     maps = [np.pad(item, pad) for item in (gm, wm, brain)]
     distance = distance_transform_edt(maps[2] == 0) * 2.0
@@ -194,7 +198,9 @@ def _fractions(
     gm_part, wm_part, brain_part = (sample(item) for item in maps)
     excess = np.maximum(1.0, (gm_part + wm_part) / np.maximum(brain_part, 1e-6))
     fractions = {"gm": gm_part / excess, "wm": wm_part / excess}
-    fractions["csf"] = np.clip(brain_part - fractions["gm"] - fractions["wm"], 0, 1) + sample(shells["csf"].astype(float))
+    fractions["csf"] = np.clip(brain_part - fractions["gm"] - fractions["wm"], 0, 1) + sample(
+        shells["csf"].astype(float)
+    )
     for name in ("bone", "marrow", "scalp", "muscle"):
         fractions[name] = sample(shells[name].astype(float))
     return fractions

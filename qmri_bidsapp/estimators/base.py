@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
@@ -62,9 +61,7 @@ class Estimator(ABC):
         """
 
     @abstractmethod
-    def predict(
-        self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None
-    ) -> ParameterMaps:
+    def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
         """Estimate.
 
         Parameters

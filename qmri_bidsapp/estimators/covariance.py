@@ -7,9 +7,7 @@ import torch
 from qmri_bidsapp.models.base import SignalModel
 
 
-def parameter_covariance(
-    jacobian: torch.Tensor, variance: torch.Tensor, free: torch.Tensor
-) -> torch.Tensor:
+def parameter_covariance(jacobian: torch.Tensor, variance: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
     """Return the Cramer-Rao covariance for Gaussian noise, variance * (J^T J)^-1.
 
     Parameters

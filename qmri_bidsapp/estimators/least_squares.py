@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -53,17 +54,20 @@ class NonLinearLeastSquares(Estimator):
         self.model.check(acquisition)
         self.acquisition_ = acquisition
         parameters = self.model.parameters
-        options = {"dtype": torch.float32, "device": self.device}
-        self._scale = torch.tensor([p.scale for p in parameters], **options)
-        self._lower = torch.tensor([p.bounds[0] for p in parameters], **options) / self._scale
-        self._upper = torch.tensor([p.bounds[1] for p in parameters], **options) / self._scale
-        self._root_averages = torch.tensor(acquisition.n_averages, **options).sqrt()
+
+        def constant(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+        self._scale = constant([p.scale for p in parameters])
+        self._lower = constant([p.bounds[0] for p in parameters]) / self._scale
+        self._upper = constant([p.bounds[1] for p in parameters]) / self._scale
+        self._root_averages = constant(acquisition.n_averages).sqrt()
         self._grid = _grid(parameters).to(self.device)
         atoms = self.model.signal(self._grid, acquisition) * self._root_averages
         self._norm = atoms.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
         self._atoms = atoms
         labels = self.model.basins(self._grid, acquisition)
-        self._basins = [torch.nonzero(labels == label).squeeze(1) for label in labels.unique()]
+        self._basins = [torch.nonzero(labels == label).squeeze(1) for label in sorted(set(labels.tolist()))]
         return self
 
     def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:

@@ -105,7 +105,9 @@ def _solve(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             for k in range(column):
                 value = value - factor[row][k] * factor[column][k]
             factor[row].append(
-                value.clamp(min=torch.finfo(matrix.dtype).tiny).sqrt() if row == column else value / factor[column][column]
+                value.clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
+                if row == column
+                else value / factor[column][column]
             )
         value = right[:, row]
         for k in range(row):

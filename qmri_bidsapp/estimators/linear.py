@@ -84,7 +84,9 @@ class WeightedLinearLeastSquares(Estimator):
             weight = fitted.square()
         if noise is None:
             n_free = values.shape[1] - self._design.shape[1]
-            variance = (fitted - signal).square().sum(-1) / n_free if n_free > 0 else torch.full_like(size[:, 0], torch.nan)
+            variance = (
+                (fitted - signal).square().sum(-1) / n_free if n_free > 0 else torch.full_like(size[:, 0], torch.nan)
+            )
         else:
             variance = (torch.as_tensor(noise, device=self.device) / size.squeeze(-1)).square()
         # The first unknown is ln S0: d S0 = S0 d ln S0.

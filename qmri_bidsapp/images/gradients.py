@@ -45,7 +45,9 @@ def read_gradients(
     if direction.shape == (3, n_volumes):
         direction = direction.T
     if direction.shape != (n_volumes, 3):
-        raise InputError(f"{bvec_file} must hold 3 x {n_volumes} numbers, got {direction.shape[0]} x {direction.shape[1]}.")
+        raise InputError(
+            f"{bvec_file} must hold 3 x {n_volumes} numbers, got {direction.shape[0]} x {direction.shape[1]}."
+        )
     if np.any(b_value < 0) or not np.all(np.isfinite(b_value)):
         raise InputError(f"{bval_file} holds negative or undefined b-values.")
     weighted = b_value > B0_THRESHOLD

@@ -37,7 +37,9 @@ def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
         image = nib.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)
     except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); the file may be truncated: copy it again.") from error
+        raise InputError(
+            f"{path} cannot be read as an image ({error}); the file may be truncated: copy it again."
+        ) from error
     shape = _squeezed(data.shape, ndim)
     if len(shape) != ndim:
         raise InputError(f"{path} must have {ndim} dimensions, got shape {data.shape}; split or exclude it.")
@@ -100,7 +102,9 @@ def merge_series(files: Sequence[str | Path]) -> nib.Nifti1Image:
     first = images[0]
     for name, image in zip(files, images, strict=True):
         if image.shape != first.shape:
-            raise InputError(f"{name} has shape {image.shape}, but {files[0]} has {first.shape}: a series needs one shape.")
+            raise InputError(
+                f"{name} has shape {image.shape}, but {files[0]} has {first.shape}: a series needs one shape."
+            )
         if not np.allclose(image.affine, first.affine, atol=AFFINE_TOLERANCE):
             raise InputError(
                 f"The affine of {name} differs from that of {files[0]}: a series needs one geometry; "

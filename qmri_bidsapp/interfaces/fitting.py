@@ -168,4 +168,3 @@ def _save_maps(
         "stds": [save(maps.std[:, i], np.nan, f"{p.name}_std.nii") for i, p in enumerate(maps.parameters)],
         "status": save(maps.status, Status.OUTSIDE, "status.nii"),
     }
-

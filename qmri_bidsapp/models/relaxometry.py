@@ -42,7 +42,13 @@ class InversionRecoveryT1(SignalModel):
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("m0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at full recovery, A", "M0map"),
         Parameter(
-            "inversion_factor", "1", INVERSION_BOUNDS, 1.0, "Inversion factor B; 2 for a complete inversion", "IEmap", (1.5, 2.1)
+            "inversion_factor",
+            "1",
+            INVERSION_BOUNDS,
+            1.0,
+            "Inversion factor B; 2 for a complete inversion",
+            "IEmap",
+            (1.5, 2.1),
         ),
         Parameter("t1", "s", (0.02, 8.0), 1.0, "Longitudinal relaxation time T1", "T1map", (0.0, 4.0)),
     )
@@ -139,10 +145,26 @@ class GradientEchoT2star(_MonoExponential):
     reference: ClassVar[str] = "Chavhan et al. 2009, RadioGraphics 29:1433"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("s0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at TE = 0", "S0map"),
-        Parameter("t2star", "s", (0.0005, 2.0), 0.05, "Effective transverse relaxation time T2*", "T2starmap", (0.0, 0.1)),
+        Parameter(
+            "t2star",
+            "s",
+            (0.0005, 2.0),
+            0.05,
+            "Effective transverse relaxation time T2*",
+            "T2starmap",
+            (0.0, 0.1),
+        ),
     )
     derived: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("r2star", "1/s", (0.5, 2000.0), 20.0, "Effective transverse relaxation rate R2*", "R2starmap", (0.0, 60.0)),
+        Parameter(
+            "r2star",
+            "1/s",
+            (0.5, 2000.0),
+            20.0,
+            "Effective transverse relaxation rate R2*",
+            "R2starmap",
+            (0.0, 60.0),
+        ),
     )
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MEGRE",)
 

@@ -51,7 +51,13 @@ class SphericalMeanTechnique(SignalModel):
         Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting"),
         Parameter("intra_fraction", "1", (0.0, 1.0), 1.0, "Intra-neurite volume fraction", None, (0.0, 1.0)),
         Parameter(
-            "diffusivity", "mm2/s", (0.0, FREE_DIFFUSIVITY), 1e-3, "Intrinsic diffusivity", None, (0.0, FREE_DIFFUSIVITY)
+            "diffusivity",
+            "mm2/s",
+            (0.0, FREE_DIFFUSIVITY),
+            1e-3,
+            "Intrinsic diffusivity",
+            None,
+            (0.0, FREE_DIFFUSIVITY),
         ),
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean

@@ -74,7 +74,9 @@ def extract_brain(image: nib.Nifti1Image) -> nib.Nifti1Image:
     try:
         found = robex_mask(image, seed=0)
     except PyRobexError as error:
-        raise InputError(f"ROBEX found no brain on the T1w ({str(error).splitlines()[0]}); is it a whole head?") from error
+        raise InputError(
+            f"ROBEX found no brain on the T1w ({str(error).splitlines()[0]}); is it a whole head?"
+        ) from error
     mask = np.asarray(found.get_fdata()) > 0
     litres = mask.sum() * np.abs(np.linalg.det(image.affine[:3, :3])) * 1e-6
     if not BRAIN_VOLUME[0] <= litres <= BRAIN_VOLUME[1]:

@@ -7,7 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.images.volumes import make_image
-from qmri_bidsapp.preprocess.rigid import IDENTITY, MAX_TRANSLATION, MIN_SLICES, Rigid, register, resample, set_threads
+from qmri_bidsapp.preprocess.rigid import (
+    IDENTITY,
+    MAX_TRANSLATION,
+    MIN_SLICES,
+    Rigid,
+    register,
+    resample,
+    set_threads,
+)
 
 #: Motion below this part of a voxel is not corrected: interpolation would blur more than it mends.
 NEGLIGIBLE = 0.2

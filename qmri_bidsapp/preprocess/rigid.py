@@ -23,7 +23,11 @@ SEED = 1
 #: How registrations proceed. "far": between series, from the centres of mass. "near": within a series whose contrast
 #: changes, from the header. "quick": within a series of one contrast, at half the resolution, several times faster.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "far": {"aff_iterations": (200, 100, 50), "aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)},
+    "far": {
+        "aff_iterations": (200, 100, 50),
+        "aff_shrink_factors": (4, 2, 1),
+        "aff_smoothing_sigmas": (2, 1, 0),
+    },
     "near": {
         "aff_iterations": (60, 30),
         "aff_shrink_factors": (2, 1),

@@ -106,7 +106,9 @@ def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
         counts = fit["status_counts"]
         part = counts.get("OK", 0) / max(1, sum(counts.values()))
         if part < 0.5:
-            message = f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels were estimated without a flag."
+            message = (
+                f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels were estimated without a flag."
+            )
             text += tables.notes([message], "warning")
     if record["fits"]:
         text += tables.overview_table(record)
@@ -120,7 +122,9 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
     """Protocol, preprocessing and fits of one series."""
     name = series["name"]
     rows = tables.protocol_rows(series)
-    reportlets = [pages.html(f"{name}protocol", tables.table(("Protocol as read", ""), rows) + tables.notes(series["notes"]))]
+    reportlets = [
+        pages.html(f"{name}protocol", tables.table(("Protocol as read", ""), rows) + tables.notes(series["notes"]))
+    ]
     preproc = pages.volume(series["preproc"]) if series["preproc"] else None
     mask = pages.volume(series["mask"]) if series["mask"] else None
     tissues = pages.volume(series["tissues"]) if series["tissues"] else None
@@ -130,7 +134,9 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
     inside = mask > 0
     first = preproc if preproc.ndim == 3 else preproc[..., 0]
     title = "Outlines: brain mask" + ("" if tissues is None else ", white matter, CSF")
-    reportlets.append(pages.figure(f"{name}image", image_figure(first, inside, tissues, title=title), subtitle="Image and mask"))
+    reportlets.append(
+        pages.figure(f"{name}image", image_figure(first, inside, tissues, title=title), subtitle="Image and mask")
+    )
     motion = np.asarray(series["motion"] or np.zeros((0, 6)), dtype=float)
     if np.abs(motion).max(initial=0) > VISIBLE_MOTION:
         reportlets.append(pages.figure(f"{name}motion", motion_figure(motion), subtitle="Motion against the reference"))
@@ -141,7 +147,10 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
 
 
 def _fit_reportlets(
-    pages: _Reportlets, fit: Mapping[str, Any], mask: npt.NDArray[np.bool_], tissues: npt.NDArray[np.uint8] | None
+    pages: _Reportlets,
+    fit: Mapping[str, Any],
+    mask: npt.NDArray[np.bool_],
+    tissues: npt.NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
     """Status and maps of one fit."""
     identity = f"{fit['series']}{fit['model']}{fit['estimator']}"
@@ -198,9 +207,16 @@ def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Pa
 
     target = out_dir / f"sub-{subject}.html"
     temporary = out_dir / f".tmp-sub-{subject}.html"
-    with resources.as_file(resources.files("qmri_bidsapp.reports.data")) as data, tempfile.TemporaryDirectory() as folder:
+    with (
+        resources.as_file(resources.files("qmri_bidsapp.reports.data")) as data,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         specification = Path(folder) / "report.yml"
-        settings = {"title": f"sub-{subject}", "template_path": str(data / "report.html"), "sections": sections}
+        settings = {
+            "title": f"sub-{subject}",
+            "template_path": str(data / "report.html"),
+            "sections": sections,
+        }
         specification.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=10**6))
         report = Report(
             out_dir,

@@ -154,7 +154,15 @@ def _histogram(
         q1, median, q3 = np.percentile(part, [25, 50, 75])
         text = f"{name}: {median:.4g} [{q1:.4g}, {q3:.4g}] {unit}"
         weights = np.full(part.size, 1 / part.size)
-        axis.hist(part, bins=bins, weights=weights, histtype="step", color=TISSUE_COLOURS[name], label=text, linewidth=1.4)
+        axis.hist(
+            part,
+            bins=bins,
+            weights=weights,
+            histtype="step",
+            color=TISSUE_COLOURS[name],
+            label=text,
+            linewidth=1.4,
+        )
         axis.axvline(median, color=TISSUE_COLOURS[name], linewidth=0.7, linestyle=":")
     axis.set_xlabel(unit or "fraction")
     axis.set_ylabel("part of the voxels per bin")
@@ -165,7 +173,11 @@ def _histogram(
 
 
 def image_figure(
-    image: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], tissues: npt.NDArray[np.uint8] | None, *, title: str
+    image: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    tissues: npt.NDArray[np.uint8] | None,
+    *,
+    title: str,
 ) -> Figure:
     """Draw an image in grey with the outline of the mask and, if there are any, of white matter and CSF."""
     finite = image[np.isfinite(image)]
@@ -193,7 +205,10 @@ def motion_figure(motion: npt.NDArray[np.float64]) -> Figure:
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     rotation, translation = figure.subplots(1, 2)
     numbers = np.arange(1, len(motion) + 1)
-    parts = ((rotation, np.rad2deg(motion[:, :3]), "rotation (degree)"), (translation, motion[:, 3:], "translation (mm)"))
+    parts = (
+        (rotation, np.rad2deg(motion[:, :3]), "rotation (degree)"),
+        (translation, motion[:, 3:], "translation (mm)"),
+    )
     for axis, columns, label in parts:
         for column, name in zip(columns.T, "xyz", strict=True):
             axis.plot(numbers, column, label=name, linewidth=1)

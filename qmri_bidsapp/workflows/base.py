@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from qmri_bidsapp.config import Config
 
-__all__ = ["SubjectPlan", "cache_dir", "describe_methods", "init_qmri_wf", "init_subject_wf", "plan", "record_dir", "workflow_name"]
+__all__ = [
+    "SubjectPlan",
+    "cache_dir",
+    "describe_methods",
+    "init_qmri_wf",
+    "init_subject_wf",
+    "plan",
+    "record_dir",
+    "workflow_name",
+]
 
 
 def cache_dir(config: Config) -> Path:
@@ -118,7 +127,15 @@ def _add_series(
         wf.connect([(anat_wf, series_wf, ports)])
     notes = () if anat_wf is not None else ("No T1w: the mask comes from the series, and there are no tissues.",)
     outputs = series_outputs(item, str(config.bids_dir), notes)
-    save = _sink(config, subject_plan, SaveSeries, f"save_{item.node_name}", item.group.name, f"series_{index}", **outputs)
+    save = _sink(
+        config,
+        subject_plan,
+        SaveSeries,
+        f"save_{item.node_name}",
+        item.group.name,
+        f"series_{index}",
+        **outputs,
+    )
     fields = ["preproc", "mask", "notes", "motion"]
     fit_ports = [("preproc", "in_file"), ("mask", "in_mask")]
     if anat_wf is not None:
@@ -152,7 +169,9 @@ def _sink(
 
     record_file = record_dir(config, subject_plan.subject) / f"{step}.json"
     node = Node(
-        interface(out_dir=str(config.derivatives_dir), record_file=str(record_file), **inputs), name=name, mem_gb=0.5
+        interface(out_dir=str(config.derivatives_dir), record_file=str(record_file), **inputs),
+        name=name,
+        mem_gb=0.5,
     )
     node.title = f"save {what}"
     return node

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.workflows.base import SubjectPlan, cache_dir, init_qmri_wf, init_subject_wf, record_dir, workflow_name
+from qmri_bidsapp.workflows.base import (
+    SubjectPlan,
+    cache_dir,
+    init_qmri_wf,
+    init_subject_wf,
+    record_dir,
+    workflow_name,
+)
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config

@@ -19,11 +19,18 @@ TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal f
 def _name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **extra: str) -> str:
     datatype = "dwi" if group.kind == "dwi" else "anat"
     return relative_path(
-        group.subject, dict(group.entities), datatype=datatype, suffix=suffix, extension=extension, extra=extra
+        group.subject,
+        dict(group.entities),
+        datatype=datatype,
+        suffix=suffix,
+        extension=extension,
+        extra=extra,
     )
 
 
-def _sidecar(group: InputGroup, bids_dir: str, description: str, *, skull_stripped: bool, **fields: Any) -> dict[str, Any]:
+def _sidecar(
+    group: InputGroup, bids_dir: str, description: str, *, skull_stripped: bool, **fields: Any
+) -> dict[str, Any]:
     sources = [bids_uri(name, bids_dir) for name in group.files]
     return {"Description": description, "Sources": sources, "SkullStripped": skull_stripped, **fields}
 
@@ -67,7 +74,10 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     else:
         entity, field = ("inv", "InversionTime") if group.kind == "IRT1" else ("echo", "EchoTime")
         names = [_name(group, group.kind, desc="preproc", **{entity: _label_of(file, entity)}) for file in group.files]
-        labels = [_name(group, "mask", desc=f"{group.kind}brain"), _name(group, "dseg", desc=f"{group.kind}tissue")]
+        labels = [
+            _name(group, "mask", desc=f"{group.kind}brain"),
+            _name(group, "dseg", desc=f"{group.kind}tissue"),
+        ]
     description = f"{group.kind}, preprocessed"
     sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False) for _ in names]
     if group.kind == "dwi":
@@ -110,7 +120,9 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
     maps, sidecars, std_sidecars = [], [], []
     for parameter in (*model.parameters, *model.derived):
         name, std_name = _map_names(group, model_name, parameter, estimator_name, alone)
-        sidecar = _sidecar(group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm)
+        sidecar = _sidecar(
+            group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
+        )
         std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}"
         sidecars.append(sidecar)
         std_sidecars.append({**sidecar, "Description": std_description})
@@ -150,9 +162,7 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
     }
 
 
-def _map_names(
-    group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool
-) -> tuple[str, str]:
+def _map_names(group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool) -> tuple[str, str]:
     """Return the names of a parameter's map and of its standard deviation."""
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}

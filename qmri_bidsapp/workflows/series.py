@@ -67,9 +67,7 @@ def init_anat_wf(files: tuple[str, ...], resources: Resources, name: str) -> Wor
     load = _node(nodes.ImportImages, "load", "read T1w", in_files=list(files), ndim=3)
     bias = _node(nodes.CorrectBias, "bias", "T1w bias correction", n_procs=resources.n_threads, mem_gb=2, **threads)
     brain = _node(nodes.ExtractBrain, "brain", "T1w brain mask", mem_gb=2)
-    tissues = _node(
-        nodes.SegmentTissues, "tissues", "T1w tissues", n_procs=resources.n_threads, mem_gb=2, **threads
-    )
+    tissues = _node(nodes.SegmentTissues, "tissues", "T1w tissues", n_procs=resources.n_threads, mem_gb=2, **threads)
     wf.connect(
         [
             (load, bias, [("out_file", "in_file")]),
@@ -113,9 +111,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
     kind, parallel = item.group.kind, {"n_threads": resources.n_threads}
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
-    outputnode = _identity(
-        "outputnode", ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std"]
-    )
+    outputnode = _identity("outputnode", ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std"])
     ndim = 4 if kind == "dwi" else 3
     mem_gb = max(0.5, 4 * size_gb)
     load = _node(nodes.ImportImages, "load", f"read {kind}", mem_gb=mem_gb, in_files=list(item.group.files), ndim=ndim)
@@ -124,12 +120,22 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
     else:
         last = _node(
-            nodes.AlignSeries, "align", f"{kind} alignment", n_procs=resources.n_threads, mem_gb=mem_gb, **parallel
+            nodes.AlignSeries,
+            "align",
+            f"{kind} alignment",
+            n_procs=resources.n_threads,
+            mem_gb=mem_gb,
+            **parallel,
         )
         wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
     if has_t1w:
         mask = _node(
-            nodes.TransferLabels, "mask", f"{kind} mask", n_procs=resources.n_threads, mem_gb=mem_gb, **parallel
+            nodes.TransferLabels,
+            "mask",
+            f"{kind} mask",
+            n_procs=resources.n_threads,
+            mem_gb=mem_gb,
+            **parallel,
         )
         wf.connect(
             [
@@ -153,7 +159,13 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
 
 
 def _connect_diffusion(
-    wf: Workflow, item: SeriesPlan, load: Any, notes: Any, outputnode: Any, resources: Resources, mem_gb: float
+    wf: Workflow,
+    item: SeriesPlan,
+    load: Any,
+    notes: Any,
+    outputnode: Any,
+    resources: Resources,
+    mem_gb: float,
 ) -> Any:
     """Add denoising, unringing and alignment to a diffusion workflow; return the last node."""
     from qmri_bidsapp.interfaces import preprocess as nodes
@@ -163,7 +175,12 @@ def _connect_diffusion(
     raw_mask = _node(nodes.SeriesMask, "rawmask", "dwi preliminary mask", mem_gb=mem_gb)
     denoise = _node(nodes.DenoiseDiffusion, "denoise", "dwi denoising", mem_gb=mem_gb)
     unring = _node(
-        nodes.UnringDiffusion, "unring", "dwi Gibbs unringing", n_procs=resources.n_threads, mem_gb=mem_gb, **parallel
+        nodes.UnringDiffusion,
+        "unring",
+        "dwi Gibbs unringing",
+        n_procs=resources.n_threads,
+        mem_gb=mem_gb,
+        **parallel,
     )
     align = _node(
         nodes.AlignDiffusion,

@@ -11,7 +11,9 @@ import pytest
 SHAPE = (6, 6, 3)
 
 
-def write_image(path: Path, shape: tuple[int, ...] = SHAPE, value: float = 1.0, affine: np.ndarray | None = None) -> None:
+def write_image(
+    path: Path, shape: tuple[int, ...] = SHAPE, value: float = 1.0, affine: np.ndarray | None = None
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = np.full(shape, value, dtype=np.float32)
     nib.save(nib.Nifti1Image(data, np.eye(4) if affine is None else affine), path)

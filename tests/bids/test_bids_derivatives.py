@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +13,11 @@ from qmri_bidsapp.errors import OutputError
 
 def test_names_follow_the_order_of_entities() -> None:
     name = relative_path(
-        "01", {"run": "1", "ses": "a"}, datatype="dwi", suffix="dwimap", extra={"desc": "nlls", "param": "fa", "model": "tensor"}
+        "01",
+        {"run": "1", "ses": "a"},
+        datatype="dwi",
+        suffix="dwimap",
+        extra={"desc": "nlls", "param": "fa", "model": "tensor"},
     )
     assert name == "sub-01/ses-a/dwi/sub-01_ses-a_run-1_model-tensor_param-fa_desc-nlls_dwimap.nii.gz"
 
@@ -31,9 +34,9 @@ def test_an_unchanged_image_is_left_untouched(tmp_path: Path) -> None:
     out, name = tmp_path / "out", "sub-01/anat/sub-01_T1map.nii.gz"
     save_image(source, out, name, {"Units": "s", "Value": float("nan")})
     assert json.loads((out / name.replace(".nii.gz", ".json")).read_text()) == {"Units": "s", "Value": None}
-    first = os.stat(out / name)
+    first = (out / name).stat()
     save_image(source, out, name, {"Units": "s", "Value": float("nan")})
-    assert os.stat(out / name).st_mtime_ns == first.st_mtime_ns
+    assert (out / name).stat().st_mtime_ns == first.st_mtime_ns
     assert np.asarray(nib.load(out / name).dataobj).sum() == 27
     assert not list(out.rglob(".tmp*"))
 

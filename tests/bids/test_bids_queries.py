@@ -147,12 +147,18 @@ class TestDefects:
 
     def test_4d_where_3d_belongs(self, make_dataset: Make) -> None:
         root = make_dataset()
-        nib.save(nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)), root / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)),
+            root / "sub-01" / "anat" / "sub-01_T1w.nii.gz",
+        )
         assert "must have 3 dimensions" in error_of(root)
 
     def test_different_shapes(self, make_dataset: Make) -> None:
         root = make_dataset()
-        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), root / "sub-01" / "anat" / "sub-01_echo-2_MESE.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)),
+            root / "sub-01" / "anat" / "sub-01_echo-2_MESE.nii.gz",
+        )
         assert "a series needs one shape" in error_of(root)
 
     def test_different_affines(self, make_dataset: Make) -> None:
@@ -180,7 +186,8 @@ def test_validator_runs_offline_and_its_errors_block_only_what_is_used(make_data
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "n_files"), [("qmri_irt1", "IRT1", 4), ("qmri_mese", "MESE", 32), ("qmri_megre", "MEGRE", 8)]
+    ("name", "kind", "n_files"),
+    [("qmri_irt1", "IRT1", 4), ("qmri_mese", "MESE", 32), ("qmri_megre", "MEGRE", 8)],
 )
 def test_published_examples_are_grouped(shared: Path, name: str, kind: str, n_files: int) -> None:
     """The images are empty: grouping is seen through the problem that names the first file."""

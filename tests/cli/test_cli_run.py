@@ -78,7 +78,11 @@ class TestExitCodes:
             (["{bids}", "{out}", "participant", "--device", "tpu"], 64, "--device"),
             (["{bids}", "{out}", "participant", "--device", "cuda:99"], 64, "GPUs are usable"),
             (["{bids}", "{out}", "participant", "--models", "t7"], 64, "no model named 't7'"),
-            (["{bids}", "{out}", "participant", "--models", "t1", "--estimators", "wls"], 64, "cannot be used"),
+            (
+                ["{bids}", "{out}", "participant", "--models", "t1", "--estimators", "wls"],
+                64,
+                "cannot be used",
+            ),
             (["{bids}", "{out}", "participant", "-w", "{bids}/work"], 64, "input folder"),
             (["{bids}", "{out}", "participant", "--bids-filter-file", "none.json"], 66, "does not exist"),
             (["{tmp}/none", "{out}", "participant"], 66, "does not exist"),

@@ -29,9 +29,7 @@ def protocol(model: SignalModel) -> Acquisition:
         InversionRecovery: InversionRecovery((0.05, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2, 5.0)),
         MultiEcho: MultiEcho(tuple(0.01 * (i + 1) for i in range(16))),
         SphericalMean: SphericalMean((0.0, 700.0, 1500.0, 2500.0, 4000.0), (12, 32, 32, 32, 32)),
-        Diffusion: Diffusion(
-            (0.0,) * 4 + (1000.0,) * 30, ((0.0, 0.0, 0.0),) * 4 + tuple(map(tuple, directions(30)))
-        ),
+        Diffusion: Diffusion((0.0,) * 4 + (1000.0,) * 30, ((0.0, 0.0, 0.0),) * 4 + tuple(map(tuple, directions(30)))),
     }
     return table[model.acquisition_type]
 
@@ -145,7 +143,11 @@ class TestEstimator:
         spoilt = signal.copy()
         spoilt[2, 1], spoilt[5], spoilt[7] = np.nan, 0.0, np.inf
         maps = estimator.predict(spoilt)
-        assert maps.status[[2, 5, 7]].tolist() == [Status.INVALID_INPUT, Status.NO_SIGNAL, Status.INVALID_INPUT]
+        assert maps.status[[2, 5, 7]].tolist() == [
+            Status.INVALID_INPUT,
+            Status.NO_SIGNAL,
+            Status.INVALID_INPUT,
+        ]
         assert np.isnan(maps.estimate[[2, 5, 7]]).all()
         assert np.isnan(maps.std[[2, 5, 7]]).all()
         others = [0, 1, 3, 4, 6, 8, 9]

@@ -92,9 +92,7 @@ def test_reaches_the_minimum_that_many_starts_find(name: str) -> None:
     reached = 0
     for index in range(n):
         starts = rng.uniform(np.maximum(bounds[0], 1e-3), np.minimum(bounds[1], 5.0), (16, len(scale)))
-        best = min(
-            2 * least_squares(residuals, start, bounds=bounds, args=(signals[index],)).cost for start in starts
-        )
+        best = min(2 * least_squares(residuals, start, bounds=bounds, args=(signals[index],)).cost for start in starts)
         ours = np.square(residuals(found[index].astype(float) / scale, signals[index])).sum()
         reached += ours <= best * (1 + 1e-3) + 1e-12
     assert reached >= 0.98 * n

@@ -23,7 +23,10 @@ def bids(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.unlink()
     # sub-03 has nothing for us.
     (root / "sub-03" / "func").mkdir(parents=True)
-    shutil.copy(root / "sub-01" / "anat" / "sub-01_echo-1_MESE.nii.gz", root / "sub-03" / "func" / "sub-03_task-a_bold.nii.gz")
+    shutil.copy(
+        root / "sub-01" / "anat" / "sub-01_echo-1_MESE.nii.gz",
+        root / "sub-03" / "func" / "sub-03_task-a_bold.nii.gz",
+    )
     return root
 
 
@@ -110,7 +113,14 @@ def test_a_changed_option_computes_what_depends_on_it(
 ) -> None:
     """Another set of models with the same work folder: preprocessing is not repeated."""
     options = ("--models", "t2", "--participant-label", "01")
-    arguments = [str(bids), str(tmp_path / "out"), "participant", "-w", str(finished / "work"), "--skip-bids-validation"]
+    arguments = [
+        str(bids),
+        str(tmp_path / "out"),
+        "participant",
+        "-w",
+        str(finished / "work"),
+        "--skip-bids-validation",
+    ]
     assert run.main([*arguments, "--nprocs", "2", "--device", "cpu", *options]) == 0
     printed = capsys.readouterr().out
     assert [line for line in steps(printed, "alignment") if "unchanged" not in line] == []

@@ -145,7 +145,8 @@ class TestMasks:
             masks.series_mask(image(np.zeros((8, 8, 2, 3))))
 
     @pytest.mark.parametrize(
-        ("subject", "folder", "least"), [("irbrain", "anat", 0.92), ("mwi", "anat", 0.80), ("mdtb2k", "dwi", 0.90)]
+        ("subject", "folder", "least"),
+        [("irbrain", "anat", 0.92), ("mwi", "anat", 0.80), ("mdtb2k", "dwi", 0.90)],
     )
     def test_real_series_without_t1w(self, real, subject: str, folder: str, least: float) -> None:
         from qmri_bidsapp.images.volumes import load_image, merge_series

@@ -171,7 +171,8 @@ class TestGroup:
 
     def test_outliers_are_named(self) -> None:
         rows = [
-            {"participant_id": f"sub-{i}", "series": "IRT1", "tissue": "WM", "median": 0.8 + 0.01 * (i % 3)} for i in range(9)
+            {"participant_id": f"sub-{i}", "series": "IRT1", "tissue": "WM", "median": 0.8 + 0.01 * (i % 3)}
+            for i in range(9)
         ]
         rows[4]["median"] = 1.4
         (message,) = outliers(GroupTable("T1map", "T1", "s", rows))
