@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import sys
@@ -16,11 +17,17 @@ from qmri_bidsapp.errors import InputMissingError, UsageError
 
 LAYOUTS = ("bids", "legacy")
 LEVELS = ("participant", "group")
-#: Part of the machine's memory that is used by default.
-MEMORY_SHARE = 0.9
-_PATHS = ("bids_dir", "output_dir", "work_dir", "bids_filter_file", "bids_database_dir", "use_plugin")
 #: What belongs to one call and is not given back with --config-file.
-_PER_CALL = ("bids_dir", "output_dir", "analysis_level", "run_id", "config_file")
+PER_CALL = ("bids_dir", "output_dir", "analysis_level", "run_id")
+_KINDS = {
+    "Path": "a path",
+    "Path | None": "a path",
+    "tuple[str, ...]": "a list of strings",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a string",
+}
 
 
 @dataclass(frozen=True)
@@ -53,26 +60,39 @@ class Config:
     verbose: int = 0
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        self._check_choices()
+        self._check_paths()
+
+    def _check_choices(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device, re.ASCII):
             raise UsageError(f"--device must be auto, cpu, cuda or cuda:n, got {self.device!r}.")
         if self.output_layout not in LAYOUTS:
-            raise UsageError(f"--output-layout must be one of {', '.join(LAYOUTS)}, got {self.output_layout!r}.")
+            raise UsageError(f"--output-layout must be {' or '.join(LAYOUTS)}, got {self.output_layout!r}.")
         for name in ("nprocs", "omp_nthreads"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
-        if not self.mem_gb > 0:
+                raise UsageError(f"{_option(name)} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.mem_gb < math.inf:
             raise UsageError(f"--mem-gb must be positive, got {self.mem_gb:g}.")
-        for label in (*self.participant_label, *self.session_label, *self.run_label):
-            if not label.isalnum():
-                raise UsageError(f"Labels are letters and digits, got {label!r}.")
+        for name in ("participant_label", "session_label", "run_label"):
+            for label in getattr(self, name):
+                if not re.fullmatch(r"[0-9a-zA-Z]+", label):
+                    raise UsageError(f"{_option(name)} takes labels of letters and digits, got {label!r}.")
+        for name in ("models", "estimators"):
+            if not getattr(self, name):
+                raise UsageError(f"{_option(name)} must name at least one, or be auto.")
+        if self.reports_only and self.boilerplate_only:
+            raise UsageError("--reports-only and --boilerplate-only exclude each other; give one of them.")
+
+    def _check_paths(self) -> None:
         for name in ("bids_filter_file", "use_plugin"):
             path = getattr(self, name)
             if path is not None and not path.is_file():
-                raise InputMissingError(f"--{name.replace('_', '-')}: the file {path} does not exist.")
-        if self.bids_dir == self.work_dir or self.bids_dir in self.work_dir.parents:
-            raise UsageError(
-                f"The work folder {self.work_dir} lies in the input folder; choose another with --work-dir."
-            )
+                raise InputMissingError(f"{_option(name)}: the file {path} does not exist.")
+        work, source = self.work_dir.resolve(), self.bids_dir.resolve()
+        if work == source or source in work.parents:
+            raise UsageError(f"The work folder {self.work_dir} lies in the input folder; name another with --work-dir.")
+        if work == self.derivatives_dir.resolve():
+            raise UsageError(f"The work folder {self.work_dir} is the output folder too; name another with --work-dir.")
 
     @property
     def derivatives_dir(self) -> Path:
@@ -102,20 +122,31 @@ class Config:
             return "cuda:0" if n_devices else "cpu"
         index = int(self.device.partition(":")[2] or 0)
         if index >= n_devices:
-            raise UsageError(f"--device {self.device} asked for, but {n_devices} GPUs are usable; give --device cpu.")
+            raise UsageError(
+                f"--device {self.device} was asked for, but the number of usable GPUs is {n_devices}; "
+                "give --device auto or cpu."
+            )
         return f"cuda:{index}"
 
     def to_toml(self) -> str:
-        """Return the choices as TOML."""
+        """Return the choices as TOML; what was not chosen is left out."""
         import tomli_w
 
-        values = {}
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None:
-                values[name] = (
-                    str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-                )
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path):
+                values[field.name] = str(value)
+            elif isinstance(value, tuple):
+                values[field.name] = list(value)
+            elif value is not None:
+                values[field.name] = value
         return tomli_w.dumps(values)
+
+
+def _option(name: str) -> str:
+    """Return the option of a field's name."""
+    return f"--{name.replace('_', '-')}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -124,7 +155,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputMissingError
-        If the file does not exist.
+        If the file does not exist or cannot be read.
     UsageError
         If it is not TOML or holds an unknown name.
     """
@@ -133,72 +164,55 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
 
-    if not path.is_file():
-        raise InputMissingError(f"The configuration file {path} does not exist.")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputMissingError(f"The configuration file {path} cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
     known = {field.name for field in dataclasses.fields(Config)}
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
-            raise UsageError(f"{path} holds the unknown name {name!r}{hint}")
-    return {name: value for name, value in values.items() if name not in _PER_CALL}
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}."
+            raise UsageError(f"{path} holds the unknown name {name!r}; {hint}")
+    return {name: value for name, value in values.items() if name not in PER_CALL}
 
 
-def convert(values: dict[str, Any]) -> dict[str, Any]:
-    """Give plain values the types of `Config`: strings become paths, lists become tuples.
+def make_config(values: dict[str, Any]) -> Config:
+    """Build a `Config` from plain values: strings become paths, lists become tuples.
 
     Raises
     ------
     UsageError
-        If a value has the wrong type.
+        If a value has the wrong type or is out of range.
+    InputMissingError
+        If a file that is named does not exist.
     """
-    converted = {}
-    types = {field.name: str(field.type) for field in dataclasses.fields(Config)}
-    for name, value in values.items():
-        if name in _PATHS and value is not None:
-            value = Path(os.path.abspath(Path(value).expanduser()))  # noqa: PTH100 - resolve() would follow links
-        elif isinstance(value, list):
-            value = tuple(str(item) for item in value)
-        elif types[name] == "float" and isinstance(value, int):
-            value = float(value)
-        expected = {"int": int, "float": float, "bool": bool, "str": str, "tuple[str, ...]": tuple}.get(types[name])
-        if expected is not None and (not isinstance(value, expected) or (expected is int and isinstance(value, bool))):
-            raise UsageError(f"{name} must be {types[name]}, got {value!r}.")
-        converted[name] = value
-    return converted
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(Config)}
+    return Config(**{name: _convert(name, kinds[name], value) for name, value in values.items()})
 
 
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of CPUs that this process may use: its affinity, or its control group's quota if less."""
-    n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read_words(cgroup / "cpu.max")
-    if len(quota) == 2 and quota[0] != "max":
-        n_cpus = min(n_cpus, max(1, int(int(quota[0]) / int(quota[1]))))
-    old = _read_words(cgroup / "cpu/cpu.cfs_quota_us"), _read_words(cgroup / "cpu/cpu.cfs_period_us")
-    if all(old) and int(old[0][0]) > 0:
-        n_cpus = min(n_cpus, max(1, int(old[0][0]) // int(old[1][0])))
-    return n_cpus
+def _convert(name: str, kind: str, value: Any) -> Any:
+    """Return a value as a field's type; nothing is guessed: ``participant_label = [1]`` could mean ``01``."""
+    if kind.startswith("Path"):
+        if value and isinstance(value, (str, Path)):
+            return _absolute(value)
+    elif kind == "tuple[str, ...]":
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif kind == "float":
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif type(value).__name__ == kind:
+        return value
+    raise UsageError(f"{name} must be {_KINDS[kind]}, got {value!r}.")
 
 
-def available_memory_gb(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return `MEMORY_SHARE` of the machine's memory, or of the control group's limit if less, GB."""
-    import psutil
-
-    limit = float(psutil.virtual_memory().total)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        words = _read_words(cgroup / name)
-        if words and words[0] != "max":
-            limit = min(limit, float(words[0]))
-    return round(MEMORY_SHARE * limit / 1024**3, 2)
-
-
-def _read_words(path: Path) -> list[str]:
-    """Return the words of a small file, none if it cannot be read."""
+def _absolute(value: str | Path) -> Path:
+    """Return an absolute path; links stay, since their targets may differ from one machine to the next."""
     try:
-        return path.read_text().split()
-    except OSError:
-        return []
+        path = Path(value).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"The home folder in {value} is not known; write the whole path.") from error
+    return Path(os.path.normpath(path.absolute()))

@@ -227,8 +227,8 @@ def write_dataset_files(
     rows = [{"desc_id": f"desc-{key}", "description": text} for key, text in {**DESCRIPTIONS, **descriptions}.items()]
     save_table(rows, out_dir, "descriptions.tsv")
     save_text(
-        "Quantitative maps made by qmri_bidsapp.\n\nOpen sub-<label>.html for the report of a subject. Maps are in BIDS "
-        "units (s, mm2/s, 1/s); each has a\nstandard deviation (desc-<estimator>std) and each fit a status map "
+        "Quantitative maps made by qmri_bidsapp.\n\nOpen sub-<label>.html for the report of a subject. Maps are in "
+        "BIDS units (s, mm2/s, 1/s); each has a\nstandard deviation (desc-<estimator>std) and each fit a status map "
         "(desc-<...>status_dseg).\n",
         out_dir,
         "README",

@@ -252,12 +252,13 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     """
     import nibabel as nib
     import numpy as np
+    from nibabel.filebasedimages import ImageFileError
 
     first = None
     for path in paths:
         try:
             image = nib.load(path)
-        except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+        except (ImageFileError, OSError, EOFError) as error:
             raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
         shape = image.shape
         while len(shape) > ndim and shape[-1] == 1:

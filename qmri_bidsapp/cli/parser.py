@@ -10,90 +10,110 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.config import (
-    LAYOUTS,
-    LEVELS,
-    MEMORY_SHARE,
-    Config,
-    available_cpus,
-    available_memory_gb,
-    convert,
-    read_toml,
-)
+from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
+from qmri_bidsapp.config import LAYOUTS, LEVELS, Config, make_config, read_toml
 from qmri_bidsapp.errors import UnknownLevelError, UsageError
 
 DESCRIPTION = (
-    "Quantitative-MRI maps from BIDS data, each with its standard deviation and a status per voxel. Found series (T1w, "
-    "IRT1, MESE, MEGRE, dwi) are preprocessed and fitted; maps, reports and logs go to the output folder."
+    "Quantitative-MRI maps from BIDS data, each with its standard deviation and a status per voxel. Found "
+    "series (T1w, IRT1, MESE, MEGRE, dwi) are preprocessed and fitted; maps, reports and logs go to the "
+    "output folder."
 )
 EPILOG = (
-    "Exit codes: 0 all well, 1 some participant failed, 16 invalid BIDS, 17 unknown analysis level, 18 nothing matched, "
-    "64 usage, 66 input missing, 73 output cannot be written, 130 interrupted."
+    "Exit codes: 0 all well, 1 some participant failed, 16 invalid BIDS, 17 unknown analysis level, 18 "
+    "nothing matched, 64 usage, 66 input missing, 73 output cannot be written, 130 interrupted."
 )
+#: Folder of intermediate results unless another one is named: a later run from the same place finds it again.
+WORK_DIR = "work"
+#: Options that take several words, separated by spaces or commas, with the prefix that a word may carry.
+_LISTS = {
+    "participant_label": "sub-",
+    "session_label": "ses-",
+    "run_label": "run-",
+    "models": "",
+    "estimators": "",
+}
 
 
 class Parser(argparse.ArgumentParser):
     """Raises instead of ending the program with argparse's own exit code."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`; overrides the method of the same name."""
         raise UsageError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
-
-
-def _words(text: str) -> list[str]:
-    """Split at commas."""
-    return [word for word in text.split(",") if word]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; an option that was not given is absent from its result."""
     parser = Parser(
         prog="qmri-bids",
+        usage="%(prog)s bids_dir output_dir {participant,group} [options]",
         description=DESCRIPTION,
         epilog=EPILOG,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=100),
     )
-    parser.add_argument("bids_dir", help="folder of the BIDS data set")
-    parser.add_argument("output_dir", help="folder for the derivatives")
-    parser.add_argument(
+    place = parser.add_argument_group("What and where")
+    place.add_argument("bids_dir", help="folder of the BIDS data set")
+    place.add_argument("output_dir", help="folder for the derivatives")
+    place.add_argument(
         "analysis_level",
         metavar="{participant,group}",
-        help="participant: maps and reports of each "
-        "subject; group: tables and a report over all subjects of the output folder",
+        help="participant: maps and a report of each participant; group: tables and a report over all "
+        "participants of the output folder",
     )
-    parser.add_argument("--version", action="version", version=f"qmri-bids {__version__}")
-    _add_selection(parser.add_argument_group("Choosing data"))
+    several = "Several values are separated by spaces or commas; put such options after the three arguments above."
+    _add_selection(parser.add_argument_group("Choosing data", several))
     _add_methods(parser.add_argument_group("Choosing methods"))
     _add_resources(parser.add_argument_group("Resources"))
     _add_running(parser.add_argument_group("Running"))
+    about = parser.add_argument_group("About")
+    about.add_argument("-h", "--help", action="help", help="show this text and exit")
+    about.add_argument(
+        "--version", action="version", version=f"qmri-bids {__version__}", help="show the version and exit"
+    )
     return parser
 
 
 def _add_selection(group: argparse._ArgumentGroup) -> None:
-    many = {"nargs": "+", "metavar": "LABEL"}
-    group.add_argument("--participant-label", **many, help="participants, with or without 'sub-' (default: all)")
-    group.add_argument("--session-label", **many, help="sessions, with or without 'ses-' (default: all)")
-    group.add_argument("--run-label", **many, help="runs, with or without 'run-' (default: all)")
-    group.add_argument("--bids-filter-file", metavar="FILE", help="JSON: t1w, irt1, mese, megre, dwi -> pybids query")
-    group.add_argument("--skip-bids-validation", action="store_true", help="do not run the BIDS validator")
+    for name, prefix in (("participant", "sub-"), ("session", "ses-"), ("run", "run-")):
+        group.add_argument(
+            f"--{name}-label",
+            nargs="+",
+            metavar="LABEL",
+            help=f"{name}s, with or without '{prefix}' (default: all)",
+        )
     group.add_argument(
-        "--bids-database-dir", metavar="DIR", help="pybids index to reuse, or to make, for large data sets"
+        "--bids-filter-file",
+        metavar="FILE",
+        help='JSON: pybids queries for t1w, irt1, mese, megre and dwi, such as {"dwi": {"acquisition": "hires"}}',
+    )
+    group.add_argument(
+        "--skip-bids-validation",
+        action="store_true",
+        help="do not run the BIDS validator, whose errors on files that would be used end the run",
+    )
+    group.add_argument(
+        "--bids-database-dir",
+        metavar="DIR",
+        help="pybids index to reuse, or to make, for large data sets",
     )
 
 
 def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--models",
-        type=_words,
-        metavar="NAMES",
-        help="comma-separated; 'qmri models' lists them (default: auto, all that the data allow)",
+        nargs="+",
+        metavar="NAME",
+        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow)",
     )
     group.add_argument(
         "--estimators",
-        type=_words,
-        metavar="NAMES",
-        help="comma-separated, for all models or for one as model:estimator (default: auto)",
+        nargs="+",
+        metavar="NAME",
+        help="how to fit: a name for all models that it can fit, or model:name for one (default: auto)",
     )
     group.add_argument(
         "--output-layout",
@@ -119,7 +139,7 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
         "--mem-gb",
         type=float,
         metavar="GB",
-        help=f"memory to use (default: {MEMORY_SHARE:g} of the machine's, or of its container's limit)",
+        help=f"memory to use (default: {MEMORY_SHARE:g} of the machine's, or of its container's or job's limit)",
     )
     group.add_argument("--use-plugin", metavar="FILE", help="nipype plugin settings (YAML: plugin, plugin_args)")
 
@@ -129,8 +149,8 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "-w",
         "--work-dir",
         metavar="DIR",
-        help="folder for intermediate results; a second run with the same "
-        "one computes only what changed (default: work)",
+        help="folder for intermediate results; a second run with the same one computes only what changed "
+        f"(default: {WORK_DIR}, in the current folder)",
     )
     group.add_argument(
         "--clean-workdir",
@@ -138,14 +158,15 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="remove a participant's intermediate results once all went well",
     )
     group.add_argument("--stop-on-first-crash", action="store_true", help="stop everything at the first failed step")
-    group.add_argument("--reports-only", action="store_true", help="only rebuild the reports from the output folder")
-    group.add_argument("--boilerplate-only", action="store_true", help="only write the methods text")
+    alone = group.add_mutually_exclusive_group()
+    alone.add_argument("--reports-only", action="store_true", help="only rebuild the reports from the output folder")
+    alone.add_argument("--boilerplate-only", action="store_true", help="only write the methods text")
     group.add_argument(
         "--config-file",
         metavar="TOML",
         help="options of an earlier run (logs/<run>.toml); options on the command line override it",
     )
-    group.add_argument("-v", "--verbose", action="count", help="say more; twice for debugging")
+    group.add_argument("-v", "--verbose", action="count", help="show what otherwise goes to the log only")
 
 
 def parse(argv: list[str] | None = None) -> Config:
@@ -159,22 +180,30 @@ def parse(argv: list[str] | None = None) -> Config:
     given: dict[str, Any] = vars(build_parser().parse_args(sys.argv[1:] if argv is None else argv))
     if given["analysis_level"] not in LEVELS:
         raise UnknownLevelError(f"The analysis level must be {' or '.join(LEVELS)}, got {given['analysis_level']!r}.")
-    for name, prefix in (("participant_label", "sub-"), ("session_label", "ses-"), ("run_label", "run-")):
+    for name, prefix in _LISTS.items():
         if name in given:
-            labels = [label.removeprefix(prefix) for word in given[name] for label in word.split(",")]
-            given[name] = list(dict.fromkeys(labels))
+            given[name] = _words(name, given[name], prefix)
     config_file = given.pop("config_file", None)
-    values = convert({**(read_toml(Path(config_file)) if config_file else {}), **given})
+    values = {**(read_toml(Path(config_file)) if config_file else {}), **given}
     values["run_id"] = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
-    values.setdefault("work_dir", Path("work").absolute())
+    values.setdefault("work_dir", WORK_DIR)
     values.setdefault("nprocs", available_cpus())
     values.setdefault("mem_gb", available_memory_gb())
     values.setdefault("omp_nthreads", _threads_per_step(values))
-    return Config(**values)
+    return make_config(values)
+
+
+def _words(name: str, given: list[str], prefix: str) -> list[str]:
+    """Return the distinct words of an option, in the order given."""
+    words = [word.removeprefix(prefix) for item in given for word in item.split(",") if word]
+    if not words:
+        # An empty list would mean all.
+        raise UsageError(f"--{name.replace('_', '-')} needs at least one value, got {' '.join(given)!r}.")
+    return list(dict.fromkeys(words))
 
 
 def _threads_per_step(values: dict[str, Any]) -> int:
-    """Return as many threads as there are CPUs per participant: several participants share them, one uses all."""
-    labels = values.get("participant_label")
-    n_participants = len(labels) if labels else len(list(Path(values["bids_dir"]).glob("sub-*")))
-    return max(1, values["nprocs"] // max(1, n_participants))
+    """Return the number of CPUs per participant: several participants share them, one uses all."""
+    n_participants = len(values.get("participant_label", ())) or len(list(Path(values["bids_dir"]).glob("sub-*")))
+    n_cpus = values["nprocs"] if isinstance(values["nprocs"], int) else 1
+    return max(1, n_cpus // max(1, n_participants))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+CLEAR = "\r\033[K"
+#: Steps after which the time left is guessed.
+MIN_STEPS = 3
 
 
 class Progress:
@@ -43,35 +48,40 @@ class Progress:
 
     def end(self, subject: str, step: str) -> None:
         """Note that a step is done; without a start it was unchanged since an earlier run."""
-        begin = self._running.pop((subject, step), None)
         self._done[subject] += 1
-        took = "unchanged" if begin is None else f"{self._clock() - begin:.1f} s"
-        self._line(subject, f"{step:<36} {took:>10}{self._left()}")
+        self._line(subject, step, self._took(subject, step), self._left())
 
     def fail(self, subject: str, step: str) -> None:
         """Note that a step failed."""
-        self._running.pop((subject, step), None)
         self._done[subject] += 1
-        self._line(subject, f"{step:<36}     FAILED")
+        self._took(subject, step)
+        self._line(subject, step, "FAILED", "")
+
+    def _took(self, subject: str, step: str) -> str:
+        begin = self._running.pop((subject, step), None)
+        return "unchanged" if begin is None else f"{self._clock() - begin:.1f} s"
 
     def _left(self) -> str:
         done, total = sum(self._done.values()), sum(self._totals.values())
-        if done < 3 or done >= total:
+        if done < MIN_STEPS or done >= total:
             return ""
         elapsed = self._clock() - self._begin
         return f"   about {_clock_text(elapsed * (total - done) / done)} left"
 
-    def _line(self, subject: str, text: str) -> None:
-        clear = "\r\033[K" if self._stream.isatty() else ""
-        count = f"{self._done[subject]}/{self._totals.get(subject, 0)}"
+    def _line(self, subject: str, step: str, result: str, left: str) -> None:
+        clear = CLEAR if self._stream.isatty() else ""
         elapsed = _clock_text(self._clock() - self._begin)
-        print(f"{clear}[{elapsed}] sub-{subject:<10} {count:>6}  {text}", file=self._stream, flush=True)
+        count = f"{self._done[subject]}/{self._totals[subject]}"
+        line = f"[{elapsed}] sub-{subject:<10} {count:>6}  {step:<36} {result:>10}{left}"
+        print(f"{clear}{line}", file=self._stream, flush=True)
         self._show_running()
 
     def _show_running(self) -> None:
         if self._stream.isatty() and self._running:
             names = ", ".join(f"sub-{subject} {step}" for subject, step in self._running)
-            print(f"\r\033[K  running: {names}"[:120], end="", file=self._stream, flush=True)
+            # A line that wraps could not be cleared.
+            width = shutil.get_terminal_size().columns - 1
+            print(f"{CLEAR}{f'  running: {names}'[:width]}", end="", file=self._stream, flush=True)
 
 
 def _clock_text(seconds: float) -> str:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.cli.environment import close_log, log_file, prepare, terminable
 from qmri_bidsapp.cli.parser import parse
+from qmri_bidsapp.cli.summary import print_summary, unfinished
 from qmri_bidsapp.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PARTICIPANT_FAILED,
     InvalidBIDSError,
-    OutputError,
+    NothingMatchedError,
     QmriError,
     UsageError,
 )
@@ -35,7 +37,7 @@ MAX_LISTED = 10
 
 
 def exit_code(error: BaseException | None, n_failed: int = 0) -> int:
-    """Return what the program ends with: the one place where this is decided."""
+    """Return what a program ends with: the one place where this is decided."""
     if isinstance(error, QmriError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -48,68 +50,42 @@ def exit_code(error: BaseException | None, n_failed: int = 0) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit code; the cause of a failure is said in one line."""
     try:
-        config = parse(argv)
-        _prepare_environment(config)
-        level = _run_participants if config.analysis_level == "participant" else _run_group
-        return level(config)
+        with terminable():
+            config = parse(argv)
+            prepare(config)
+            level = _run_participants if config.analysis_level == "participant" else _run_group
+            return level(config)
     except KeyboardInterrupt as error:
-        print("\nqmri-bids: interrupted; finished steps are kept in the work folder.", file=sys.stderr)
+        # The cursor stands behind ^C or behind the line that shows what runs.
+        print(file=sys.stderr)
+        say_error("qmri-bids", "interrupted; finished steps are kept in the work folder")
         return exit_code(error)
     except QmriError as error:
-        print(f"qmri-bids: error: {error}", file=sys.stderr)
+        say_error("qmri-bids", f"error: {error}")
         return exit_code(error)
     except Exception as error:
-        LOGGER.debug("%s", traceback.format_exc())
-        where = "".join(f"; details in {h.baseFilename}" for h in LOGGER.handlers if isinstance(h, logging.FileHandler))
-        print(f"qmri-bids: unexpected error: {type(error).__name__}: {error}{where}", file=sys.stderr)
-        if not where:
-            traceback.print_exc()
+        say_unexpected("qmri-bids", error)
         return exit_code(error)
     finally:
-        for handler in list(LOGGER.handlers):
-            handler.close()
-            LOGGER.removeHandler(handler)
+        close_log()
 
 
-def _prepare_environment(config: Config) -> None:
-    """Make the folders and point every library's cache and threads to what was chosen; HOME may not be writable."""
-    from qmri_bidsapp.bids.derivatives import check_output_dir
+def say_error(program: str, message: str) -> None:
+    """Print one line on the error stream, and note it in the log."""
+    line = " ".join(message.split("\n"))
+    LOGGER.debug("%s", line)
+    print(f"{program}: {line}", file=sys.stderr)
 
-    check_output_dir(config.derivatives_dir, config.bids_dir)
-    caches = config.work_dir / "caches"
-    try:
-        for name in ("matplotlib", "dipy", "torch", "templateflow", "nilearn", "xdg"):
-            (caches / name).mkdir(parents=True, exist_ok=True)
-        config.log_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"The work folder {config.work_dir} cannot be written ({error.strerror or error})."
-        ) from error
-    os.environ.update(
-        MPLCONFIGDIR=str(caches / "matplotlib"),
-        MPLBACKEND="Agg",
-        DIPY_HOME=str(caches / "dipy"),
-        TORCH_HOME=str(caches / "torch"),
-        TEMPLATEFLOW_HOME=str(caches / "templateflow"),
-        TEMPLATEFLOW_AUTOUPDATE="0",
-        NILEARN_DATA=str(caches / "nilearn"),
-        XDG_CACHE_HOME=str(caches / "xdg"),
-        NIPYPE_NO_ET="1",
-        NO_ET="1",
-        OMP_NUM_THREADS=str(config.omp_nthreads),
-        OPENBLAS_NUM_THREADS=str(config.omp_nthreads),
-        MKL_NUM_THREADS=str(config.omp_nthreads),
-        ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS=str(config.omp_nthreads),
-    )
-    LOGGER.setLevel(logging.DEBUG)
-    file_handler = logging.FileHandler(config.log_dir / f"{config.run_id}.log", encoding="utf-8")
-    file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
-    console.setLevel(logging.DEBUG if config.verbose else logging.INFO)
-    LOGGER.handlers = [file_handler, console]
-    LOGGER.propagate = False
-    (config.log_dir / f"{config.run_id}.toml").write_text(config.to_toml())
+
+def say_unexpected(program: str, error: Exception) -> None:
+    """Print one line for an error that is not the user's; its traceback goes to the log, if there is one."""
+    details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    log = log_file()
+    LOGGER.debug("%s", details)
+    if log is None:
+        print(details, file=sys.stderr)
+    where = f"; details in {log}" if log else ""
+    say_error(program, f"unexpected error: {type(error).__name__}: {error}{where}")
 
 
 def _run_participants(config: Config) -> int:
@@ -127,21 +103,23 @@ def _run_participants(config: Config) -> int:
     plans = _find_and_plan(config)
     write_citation(config.derivatives_dir, describe_methods(config))
     result = _execute(config, plans)
-    failed = {plan.subject for plan in plans if plan.inputs.has_errors or plan.errors} | set(result.failed)
-    _build_reports(config, [plan.subject for plan in plans], failed)
-    _print_summary(config, plans, result, failed)
+    failed = {item.subject for item in plans if item.inputs.has_errors or item.errors or unfinished(config, item)}
+    failed |= set(result.failed)
+    crash_dirs = {item.subject: config.log_dir / f"sub-{item.subject}" / config.run_id for item in plans}
+    failed |= _build_reports(config, crash_dirs)
+    print_summary(config, plans, result, failed)
     return exit_code(None, len(failed))
 
 
 def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     """Index, validate, choose what to do, and say it."""
     from qmri_bidsapp.bids.dataset import check_description, open_layout
-    from qmri_bidsapp.bids.derivatives import write_dataset_files
     from qmri_bidsapp.bids.queries import find_inputs
-    from qmri_bidsapp.registry import check_choice, load_estimators
+    from qmri_bidsapp.registry import check_choice
     from qmri_bidsapp.workflows.base import plan
 
     check_choice(config.models, config.estimators)
+    _check_plugin(config.use_plugin)
     LOGGER.debug("Estimators run on %s", config.torch_device)
     description = check_description(config.bids_dir)
     layout = open_layout(
@@ -160,18 +138,38 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     LOGGER.info("\nWhat was found, and what will be done:")
     for item in plans:
         LOGGER.info("%s", "\n".join(item.describe()))
+    _describe_output(config, description)
+    return plans
+
+
+def _describe_output(config: Config, source: dict[str, Any]) -> None:
+    """Write the files that make the output folder a data set."""
+    from qmri_bidsapp.bids.derivatives import write_dataset_files
+    from qmri_bidsapp.registry import load_estimators
+
     meanings = {}
     for name, estimator in load_estimators().items():
         meanings[name] = f"Estimate: {estimator.title}"
         meanings[f"{name}std"] = f"Standard deviation of the estimate ({estimator.std_kind})"
     write_dataset_files(
-        config.derivatives_dir,
-        config.bids_dir,
-        version=__version__,
-        source=description,
-        descriptions=meanings,
+        config.derivatives_dir, config.bids_dir, version=__version__, source=source, descriptions=meanings
     )
-    return plans
+
+
+def _check_plugin(path: Path | None) -> None:
+    """See that a plugin file can be used before the work begins."""
+    import yaml
+
+    if path is None:
+        return
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"The plugin file {path} is not valid YAML: {error}.") from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("plugin"), str):
+        raise UsageError(f"The plugin file {path} must hold 'plugin: NAME', such as 'plugin: SLURM'.")
+    if not isinstance(settings.get("plugin_args", {}), dict):
+        raise UsageError(f"The plugin file {path}: plugin_args must map names to values.")
 
 
 def _read_filters(path: Path | None) -> dict[str, Any] | None:
@@ -199,13 +197,17 @@ def _validate(config: Config, subjects: tuple[SubjectInputs, ...]) -> None:
     fatal = blocking(issues, subjects, config.bids_dir)
     if fatal:
         raise InvalidBIDSError(
-            f"The BIDS validator finds {len(fatal)} errors in files that would be used, first: {_issue_text(fatal[0])}; "
-            "correct them, leave the series out with --bids-filter-file, or give --skip-bids-validation."
+            f"The BIDS validator finds {len(fatal)} errors in files that would be used, first: "
+            f"{_issue_text(fatal[0])}; correct them, leave the series out with --bids-filter-file, or give "
+            "--skip-bids-validation."
         )
     kinds = Counter((issue.severity, issue.code) for issue in issues)
-    errors = [(code, count) for (severity, code), count in sorted(kinds.items()) if severity == "error"]
+    for (severity, code), count in sorted(kinds.items()):
+        LOGGER.debug("BIDS validation, %s: %s, %d files", severity, code, count)
+    errors = [f"{code} ({count} files)" for (severity, code), count in sorted(kinds.items()) if severity == "error"]
+    more = f"; {len(errors) - MAX_LISTED} more kinds in the log" if len(errors) > MAX_LISTED else ""
     n_warnings = sum(count for (severity, _), count in kinds.items() if severity == "warning")
-    text = "; ".join(f"{code} ({count} files)" for code, count in errors[:MAX_LISTED])
+    text = "; ".join(errors[:MAX_LISTED]) + more
     LOGGER.info("BIDS validation: %s; %d warnings.", text or "no errors", n_warnings)
 
 
@@ -221,61 +223,51 @@ def _execute(config: Config, plans: tuple[SubjectPlan, ...]) -> RunResult:
     return run(config, plans, Progress(count_steps(config, plans)))
 
 
-def _build_reports(config: Config, subjects: list[str], failed: set[str]) -> None:
-    """Make the report of every subject; a report that cannot be made counts its subject as failed."""
+def _build_reports(config: Config, crash_dirs: Mapping[str, Path | None]) -> set[str]:
+    """Make the report of every subject, and return the subjects whose report could not be made."""
     from qmri_bidsapp.reports.assembler import build_subject_report
 
-    for subject in subjects:
+    failed = set()
+    for subject, crash_dir in crash_dirs.items():
         try:
-            build_subject_report(config.derivatives_dir, subject, config.log_dir / f"sub-{subject}" / config.run_id)
+            build_subject_report(config.derivatives_dir, subject, crash_dir)
         except Exception as error:
             LOGGER.debug("%s", traceback.format_exc())
             LOGGER.error("sub-%s: the report could not be made (%s: %s).", subject, type(error).__name__, error)
             failed.add(subject)
+    return failed
 
 
 def _rebuild_reports(config: Config) -> int:
-    from qmri_bidsapp.errors import NothingMatchedError
-
-    records = sorted(config.log_dir.glob("sub-*.json"))
-    subjects = [path.stem[4:] for path in records]
-    if config.participant_label:
-        subjects = [label for label in subjects if label in config.participant_label]
-    if not subjects:
-        raise NothingMatchedError(f"{config.log_dir} holds no record of these participants: run them first.")
-    failed: set[str] = set()
-    _build_reports(config, subjects, failed)
+    """Make the reports again from what the last run of each subject left."""
+    subjects = _recorded_subjects(config)
+    failed = _build_reports(config, {subject: _last_crash_dir(config, subject) for subject in subjects})
     for subject in subjects:
-        LOGGER.info("%s", config.derivatives_dir / f"sub-{subject}.html")
+        if subject not in failed:
+            LOGGER.info("%s", config.derivatives_dir / f"sub-{subject}.html")
     return exit_code(None, len(failed))
 
 
-def _print_summary(config: Config, plans: tuple[SubjectPlan, ...], result: RunResult, failed: set[str]) -> None:
-    """Say what was made, what failed and where to look."""
-    LOGGER.info("\n%-16s %-8s %5s  %s", "participant", "outcome", "maps", "where to look")
-    for item in plans:
-        record = json.loads((config.log_dir / f"sub-{item.subject}.json").read_text())
-        n_maps = sum(len(fit["maps"]) for fit in record["fits"])
-        outcome = "FAILED" if item.subject in failed else "nothing" if item.is_empty else "done"
-        LOGGER.info(
-            "%-16s %-8s %5d  %s",
-            f"sub-{item.subject}",
-            outcome,
-            n_maps,
-            config.derivatives_dir / f"sub-{item.subject}.html",
-        )
-        for cause in [*item.errors, *(p.message for p in item.inputs.problems)]:
-            LOGGER.info("    %s", cause)
-        for crash in result.failed.get(item.subject, []):
-            LOGGER.info("    %s", crash_cause(Path(crash)))
-            LOGGER.info("    details: %s", crash)
+def _recorded_subjects(config: Config) -> list[str]:
+    """Return the subjects that the participant level left a record of, of those asked for.
+
+    Raises
+    ------
+    NothingMatchedError
+        If there is none, or if one that was asked for has none.
+    """
+    recorded = [path.stem.removeprefix("sub-") for path in sorted(config.log_dir.glob("sub-*.json"))]
+    absent = [label for label in config.participant_label if label not in recorded]
+    if absent or not recorded:
+        names = ", ".join(f"sub-{label}" for label in absent) or "any participant"
+        raise NothingMatchedError(f"{config.log_dir} holds no record of {names}: run the participant level first.")
+    return [label for label in recorded if not config.participant_label or label in config.participant_label]
 
 
-def crash_cause(path: Path) -> str:
-    """Return the last line of a crash file's traceback that says what went wrong."""
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    causes = [line for line in lines if ("Error" in line.split(":")[0] and ":" in line)]
-    return causes[-1] if causes else (lines[-1] if lines else "no cause recorded")
+def _last_crash_dir(config: Config, subject: str) -> Path | None:
+    """Return the folder of the crash files of a subject's last run; the names of runs sort by time."""
+    logs = sorted((config.log_dir / f"sub-{subject}").glob("*.log"))
+    return logs[-1].with_suffix("") if logs else None
 
 
 def _run_group(config: Config) -> int:
@@ -283,6 +275,7 @@ def _run_group(config: Config) -> int:
     from qmri_bidsapp.group.aggregate import aggregate
     from qmri_bidsapp.group.report import write_group_report
 
+    _recorded_subjects(config)
     tables, warnings = aggregate(config.derivatives_dir, config.participant_label)
     for warning in warnings:
         LOGGER.warning("warning: %s", warning)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.parser import Parser
-from qmri_bidsapp.errors import EXIT_OK, QmriError
+from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
+from qmri_bidsapp.errors import QmriError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,14 +29,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code; the cause of a failure is said in one line."""
     try:
         arguments = build_parser().parse_args(argv)
         arguments.run(arguments)
+    except KeyboardInterrupt as error:
+        say_error("qmri", "interrupted")
+        return exit_code(error)
     except QmriError as error:
-        print(f"qmri: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return EXIT_OK
+        say_error("qmri", f"error: {error}")
+        return exit_code(error)
+    except Exception as error:
+        say_unexpected("qmri", error)
+        return exit_code(error)
+    return exit_code(None)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,45 @@ from qmri_bidsapp.demo.phantom import Head, make_head
 from qmri_bidsapp.errors import OutputError
 from qmri_bidsapp.images.gradients import format_gradients
 
+Affine = npt.NDArray[np.float64]
+
 #: Voxel sizes, mm: T1w, and the quantitative series.
 T1W_VOXEL, SERIES_VOXEL = 1.5, 4.5
+SUBJECTS = (1, 2)
+BIDS_VERSION = "1.10.0"
+GENERATED_BY = [{"Name": "qmri_bidsapp", "Version": __version__}]
+SCANNER = {"Manufacturer": "Simulated", "MagneticFieldStrength": 3}
 README = """Demo data set of qmri_bidsapp: two simulated heads. No human data.
 
-Tissues come from the MNI152 (ICBM 2009a) maps distributed with nilearn, with a simulated skull and scalp. Signals come
-from the models of qmri_bidsapp with Rician noise; the signal-to-noise ratio in brain tissue is {snr}.
-sub-02 holds a small lesion in its left white matter (intra-neurite fraction 0.60, diffusivity 1.8e-3 mm2/s) and, on the
-right, a region that none of the models describes. The true maps lie in derivatives/truth. Ages and sexes are invented.
+Tissues come from the MNI152 (ICBM 2009a) maps distributed with nilearn, with a simulated skull and scalp;
+each subject has a pose, size and shape of its own. Signals come from the models of qmri_bidsapp, with Rician
+noise. Signal-to-noise ratio: {snr}.
+It is the mean signal of grey and white matter (at full recovery, at TE = 0, at b = 0) over the standard
+deviation of the noise, and SimulatedSNR in the sidecars.
+
+sub-02 holds a small lesion in its left white matter (Abnormality 3 of Gyori et al. 2021: intra-neurite
+fraction 0.60, diffusivity 1.8e-3 mm2/s) and, on the right, a region that none of the models describes: two
+pools of T1 and of T2, and water that does not diffuse. The true maps lie in derivatives/truth.
+
+Ages and sexes are invented. Seed: {seed}. The same seed and version give the same files.
+"""
+TRUTH_README = """True parameters of the two simulated heads, in BIDS units.
+
+Maps lie on the grid of the quantitative series (IRT1, MESE and dwi share one). A voxel has one value of each
+parameter, the mean over the protons of the tissues in it; of T1 and T2, the mean of their rates (fast
+exchange). So every voxel obeys the models exactly, but for those of label-unmodelled_mask, which have no true
+value (NaN).
+
+desc-series_dseg (series) and dseg (T1w) hold the tissue of the largest volume fraction: 1 grey matter, 2
+white matter, 3 CSF. anat/*_desc-brain_mask is on the grid of the T1w, dwi/*_desc-brain_mask on that of the
+series.
 """
 
 
 def write_demo(
     out_dir: Path, *, seed: int = 0, t1w_voxel: float = T1W_VOXEL, series_voxel: float = SERIES_VOXEL
 ) -> Path:
-    """Write a BIDS data set of two subjects.
+    """Write a BIDS data set of two subjects, whole or not at all.
 
     Parameters
     ----------
@@ -57,91 +82,71 @@ def write_demo(
         out_dir.mkdir(parents=True, exist_ok=True)
         if any(out_dir.iterdir()):
             raise OutputError(f"{out_dir} is not empty; name a new folder.")
-        _write_top_files(out_dir)
-        for index in (1, 2):
-            rng = np.random.default_rng((seed, index))
-            _write_subject(out_dir, index, rng, t1w_voxel, series_voxel)
     except OSError as error:
         raise OutputError(f"{out_dir} cannot be written ({error.strerror or error}).") from error
+    try:
+        for index in SUBJECTS:
+            _write_subject(out_dir, index, seed, t1w_voxel, series_voxel)
+        _write_top_files(out_dir, seed)
+    except BaseException as error:
+        # An interrupted data set must not look like a whole one to the next command.
+        for item in out_dir.iterdir():
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+        if isinstance(error, OSError):
+            raise OutputError(f"{out_dir} cannot be written ({error.strerror or error}).") from error
+        raise
     return out_dir
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2) + "\n")
-
-
-def _write_image(path: Path, data: npt.NDArray[Any], affine: npt.NDArray[np.float64], dtype: type) -> None:
-    """Write an image; integers are rounded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.rint(data) if np.issubdtype(dtype, np.integer) else data
-    image = nib.Nifti1Image(values.astype(dtype), affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    nib.save(image, path)
-
-
-def _write_top_files(out_dir: Path) -> None:
-    source = [{"Name": "qmri_bidsapp", "Version": __version__}]
-    _write_json(
-        out_dir / "dataset_description.json",
-        {
-            "Name": "Demo of qmri_bidsapp: two simulated heads",
-            "BIDSVersion": "1.10.0",
-            "DatasetType": "raw",
-            "License": "CC0",
-            "Authors": ["The qmri_bidsapp developers"],
-            "GeneratedBy": source,
-        },
-    )
+def _write_top_files(out_dir: Path, seed: int) -> None:
+    description = {
+        "Name": "Demo of qmri_bidsapp: two simulated heads",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "raw",
+        "License": "CC0",
+        "Authors": ["The qmri_bidsapp developers"],
+        "GeneratedBy": GENERATED_BY,
+    }
     snr = ", ".join(f"{value:g} ({kind})" for kind, value in signals.SNR.items())
-    (out_dir / "README").write_text(README.format(snr=snr))
+    (out_dir / "README").write_text(README.format(snr=snr, seed=seed))
     (out_dir / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t31\tF\nsub-02\t44\tM\n")
-    levels = {"F": "female", "M": "male"}
     columns = {
         "age": {"Description": "Invented age", "Units": "year"},
-        "sex": {"Description": "Invented", "Levels": levels},
+        "sex": {"Description": "Invented sex", "Levels": {"F": "female", "M": "male"}},
     }
     _write_json(out_dir / "participants.json", columns)
     truth = out_dir / "derivatives" / "truth"
-    _write_json(
-        truth / "dataset_description.json",
-        {
-            "Name": "True maps of the demo",
-            "BIDSVersion": "1.10.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": source,
-        },
-    )
     (truth / ".bidsignore").write_text("*_dwimap.*\n*_IEmap.*\n")
-    (truth / "README").write_text("True parameters of the simulated heads, in BIDS units.\n")
+    (truth / "README").write_text(TRUTH_README)
+    derived = {**description, "Name": "True maps of the demo of qmri_bidsapp", "DatasetType": "derivative"}
+    _write_json(truth / "dataset_description.json", derived)
+    _write_json(out_dir / "dataset_description.json", description)
 
 
-def _write_subject(out_dir: Path, index: int, rng: np.random.Generator, t1w_voxel: float, series_voxel: float) -> None:
+def _write_subject(out_dir: Path, index: int, seed: int, t1w_voxel: float, series_voxel: float) -> None:
+    rng = np.random.default_rng((seed, index))
     name = f"sub-{index:02d}"
     anat, dwi = out_dir / name / "anat", out_dir / name / "dwi"
-    scanner = {"Manufacturer": "Simulated", "MagneticFieldStrength": 3}
-    fine = make_head(index, t1w_voxel, rng)
-    _write_image(anat / f"{name}_T1w.nii.gz", signals.t1w(fine, rng), fine.affine, np.int16)
-    _write_json(anat / f"{name}_T1w.json", scanner)
-    head = make_head(index, series_voxel, rng)
+    fine = make_head(index, t1w_voxel, seed=seed)
+    sequence = {"PulseSequenceType": "MPRAGE", "MRAcquisitionType": "3D", "RepetitionTimePreparation": 2.3}
+    sequence |= {"EchoTime": 0.003, "InversionTime": 0.9, "FlipAngle": 9}
+    _write_series(anat / f"{name}_T1w", signals.t1w(fine, rng), fine.affine, sequence)
+    head = make_head(index, series_voxel, seed=seed)
     recovery, factor = signals.inversion_recovery(head, rng)
     for number, time in enumerate(signals.INVERSION_TIMES):
-        stem = anat / f"{name}_inv-{number + 1}_IRT1"
-        _write_image(stem.with_suffix(".nii.gz"), recovery[..., number], head.affine, np.int16)
-        _write_json(stem.with_suffix(".json"), {**scanner, "InversionTime": time, "RepetitionTimeExcitation": 15.0})
+        sequence = {"InversionTime": time, "RepetitionTimeExcitation": 15.0, "FlipAngle": 90}
+        _write_series(anat / f"{name}_inv-{number + 1}_IRT1", recovery[..., number], head.affine, sequence)
     echoes = signals.multi_echo(head, rng)
     for number, time in enumerate(signals.ECHO_TIMES):
-        stem = anat / f"{name}_echo-{number + 1}_MESE"
-        _write_image(stem.with_suffix(".nii.gz"), echoes[..., number], head.affine, np.int16)
-        _write_json(stem.with_suffix(".json"), {**scanner, "EchoTime": time, "RepetitionTime": 5.0})
+        sequence = {"EchoTime": time, "RepetitionTime": 5.0, "FlipAngle": 90}
+        _write_series(anat / f"{name}_echo-{number + 1}_MESE", echoes[..., number], head.affine, sequence)
     acquisition = signals.gradient_table(rng)
+    sequence = {"EchoTime": signals.DWI_ECHO_TIME, "RepetitionTime": 9.2, "FlipAngle": 90}
     stem = dwi / f"{name}_dwi"
-    _write_image(stem.with_suffix(".nii.gz"), signals.diffusion(head, acquisition, rng), head.affine, np.int16)
-    _write_json(stem.with_suffix(".json"), {**scanner, "EchoTime": signals.DWI_ECHO_TIME, "RepetitionTime": 9.2})
-    # FSL's convention: the affine's determinant is positive, so that the first component is reversed.
-    direction = np.asarray(acquisition.direction) * [-1, 1, 1]
+    _write_series(stem, signals.diffusion(head, acquisition, rng), head.affine, sequence)
+    # FSL's convention: the affine's determinant is positive, so that the first component is reversed;
+    # adding zero turns -0 into 0.
+    direction = np.asarray(acquisition.direction) * [-1, 1, 1] + 0.0
     bval, bvec = format_gradients(np.asarray(acquisition.b_value), direction)
     stem.with_suffix(".bval").write_text(bval)
     stem.with_suffix(".bvec").write_text(bvec)
@@ -149,28 +154,64 @@ def _write_subject(out_dir: Path, index: int, rng: np.random.Generator, t1w_voxe
 
 
 def _write_truth(folder: Path, name: str, head: Head, factor: npt.NDArray[np.float64], fine: Head) -> None:
-    """Write the true maps on the grid of the series, and the true brain mask on that of the T1w."""
+    """Write the true maps on the grid of the series, and brain and tissues on that of the T1w as well."""
     p, brain = head.parameters, head.brain
     maps = {
-        "anat/{}_T1map": (p["t1"], "s"),
-        "anat/{}_T2map": (p["t2"], "s"),
-        "anat/{}_IEmap": (factor, "1"),
-        "dwi/{}_model-smt_param-intrafraction_dwimap": (p["fraction"], "1"),
-        "dwi/{}_model-smt_param-diffusivity_dwimap": (p["diffusivity"], "mm2/s"),
+        "anat/{}_T1map": (p["t1"], "s", "T1"),
+        "anat/{}_T2map": (p["t2"], "s", "T2"),
+        "anat/{}_IEmap": (factor, "1", "Inversion factor"),
+        "dwi/{}_model-smt_param-intrafraction_dwimap": (p["fraction"], "1", "Intra-neurite volume fraction"),
+        "dwi/{}_model-smt_param-diffusivity_dwimap": (p["diffusivity"], "mm2/s", "Intrinsic diffusivity"),
     }
-    for pattern, (values, unit) in maps.items():
-        path = folder / pattern.format(name)
-        _write_image(path.with_suffix(".nii.gz"), np.where(brain, values, np.nan), head.affine, np.float32)
-        _write_json(path.with_suffix(".json"), {"Units": unit, "SkullStripped": True})
+    known = brain & ~head.unmodelled
+    for pattern, (values, unit, description) in maps.items():
+        stem = folder / pattern.format(name)
+        _write_image(stem, np.where(known, values, np.nan), head.affine, np.float32)
+        _write_json(
+            stem.with_suffix(".json"),
+            {"Description": f"{description}, true value", "Units": unit, "SkullStripped": True},
+        )
+    tissues = "Largest fraction: 1 grey matter, 2 white matter, 3 CSF"
     labels = {
-        "anat/{}_desc-series_dseg": (head.dseg, head.affine),
-        "anat/{}_desc-brain_mask": (fine.brain, fine.affine),
-        "dwi/{}_desc-brain_mask": (brain, head.affine),
-        "dwi/{}_label-lesion_mask": (head.lesion, head.affine),
-        "dwi/{}_label-unmodelled_mask": (head.unmodelled, head.affine),
+        "anat/{}_dseg": (fine.dseg, fine.affine, {"Description": tissues}),
+        "anat/{}_desc-series_dseg": (head.dseg, head.affine, {"Description": tissues}),
+        "anat/{}_desc-brain_mask": (
+            fine.brain,
+            fine.affine,
+            {"Description": "Brain and CSF", "Type": "Brain"},
+        ),
+        "dwi/{}_desc-brain_mask": (brain, head.affine, {"Description": "Brain and CSF", "Type": "Brain"}),
+        "dwi/{}_label-lesion_mask": (head.lesion, head.affine, {"Description": "Lesion", "Type": "Lesion"}),
+        "dwi/{}_label-unmodelled_mask": (
+            head.unmodelled,
+            head.affine,
+            {"Description": "Region that no model describes", "Type": "ROI"},
+        ),
     }
-    for pattern, (region, affine) in labels.items():
-        path = folder / pattern.format(name)
+    for pattern, (region, affine, sidecar) in labels.items():
+        stem = folder / pattern.format(name)
         if region.any():
-            _write_image(path.with_suffix(".nii.gz"), region, affine, np.uint8)
-            _write_json(path.with_suffix(".json"), {"SkullStripped": True})
+            _write_image(stem, region, affine, np.uint8)
+            _write_json(stem.with_suffix(".json"), {**sidecar, "SkullStripped": True})
+
+
+def _write_series(stem: Path, data: npt.NDArray[np.float64], affine: Affine, sequence: Mapping[str, Any]) -> None:
+    """Write an image of the simulated scanner, rounded as a scanner does, with its sidecar."""
+    kind = stem.name.rpartition("_")[2]
+    _write_image(stem, np.rint(data), affine, np.int16)
+    _write_json(stem.with_suffix(".json"), {**SCANNER, **sequence, "SimulatedSNR": signals.SNR[kind]})
+
+
+def _write_image(stem: Path, data: npt.NDArray[Any], affine: Affine, dtype: type) -> None:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data.astype(dtype), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    # nibabel leaves the time out of compressed files, so that the same data give the same bytes.
+    nib.save(image, stem.with_suffix(".nii.gz"))
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n")

@@ -1,19 +1,21 @@
-"""Two simulated heads: tissues from the MNI152 maps that nilearn brings, parameters with known truth."""
+"""Simulated heads: tissues from the MNI152 maps that nilearn brings, parameters with known truth."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Volume = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 #: Field of view of every image, mm, in MNI space: first corner and size.
 CORNER = np.array([-96.0, -132.0, -80.0])
 SIZE = np.array([192.0, 228.0, 192.0])
 #: Spheres in white matter of the second subject, MNI mm, and their radius.
-LESION_CENTRE, UNMODELLED_CENTRE, RADIUS = np.array([-26.0, -28.0, 28.0]), np.array([26.0, -28.0, 28.0]), 9.0
+LESION_CENTRE, UNMODELLED_CENTRE, RADIUS = (-26.0, -28.0, 28.0), (26.0, -28.0, 28.0), 9.0
 #: Abnormality 3 of Gyori et al. 2021, table 2: intra-neurite fraction, diffusivity (mm2/s).
 ABNORMALITY_3 = (0.60, 1.80e-3)
 
@@ -25,7 +27,7 @@ class Tissue:
     Attributes
     ----------
     t1, t2 : float
-        s (Sabidussi et al. 2021, table 1).
+        s (Sabidussi et al. 2021, table 1, for CSF, grey and white matter).
     density : float
         Proton density relative to CSF.
     fraction, diffusivity : float
@@ -51,8 +53,21 @@ TISSUES = {
     "scalp": Tissue(0.42, 0.070, 0.80, 0.02, 0.80e-3, 0.95),
     "muscle": Tissue(1.20, 0.050, 0.70, 0.02, 1.40e-3, 0.38),
 }
-#: Spread of the parameters within a tissue: smooth over this length (mm), and from voxel to voxel.
-SMOOTH_LENGTH, SMOOTH_SPREAD, VOXEL_SPREAD = 9.0, 0.05, 0.01
+BRAIN_TISSUES = ("gm", "wm", "csf")
+PARAMETERS = ("t1", "t2", "density", "fraction", "diffusivity", "t1w")
+#: Averaged over a voxel as rates: fast exchange between its tissues.
+RELAXATION_TIMES = ("t1", "t2")
+#: Relative spread of the parameters: between subjects; within a tissue, smooth over a length (mm); from voxel
+#: to voxel.
+SUBJECT_SPREAD, SMOOTH_SPREAD, SMOOTH_LENGTH, VOXEL_SPREAD = 0.02, 0.05, 9.0, 0.01
+#: The anatomy of a subject: largest rotation (degree), shift (mm), change of size; amplitude of each of the
+#: waves of the warp (mm) and their shortest and longest length (mm).
+ROTATION, SHIFT, SCALING = 4.0, 2.0, 0.04
+N_WAVES, WAVE_AMPLITUDE, WAVE_LENGTH = 4, 1.0, (70.0, 140.0)
+#: Layers around the brain, each with its outer border, mm. Below a height there are neck and face: muscle to
+#: the outside.
+LAYERS = (("csf", 3.0), ("bone", 5.0), ("marrow", 8.0), ("bone", 10.0))
+SCALP_BORDER, MUSCLE_BORDER, LOW = 15.0, 18.0, -28.0
 
 
 @dataclass(frozen=True)
@@ -66,28 +81,61 @@ class Head:
     fractions : dict
         Tissue -> (x, y, z) volume fraction; the rest is air.
     parameters : dict
-        ``t1``, ``t2`` (s), ``density``, ``fraction``, ``diffusivity`` (mm2/s), ``t1w`` -> (x, y, z): means over the
-        tissues of a voxel, so that each voxel obeys the signal models exactly.
+        ``t1``, ``t2`` (s), ``density``, ``fraction``, ``diffusivity`` (mm2/s), ``t1w`` -> (x, y, z). Each
+        voxel has one value, the mean over the protons of its tissues (of rates, for relaxation times), and so
+        obeys the signal models exactly.
     lesion, unmodelled : ndarray
-        (x, y, z) bool.
+        (x, y, z) bool, empty in the first subject.
     """
 
     affine: npt.NDArray[np.float64]
     fractions: dict[str, Volume]
     parameters: dict[str, Volume]
-    lesion: npt.NDArray[np.bool_]
-    unmodelled: npt.NDArray[np.bool_]
+    lesion: Mask
+    unmodelled: Mask
 
     @property
-    def brain(self) -> npt.NDArray[np.bool_]:
+    def brain(self) -> Mask:
         """(x, y, z) bool: at least half grey matter, white matter or CSF."""
-        return sum(self.fractions[name] for name in ("gm", "wm", "csf")) >= 0.5
+        inside: Mask = np.sum([self.fractions[name] for name in BRAIN_TISSUES], axis=0) >= 0.5
+        return inside
 
     @property
     def dseg(self) -> npt.NDArray[np.uint8]:
         """(x, y, z) labels of the largest fraction in the brain: 1 GM, 2 WM, 3 CSF."""
-        stacked = np.stack([self.fractions[name] for name in ("gm", "wm", "csf")])
+        stacked = np.stack([self.fractions[name] for name in BRAIN_TISSUES])
         return np.where(self.brain, stacked.argmax(0) + 1, 0).astype(np.uint8)
+
+
+def make_head(index: int, voxel_size: float, *, seed: int) -> Head:
+    """Simulate the head of subject `index` on a grid.
+
+    Parameters
+    ----------
+    index : int
+        1 or 2; the second has a lesion and a region that no model describes.
+    voxel_size : float
+        mm, isotropic. Heads of one subject and seed have the same anatomy at every voxel size.
+    seed : int
+    """
+    anatomy = np.random.default_rng((seed, index, 0))
+    texture = np.random.default_rng((seed, index, 1))
+    affine, shape = grid(voxel_size)
+    points = to_mni(affine, shape, anatomy)
+    fractions = tissue_fractions(points, voxel_size)
+    parameters = _mean_parameters(fractions, anatomy)
+    for name in ("t1", "t2", "density", "fraction", "diffusivity"):
+        parameters[name] = parameters[name] * (1 + _variation(shape, voxel_size, texture))
+    parameters["fraction"] = np.clip(parameters["fraction"], 0.01, 0.95)
+    parameters["diffusivity"] = np.clip(parameters["diffusivity"], 1e-4, 2.95e-3)
+    lesion, unmodelled = (
+        (np.linalg.norm(points - np.reshape(centre, (3, 1, 1, 1)), axis=0) < RADIUS)
+        & (fractions["wm"] > 0.5)
+        & (index == 2)
+        for centre in (LESION_CENTRE, UNMODELLED_CENTRE)
+    )
+    parameters["fraction"][lesion], parameters["diffusivity"][lesion] = ABNORMALITY_3
+    return Head(affine, fractions, parameters, lesion, unmodelled)
 
 
 def grid(voxel_size: float) -> tuple[npt.NDArray[np.float64], tuple[int, int, int]]:
@@ -98,109 +146,117 @@ def grid(voxel_size: float) -> tuple[npt.NDArray[np.float64], tuple[int, int, in
     return affine, (nx, ny, nz)
 
 
-def subject_transform(index: int) -> npt.NDArray[np.float64]:
-    """Return (4, 4): where a point of the subject's head lies in MNI space. Subjects differ in size and pose."""
+def to_mni(affine: npt.NDArray[np.float64], shape: Sequence[int], rng: np.random.Generator) -> Volume:
+    """Return (3, x, y, z), mm: where in MNI space each voxel of a subject lies.
+
+    Subjects differ in pose, in size along each axis, and by a smooth warp, a sum of waves whose gradient is
+    far below 1, so that it does not fold.
+    """
     from scipy.spatial.transform import Rotation
 
-    rng = np.random.default_rng(1000 + index)
-    transform = np.eye(4)
-    angles = rng.uniform(-4, 4, 3)
-    transform[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(
-        rng.uniform(0.97, 1.04, 3)
-    )
-    transform[:3, 3] = rng.uniform(-2, 2, 3)
-    return transform
+    rotation = Rotation.from_euler("xyz", rng.uniform(-ROTATION, ROTATION, 3), degrees=True).as_matrix()
+    scaling = np.diag(rng.uniform(1 - SCALING, 1 + SCALING, 3))
+    shift = rng.uniform(-SHIFT, SHIFT, 3)
+    voxels = np.indices(shape).reshape(3, -1)
+    world = affine[:3, :3] @ voxels + affine[:3, 3:]
+    points = rotation @ scaling @ world + shift[:, None]
+    for _ in range(N_WAVES):
+        direction = rng.standard_normal(3)
+        direction *= 2 * np.pi / (rng.uniform(*WAVE_LENGTH) * np.linalg.norm(direction))
+        amplitude = rng.uniform(-WAVE_AMPLITUDE, WAVE_AMPLITUDE, 3)
+        points += amplitude[:, None] * np.sin(direction @ world + rng.uniform(0, 2 * np.pi))
+    return np.asarray(points.reshape(3, *shape))
 
 
-def make_head(index: int, voxel_size: float, rng: np.random.Generator) -> Head:
-    """Simulate the head of subject `index` on a grid.
+def tissue_fractions(points: Volume, voxel_size: float) -> dict[str, Volume]:
+    """Return the volume fraction of every tissue: brain from nilearn's maps, layers around it for the rest.
 
     Parameters
     ----------
-    index : int
-        1 or 2; the second has a lesion and a region that no model describes.
+    points : ndarray
+        (3, x, y, z), mm, where voxels lie in MNI space.
     voxel_size : float
-        mm, isotropic.
-    rng : Generator
-        For the variation of the parameters.
+        mm.
     """
-    affine, shape = grid(voxel_size)
-    transform = subject_transform(index)
-    fractions = _fractions(transform @ affine, shape, voxel_size)
-    total = sum(fractions.values())
-    points = (transform @ affine @ _homogeneous(shape))[:3].reshape(3, *shape)
-    parameters = {}
-    for name in ("t1", "t2", "density", "fraction", "diffusivity", "t1w"):
-        mean = sum(fractions[key] * getattr(tissue, name) for key, tissue in TISSUES.items())
-        value = mean / np.maximum(total, 1e-6)
-        if name != "t1w":
-            value = value * (1 + _variation(shape, voxel_size, rng))
-        parameters[name] = value
-    parameters["fraction"] = np.clip(parameters["fraction"], 0.01, 0.95)
-    parameters["diffusivity"] = np.clip(parameters["diffusivity"], 1e-4, 2.95e-3)
-    parameters["density"] = parameters["density"] * total
-    parameters["t1w"] = parameters["t1w"] * total
-    lesion, unmodelled = (
-        (np.linalg.norm(points - centre.reshape(3, 1, 1, 1), axis=0) < RADIUS) & (index == 2)
-        for centre in (LESION_CENTRE, UNMODELLED_CENTRE)
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
+
+    image = load_mni152_brain_mask(resolution=1)
+    mask = np.asarray(image.dataobj, dtype=np.float32)
+    gm, wm = (
+        _sample(np.asarray(load(resolution=1).dataobj) * mask, image.affine, points, voxel_size)
+        for load in (load_mni152_gm_template, load_mni152_wm_template)
     )
-    parameters["fraction"][lesion], parameters["diffusivity"][lesion] = ABNORMALITY_3
-    return Head(affine, fractions, parameters, lesion, unmodelled)
+    distance = _distance(mask, image.affine, points)
+
+    def within(border: float) -> Volume:
+        """Return the part of each voxel that is closer to the brain than a border."""
+        return np.asarray(np.clip((border - distance) / voxel_size + 0.5, 0, 1))
+
+    borders = [0.0, *(border for _, border in LAYERS)]
+    low = points[2] < LOW
+    fractions = {name: np.zeros_like(distance) for name in TISSUES}
+    for (name, outer), inner in zip(LAYERS[1:], borders[1:], strict=False):
+        fractions[name] += within(outer) - within(inner)
+    outside = np.where(low, within(MUSCLE_BORDER), within(SCALP_BORDER)) - within(borders[-1])
+    fractions["muscle"], fractions["scalp"] = np.where(low, outside, 0), np.where(low, 0, outside)
+    # Whatever lies within the innermost layer and is no brain tissue is CSF.
+    inside = within(borders[1])
+    share = np.minimum(1.0, inside / np.maximum(gm + wm, 1e-6))
+    fractions["gm"], fractions["wm"] = gm * share, wm * share
+    fractions["csf"] = np.clip(inside - fractions["gm"] - fractions["wm"], 0, 1)
+    return fractions
 
 
-def _homogeneous(shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
-    indices = np.indices(shape).reshape(3, -1)
-    return np.vstack([indices, np.ones(indices.shape[1])])
+def _sample(
+    source: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], points: Volume, voxel_size: float
+) -> Volume:
+    """Return a 1 mm map at points of MNI space, smoothed to the voxel size: samples are volume fractions."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    # The standard deviation of a box is its width over the square root of 12.
+    width = np.sqrt(max(0.0, voxel_size**2 - 1) / 12)
+    shift = affine[:3, 3].reshape(3, 1, 1, 1)
+    return np.asarray(np.clip(map_coordinates(gaussian_filter(source, width), points - shift, order=1), 0, 1), float)
 
 
-def _variation(shape: tuple[int, int, int], voxel_size: float, rng: np.random.Generator) -> Volume:
+def _distance(mask: npt.NDArray[np.float32], affine: npt.NDArray[np.float64], points: Volume) -> Volume:
+    """Return the distance of points of MNI space from the brain, mm, 0 inside."""
+    from scipy.ndimage import distance_transform_edt, map_coordinates
+
+    step, margin = 2, 12
+    distance = step * distance_transform_edt(np.pad(mask[::step, ::step, ::step], margin) == 0)
+    shift = affine[:3, 3].reshape(3, 1, 1, 1)
+    where = (points - shift) / step + margin
+    return np.asarray(map_coordinates(distance, where, order=1, mode="nearest"))
+
+
+def _mean_parameters(fractions: dict[str, Volume], rng: np.random.Generator) -> dict[str, Volume]:
+    """Return the mean of each parameter over the tissues of a voxel.
+
+    Air counts as 0 for density and T1w intensity; the other parameters are those of the protons in a voxel.
+    """
+    subject = {
+        (key, name): getattr(tissue, name) * (1 + SUBJECT_SPREAD * rng.uniform(-1, 1))
+        for key, tissue in TISSUES.items()
+        for name in PARAMETERS
+    }
+    protons = {key: fraction * subject[key, "density"] for key, fraction in fractions.items()}
+    density = np.sum(list(protons.values()), axis=0)
+    parameters = {"density": density, "t1w": np.zeros_like(density)}
+    for key, fraction in fractions.items():
+        parameters["t1w"] += fraction * subject[key, "t1w"]
+    for name in ("t1", "t2", "fraction", "diffusivity"):
+        power = -1 if name in RELAXATION_TIMES else 1
+        total = np.sum([protons[key] * subject[key, name] ** power for key in TISSUES], axis=0)
+        # In air, where nothing gives a signal, any value would do.
+        mean = np.divide(total, density, out=np.ones_like(total), where=density > 1e-3)
+        parameters[name] = mean**power
+    return parameters
+
+
+def _variation(shape: Sequence[int], voxel_size: float, rng: np.random.Generator) -> Volume:
     """Return relative deviations: a smooth field and voxel noise."""
     from scipy.ndimage import gaussian_filter
 
     field = gaussian_filter(rng.standard_normal(shape), SMOOTH_LENGTH / voxel_size)
-    return SMOOTH_SPREAD * field / field.std() + VOXEL_SPREAD * rng.standard_normal(shape)
-
-
-def _fractions(
-    voxel_to_mni: npt.NDArray[np.float64], shape: tuple[int, int, int], voxel_size: float
-) -> dict[str, Volume]:
-    """Return the volume fraction of every tissue on a grid: brain from nilearn's maps, shells around it for the rest."""
-    from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
-    from scipy.ndimage import affine_transform, distance_transform_edt, gaussian_filter
-
-    mask = load_mni152_brain_mask(resolution=2)
-    # Smoothing to the size of the target voxels makes sampled values their volume fractions.
-    width = max(0.0, voxel_size / 2 - 1) / 2.0
-    brain = np.asarray(mask.dataobj, dtype=float)
-    gm, wm = (
-        np.asarray(load(resolution=2).dataobj) * brain for load in (load_mni152_gm_template, load_mni152_wm_template)
-    )
-    pad = 12
-    maps = [np.pad(item, pad) for item in (gm, wm, brain)]
-    distance = distance_transform_edt(maps[2] == 0) * 2.0
-    to_source = np.linalg.inv(mask.affine) @ voxel_to_mni
-
-    def sample(source: Volume) -> Volume:
-        smooth = gaussian_filter(source, width)
-        sampled = affine_transform(smooth, to_source[:3, :3], to_source[:3, 3] + pad, output_shape=shape, order=1)
-        return np.asarray(np.clip(sampled, 0, 1))
-
-    # Scalp and skull are thinner above, and there are neck and face below: muscle instead of bone marrow.
-    height = np.indices(distance.shape)[2] * 2.0 + mask.affine[2, 3] - pad * 2.0
-    low = height < -28
-    shells = {
-        "csf": (distance > 0) & (distance <= 3),
-        "bone": ((distance > 3) & (distance <= 5)) | ((distance > 8) & (distance <= 10)),
-        "marrow": (distance > 5) & (distance <= 8),
-        "muscle": (distance > 10) & (distance <= 18) & low,
-        "scalp": (distance > 10) & (distance <= 15) & ~low,
-    }
-    gm_part, wm_part, brain_part = (sample(item) for item in maps)
-    excess = np.maximum(1.0, (gm_part + wm_part) / np.maximum(brain_part, 1e-6))
-    fractions = {"gm": gm_part / excess, "wm": wm_part / excess}
-    fractions["csf"] = np.clip(brain_part - fractions["gm"] - fractions["wm"], 0, 1) + sample(
-        shells["csf"].astype(float)
-    )
-    for name in ("bone", "marrow", "scalp", "muscle"):
-        fractions[name] = sample(shells[name].astype(float))
-    return fractions
+    return np.asarray(SMOOTH_SPREAD * field / field.std() + VOXEL_SPREAD * rng.standard_normal(shape))

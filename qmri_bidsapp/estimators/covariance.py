@@ -32,7 +32,8 @@ def parameter_covariance(jacobian: torch.Tensor, variance: torch.Tensor, free: t
     inverse, info = torch.linalg.inv_ex(information)
     inverse = inverse * free.unsqueeze(1) * free.unsqueeze(2)
     inverse[info > 0] = torch.nan
-    return variance.double()[:, None, None] * inverse / (scale.unsqueeze(1) * scale.unsqueeze(2))
+    covariance: torch.Tensor = variance.double()[:, None, None] * inverse / (scale.unsqueeze(1) * scale.unsqueeze(2))
+    return covariance
 
 
 def standard_deviations(

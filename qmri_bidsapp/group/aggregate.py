@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 
 from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.core.maps import Status
@@ -118,7 +119,7 @@ def _add_fit(
         status = _load(out_dir / fit["status"])
         tissues = _load(out_dir / series["tissues"]) if series["tissues"] else None
         maps = [(item, _load(out_dir / item["map"])) for item in fit["maps"]]
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ImageFileError) as error:
         warnings.append(f"sub-{subject}, {fit['series']}, {fit['model']}: a map cannot be read ({error}).")
         return
     regions = {"brain": status != Status.OUTSIDE}

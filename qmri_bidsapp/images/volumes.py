@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
 
 from qmri_bidsapp.errors import InputError
 
@@ -36,7 +37,7 @@ def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
         data = np.asarray(image.dataobj, dtype=np.float32)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read as an image ({error}); the file may be truncated: copy it again."
         ) from error

@@ -24,7 +24,7 @@ def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -
     if n_distinct < n_needed:
         raise ProtocolError(
             f"Model {model} needs at least {n_needed} distinct values of {field}, got {n_distinct} "
-            f"({', '.join(f'{time:g}' for time in times)} s); add the missing images or leave the model out with --models."
+            f"({', '.join(f'{time:g}' for time in times)} s); add the missing images."
         )
 
 

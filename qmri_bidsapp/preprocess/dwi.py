@@ -134,8 +134,8 @@ def align(
         What was left out, and why.
     """
     if image.shape[2] < MIN_SLICES:
-        note = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
-        return image, direction, np.zeros((image.shape[3], 6)), note
+        reason = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
+        return image, direction, np.zeros((image.shape[3], 6)), reason
     set_threads(n_threads)
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
@@ -159,7 +159,7 @@ def rotate_directions(
     Parameters
     ----------
     direction : ndarray
-        (n, 3) unit vectors, FSL convention: along the voxel axes, x reversed where the affine's determinant is positive.
+        (n, 3) unit vectors, FSL convention: voxel axes, x reversed where the affine's determinant is positive.
     motion : ndarray
         (n, 6) rotation, radian, and translation, mm, from the reference to each volume, RAS.
     affine : ndarray

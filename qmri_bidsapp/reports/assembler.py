@@ -99,7 +99,7 @@ def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
     """Lead with what went wrong, then say what was made."""
     problems = [p for p in record["problems"] if p.get("severity") != "note"]
     hints = [p["message"] for p in record["problems"] if p.get("severity") == "note"]
-    text = tables.notes([problem["message"] for problem in problems], "error") + tables.notes(hints)
+    text = tables.notes([problem["message"] for problem in problems], "error") + tables.notes(hints + record["notes"])
     for series in record["series"]:
         text += tables.notes([f"{series['name']}: {note}" for note in series["notes"]], "warning")
     for fit in record["fits"]:

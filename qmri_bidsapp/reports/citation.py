@@ -62,7 +62,8 @@ def write_citation(out_dir: Path, text: str) -> None:
     markdown = "# Methods\n\n" + "\n\n".join(paragraphs) + f"\n\n## References\n\n{listed}\n"
     rows = "".join(f"<li>{escape(item)}</li>" for item in references)
     html = "".join(f"<p>{escape(part)}</p>" for part in paragraphs)
-    page = f'<!doctype html><html><head><meta charset="utf-8"><title>Methods</title></head><body>{html}<h3>References</h3><ol>{rows}</ol></body></html>\n'
+    body = f"{html}<h3>References</h3><ol>{rows}</ol>"
+    page = f'<!doctype html><html><head><meta charset="utf-8"><title>Methods</title></head><body>{body}</body></html>\n'
     logs = Path(out_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for name, content in (("CITATION.md", markdown), ("CITATION.html", page)):

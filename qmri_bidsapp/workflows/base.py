@@ -90,6 +90,8 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
         for port, field in enumerate(("preproc", "mask", "dseg"), start=1):
             wf.connect(anat_wf, f"outputnode.{field}", _merge(wf, save, f"save_anat_{index}_files"), f"in{port}")
     for index, item in enumerate(subject_plan.series, start=len(anat)):
+        if not item.fits:
+            continue
         t1w = subject_plan.t1w_for(item.group)
         _add_series(wf, config, subject_plan, item, anat.get(t1w) if t1w else None, index, resources)
     return wf
@@ -181,4 +183,4 @@ def _size_gb(item: SeriesPlan) -> float:
     """Return the size of a series in memory, float32, from its headers."""
     import nibabel as nib
 
-    return sum(4 * math.prod(nib.load(name).shape) for name in item.group.files) / 1024**3
+    return float(sum(4 * math.prod(nib.load(name).shape) for name in item.group.files)) / 1024**3

@@ -187,7 +187,10 @@ def _stop_workers() -> None:
     """End the worker processes, and what they started, without waiting for their tasks."""
     import psutil
 
-    children = psutil.Process().children(recursive=True)
+    # Nipype's callback reports the pool that breaks now.
+    logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
+    # The fork server's own helper ends by itself; killed, it would be started again and complain.
+    children = [child for child in psutil.Process().children(recursive=True) if not _is_resource_tracker(child)]
     for child in children:
         try:
             child.terminate()
@@ -196,6 +199,15 @@ def _stop_workers() -> None:
     _, alive = psutil.wait_procs(children, timeout=3)
     for child in alive:
         child.kill()
+
+
+def _is_resource_tracker(process: Any) -> bool:
+    import psutil
+
+    try:
+        return any("resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return True
 
 
 class _Callback:
@@ -236,6 +248,6 @@ def _write_subject_record(config: Config, item: SubjectPlan) -> None:
         "series": [json.loads(name.read_text()) for name in sorted(folder.glob("series_*.json"))],
         "fits": [json.loads(name.read_text()) for name in sorted(folder.glob("fit_*.json"))],
         "problems": problems,
-        "notes": [],
+        "notes": [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits],
     }
     save_json(record, str(config.derivatives_dir), f"logs/sub-{item.subject}.json")

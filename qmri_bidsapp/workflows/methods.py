@@ -29,8 +29,8 @@ def describe_methods(config: Config) -> str:
     fits = " ".join(_MODELS[name] for name in chosen)
     if others:
         fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
-    return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS App
-[@bidsapps] built on Nipype [@nipype].
+    return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
+App [@bidsapps] built on Nipype [@nipype].
 
 T1-weighted images were corrected for the bias field with N4 [@n4]; the brain was extracted with ROBEX [@robex] and
 segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@atropos].
@@ -38,8 +38,8 @@ segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@
 The images of each relaxometry series were aligned rigidly by mutual information [@mattes] where there were at least
 {MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not resampled. Diffusion series were
 denoised by MP-PCA [@mppca], corrected for the Rician noise floor [@rician] and cleared of Gibbs ringing [@gibbs] with
-DIPY [@dipy], then aligned in the same way, and the gradient directions were rotated accordingly [@bmatrix]. No correction of susceptibility or eddy-current distortion
-was made. Mask and tissues were brought from the T1-weighted image to each series by rigid registration; without a
+DIPY [@dipy], then aligned in the same way, and the gradient directions were rotated accordingly [@bmatrix]. No
+correction of susceptibility or eddy-current distortion was made. Mask and tissues were brought from the T1-weighted image to each series by rigid registration; without a
 T1-weighted image the mask came from the series itself (threshold of Otsu [@otsu], opening, largest part).
 
 {fits} Non-linear models were fitted by least squares within bounds with the Levenberg-Marquardt method

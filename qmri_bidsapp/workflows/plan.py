@@ -57,7 +57,7 @@ class SubjectPlan:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.t1w and not self.series
+        return not self.t1w and not any(item.fits for item in self.series)
 
     def t1w_for(self, group: InputGroup) -> InputGroup | None:
         """Return the T1w that a series takes its mask from: of its session, or the first of the subject."""
@@ -74,7 +74,8 @@ class SubjectPlan:
             t1w = self.t1w_for(item.group)
             mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
             fits = ", ".join(f"{model} by {estimator}" for model, estimator in item.fits)
-            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {mask}; {fits or 'no model to fit'}")
+            todo = f"{mask}; {fits}" if fits else "left out, no chosen model applies"
+            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {todo}")
             lines.extend(f"    note: {note}" for note in item.notes)
         lines.extend(f"  error: {error}" for error in self.errors)
         lines.extend(f"  {problem.severity}: {problem.message}" for problem in self.inputs.problems)

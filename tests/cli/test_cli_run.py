@@ -1,207 +1,389 @@
+"""The BIDS App's course: exit codes, one line for every cause, reports and the table at the end."""
+
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
+import logging
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from qmri_bidsapp.cli import boutiques, run, tools
-from qmri_bidsapp.cli.parser import build_parser, parse
-from qmri_bidsapp.cli.progress import Progress
-from qmri_bidsapp.config import available_cpus, available_memory_gb, read_toml
-from qmri_bidsapp.errors import InputMissingError, UsageError
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def write_dataset(root: Path, *subjects: str) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
-    for label in subjects:
-        (root / f"sub-{label}" / "func").mkdir(parents=True)
-        (root / f"sub-{label}" / "func" / f"sub-{label}_task-rest_bold.nii.gz").touch()
-    return root
-
-
-class TestParser:
-    def test_labels_lose_their_prefix(self, tmp_path: Path) -> None:
-        config = parse([str(tmp_path), "out", "participant", "--participant-label", "sub-01", "02", "01"])
-        assert config.participant_label == ("01", "02")
-
-    def test_names_are_split_at_commas(self, tmp_path: Path) -> None:
-        config = parse([str(tmp_path), "out", "participant", "--models", "t1,smt", "--estimators", "smt:nlls"])
-        assert (config.models, config.estimators) == (("t1", "smt"), ("smt:nlls",))
-
-    def test_choices_survive_the_configuration_file(self, tmp_path: Path) -> None:
-        first = parse([str(tmp_path / "a"), "o", "participant", "--models", "t1", "--nprocs", "3", "--clean-workdir"])
-        (tmp_path / "c.toml").write_text(first.to_toml())
-        again = parse([str(tmp_path / "b"), "o", "group", "--config-file", str(tmp_path / "c.toml"), "--nprocs", "2"])
-        assert (again.models, again.nprocs, again.clean_workdir) == (("t1",), 2, True)
-        assert again.bids_dir.name == "b"
-        assert again.run_id != first.run_id
-
-    def test_unknown_name_in_the_configuration_file(self, tmp_path: Path) -> None:
-        (tmp_path / "c.toml").write_text("modles = ['t1']")
-        with pytest.raises(UsageError, match="did you mean models"):
-            read_toml(tmp_path / "c.toml")
-        with pytest.raises(InputMissingError):
-            read_toml(tmp_path / "none.toml")
-
-    def test_wrong_type_in_the_configuration_file(self, tmp_path: Path) -> None:
-        (tmp_path / "c.toml").write_text("nprocs = 'many'")
-        with pytest.raises(UsageError, match="nprocs must be int"):
-            parse([str(tmp_path), "o", "participant", "--config-file", str(tmp_path / "c.toml")])
-
-    def test_help_needs_no_heavy_import(self) -> None:
-        code = (
-            "import sys\nfrom qmri_bidsapp.cli import run\n"
-            "try: run.main(['--help'])\nexcept SystemExit: pass\n"
-            "print(sorted({'torch', 'nipype', 'bids', 'dipy', 'ants', 'matplotlib', 'numpy'} & set(sys.modules)))"
-        )
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert found.stdout.splitlines()[-1] == "[]"
+from qmri_bidsapp.bids.dataset import Issue
+from qmri_bidsapp.bids.queries import InputGroup, Problem, SubjectInputs
+from qmri_bidsapp.cli import run
+from qmri_bidsapp.cli.environment import CACHES, THREADS
+from qmri_bidsapp.config import Config, read_toml
+from qmri_bidsapp.errors import (
+    InputError,
+    InputMissingError,
+    InvalidBIDSError,
+    NothingMatchedError,
+    OutputError,
+    QmriError,
+    UnknownLevelError,
+    UsageError,
+)
+from qmri_bidsapp.workflows.base import SubjectPlan
+from qmri_bidsapp.workflows.execution import RunResult
 
 
-class TestExitCodes:
-    """The documented code, and the cause in one line."""
+@pytest.fixture
+def with_subject(bids_dir) -> Path:
+    """Return a data set whose only series is of no use here."""
+    folder = bids_dir / "sub-01" / "func"
+    folder.mkdir(parents=True)
+    (folder / "sub-01_task-rest_bold.nii.gz").touch()
+    return bids_dir
 
-    @pytest.mark.parametrize(
-        ("arguments", "code", "text"),
-        [
-            (["{bids}", "{out}", "session"], 17, "participant or group"),
-            (["{bids}", "{out}"], 64, "required"),
-            (["{bids}", "{out}", "participant", "--nonsense"], 64, "nonsense"),
-            (["{bids}", "{out}", "participant", "--nprocs", "0"], 64, "at least 1"),
-            (["{bids}", "{out}", "participant", "--device", "tpu"], 64, "--device"),
-            (["{bids}", "{out}", "participant", "--device", "cuda:99"], 64, "GPUs are usable"),
-            (["{bids}", "{out}", "participant", "--models", "t7"], 64, "no model named 't7'"),
-            (
-                ["{bids}", "{out}", "participant", "--models", "t1", "--estimators", "wls"],
-                64,
-                "cannot be used",
-            ),
-            (["{bids}", "{out}", "participant", "-w", "{bids}/work"], 64, "input folder"),
-            (["{bids}", "{out}", "participant", "--bids-filter-file", "none.json"], 66, "does not exist"),
-            (["{tmp}/none", "{out}", "participant"], 66, "does not exist"),
-            (["{tmp}/empty", "{out}", "participant"], 16, "dataset_description.json"),
-            (["{bids}", "{out}", "participant", "--participant-label", "9"], 18, "no sub-9"),
-            (["{bids}", "{bids}", "participant"], 73, "mix"),
-            (["{bids}", "{out}", "group"], 18, "run them first"),
-            (["{bids}", "{out}", "participant", "--reports-only"], 18, "run them first"),
-        ],
+
+@pytest.mark.parametrize(
+    ("error", "n_failed", "code"),
+    [
+        (None, 0, 0),
+        (None, 2, 1),
+        (InputError("x"), 0, 1),
+        (InvalidBIDSError("x"), 0, 16),
+        (UnknownLevelError("x"), 0, 17),
+        (NothingMatchedError("x"), 0, 18),
+        (UsageError("x"), 0, 64),
+        (InputMissingError("x"), 0, 66),
+        (OutputError("x"), 0, 73),
+        (KeyboardInterrupt(), 0, 130),
+        (ValueError("x"), 0, 1),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_exit_code(error, n_failed, code):
+    assert run.exit_code(error, n_failed) == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "cause"),
+    [
+        (["{bids}", "{out}", "session"], 17, "participant or group"),
+        (["{bids}", "{out}"], 64, "required"),
+        (["{bids}", "{out}", "participant", "--nonsense"], 64, "nonsense"),
+        (["{bids}", "{out}", "participant", "--nprocs", "0"], 64, "at least 1"),
+        (["{bids}", "{out}", "participant", "--device", "tpu"], 64, "--device"),
+        (["{bids}", "{out}", "participant", "--device", "cuda:99"], 64, "usable GPUs"),
+        (["{bids}", "{out}", "participant", "--models", "t7"], 64, "no model named 't7'"),
+        (["{bids}", "{out}", "participant", "--models", "t1", "--estimators", "wls"], 64, "cannot be used"),
+        (["{bids}", "{out}", "participant", "--work-dir", "{bids}/work"], 64, "input folder"),
+        (["{bids}", "{out}", "participant", "--bids-filter-file", "none.json"], 66, "does not exist"),
+        (["{tmp}/none", "{out}", "participant"], 66, "does not exist"),
+        (["{tmp}/raw2", "{out}", "participant"], 16, "dataset_description.json"),
+        (["{bids}", "{out}", "participant", "--participant-label", "9"], 18, "no sub-9"),
+        (["{bids}", "{out}", "participant"], 18, "No T1w"),
+        (["{bids}", "{bids}", "participant"], 73, "mix"),
+        (["{bids}", "{bids}/dataset_description.json/out", "participant"], 73, "cannot be written"),
+        (["{bids}", "{out}", "participant", "-w", "{bids}/../raw2/file/w"], 73, "work folder"),
+        (["{bids}", "{out}", "group"], 18, "run the participant level first"),
+        (["{bids}", "{out}", "participant", "--reports-only"], 18, "holds no record of any participant"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_code_and_cause_in_one_line(arguments, code, cause, with_subject, tmp_path, capsys):
+    (tmp_path / "raw2").mkdir()
+    (tmp_path / "raw2/file").touch()
+    filled = [word.format(bids=with_subject, out=tmp_path / "out", tmp=tmp_path) for word in arguments]
+    assert run.main(filled) == code
+    error = capsys.readouterr().err
+    assert error.startswith("qmri-bids: error: ")
+    assert cause in error
+    assert len(error.splitlines()) == 1
+
+
+def test_absent_input_leaves_nothing_behind(tmp_path):
+    assert run.main([str(tmp_path / "none"), "out", "participant"]) == 66
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("plugin: [", "not valid YAML"),
+        ("- SLURM", "must hold 'plugin: NAME'"),
+        ("plugin: SLURM\nplugin_args: 3", "plugin_args must map"),
+    ],
+    ids=["syntax", "list", "arguments"],
+)
+def test_plugin_file_with_an_error(text, cause, with_subject, tmp_path, capsys):
+    (tmp_path / "plugin.yml").write_text(text)
+    assert run.main([str(with_subject), "out", "participant", "--use-plugin", "plugin.yml"]) == 64
+    error = capsys.readouterr().err
+    assert cause in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [("{", "not valid JSON"), ('["dwi"]', "must map kinds"), ('{"bold": {}}', "names bold")],
+    ids=["syntax", "list", "kind"],
+)
+def test_filter_file_with_an_error(text, cause, with_subject, tmp_path, capsys):
+    (tmp_path / "filter.json").write_text(text)
+    assert run.main([str(with_subject), "out", "participant", "--bids-filter-file", "filter.json"]) == 64
+    assert cause in capsys.readouterr().err
+
+
+def fail_with(monkeypatch, error: BaseException) -> None:
+    def raising(config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(run, "_find_and_plan", raising)
+
+
+def test_unexpected_error_names_the_log(with_subject, monkeypatch, capsys):
+    fail_with(monkeypatch, RuntimeError("boom"))
+    assert run.main([str(with_subject), "out", "participant"]) == 1
+    error = capsys.readouterr().err
+    assert "unexpected error: RuntimeError: boom; details in" in error
+    assert len(error.splitlines()) == 1
+    assert "Traceback" in Path(error.strip().split("details in ")[1]).read_text()
+
+
+def test_error_of_several_lines_is_said_in_one(with_subject, monkeypatch, capsys):
+    fail_with(monkeypatch, QmriError("first\nsecond"))
+    assert run.main([str(with_subject), "out", "participant"]) == 1
+    assert capsys.readouterr().err == "qmri-bids: error: first second\n"
+
+
+def test_interruption(with_subject, monkeypatch, capsys):
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert run.main([str(with_subject), "out", "participant"]) == 130
+    assert "interrupted; finished steps are kept" in capsys.readouterr().err
+
+
+def test_termination_is_an_interruption(with_subject, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, "_find_and_plan", lambda _config: os.kill(os.getpid(), signal.SIGTERM))
+    assert run.main([str(with_subject), "out", "participant"]) == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_log_is_closed_and_libraries_are_set_up(with_subject, tmp_path):
+    assert run.main([str(with_subject), "out", "participant", "-w", "w", "--omp-nthreads", "3"]) == 18
+    assert logging.getLogger("qmri_bidsapp").handlers == []
+    for name in CACHES:
+        assert Path(os.environ[name]).is_relative_to(tmp_path / "w")
+        assert Path(os.environ[name]).is_dir()
+    assert {os.environ[name] for name in THREADS} == {"3"}
+    assert os.environ["NIPYPE_CONFIG_DIR"] == str(tmp_path / "w" / "nipype")
+
+
+def test_choices_are_beside_the_log(with_subject, tmp_path):
+    run.main([str(with_subject), "out", "participant", "--models", "t1"])
+    (dumped,) = (tmp_path / "out/logs").glob("*.toml")
+    assert dumped.with_suffix(".log").is_file()
+    assert read_toml(dumped)["models"] == ["t1"]
+
+
+def test_methods_text_alone(with_subject, tmp_path):
+    assert run.main([str(with_subject), "out", "participant", "--boilerplate-only"]) == 0
+    text = (tmp_path / "out/logs/CITATION.md").read_text()
+    assert "## References" in text
+    assert "[@" not in text
+    assert (tmp_path / "out/logs/CITATION.html").is_file()
+
+
+# The whole course, with the steps of other folders replaced.
+
+GROUP = InputGroup(kind="T1w", subject="", entities=(), files=("/raw/x_T1w.nii.gz",))
+
+
+class Scene:
+    """Stands for data set, graph and reports; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[Problem, ...]] = {}
+        self.made: dict[str, bool] = {}
+        self.crashes: dict[str, list[str]] = {}
+        self.issues: list[Issue] = []
+        self.empty: set[str] = set()
+        self.reports: list[tuple[str, Path | None]] = []
+        self.broken_report = ""
+
+    def add(self, label: str, *problems: Problem, made: bool = True, crash: str | None = None) -> None:
+        self.inputs[label] = problems
+        self.made[label] = made
+        if crash:
+            self.crashes[label] = [crash]
+
+    def plan(self, _config, subjects):
+        return tuple(SubjectPlan(item, item.groups, ()) for item in subjects)
+
+    def find_inputs(self, _layout, **_options):
+        groups = {label: () if label in self.empty else (GROUP,) for label in self.inputs}
+        return tuple(SubjectInputs(label, groups[label], found) for label, found in self.inputs.items())
+
+    def run(self, config, plans, progress):
+        for item in plans:
+            progress.start(item.subject, "step")
+            progress.end(item.subject, "step")
+            record = {"series": [{}] if self.made[item.subject] else [], "fits": [{"maps": [1, 2]}]}
+            if not self.made[item.subject] or item.is_empty:
+                record["fits"] = []
+            (config.log_dir / f"sub-{item.subject}.json").write_text(json.dumps(record))
+        return RunResult(failed=self.crashes)
+
+    def report(self, out_dir, subject, crash_dir):
+        self.reports.append((subject, crash_dir))
+        if subject == self.broken_report:
+            raise ValueError("no figure")
+        (out_dir / f"sub-{subject}.html").touch()
+
+
+@pytest.fixture
+def scene(monkeypatch) -> Scene:
+    found = Scene()
+    monkeypatch.setattr("qmri_bidsapp.bids.dataset.open_layout", lambda *_args, **_options: None)
+    monkeypatch.setattr("qmri_bidsapp.bids.dataset.validate", lambda _folder: found.issues)
+    monkeypatch.setattr("qmri_bidsapp.bids.queries.find_inputs", found.find_inputs)
+    monkeypatch.setattr("qmri_bidsapp.workflows.base.plan", found.plan)
+    monkeypatch.setattr("qmri_bidsapp.workflows.execution.run", found.run)
+    monkeypatch.setattr(
+        "qmri_bidsapp.workflows.execution.count_steps", lambda _config, plans: {p.subject: 1 for p in plans}
     )
-    def test_code_and_cause(
-        self, arguments: list[str], code: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "empty").mkdir()
-        bids = write_dataset(tmp_path / "bids", "01")
-        filled = [word.format(bids=bids, out=tmp_path / "out", tmp=tmp_path) for word in arguments]
-        if "-w" not in filled:
-            filled += ["-w", str(tmp_path / "work")]
-        assert run.main(filled) == code
-        error = capsys.readouterr().err
-        assert text in error
-        assert len(error.strip().splitlines()) == 1
-
-    def test_nothing_matched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        bids = write_dataset(tmp_path / "bids", "01")
-        assert run.main([str(bids), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == 18
-        assert "No T1w" in capsys.readouterr().err
-
-    def test_unexpected_error_names_the_log(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def broken(config: object) -> None:
-            raise RuntimeError("boom")
-
-        monkeypatch.setattr(run, "_find_and_plan", broken)
-        bids = write_dataset(tmp_path / "bids", "01")
-        assert run.main([str(bids), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == 1
-        error = capsys.readouterr().err
-        assert "RuntimeError: boom; details in" in error
-        assert "Traceback" in Path(error.strip().split("details in ")[1]).read_text()
-
-    def test_interruption(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def interrupted(config: object) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(run, "_find_and_plan", interrupted)
-        bids = write_dataset(tmp_path / "bids", "01")
-        assert run.main([str(bids), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == 130
-
-    def test_methods_text_alone(self, tmp_path: Path) -> None:
-        bids, out = write_dataset(tmp_path / "bids", "01"), tmp_path / "out"
-        assert run.main([str(bids), str(out), "participant", "--boilerplate-only", "-w", str(tmp_path / "work")]) == 0
-        text = (out / "logs" / "CITATION.md").read_text()
-        assert "## References" in text
-        assert "[@" not in text
+    monkeypatch.setattr("qmri_bidsapp.reports.assembler.build_subject_report", found.report)
+    monkeypatch.setattr("qmri_bidsapp.bids.dataset.blocking", blocking_in_used)
+    return found
 
 
-class TestLimits:
-    def test_control_group_version_2(self, tmp_path: Path) -> None:
-        (tmp_path / "cpu.max").write_text("150000 100000\n")
-        (tmp_path / "memory.max").write_text(str(2 * 1024**3))
-        assert available_cpus(tmp_path) == 1
-        assert available_memory_gb(tmp_path) == pytest.approx(1.8)
-
-    def test_control_group_version_1(self, tmp_path: Path) -> None:
-        (tmp_path / "cpu").mkdir()
-        (tmp_path / "memory").mkdir()
-        (tmp_path / "cpu/cpu.cfs_quota_us").write_text("100000")
-        (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
-        (tmp_path / "memory/memory.limit_in_bytes").write_text(str(1024**3))
-        assert available_cpus(tmp_path) == 1
-        assert available_memory_gb(tmp_path) == pytest.approx(0.9)
-
-    def test_no_limit(self, tmp_path: Path) -> None:
-        (tmp_path / "cpu.max").write_text("max 100000\n")
-        assert available_cpus(tmp_path) >= 1
-        assert available_memory_gb(tmp_path) > 0
+def blocking_in_used(issues, _subjects, _bids_dir):
+    return [issue for issue in issues if issue.location == "/used"]
 
 
-def test_progress_is_plain_lines() -> None:
-    stream, clock = io.StringIO(), iter([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
-    progress = Progress({"01": 5}, stream, clock=lambda: next(clock))
-    progress.start("01", "a")
-    progress.end("01", "a")
-    progress.end("01", "b")
-    progress.fail("01", "c")
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 3
-    assert "1/5" in lines[0]
-    assert "unchanged" in lines[1]
-    assert "FAILED" in lines[2]
+def rows(output: str) -> dict[str, list[str]]:
+    """Return outcome, maps and errors per participant of the table at the end."""
+    table = output[output.index("where to look") :].splitlines()
+    return {line.split()[0]: line.split()[1:4] for line in table if line.startswith("sub-")}
 
 
-class TestBoutiques:
-    def test_committed_descriptor_is_current(self) -> None:
-        assert (REPOSITORY / "boutiques" / "qmri_bidsapp.json").read_text() == boutiques.descriptor_text()
-
-    def test_every_option_is_an_input(self) -> None:
-        inputs = {item["id"]: item for item in json.loads(boutiques.descriptor_text())["inputs"]}
-        actions = [action for action in build_parser()._actions if action.dest not in ("help", "version")]
-        assert sorted(inputs) == sorted(action.dest for action in actions)
-        for action in actions:
-            if action.option_strings:
-                assert inputs[action.dest]["command-line-flag"] in action.option_strings
-
-
-def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tools.main(["models"]) == 0
-    printed = capsys.readouterr().out
-    assert "t1: T1 by inversion recovery" in printed
-    assert "T1map" in printed
+def test_all_well(scene, bids_dir, tmp_path, capsys):
+    scene.add("01")
+    scene.add("02", Problem("02", "MESE", "", "There is no MESE.", severity="note"))
+    assert run.main([str(bids_dir), "out", "participant"]) == 0
+    output = capsys.readouterr().out
+    assert output.index("What was found") < output.index("step") < output.index("where to look")
+    assert rows(output) == {"sub-01": ["done", "2", "0"], "sub-02": ["done", "2", "0"]}
+    assert "There is no MESE." in output[output.index("where to look") :]
+    assert str(tmp_path / "out/sub-01.html") in output
+    assert [subject for subject, _ in scene.reports] == ["01", "02"]
+    assert json.loads((tmp_path / "out/dataset_description.json").read_text())["DatasetType"] == "derivative"
+    assert (tmp_path / "out/logs/CITATION.md").is_file()
 
 
-def test_every_option_in_the_documentation_exists() -> None:
-    import re
+def test_one_crash_fails_alone(scene, bids_dir, tmp_path, capsys):
+    crash = tmp_path / "crash-1.txt"
+    crash.write_text("Node: x\nTraceback (most recent call last):\nInputError: it is all zero\n")
+    scene.add("01", made=False, crash=str(crash))
+    scene.add("02")
+    assert run.main([str(bids_dir), "out", "participant"]) == 1
+    output = capsys.readouterr().out
+    assert rows(output) == {"sub-01": ["FAILED", "0", "1"], "sub-02": ["done", "2", "0"]}
+    assert "    InputError: it is all zero\n" in output
+    assert f"    details: {crash}\n" in output
 
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-    foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--seed"}
-    for page in pages:
-        used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text()))
-        assert used <= known | foreign, page.name
+
+def test_series_that_had_to_be_left_out(scene, bids_dir, capsys):
+    scene.add("01", Problem("01", "dwi", "x.bval", "x.bval is missing."))
+    assert run.main([str(bids_dir), "out", "participant"]) == 1
+    output = capsys.readouterr().out
+    assert rows(output) == {"sub-01": ["FAILED", "2", "1"]}
+    assert "    x.bval is missing.\n" in output[output.index("where to look") :]
+
+
+def test_participant_without_any_series_is_no_failure(scene, bids_dir, capsys):
+    scene.add("01")
+    scene.add("02", Problem("02", "", "", "There is no series to use.", severity="note"))
+    scene.empty = {"02"}
+    assert run.main([str(bids_dir), "out", "participant"]) == 0
+    assert rows(capsys.readouterr().out)["sub-02"] == ["nothing", "0", "0"]
+
+
+def test_participant_that_was_not_reached_is_not_done(scene, bids_dir, tmp_path, capsys):
+    (tmp_path / "crash.txt").write_text("ValueError: x\n")
+    scene.add("01", made=False, crash=str(tmp_path / "crash.txt"))
+    scene.add("02", made=False)
+    assert run.main([str(bids_dir), "out", "participant", "--stop-on-first-crash"]) == 1
+    output = capsys.readouterr().out
+    assert rows(output)["sub-02"] == ["FAILED", "0", "0"]
+    assert output.count("The run stopped before all was done") == 1
+
+
+def test_report_that_cannot_be_made(scene, bids_dir, tmp_path, capsys):
+    scene.add("01")
+    scene.broken_report = "01"
+    assert run.main([str(bids_dir), "out", "participant"]) == 1
+    output = capsys.readouterr().out
+    assert "sub-01: the report could not be made (ValueError: no figure)" in output
+    (log,) = (tmp_path / "out/logs").glob("*.log")
+    assert str(log) in output[output.index("where to look") :]
+    assert "Traceback" in log.read_text()
+
+
+ISSUES = [
+    Issue("EMPTY_FILE", "error", "/other", ""),
+    Issue("EMPTY_FILE", "error", "/more", ""),
+    Issue("NO_AUTHORS", "warning", "/dataset_description.json", ""),
+]
+
+
+def test_errors_on_other_files_are_listed(scene, bids_dir, capsys):
+    scene.add("01")
+    scene.issues = ISSUES
+    assert run.main([str(bids_dir), "out", "participant"]) == 0
+    assert "BIDS validation: EMPTY_FILE (2 files); 1 warnings." in capsys.readouterr().out
+
+
+def test_many_kinds_of_errors_are_cut_and_said_to_be(scene, bids_dir, tmp_path, capsys):
+    scene.add("01")
+    scene.issues = [Issue(f"CODE_{number:02d}", "error", "/other", "") for number in range(13)]
+    assert run.main([str(bids_dir), "out", "participant"]) == 0
+    assert "CODE_09 (1 files); 3 more kinds in the log; 0 warnings" in capsys.readouterr().out
+    (log,) = (tmp_path / "out/logs").glob("*.log")
+    assert "CODE_12" in log.read_text()
+
+
+def test_error_on_a_used_file_ends_the_run(scene, bids_dir, capsys):
+    scene.add("01")
+    scene.issues = [*ISSUES, Issue("BAD_NIFTI", "error", "/used", "broken")]
+    assert run.main([str(bids_dir), "out", "participant"]) == 16
+    assert "finds 1 errors in files that would be used, first: BAD_NIFTI at /used (broken)" in capsys.readouterr().err
+    assert run.main([str(bids_dir), "out", "participant", "--skip-bids-validation"]) == 0
+
+
+def test_reports_only_shows_the_last_run_of_each(scene, bids_dir, tmp_path, capsys):
+    logs = tmp_path / "out/logs"
+    for run_id in ("20260101-000000_aaaaaaaa", "20260102-000000_00000000"):
+        (logs / "sub-01").mkdir(parents=True, exist_ok=True)
+        (logs / "sub-01" / f"{run_id}.log").touch()
+    for label in ("01", "02"):
+        (logs / f"sub-{label}.json").write_text("{}")
+    assert run.main([str(bids_dir), "out", "participant", "--reports-only"]) == 0
+    assert scene.reports == [("01", logs / "sub-01" / "20260102-000000_00000000"), ("02", None)]
+    scene.reports.clear()
+    assert run.main([str(bids_dir), "out", "participant", "--reports-only", "--participant-label", "02"]) == 0
+    assert [subject for subject, _ in scene.reports] == ["02"]
+
+
+@pytest.mark.parametrize("level", [["participant", "--reports-only"], ["group"]], ids=["reports", "group"])
+def test_participant_without_a_record_is_named(scene, level, bids_dir, tmp_path, capsys):
+    (tmp_path / "out/logs").mkdir(parents=True)
+    (tmp_path / "out/logs/sub-01.json").write_text("{}")
+    assert run.main([str(bids_dir), "out", *level, "--participant-label", "01", "07"]) == 18
+    assert "no record of sub-07:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("warnings", "code"), [([], 0), (["a map cannot be read"], 1)], ids=["well", "unread"])
+def test_group(monkeypatch, bids_dir, tmp_path, warnings, code, capsys):
+    (tmp_path / "out/logs").mkdir(parents=True)
+    (tmp_path / "out/logs/sub-01.json").write_text("{}")
+    monkeypatch.setattr("qmri_bidsapp.group.aggregate.aggregate", lambda _folder, _labels: ([], warnings))
+    monkeypatch.setattr("qmri_bidsapp.group.report.write_group_report", lambda folder, *_: folder / "group.html")
+    assert run.main([str(bids_dir), "out", "group"]) == code
+    output = capsys.readouterr().out
+    assert f"Group report: {tmp_path / 'out' / 'group.html'}" in output
+    assert output.count("warning: a map cannot be read") == len(warnings)

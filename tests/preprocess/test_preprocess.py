@@ -88,7 +88,7 @@ def test_too_few_slices_are_left_alone_with_a_note() -> None:
 
 @pytest.mark.parametrize("flip", [1.0, -1.0], ids=["positive-determinant", "negative-determinant"])
 def test_gradient_directions_turn_with_the_head(flip: float) -> None:
-    """A head turned by +90 degrees about z, measured along x of the scanner, was measured along -y of the reference head."""
+    """A head turned by +90 degrees about z and measured along the scanner's x was measured along its own -y."""
     affine = np.diag([flip * 2.0, 2.0, 2.0, 1.0])
     turn = motion((0, 0, 90), (0, 0, 0)).parameters[None]
     world = np.array([1.0, 0.0, 0.0])

@@ -1,0 +1,134 @@
+"""What a run needs around it: folders, caches, threads, logs, signals.
+
+Set up before anything heavy is imported, since libraries read their variables then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from qmri_bidsapp.errors import InputMissingError, OutputError
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.config import Config
+
+LOGGER = logging.getLogger("qmri_bidsapp")
+#: Variable that names a library's cache -> its folder; HOME may not be writable.
+CACHES = {
+    "MPLCONFIGDIR": "matplotlib",
+    "DIPY_HOME": "dipy",
+    "TORCH_HOME": "torch",
+    "TEMPLATEFLOW_HOME": "templateflow",
+    "NILEARN_DATA": "nilearn",
+    "XDG_CACHE_HOME": "xdg",
+}
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+#: No library asks the network for a newer version or sends statistics; figures need no screen.
+FIXED = {"NIPYPE_NO_ET": "1", "NO_ET": "1", "TEMPLATEFLOW_AUTOUPDATE": "0", "MPLBACKEND": "Agg"}
+
+
+def prepare(config: Config) -> None:
+    """Make the folders, point every library to what was chosen, and open the log.
+
+    Raises
+    ------
+    InputMissingError
+        If there is no input folder; then nothing is made.
+    OutputError
+        If the output or the work folder cannot be written.
+    """
+    from qmri_bidsapp.bids.derivatives import check_output_dir
+
+    if not config.bids_dir.is_dir():
+        raise InputMissingError(f"The BIDS folder {config.bids_dir} does not exist.")
+    _set_variables(config)
+    check_output_dir(config.derivatives_dir, config.bids_dir)
+    _make_folders(config)
+    _open_log(config)
+
+
+def _set_variables(config: Config) -> None:
+    os.environ.update({name: str(_cache_dir(config) / folder) for name, folder in CACHES.items()})
+    os.environ.update(dict.fromkeys(THREADS, str(config.omp_nthreads)))
+    # Otherwise nipype would read the user's own settings, or fail to make a folder for them.
+    os.environ.update(FIXED, NIPYPE_CONFIG_DIR=str(config.work_dir / "nipype"))
+
+
+def _cache_dir(config: Config) -> Path:
+    return config.work_dir / "caches"
+
+
+def _make_folders(config: Config) -> None:
+    folders = {"work": config.work_dir, "log": config.log_dir}
+    for what, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if what == "work":
+                for name in CACHES.values():
+                    (_cache_dir(config) / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            remedy = "; name another with --work-dir" if what == "work" else ""
+            raise OutputError(
+                f"The {what} folder {folder} cannot be written ({error.strerror or error}){remedy}."
+            ) from error
+
+
+def _open_log(config: Config) -> None:
+    """Write messages to the terminal and, in full, to ``logs/<run_id>.log``; dump the configuration."""
+    try:
+        file_handler = logging.FileHandler(config.log_dir / f"{config.run_id}.log", encoding="utf-8")
+        (config.log_dir / f"{config.run_id}.toml").write_text(config.to_toml(), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"The log folder {config.log_dir} cannot be written ({reason}).") from error
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setLevel(logging.DEBUG if config.verbose else logging.INFO)
+    LOGGER.setLevel(logging.DEBUG)
+    LOGGER.handlers = [file_handler, console]
+    LOGGER.propagate = False
+
+
+def log_file() -> Path | None:
+    """Return the open log, if any."""
+    files = (item.baseFilename for item in LOGGER.handlers if isinstance(item, logging.FileHandler))
+    return next((Path(name) for name in files), None)
+
+
+def close_log() -> None:
+    """Close the log."""
+    for handler in list(LOGGER.handlers):
+        handler.close()
+        LOGGER.removeHandler(handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, by which batch systems and containers end a job, act like Ctrl-C: workers are stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

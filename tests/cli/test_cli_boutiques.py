@@ -1,0 +1,50 @@
+"""The committed descriptor is the parser's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmri_bidsapp.cli.boutiques import NOT_INPUTS, build_descriptor, descriptor_text
+from qmri_bidsapp.cli.parser import build_parser
+
+DESCRIPTOR = Path(__file__).resolve().parents[2] / "boutiques" / "qmri_bidsapp.json"
+
+
+def test_committed_file_is_up_to_date():
+    assert DESCRIPTOR.read_text(encoding="utf-8") == descriptor_text(), "run: qmri boutiques > boutiques/..."
+
+
+def test_inputs_are_the_options():
+    inputs = {item["id"]: item for item in json.loads(DESCRIPTOR.read_text())["inputs"]}
+    actions = {action.dest: action for action in build_parser()._actions if action.dest not in NOT_INPUTS}
+    assert list(inputs) == list(actions)
+    for name, action in actions.items():
+        assert inputs[name].get("command-line-flag") == (action.option_strings[-1] if action.option_strings else None)
+        assert inputs[name]["optional"] == bool(action.option_strings)
+        assert inputs[name].get("list", False) == (action.nargs == "+")
+
+
+def test_command_line_names_every_input():
+    descriptor = build_descriptor()
+    keys = [item["value-key"] for item in descriptor["inputs"]]
+    assert descriptor["command-line"].split() == ["qmri-bids", *keys]
+    # Options that take several values would swallow positional arguments behind them.
+    assert keys[:3] == ["[BIDS_DIR]", "[OUTPUT_DIR]", "[ANALYSIS_LEVEL]"]
+
+
+def test_only_one_of_the_short_cuts():
+    assert [group["members"] for group in build_descriptor()["groups"]] == [["reports_only", "boilerplate_only"]]
+
+
+def test_bosh_accepts_it():
+    bosh = Path(sys.executable).parent / "bosh"
+    if not bosh.exists():
+        pytest.skip("needs bosh (the lint extra)")
+    finished = subprocess.run([bosh, "validate", DESCRIPTOR], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "OK" in finished.stdout

