@@ -25,7 +25,7 @@ def read_record(config: Config, subject: str) -> dict[str, Any]:
 def unfinished(config: Config, plan: SubjectPlan) -> bool:
     """Return whether something planned was not made: by a crash, or because the run stopped before it."""
     record = read_record(config, plan.subject)
-    n_planned = len(plan.t1w) + len(plan.series) + sum(len(item.fits) for item in plan.series)
+    n_planned = len(plan.t1w) + sum(1 + len(item.fits) for item in plan.series if item.fits)
     return len(record["series"]) + len(record["fits"]) < n_planned
 
 
