@@ -166,6 +166,7 @@ def _histogram(
         axis.axvline(median, color=TISSUE_COLOURS[name], linewidth=0.7, linestyle=":")
     axis.set_xlabel(unit or "fraction")
     axis.set_ylabel("part of the voxels per bin")
+    axis.set_xlim(*limits)
     axis.set_title("Median [interquartile range]", loc="left", fontsize=9)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="upper right", fontsize=7.5, frameon=False)
