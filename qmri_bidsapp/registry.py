@@ -41,8 +41,8 @@ def load_estimators() -> dict[str, type[Estimator]]:
 
 def get_model(name: str) -> SignalModel:
     """Return an instance of a model; UsageError if there is none of that name."""
-    model: SignalModel = _get(load_models(), name, "model")()
-    return model
+    model: type[SignalModel] = _get(load_models(), name, "model")
+    return model()
 
 
 def get_estimator(name: str) -> type[Estimator]:

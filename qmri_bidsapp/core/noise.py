@@ -23,8 +23,8 @@ def add_rician(
     signal : ndarray
         Noise-free magnitudes.
     sigma : float or ndarray
-        Standard deviation of the real and of the imaginary part (Gudbjartsson and Patz 1995, eq. 1), in the unit of
-        the signal.
+        Standard deviation of the real and of the imaginary part (Gudbjartsson and Patz 1995, eq. 1), in the
+        unit of the signal.
     rng : numpy.random.Generator
     """
     real = add_gaussian(signal, sigma, rng)

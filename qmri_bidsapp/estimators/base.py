@@ -16,8 +16,8 @@ from qmri_bidsapp.models.base import SignalModel
 class Estimator(ABC):
     """Estimates a model's parameters from signals, voxel by voxel.
 
-    Construction only stores options. `fit` does all that can be done before a voxel is seen; `predict` works on
-    voxels. Voxels do not influence each other unless the class says so.
+    Construction only stores options. `fit` does all that can be done before a voxel is seen; `predict` works
+    on voxels. Voxels do not influence each other unless the class says so.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ def parameter_covariance(jacobian: torch.Tensor, variance: torch.Tensor, free: t
     variance : Tensor
         (n_voxels,) noise variance of one measurement.
     free : Tensor
-        (n_voxels, n_parameters) bool; a parameter on a bound is held fixed and gets rows and columns of zeros.
+        (n_voxels, n_parameters) bool; a parameter on a bound is held fixed and gets zeros.
 
     Returns
     -------
@@ -49,7 +49,8 @@ def standard_deviations(
     covariance : Tensor
         (n_voxels, n_parameters, n_parameters), in the same units.
     free : Tensor
-        (n_voxels, n_parameters) bool; a parameter on a bound, and what derives from it, has no standard deviation.
+        (n_voxels, n_parameters) bool; a parameter on a bound, and what derives from it, has no
+        standard deviation.
 
     Returns
     -------

@@ -16,8 +16,8 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import parameter_covariance, standard_deviations
-from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise
-from qmri_bidsapp.estimators.voxels import assemble, screen
+from qmri_bidsapp.estimators.levenberg_marquardt import COST_TOLERANCE, Evaluate, minimise
+from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 
 #: Size of the dictionary of starting points, and most values per parameter.
@@ -25,15 +25,24 @@ DICTIONARY_SIZE = 1500
 MAX_VALUES = 100
 #: Basins of the model from which a fit is started.
 N_BASINS = 3
+#: Steps after which starts are compared, and cost relative to the lowest at which one still goes on. Minima
+#: at which a magnitude changes its sign are reached slowly: a stricter choice would now and then keep the
+#: wrong start.
+SCOUT_ITERATIONS = 4
+PROMISING = 2.0
 #: Distance from a bound, relative to its range, that counts as on the bound.
 BOUND_TOLERANCE = 1e-5
+#: How far inside its bounds, relative to the range, a parameter that ended on one is started again.
+INSET = 0.05
+#: Voxels that are solved together: enough to hide the cost of a call, few enough for the processor's cache.
+CHUNK_SIZE = 8192
 
 
 class NonLinearLeastSquares(Estimator):
-    """Levenberg-Marquardt within bounds (Marquardt 1963), started from the best entry of a dictionary.
+    """Levenberg-Marquardt within bounds (Marquardt 1963), started from the best entries of a dictionary.
 
-    The dictionary spans all parameters but the amplitude, which is projected out; a single starting point would
-    lead to local minima and to a precision that hides bias.
+    The dictionary spans all parameters but the amplitude, which is projected out; a single starting point
+    would lead to local minima and to a precision that hides bias.
     """
 
     name: ClassVar[str] = "nlls"
@@ -54,20 +63,19 @@ class NonLinearLeastSquares(Estimator):
         self.model.check(acquisition)
         self.acquisition_ = acquisition
         parameters = self.model.parameters
-
-        def constant(values: Sequence[float]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-        self._scale = constant([p.scale for p in parameters])
-        self._lower = constant([p.bounds[0] for p in parameters]) / self._scale
-        self._upper = constant([p.bounds[1] for p in parameters]) / self._scale
-        self._root_averages = constant(acquisition.n_averages).sqrt()
-        self._grid = _grid(parameters).to(self.device)
+        self._scale = self._tensor([p.scale for p in parameters])
+        self._lower = self._tensor([p.bounds[0] for p in parameters]) / self._scale
+        self._upper = self._tensor([p.bounds[1] for p in parameters]) / self._scale
+        self._root_averages = self._tensor(acquisition.n_averages).sqrt()
+        grid = _grid(parameters).to(self.device)
+        labels = self.model.basins(grid, acquisition)
+        order = torch.argsort(labels, stable=True)
+        # Entries of one basin are neighbours, so that a slice finds them.
+        self._grid = grid[order]
+        self._basin_sizes = [int(size) for size in torch.bincount(labels) if size]
         atoms = self.model.signal(self._grid, acquisition) * self._root_averages
-        self._norm = atoms.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
-        self._atoms = atoms
-        labels = self.model.basins(self._grid, acquisition)
-        self._basins = [torch.nonzero(labels == label).squeeze(1) for label in sorted(set(labels.tolist()))]
+        self._norm = atoms.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+        self._atoms = atoms / self._norm.unsqueeze(-1)
         return self
 
     def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
@@ -75,9 +83,17 @@ class NonLinearLeastSquares(Estimator):
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         values, status, usable = screen(signals, self.acquisition_.n_measurements)
-        noise = None if noise_std is None else np.broadcast_to(np.asarray(noise_std, np.float32), status.shape)[usable]
+        noise = noise_of(noise_std, usable)
+        values = values[usable]
+        n_columns = len(self.model.parameters) + len(self.model.derived)
+        estimate, std = (np.empty((len(values), n_columns)) for _ in range(2))
+        fitted = np.empty(len(values), dtype=np.uint8)
         with torch.no_grad():
-            estimate, std, fitted = self._solve(values[usable], noise)
+            for first in range(0, len(values), CHUNK_SIZE):
+                part = slice(first, first + CHUNK_SIZE)
+                estimate[part], std[part], fitted[part] = self._solve(
+                    values[part], None if noise is None else noise[part]
+                )
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
     def _solve(
@@ -87,18 +103,17 @@ class NonLinearLeastSquares(Estimator):
         signal = torch.as_tensor(values, device=self.device)
         size = signal.abs().amax(-1, keepdim=True)
         target = signal / size * self._root_averages
+        weight = self._root_averages.unsqueeze(-1) * self._scale
 
         def evaluate(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            theta = scaled * self._scale
-            residual = self.model.signal(theta, self.acquisition_) * self._root_averages - target[index]
-            jacobian = self.model.jacobian(theta, self.acquisition_) * self._root_averages.unsqueeze(-1) * self._scale
-            return residual, jacobian
+            jacobian = self.model.jacobian(scaled * self._scale, self.acquisition_) * weight
+            # The signal is proportional to the amplitude, so that its derivative holds the signal as well.
+            return jacobian[..., 0] * scaled[:, :1] - target[index], jacobian
 
-        scaled, converged = self._best_minimum(evaluate, target)
-        margin = BOUND_TOLERANCE * (self._upper - self._lower)
-        free = (scaled > self._lower + margin) & (scaled < self._upper - margin)
-        residual, jacobian = evaluate(scaled, torch.arange(len(scaled), device=self.device))
-        variance = self._variance(residual, None if noise is None else torch.as_tensor(noise, device=self.device), size)
+        scaled, cost, converged = self._leave_bounds(evaluate, *self._best_minimum(evaluate, target))
+        free = self._free(scaled)
+        _, jacobian = evaluate(scaled, torch.arange(len(scaled), device=self.device))
+        variance = self._variance(cost, noise, size.squeeze(-1))
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double()
         theta = scaled.double() * unit
@@ -109,48 +124,97 @@ class NonLinearLeastSquares(Estimator):
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
 
-    def _best_minimum(self, evaluate: Evaluate, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the lowest minimum (n, n_parameters), scaled, of those reached from the best starts."""
-        index = torch.arange(len(target), device=self.device)
-        scaled, converged = torch.empty(0), torch.empty(0)
-        lowest = torch.full((len(target),), torch.inf, device=self.device)
-        for number, start in enumerate(self._starts(target)):
-            found, done = minimise(evaluate, start, self._lower, self._upper)
-            cost = evaluate(found, index)[0].square().sum(-1)
-            better = cost < lowest
-            scaled = found if number == 0 else torch.where(better.unsqueeze(1), found, scaled)
-            converged = done if number == 0 else torch.where(better, done, converged)
-            lowest = torch.minimum(cost, lowest)
-        return scaled, converged
+    def _best_minimum(
+        self, evaluate: Evaluate, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the minimum (n, n_parameters), scaled, its cost (n,) and whether it was reached (n,).
 
-    def _starts(self, target: torch.Tensor) -> list[torch.Tensor]:
-        """Return the entries that explain most of each voxel's signal, with amplitude, scaled: of its best basins."""
-        projection = (target @ self._atoms.T).clamp(min=0)
-        score = projection.square() / self._norm
-        tops = [score[:, entries].max(-1) for entries in self._basins]
-        values = torch.stack([top.values for top in tops], dim=-1)
-        entries = torch.stack([part[top.indices] for part, top in zip(self._basins, tops, strict=True)], dim=-1)
-        order = values.topk(min(N_BASINS, len(tops)), dim=-1).indices
-        return [self._start(projection, entries.gather(1, order[:, rank : rank + 1])) for rank in range(order.shape[1])]
+        A few steps are made from the best entry of each promising basin; those not far from the deepest go
+        on.
+        """
+        starts = self._starts(target)
+        n_starts, n_voxels, n_parameters = starts.shape
+        start = starts.reshape(-1, n_parameters)
+        voxel = torch.arange(n_voxels, device=self.device).repeat(n_starts)
+        row = torch.arange(len(start), device=self.device)
 
-    def _start(self, projection: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
-        """Return the scaled parameters of one dictionary entry per voxel, (n, 1) indices, with its amplitude."""
-        start = self._grid[entry.squeeze(1)].clone()
-        start[:, 0] = projection.gather(1, entry).squeeze(1) / self._norm[entry.squeeze(1)]
-        return (start / self._scale).clamp(self._lower, self._upper)
+        def evaluate_rows(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return evaluate(scaled, voxel[row[index]])
 
-    def _variance(self, residual: torch.Tensor, noise: torch.Tensor | None, size: torch.Tensor) -> torch.Tensor:
-        """Return the noise variance of one measurement relative to the voxel's size: as given, or from residuals."""
+        bounds = (self._lower, self._upper)
+        if n_starts > 1:
+            start, cost, _ = minimise(evaluate_rows, start, *bounds, iterations=SCOUT_ITERATIONS)
+            table = cost.reshape(n_starts, n_voxels)
+            row = torch.nonzero((table <= PROMISING * table.amin(0)).flatten()).squeeze(1)
+        scaled, cost, converged = minimise(evaluate_rows, start[row], *bounds)
+        final = torch.full((n_starts * n_voxels,), torch.inf, device=self.device)
+        final[row] = cost
+        deepest = final.reshape(n_starts, n_voxels).argmin(0) * n_voxels + voxel[:n_voxels]
+        position = torch.zeros_like(voxel)
+        position[row] = torch.arange(len(row), device=self.device)
+        chosen = position[deepest]
+        return scaled[chosen], cost[chosen], converged[chosen]
+
+    def _leave_bounds(
+        self, evaluate: Evaluate, scaled: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Start voxels that ended on a bound once more, from inside, and keep what is lower.
+
+        A bound can trap a fit: in SMT the derivative by the fraction vanishes wherever the fraction is one,
+        and a fit that touches this bound on its way would never leave it.
+        """
+        voxel = torch.nonzero(~self._free(scaled).all(-1)).squeeze(1)
+        inset = INSET * (self._upper - self._lower)
+        # The amplitude follows in one step, being linear.
+        inset[0] = 0
+        start = scaled[voxel].clamp(self._lower + inset, self._upper - inset)
+        found, found_cost, found_converged = minimise(
+            lambda theta, index: evaluate(theta, voxel[index]), start, self._lower, self._upper
+        )
+        better = found_cost < (1 - COST_TOLERANCE) * cost[voxel]
+        chosen = voxel[better]
+        scaled[chosen], cost[chosen] = found[better], found_cost[better]
+        converged[chosen] = found_converged[better]
+        return scaled, cost, converged
+
+    def _free(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Tell which parameters (n, n_parameters) are off their bounds."""
+        margin = BOUND_TOLERANCE * (self._upper - self._lower)
+        return (scaled > self._lower + margin) & (scaled < self._upper - margin)
+
+    def _starts(self, target: torch.Tensor) -> torch.Tensor:
+        """Return the scaled parameters (n_starts, n, n_parameters) that explain most of each voxel's signal.
+
+        Each start is the best dictionary entry of one basin, with its amplitude; the best basins are taken.
+        """
+        projection = target @ self._atoms.T
+        tops = [part.max(-1) for part in torch.split_with_sizes(projection, self._basin_sizes, dim=-1)]
+        offsets = np.cumsum([0, *self._basin_sizes[:-1]]).tolist()
+        explained = torch.stack([top.values for top in tops])
+        entries = torch.stack([top.indices + offset for top, offset in zip(tops, offsets, strict=True)])
+        best = explained.topk(min(N_BASINS, len(tops)), dim=0)
+        entry = entries.gather(0, best.indices)
+        starts = self._grid[entry]
+        starts[..., 0] = best.values / self._norm[entry]
+        return (starts / self._scale).clamp(self._lower, self._upper)
+
+    def _variance(self, cost: torch.Tensor, noise: npt.NDArray[np.float32] | None, size: torch.Tensor) -> torch.Tensor:
+        """Return the noise variance (n,) of one measurement relative to the voxel's size.
+
+        It is as given, or from the residuals, whose squares sum to `cost`; NaN where no residual is free.
+        """
         if noise is not None:
-            return (noise / size.squeeze(-1)).square()
-        n_residuals, n_parameters = residual.shape[-1], len(self.model.parameters)
-        if n_residuals <= n_parameters:
-            return torch.full_like(residual[:, 0], torch.nan)
-        return residual.square().sum(-1) / (n_residuals - n_parameters)
+            return (torch.as_tensor(noise, device=self.device) / size).square()
+        n_free = self.acquisition_.n_measurements - len(self.model.parameters)
+        return cost / n_free if n_free > 0 else torch.full_like(cost, torch.nan)
+
+    def _tensor(self, values: Sequence[float]) -> torch.Tensor:
+        """Return values in the precision and on the device of the computation."""
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
 
 
 def _grid(parameters: tuple[Parameter, ...]) -> torch.Tensor:
-    """Return (n_entries, n_parameters) starting points with amplitude one: logarithmic for wide positive ranges."""
+    """Return (n_entries, n_parameters) starts of amplitude one; wide positive ranges are logarithmic."""
     n_values = min(MAX_VALUES, int(DICTIONARY_SIZE ** (1 / max(1, len(parameters) - 1))))
     axes = []
     for parameter in parameters[1:]:

@@ -3,99 +3,141 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 #: Relative decrease of the cost, and relative length of the step, that count as converged.
-COST_TOLERANCE = 1e-7
-STEP_TOLERANCE = 1e-5
+COST_TOLERANCE = 1e-6
+STEP_TOLERANCE = 3e-5
 MAX_ITERATIONS = 60
+#: Problems that have converged leave the batch once they are this share of it; until then they are frozen.
+COMPACTION_SHARE = 0.2
 _MAX_DAMPING = 1e8
 
 Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-def minimise(
-    evaluate: Evaluate, start: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Minimise half the sum of squared residuals of every problem.
+class _Problems(NamedTuple):
+    """State of n problems: all that a step needs, so that residuals and Jacobians need not be kept.
 
-    A parameter on a bound whose gradient points outwards is held there for the step (an active set); steps are
-    projected onto the bounds. Problems that have converged leave the batch.
+    Shapes: row, cost, damping and active (n,); theta and gradient (n, p); hessian (n, p, p).
+    """
+
+    row: torch.Tensor
+    theta: torch.Tensor
+    cost: torch.Tensor
+    gradient: torch.Tensor
+    hessian: torch.Tensor
+    damping: torch.Tensor
+    active: torch.Tensor
+
+
+def minimise(
+    evaluate: Evaluate,
+    start: torch.Tensor,
+    lower: torch.Tensor,
+    upper: torch.Tensor,
+    *,
+    iterations: int = MAX_ITERATIONS,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Minimise the sum of squared residuals of every problem.
+
+    A parameter on a bound whose gradient points outwards is held there for the step (an active set); steps
+    are projected onto the bounds. No problem influences another.
 
     Parameters
     ----------
     evaluate : callable
-        (theta (n, p), index (n,)) -> residuals (n, m), jacobian (n, m, p); `index` are the rows of `start` that
-        `theta` belongs to.
+        (theta (n, p), index (n,)) -> residuals (n, m), jacobian (n, m, p); `index` are the rows of `start`
+        that `theta` belongs to.
     start : Tensor
         (n, p), within the bounds.
     lower, upper : Tensor
         (p,).
+    iterations : int
+        Largest number of steps.
 
     Returns
     -------
     theta : Tensor
         (n, p).
+    cost : Tensor
+        (n,) sum of squared residuals there.
     converged : Tensor
         (n,) bool.
     """
-    theta = start.clone()
-    converged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     index = torch.arange(len(start), device=start.device)
-    damping = torch.full((len(start),), 1e-3, dtype=start.dtype, device=start.device)
+    theta, converged = start.clone(), torch.zeros_like(index, dtype=torch.bool)
+    cost = torch.full_like(start[:, 0], torch.inf)
+    damping = torch.full_like(cost, 1e-3)
+    problems = _Problems(index, start, *_normal_equations(evaluate, start, index), damping, ~converged)
+    for _ in range(iterations):
+        n_active = int(problems.active.sum())
+        if n_active <= (1 - COMPACTION_SHARE) * len(problems.active):
+            _store(problems, theta, cost, converged)
+            problems = _Problems(*(values[problems.active] for values in problems))
+        if n_active == 0:
+            return theta, cost, converged
+        problems = _iterate(evaluate, problems, lower, upper)
+    _store(problems, theta, cost, converged)
+    return theta, cost, converged
+
+
+def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor) -> None:
+    """Write what has been reached into the results, in place."""
+    theta[problems.row] = problems.theta
+    cost[problems.row] = problems.cost
+    converged[problems.row] = ~problems.active
+
+
+def _normal_equations(
+    evaluate: Evaluate, theta: torch.Tensor, index: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return cost (n,), half its gradient (n, p) and half its Gauss-Newton Hessian (n, p, p)."""
     residual, jacobian = evaluate(theta, index)
-    cost = residual.square().sum(-1)
-    for _ in range(MAX_ITERATIONS):
-        current = theta[index]
-        step = _step(residual, jacobian, current, damping, lower, upper)
-        trial = (current + step).clamp(lower, upper)
-        new_residual, new_jacobian = evaluate(trial, index)
-        new_cost = new_residual.square().sum(-1)
-        better = new_cost <= cost
-        moved = (trial - current).abs().amax(-1)
-        small = moved <= STEP_TOLERANCE * (1e-3 + current.abs().amax(-1))
-        done = (better & ((cost - new_cost) <= COST_TOLERANCE * cost) & small) | (damping > _MAX_DAMPING) | (moved == 0)
-        theta[index] = torch.where(better.unsqueeze(-1), trial, current)
-        cost = torch.where(better, new_cost, cost)
-        residual = torch.where(better.unsqueeze(-1), new_residual, residual)
-        jacobian = torch.where(better[:, None, None], new_jacobian, jacobian)
-        damping = torch.where(better, (damping * 0.2).clamp(min=1e-7), damping * 6)
-        if done.any():
-            converged[index[done]] = True
-            keep = ~done
-            index, damping, cost = index[keep], damping[keep], cost[keep]
-            residual, jacobian = residual[keep], jacobian[keep]
-        if not len(index):
-            break
-    return theta, converged
-
-
-def _step(
-    residual: torch.Tensor,
-    jacobian: torch.Tensor,
-    theta: torch.Tensor,
-    damping: torch.Tensor,
-    lower: torch.Tensor,
-    upper: torch.Tensor,
-) -> torch.Tensor:
-    """Return the damped Gauss-Newton step, (n, p)."""
     gradient = (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
+    return residual.square().sum(-1), gradient, jacobian.mT @ jacobian
+
+
+def _iterate(evaluate: Evaluate, old: _Problems, lower: torch.Tensor, upper: torch.Tensor) -> _Problems:
+    """Try one step in every problem that is active and keep it where it helps."""
+    trial = (old.theta + _step(old, lower, upper)).clamp(lower, upper)
+    cost, gradient, hessian = _normal_equations(evaluate, trial, old.row)
+    better = (cost <= old.cost) & old.active
+    moved = (trial - old.theta).abs().amax(-1)
+    short = moved <= STEP_TOLERANCE * (1e-3 + old.theta.abs().amax(-1))
+    # A short step that does not help either has met the precision of the numbers: there is no more to gain.
+    settled = short & ~(better & (old.cost - cost > COST_TOLERANCE * old.cost))
+    return _Problems(
+        row=old.row,
+        theta=torch.where(better.unsqueeze(-1), trial, old.theta),
+        cost=torch.where(better, cost, old.cost),
+        gradient=torch.where(better.unsqueeze(-1), gradient, old.gradient),
+        hessian=torch.where(better[:, None, None], hessian, old.hessian),
+        damping=torch.where(better, (old.damping * 0.2).clamp(min=1e-7), old.damping * 6),
+        active=old.active & ~settled & (old.damping <= _MAX_DAMPING),
+    )
+
+
+def _step(problems: _Problems, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Return the damped Gauss-Newton step, (n, p)."""
+    theta, gradient = problems.theta, problems.gradient
     free = ~(((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0)))
-    jacobian = jacobian * free.unsqueeze(1)
-    hessian = jacobian.mT @ jacobian
+    hessian = problems.hessian * free.unsqueeze(1) * free.unsqueeze(2)
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     floor = 1e-10 * diagonal.amax(-1, keepdim=True) + torch.finfo(theta.dtype).tiny
-    hessian = hessian + torch.diag_embed(damping.unsqueeze(-1) * diagonal + floor + (~free).to(theta.dtype))
-    return -_solve(hessian, gradient * free)
+    damped = problems.damping.unsqueeze(-1) * diagonal + floor + (~free).to(theta.dtype)
+    return -_solve(hessian + torch.diag_embed(damped), gradient * free)
 
 
 def _solve(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Solve (n, p, p) positive definite systems by Cholesky's method, vectorised over n.
 
-    For p of two to seven this is several times faster than a batched LAPACK call, which treats one matrix at a time.
+    For p of two to seven this is several times faster than a batched LAPACK call, which treats one matrix at
+    a time.
     """
-    size = matrix.shape[-1]
+    size, tiny = matrix.shape[-1], torch.finfo(matrix.dtype).tiny
     factor: list[list[torch.Tensor]] = []
     partial: list[torch.Tensor] = []
     for row in range(size):
@@ -104,11 +146,8 @@ def _solve(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             value = matrix[:, row, column]
             for k in range(column):
                 value = value - factor[row][k] * factor[column][k]
-            factor[row].append(
-                value.clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
-                if row == column
-                else value / factor[column][column]
-            )
+            diagonal = row == column
+            factor[row].append(value.clamp(min=tiny).sqrt() if diagonal else value / factor[column][column])
         value = right[:, row]
         for k in range(row):
             value = value - factor[row][k] * partial[k]

@@ -14,7 +14,7 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import standard_deviations
-from qmri_bidsapp.estimators.voxels import assemble, screen
+from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.tensor import DiffusionTensor, design_matrix
 
@@ -46,8 +46,9 @@ class WeightedLinearLeastSquares(Estimator):
         if not isinstance(acquisition, Diffusion):
             raise ProtocolError(f"wls needs a diffusion protocol, got {type(acquisition).__name__}.")
         self.acquisition_ = acquisition
-        self._scale = torch.tensor([1.0] + [p.scale for p in self.model.parameters[1:]], dtype=torch.float64)
-        self._design = (torch.tensor(design_matrix(acquisition)) * self._scale).float().to(self.device)
+        scale = [1.0, *(p.scale for p in self.model.parameters[1:])]
+        self._scale = torch.tensor(scale, dtype=torch.float64, device=self.device)
+        self._design = (torch.tensor(design_matrix(acquisition), device=self.device) * self._scale).float()
         return self
 
     def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
@@ -55,7 +56,7 @@ class WeightedLinearLeastSquares(Estimator):
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         values, status, usable = screen(signals, self.acquisition_.n_measurements)
-        noise = None if noise_std is None else np.broadcast_to(np.asarray(noise_std, np.float32), status.shape)[usable]
+        noise = noise_of(noise_std, usable)
         with torch.no_grad():
             estimate, std = self._solve(values[usable], noise)
         fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
@@ -68,38 +69,40 @@ class WeightedLinearLeastSquares(Estimator):
     def _solve(
         self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return estimates and standard deviations in the parameters' units."""
+        """Return estimates and standard deviations in the parameters' units; NaN for singular fits."""
         signal = torch.as_tensor(values, device=self.device)
         size = signal.amax(-1, keepdim=True)
         signal = (signal / size).clamp(min=SIGNAL_FLOOR)
-        log_signal, weight = signal.log(), signal.square()
+        solution, inverse, fitted = self._iterate(signal)
+        if noise is None:
+            n_free = signal.shape[1] - self._design.shape[1]
+            residual = (fitted - signal).square().sum(-1)
+            variance = residual / n_free if n_free > 0 else torch.full_like(residual, torch.nan)
+        else:
+            variance = (torch.as_tensor(noise, device=self.device) / size.squeeze(-1)).square()
+        # The first unknown is ln S0: d S0 = S0 d ln S0.
+        amplitude = solution[:, :1].exp() * size.double()
+        unit = self._scale.expand(len(solution), -1).clone()
+        theta = torch.cat([amplitude, solution[:, 1:] * unit[:, 1:]], dim=-1)
+        unit[:, :1] = amplitude
+        covariance = variance.double()[:, None, None] * inverse * unit.unsqueeze(1) * unit.unsqueeze(2)
+        known = theta.isfinite().all(-1)
+        estimate = theta.new_full((len(theta), len(self.model.parameters) + len(self.model.derived)), torch.nan)
+        std = torch.full_like(estimate, torch.nan)
+        free = torch.ones_like(theta[known], dtype=torch.bool)
+        estimate[known] = torch.cat([theta[known], self.model.derive(theta[known])], dim=-1)
+        std[known] = standard_deviations(self.model, theta[known], covariance[known], free)
+        return estimate.cpu().numpy(), std.cpu().numpy()
+
+    def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return unknowns (n, 7), inverse information (n, 7, 7) and fitted signals (n, n_measurements)."""
+        log_signal, fitted = signal.log(), signal
         for _ in range(N_ROUNDS):
-            weighted = self._design * weight.unsqueeze(-1)
+            weighted = self._design * fitted.square().unsqueeze(-1)
             information = (self._design.T @ weighted).double()
             right = (weighted.mT @ log_signal.unsqueeze(-1)).double()
             inverse, info = torch.linalg.inv_ex(information)
             inverse[info > 0] = torch.nan
             solution = (inverse @ right).squeeze(-1)
             fitted = (solution.float() @ self._design.T).clamp(max=5.0).exp()
-            weight = fitted.square()
-        if noise is None:
-            n_free = values.shape[1] - self._design.shape[1]
-            variance = (
-                (fitted - signal).square().sum(-1) / n_free if n_free > 0 else torch.full_like(size[:, 0], torch.nan)
-            )
-        else:
-            variance = (torch.as_tensor(noise, device=self.device) / size.squeeze(-1)).square()
-        # The first unknown is ln S0: d S0 = S0 d ln S0.
-        amplitude = solution[:, :1].exp() * size.double()
-        unit = self._scale.to(self.device).expand(len(solution), -1).clone()
-        theta = torch.cat([amplitude, solution[:, 1:] * unit[:, 1:]], dim=-1)
-        unit[:, :1] = amplitude
-        covariance = variance.double()[:, None, None] * inverse * unit.unsqueeze(1) * unit.unsqueeze(2)
-        theta = torch.where(theta.isfinite().all(-1, keepdim=True), theta, torch.nan)
-        known = theta.isfinite().all(-1)
-        estimate = torch.full((len(theta), len(self.model.parameters) + len(self.model.derived)), torch.nan).double()
-        std = torch.full_like(estimate, torch.nan)
-        free = torch.ones_like(theta[known], dtype=torch.bool)
-        estimate[known] = torch.cat([theta[known], self.model.derive(theta[known])], dim=-1).cpu()
-        std[known] = standard_deviations(self.model, theta[known], covariance[known], free).cpu()
-        return estimate.numpy(), std.numpy()
+        return solution, inverse, fitted

@@ -1,4 +1,4 @@
-"""What every voxelwise estimator does around its method: checks, screening of voxels, assembly of the maps."""
+"""What every voxelwise estimator does around its method: screening of voxels, assembly of the maps."""
 
 from __future__ import annotations
 
@@ -37,6 +37,21 @@ def screen(
     return values, status, status == Status.OK
 
 
+def noise_of(noise_std: npt.ArrayLike | None, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32] | None:
+    """Return the noise of the usable voxels, (n_usable,) float32; None where it is not known.
+
+    Parameters
+    ----------
+    noise_std : array_like or None
+        (n_voxels,), or one number for all voxels.
+    usable : ndarray
+        (n_voxels,) bool.
+    """
+    if noise_std is None:
+        return None
+    return np.broadcast_to(np.asarray(noise_std, dtype=np.float32), usable.shape)[usable]
+
+
 def assemble(
     model: SignalModel,
     std_kind: str,
@@ -46,7 +61,9 @@ def assemble(
     std: npt.NDArray[np.floating],
     fitted_status: npt.NDArray[np.uint8],
 ) -> ParameterMaps:
-    """Put the results of the usable voxels into maps of all voxels; what is not finite becomes NaN and FAILED.
+    """Put the results of the usable voxels into maps of all voxels.
+
+    What is not finite becomes NaN and FAILED.
 
     Parameters
     ----------

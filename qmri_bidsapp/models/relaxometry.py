@@ -11,10 +11,11 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 
-#: Amplitudes are relative to the largest signal of the voxel; 20 leaves room for short inversion times at long T1.
+#: Amplitudes are relative to the largest signal of the voxel; 20 leaves room for short inversion times at
+#: long T1.
 AMPLITUDE_BOUNDS = (0.0, 20.0)
-#: B is the signal at TI = 0 relative to A, often far outside the inversion times: a bound at its physical limit of 2
-#: would turn noise in the extrapolation into bias of T1.
+#: A (1 - B) is the signal at TI = 0, an extrapolation from the inversion times: a bound at the physical limit
+#: of 2 would turn noise of the extrapolation into bias of T1.
 INVERSION_BOUNDS = (0.5, 3.0)
 
 
@@ -24,7 +25,8 @@ def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -
     if n_distinct < n_needed:
         raise ProtocolError(
             f"Model {model} needs at least {n_needed} distinct values of {field}, got {n_distinct} "
-            f"({', '.join(f'{time:g}' for time in times)} s); add the missing images."
+            f"({', '.join(f'{time:g}' for time in times)} s); add the missing images or leave the model out "
+            "with --models."
         )
 
 
@@ -33,7 +35,8 @@ class InversionRecoveryT1(SignalModel):
 
     .. math:: S(TI) = \left| A \left(1 - B e^{-TI / T_1}\right) \right|
 
-    ``A`` is proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full recovery.
+    ``A`` is proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full
+    recovery.
     """
 
     name: ClassVar[str] = "t1"
@@ -69,12 +72,16 @@ class InversionRecoveryT1(SignalModel):
         times = _times(acquisition, theta)
         decay = torch.exp(-times / t1)
         recovery = 1 - factor * decay
-        sign = torch.sign(m0 * recovery)
+        # At m0 = 0, the lower bound, the derivative from above counts: a sign of zero would hold the fit.
+        sign = torch.sign(recovery) * torch.where(m0 < 0, -1.0, 1.0)
         columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
         return torch.stack([sign * column for column in columns], dim=-1)
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return how many images lie before the null: the magnitude hides their sign, and each count has a minimum."""
+        """Return how many images lie before the null.
+
+        The magnitude hides their sign, and each count has a minimum of its own.
+        """
         before_null = theta[:, 1:2] * torch.exp(-_times(acquisition, theta) / theta[:, 2:3]) > 1
         return before_null.sum(-1)
 

@@ -20,7 +20,7 @@ FREE_DIFFUSIVITY = 3.0e-3
 
 
 def stick_mean(x: torch.Tensor) -> torch.Tensor:
-    """Return the powder average of a stick, sqrt(pi) erf(sqrt(x)) / (2 sqrt(x)), for x = b times diffusivity >= 0."""
+    """Return the powder average of a stick, sqrt(pi) erf(sqrt(x)) / (2 sqrt(x)), x = b diffusivity >= 0."""
     safe = x.clamp(min=SERIES_LIMIT)
     root = safe.sqrt()
     closed = 0.5 * np.sqrt(np.pi) * torch.erf(root) / root
@@ -40,8 +40,8 @@ class SphericalMeanTechnique(SignalModel):
     r"""Two compartments, intra-neurite sticks and a tortuous extra-neurite space, powder-averaged.
 
     .. math::
-        \bar S(b) = S_0 \left[ v\, h(b\lambda) + (1 - v)\, h(b v \lambda)\, e^{-b (1 - v) \lambda} \right], \quad
-        h(x) = \frac{\sqrt\pi\, \mathrm{erf}\sqrt x}{2 \sqrt x}
+        \bar S(b) = S_0 \left[ v\, h(b\lambda) + (1 - v)\, h(b v \lambda)\, e^{-b (1 - v) \lambda} \right],
+        \quad h(x) = \frac{\sqrt\pi\, \mathrm{erf}\sqrt x}{2 \sqrt x}
     """
 
     name: ClassVar[str] = "smt"
@@ -99,13 +99,14 @@ class SphericalMeanTechnique(SignalModel):
         if 0.0 not in acquisition.b_value or len(shells) < 2:
             raise ProtocolError(
                 f"Model {self.name} needs b = 0 and at least 2 shells, got b = "
-                f"{', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; leave the model out with --models."
+                f"{', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; "
+                "leave the model out with --models."
             )
         for b_value, count in zip(acquisition.b_value, acquisition.n_directions, strict=True):
             if b_value > 0 and count < 6:
                 raise ProtocolError(
-                    f"Model {self.name} needs at least 6 directions per shell for a powder average, got {count} at "
-                    f"b = {b_value:g} s/mm2; leave the model out with --models."
+                    f"Model {self.name} needs at least 6 directions per shell for a powder average, got "
+                    f"{count} at b = {b_value:g} s/mm2; leave the model out with --models."
                 )
 
 

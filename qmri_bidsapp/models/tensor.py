@@ -13,8 +13,8 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 
-#: Above this b-value (s/mm2) diffusion in tissue is visibly not Gaussian: where lower shells suffice, the tensor
-#: is fitted to them alone (Jensen et al. 2005, Magn Reson Med 53:1432).
+#: Above this b-value (s/mm2) diffusion in tissue is visibly not Gaussian: where lower shells suffice, the
+#: tensor is fitted to them alone (Jensen et al. 2005, Magn Reson Med 53:1432).
 MAX_B_VALUE = 1500.0
 #: Unknown elements of the tensor.
 N_ELEMENTS = 6
@@ -22,7 +22,10 @@ _ELEMENT_BOUNDS = (-3e-3, 1e-2)
 
 
 def design_matrix(acquisition: Diffusion) -> npt.NDArray[np.float64]:
-    """Return (n_measurements, 7): columns ln S0, Dxx, Dxy, Dyy, Dxz, Dyz, Dzz; log signal = matrix @ elements."""
+    """Return the (n_measurements, 7) matrix with log signal = matrix @ unknowns.
+
+    The unknowns are ln S0, Dxx, Dxy, Dyy, Dxz, Dyz, Dzz.
+    """
     b_value = np.asarray(acquisition.b_value)
     x, y, z = np.asarray(acquisition.direction).reshape(-1, 3).T
     columns = (x * x, 2 * x * y, y * y, 2 * x * z, 2 * y * z, z * z)
@@ -106,8 +109,8 @@ class DiffusionTensor(SignalModel):
         super().check(acquisition)
         if not isinstance(acquisition, Diffusion) or not _determines_tensor(acquisition):
             raise ProtocolError(
-                f"Model {self.name} needs at least two b-values and 6 directions in general position; the gradient "
-                "table does not determine the tensor; leave the model out with --models."
+                f"Model {self.name} needs at least two b-values and 6 directions in general position; the "
+                "gradient table does not determine the tensor; leave the model out with --models."
             )
 
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
+from qmri_bidsapp.errors import ProtocolError
+
+AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+PROTOCOLS = {
+    "inversion-recovery": InversionRecovery((0.1, 0.5, 2.0)),
+    "multi-echo": MultiEcho((0.01, 0.02)),
+    "diffusion": Diffusion((0.0, 1000.0, 995.0), ((0.0, 0.0, 0.0), *AXES[:2]), small_delta=0.01),
+    "spherical-mean": SphericalMean((0.0, 1000.0), (1, 30)),
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_survives_json_and_is_its_own_identity(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    copy = Acquisition.from_dict(json.loads(json.dumps(protocol.to_dict())))
+    assert copy == protocol
+    assert hash(copy) == hash(protocol)
+    assert len(copy.n_averages) == copy.n_measurements
+
+
+def test_unknown_type_is_refused() -> None:
+    with pytest.raises(ProtocolError, match=r"Unknown acquisition type 'Spiral'.*MultiEcho"):
+        Acquisition.from_dict({"type": "Spiral"})
+
+
+@pytest.mark.parametrize("time", [0.0, -0.1, float("nan"), float("inf")])
+def test_times_must_be_positive(time: float) -> None:
+    with pytest.raises(ProtocolError, match="InversionTime"):
+        InversionRecovery((0.1, time))
+    with pytest.raises(ProtocolError, match="EchoTime"):
+        MultiEcho((0.1, time))
+
+
+def test_milliseconds_are_noticed() -> None:
+    with pytest.raises(ProtocolError, match="milliseconds"):
+        InversionRecovery((50.0, 400.0))
+
+
+def test_gradient_tables_are_checked() -> None:
+    with pytest.raises(ProtocolError, match="2 b-values but 1 directions"):
+        Diffusion((0.0, 1000.0), (AXES[0],))
+    with pytest.raises(ProtocolError, match=r"volume 1 .*norm 0"):
+        Diffusion((0.0, 1000.0), ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)))
+    with pytest.raises(ProtocolError, match="not negative"):
+        Diffusion((-1.0,), (AXES[0],))
+
+
+def test_shells_gather_what_scanners_scatter() -> None:
+    b_value = (0.0, 1005.0, 5.0, 2950.0, 995.0, 3010.0)
+    protocol = Diffusion(b_value, (AXES[0],) * 6)
+    assert [part.tolist() for part in protocol.shells()] == [[0, 2], [1, 4], [3, 5]]
+
+
+def test_powder_average_is_the_mean_of_each_shell() -> None:
+    protocol = Diffusion((0.0, 1005.0, 5.0, 2950.0, 995.0, 3010.0), (AXES[0],) * 6)
+    means, matrix = SphericalMean.from_diffusion(protocol)
+    assert means == SphericalMean((0.0, 1000.0, 2980.0), (2, 2, 2))
+    signals = np.array([[10.0, 4.0, 12.0, 1.0, 6.0, 3.0]])
+    np.testing.assert_allclose(signals @ matrix, [[11.0, 5.0, 2.0]])

@@ -1,0 +1,65 @@
+"""Closed-form facts of relaxometry."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, SpinEchoT2
+
+
+def values(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("factor", "t1"), [(2.0, 1.0), (1.8, 0.6), (1.9, 3.0)])
+def test_inversion_recovery_is_null_at_t1_ln_b(factor: float, t1: float) -> None:
+    null = InversionRecovery((t1 * math.log(factor),))
+    assert InversionRecoveryT1().signal(values(100.0, factor, t1), null).item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_inversion_recovery_begins_at_b_minus_one_and_ends_at_a() -> None:
+    protocol = InversionRecovery((1e-9, 50.0))
+    signal = InversionRecoveryT1().signal(values(100.0, 1.9, 1.0), protocol)
+    torch.testing.assert_close(signal, values(90.0, 100.0), rtol=1e-6, atol=1e-6)
+
+
+def test_inversion_recovery_has_a_slope_from_above_at_zero_amplitude() -> None:
+    """Otherwise a fit that touches the bound would stay there."""
+    protocol = InversionRecovery((0.1, 5.0))
+    jacobian = InversionRecoveryT1().jacobian(values(0.0, 2.0, 1.0), protocol)
+    assert (jacobian[:, 0] > 0.5).all()
+    assert jacobian.dtype == torch.float64
+
+
+def test_basins_count_the_images_before_the_null() -> None:
+    protocol = InversionRecovery((0.1, 0.5, 1.0, 3.0))
+    theta = values(1.0, 2.0, 1.0, 1.0, 2.0, 0.1, 1.0, 2.0, 8.0).reshape(3, 3)
+    # Nulls at 0.69 s, 0.069 s and 5.5 s.
+    assert InversionRecoveryT1().basins(theta, protocol).tolist() == [2, 0, 4]
+
+
+@pytest.mark.parametrize("model", [SpinEchoT2(), GradientEchoT2star()], ids=["t2", "t2star"])
+def test_signal_halves_every_t_ln_2(model) -> None:
+    protocol = MultiEcho(tuple(0.05 * math.log(2) * n for n in (1, 2, 3)))
+    torch.testing.assert_close(model.signal(values(80.0, 0.05), protocol), values(40.0, 20.0, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "theta", "rate"),
+    [(InversionRecoveryT1(), (1.0, 2.0, 0.8), 1.25), (SpinEchoT2(), (1.0, 0.05), 20.0)],
+    ids=["t1", "t2"],
+)
+def test_rate_is_the_inverse_of_the_time(model, theta, rate: float) -> None:
+    assert model.derive(values(*theta)).item() == pytest.approx(rate)
+
+
+def test_repeated_times_do_not_count_twice() -> None:
+    with pytest.raises(ProtocolError, match="at least 3 distinct values of InversionTime, got 2"):
+        InversionRecoveryT1().check(InversionRecovery((0.1, 0.1, 0.5)))
+    with pytest.raises(ProtocolError, match="at least 2 distinct values of EchoTime, got 1"):
+        SpinEchoT2().check(MultiEcho((0.01, 0.01)))

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from qmri_bidsapp import registry
+from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
+from qmri_bidsapp.errors import ProtocolError, UsageError
+
+AUTO = ("auto",)
+AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+HALF = 0.5**0.5
+TABLE = (*AXES, (HALF, HALF, 0.0), (HALF, 0.0, HALF), (0.0, HALF, HALF))
+ONE_SHELL = Diffusion((0.0,) + (1000.0,) * 6, ((0.0, 0.0, 0.0), *TABLE))
+TWO_SHELLS = Diffusion((0.0,) + (1000.0,) * 6 + (2500.0,) * 6, ((0.0, 0.0, 0.0), *TABLE, *TABLE))
+
+
+def test_built_ins_are_registered_and_sorted() -> None:
+    assert list(registry.load_models()) == sorted(registry.load_models())
+    assert {"t1", "t2", "t2star", "smt", "tensor"} <= set(registry.load_models())
+    assert {"nlls", "wls"} <= set(registry.load_estimators())
+    for name in registry.load_models():
+        assert registry.get_model(name).name == name
+    for name in registry.load_estimators():
+        assert registry.get_estimator(name).name == name
+
+
+def test_unknown_names_list_what_is_known() -> None:
+    with pytest.raises(UsageError, match=r"no model named 't3'; known: .*tensor"):
+        registry.get_model("t3")
+    with pytest.raises(UsageError, match=r"no estimator named 'magic'; known: .*nlls"):
+        registry.get_estimator("magic")
+
+
+def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [EntryPoint("t1", value, registry.MODEL_GROUP) for value in ("json:JSONDecoder", "json:JSONEncoder")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+    with pytest.raises(UsageError, match="Two packages register 't1'"):
+        registry._load.__wrapped__(registry.MODEL_GROUP)
+
+
+@pytest.mark.parametrize(
+    ("kind", "acquisition", "expected"),
+    [
+        ("IRT1", InversionRecovery((0.1, 0.5, 2.0)), (("t1", "nlls"),)),
+        ("MESE", MultiEcho((0.01, 0.02)), (("t2", "nlls"),)),
+        ("MEGRE", MultiEcho((0.01, 0.02)), (("t2star", "nlls"),)),
+        ("dwi", TWO_SHELLS, (("smt", "nlls"), ("tensor", "wls"))),
+    ],
+)
+def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
+    assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO) == (expected, ())
+
+
+def test_auto_says_why_a_model_is_left_out() -> None:
+    pairs, notes = registry.choose("dwi", ONE_SHELL, models=AUTO, estimators=AUTO)
+    assert pairs == (("tensor", "wls"),)
+    assert len(notes) == 1
+    assert "smt needs b = 0 and at least 2 shells" in notes[0]
+
+
+def test_a_model_asked_for_by_name_must_fit() -> None:
+    with pytest.raises(ProtocolError, match="at least 2 shells"):
+        registry.choose("dwi", ONE_SHELL, models=("smt",), estimators=AUTO)
+
+
+def test_models_of_other_series_are_passed_over() -> None:
+    assert registry.choose("MESE", MultiEcho((0.01, 0.02)), models=("t1", "tensor"), estimators=AUTO) == (
+        (),
+        (),
+    )
+
+
+def test_an_estimator_may_be_named_for_one_model() -> None:
+    pairs, _ = registry.choose("dwi", TWO_SHELLS, models=AUTO, estimators=("smt:nlls",))
+    assert pairs == (("smt", "nlls"), ("tensor", "wls"))
+
+
+@pytest.mark.parametrize(
+    ("models", "estimators"),
+    [(("t9",), AUTO), (AUTO, ("magic",)), (("t1",), ("wls",)), (AUTO, ("t1:wls",)), (AUTO, ("t9:nlls",))],
+    ids=["model", "estimator", "no-use", "no-use-for-this-model", "model-of-a-pair"],
+)
+def test_choices_are_checked_before_the_work(models, estimators) -> None:
+    with pytest.raises(UsageError):
+        registry.check_choice(models, estimators)
+
+
+def test_good_choices_pass() -> None:
+    registry.check_choice(AUTO, AUTO)
+    registry.check_choice(("t1", "tensor"), ("nlls", "tensor:wls"))
