@@ -157,9 +157,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def save_table(rows: Sequence[Mapping[str, Any]], out_dir: str | Path, relative: str) -> str:
-    """Write a TSV; missing values are ``n/a``."""
-    columns = list(rows[0]) if rows else []
+def save_table(
+    rows: Sequence[Mapping[str, Any]], out_dir: str | Path, relative: str, columns: Sequence[str] | None = None
+) -> str:
+    """Write a TSV of these columns (default: those of the first row); missing values are ``n/a``."""
+    if columns is None:
+        columns = list(rows[0]) if rows else []
     lines = ["\t".join(columns)]
     lines += ["\t".join(_cell(row.get(column)) for column in columns) for row in rows]
     return save_text("\n".join(lines) + "\n", out_dir, relative)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,26 +13,39 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.errors import NothingMatchedError
+from qmri_bidsapp.errors import NothingMatchedError, QmriError
+from qmri_bidsapp.reports.tables import protocol_rows
 
 TISSUES = {"GM": 1, "WM": 2, "CSF": 3}
-COLUMNS = {
-    "participant_id": "Participant",
-    "session": "Session, n/a where the data set has none",
-    "series": "Series that the map was estimated from",
-    "estimator": "Estimator",
-    "tissue": "brain (whole mask), GM, WM or CSF",
-    "n_voxels": "Voxels that count: status OK",
-    "n_flagged": "Voxels of the tissue that do not count: another status",
-    "median": "Median",
-    "q1": "First quartile",
-    "q3": "Third quartile",
-    "iqr": "Interquartile range",
-    "unit": "Unit of median, q1, q3 and iqr",
+COLUMNS: dict[str, dict[str, Any]] = {
+    "participant_id": {"Description": "Participant"},
+    "session": {"Description": "Session, n/a where the data set has none"},
+    "series": {"Description": "Series that the map was estimated from"},
+    "model": {"Description": "Model"},
+    "estimator": {"Description": "Estimator"},
+    "tissue": {
+        "Description": "Region that the numbers stand for",
+        "Levels": {
+            "brain": "Whole mask of the series",
+            "GM": "Grey matter",
+            "WM": "White matter",
+            "CSF": "Cerebrospinal fluid",
+        },
+    },
+    "n_voxels": {"Description": "Voxels that count: status OK"},
+    "n_flagged": {"Description": "Voxels of the region that do not count: another status"},
+    "median": {"Description": "Median"},
+    "q1": {"Description": "First quartile"},
+    "q3": {"Description": "Third quartile"},
+    "iqr": {"Description": "Interquartile range"},
+    "unit": {"Description": "Unit of median, q1, q3 and iqr"},
 }
+#: What reading a missing, truncated or foreign image, or one of another shape, leads to.
+_UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, IndexError)
 
 
 @dataclass
@@ -46,12 +60,18 @@ class GroupTable:
         Of the parameter.
     rows : list of dict
         One per map and tissue, with the keys of `COLUMNS`.
+    protocols : dict
+        (participant, series) -> (kind of series, name and value of each part of its protocol).
+    missing : list of str
+        Participants without this map.
     """
 
     name: str
     description: str
     unit: str
     rows: list[dict[str, Any]] = field(default_factory=list)
+    protocols: dict[tuple[str, str], tuple[str, dict[str, str]]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def file_name(self) -> str:
@@ -74,7 +94,7 @@ def aggregate(out_dir: Path, participant_labels: tuple[str, ...] = ()) -> tuple[
     tables : list of GroupTable
         Sorted by name.
     warnings : list of str
-        Records or maps that could not be read; the others count.
+        Records or maps that could not be read (the others count), and tables of an earlier run that still lie there.
 
     Raises
     ------
@@ -86,57 +106,82 @@ def aggregate(out_dir: Path, participant_labels: tuple[str, ...] = ()) -> tuple[
         records = [path for path in records if path.stem[4:] in participant_labels]
     if not records:
         raise NothingMatchedError(f"{out_dir / 'logs'} holds no record of these participants: run them first.")
-    tables: dict[str, GroupTable] = {}
+    found: dict[str, GroupTable] = {}
     warnings: list[str] = []
     for path in records:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            series = {item["name"]: item for item in record["series"]}
-            for fit in record["fits"]:
-                _add_fit(out_dir, record["subject"], series[fit["series"]], fit, tables, warnings)
-        except (ValueError, KeyError) as error:
-            warnings.append(f"{path.name} cannot be used ({type(error).__name__}: {error}): run the participant again.")
-    for table in tables.values():
-        save_table(table.rows, out_dir, table.file_name)
-        columns = {name: {"Description": text} for name, text in COLUMNS.items()}
-        columns["median"]["Description"] = f"Median of: {table.description}"
-        for name in ("median", "q1", "q3", "iqr"):
-            columns[name]["Units"] = table.unit
-        save_json(columns, out_dir, table.file_name.replace(".tsv", ".json"))
-    return [tables[name] for name in sorted(tables)], warnings
+        _add_record(out_dir, path, found, warnings)
+    tables = [found[name] for name in sorted(found)]
+    for table in tables:
+        present = {row["participant_id"] for row in table.rows}
+        table.missing = [path.stem for path in records if path.stem not in present]
+        _write(out_dir, table)
+    old = {path.name for path in out_dir.glob("group_*.tsv")} - {table.file_name for table in tables}
+    warnings += [f"{name} is of an earlier run: no participant has this map now." for name in sorted(old)]
+    return tables, warnings
 
 
-def _add_fit(
-    out_dir: Path,
-    subject: str,
-    series: Mapping[str, Any],
-    fit: Mapping[str, Any],
-    tables: dict[str, GroupTable],
-    warnings: list[str],
-) -> None:
-    """Add the rows of all maps of a fit."""
+def _write(out_dir: Path, table: GroupTable) -> None:
+    """Write a table and its data dictionary."""
+    save_table(table.rows, out_dir, table.file_name, columns=tuple(COLUMNS))
+    columns = {name: dict(entry) for name, entry in COLUMNS.items()}
+    columns["median"]["Description"] = f"Median of: {table.description}"
+    for name in ("median", "q1", "q3", "iqr"):
+        columns[name]["Units"] = table.unit
+    save_json(columns, out_dir, table.file_name.removesuffix(".tsv") + ".json")
+
+
+def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warnings: list[str]) -> None:
+    """Add the rows of all fits of a participant; a fit that cannot be read adds a warning instead."""
     try:
-        status = _load(out_dir / fit["status"])
-        tissues = _load(out_dir / series["tissues"]) if series["tissues"] else None
-        maps = [(item, _load(out_dir / item["map"])) for item in fit["maps"]]
-    except (OSError, EOFError, ImageFileError) as error:
-        warnings.append(f"sub-{subject}, {fit['series']}, {fit['model']}: a map cannot be read ({error}).")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        series = {item["name"]: item for item in record["series"]}
+        fits = [(fit, series[fit["series"]], dict(protocol_rows(series[fit["series"]])[1:])) for fit in record["fits"]]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, QmriError) as error:
+        warnings.append(f"{path.name} cannot be used ({type(error).__name__}: {error}): run the participant again.")
         return
+    for fit, source, protocol in fits:
+        try:
+            entries = _fit_rows(out_dir, path.stem, source, fit)
+        except KeyError as error:
+            warnings.append(f"{path.name} cannot be used (no entry {error}): run the participant again.")
+            continue
+        except _UNREADABLE as error:
+            where = f"{path.stem}, {fit['series']}, {fit['model']}"
+            warnings.append(f"{where}: a map cannot be read ({error}): run the participant again.")
+            continue
+        for name, item, rows in entries:
+            table = found.setdefault(name, GroupTable(name, item["description"], item["unit"]))
+            table.rows += rows
+            table.protocols[path.stem, fit["series"]] = (source["kind"], protocol)
+
+
+def _fit_rows(
+    out_dir: Path, participant: str, series: Mapping[str, Any], fit: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any], list[dict[str, Any]]]]:
+    """Return name of the table, map of the record and rows, for all maps of a fit: all or none."""
+    status = _load(out_dir / fit["status"])
     regions = {"brain": status != Status.OUTSIDE}
-    if tissues is not None:
+    if series["tissues"]:
+        tissues = _load(out_dir / series["tissues"])
         regions |= {name: regions["brain"] & (tissues == label) for name, label in TISSUES.items()}
-    for item, values in maps:
-        name = _table_name(fit, item)
-        table = tables.setdefault(name, GroupTable(name, item["description"], item["unit"]))
-        for tissue, region in regions.items():
-            row = {
-                "participant_id": f"sub-{subject}",
-                "session": series["entities"].get("ses"),
-                "series": fit["series"],
-                "estimator": fit["estimator"],
-                "tissue": tissue,
-            }
-            table.rows.append({**row, **_statistics(values, region, status), "unit": item["unit"]})
+    entries = []
+    for item in fit["maps"]:
+        values = _load(out_dir / item["map"])
+        if values.shape != status.shape:
+            raise ValueError(f"{item['map']} has the shape {values.shape}, its status map {status.shape}")
+        origin = {
+            "participant_id": participant,
+            "session": series["entities"].get("ses"),
+            "series": fit["series"],
+            "model": fit["model"],
+            "estimator": fit["estimator"],
+        }
+        rows = [
+            {**origin, "tissue": tissue, **_statistics(values, region, status), "unit": item["unit"]}
+            for tissue, region in regions.items()
+        ]
+        entries.append((_table_name(fit, item), item, rows))
+    return entries
 
 
 def _table_name(fit: Mapping[str, Any], item: Mapping[str, Any]) -> str:

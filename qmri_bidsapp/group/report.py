@@ -46,10 +46,13 @@ def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Se
             "file_name": table.file_name,
             "figure": _figure(table),
             "outliers": outliers(table),
+            "missing": table.missing,
         }
         for table in tables
     ]
-    page = environment.get_template("group.html").render(tables=shown, warnings=warnings, n_subjects=len(subjects))
+    page = environment.get_template("group.html").render(
+        tables=shown, warnings=warnings, differences=protocol_differences(tables), n_subjects=len(subjects)
+    )
     save_text(page, out_dir, "group_report.html")
     return out_dir / "group_report.html"
 
@@ -74,6 +77,27 @@ def _figure(table: GroupTable) -> str:
     stream = io.StringIO()
     FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     return stream.getvalue().partition("<svg")[1] + stream.getvalue().partition("<svg")[2]
+
+
+def protocol_differences(tables: Sequence[GroupTable]) -> list[str]:
+    """Say which series of one kind were acquired differently: their maps may differ for that reason alone."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for (participant, series), (kind, parts) in sorted({k: v for t in tables for k, v in t.protocols.items()}.items()):
+        for name, value in parts.items():
+            found.setdefault((kind, name), {}).setdefault(value, []).append(f"{participant} ({series})")
+    messages = []
+    for (kind, name), values in found.items():
+        if len(values) > 1:
+            groups = sorted(values.items(), key=lambda item: -len(item[1]))
+            listed = "; ".join(f"{value} in {_some(series)}" for value, series in groups)
+            messages.append(f"{kind}, {name} differ: {listed}.")
+    return messages
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names, and the number of the others."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def outliers(table: GroupTable) -> list[str]:

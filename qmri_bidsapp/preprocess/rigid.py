@@ -35,7 +35,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "initial_transform": "Identity",
     },
     "quick": {
-        "aff_iterations": (30,),
+        "aff_iterations": (60,),
         "aff_shrink_factors": (2,),
         "aff_smoothing_sigmas": (1,),
         "initial_transform": "Identity",

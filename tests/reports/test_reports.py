@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +11,7 @@ import pytest
 
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.group.aggregate import GroupTable, aggregate
-from qmri_bidsapp.group.report import outliers
+from qmri_bidsapp.group.report import outliers, protocol_differences, write_group_report
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.assembler import build_subject_report
 from qmri_bidsapp.reports.citation import read_references, resolve, write_citation
@@ -168,6 +170,50 @@ class TestGroup:
         found, warnings = aggregate(output)
         assert found == []
         assert "cannot be read" in warnings[0]
+
+    @pytest.mark.parametrize(
+        ("name", "damage"),
+        [
+            ("status.nii.gz", lambda content: content[: len(content) // 2]),
+            ("status.nii.gz", lambda _: b"not an image"),
+            ("sub-01_T1map.nii.gz", lambda content: content[:-20]),
+        ],
+    )
+    def test_a_damaged_map_is_a_warning(self, output: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+        path = output / "sub-01" / "anat" / name
+        save(path.with_name("sub-01_R1map.nii.gz"), np.ones((12, 14, 6), np.float32))
+        path.write_bytes(damage(path.read_bytes()))
+        found, (warning,) = aggregate(output)
+        assert found == []
+        assert "run the participant again" in warning
+
+    def test_a_damaged_record_is_a_warning(self, output: Path) -> None:
+        (output / "logs" / "sub-02.json").write_text("{")
+        save(output / "sub-01" / "anat" / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
+        found, (warning,) = aggregate(output)
+        assert "sub-02.json" in warning
+        assert [table.missing for table in found] == [["sub-02"], ["sub-02"]]
+
+    def test_tables_of_an_earlier_run_are_named(self, output: Path) -> None:
+        save(output / "sub-01" / "anat" / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
+        (output / "group_T2map.tsv").write_text("old")
+        _, (warning,) = aggregate(output)
+        assert "group_T2map.tsv" in warning
+
+    def test_differences_of_protocol_are_told(self, output: Path) -> None:
+        save(output / "sub-01" / "anat" / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
+        shutil.copytree(output / "sub-01", output / "sub-02")
+        for path in list((output / "sub-02" / "anat").glob("sub-01_*")):
+            path.rename(path.with_name(path.name.replace("sub-01", "sub-02")))
+        text = (output / "logs" / "sub-01.json").read_text().replace("sub-01", "sub-02").replace("0.5, 1.0", "0.5, 2.0")
+        (output / "logs" / "sub-02.json").write_text(text)
+        found, warnings = aggregate(output)
+        assert warnings == []
+        (message,) = protocol_differences(found)
+        assert "100, 500, 1000 ms in sub-01 (IRT1)" in message
+        assert "100, 500, 2000 ms in sub-02 (IRT1)" in message
+        write_group_report(output, found, warnings)
+        assert message in (output / "group_report.html").read_text()
 
     def test_outliers_are_named(self) -> None:
         rows = [
