@@ -31,6 +31,8 @@ CACHES = {
     "NILEARN_DATA": "nilearn",
     "XDG_CACHE_HOME": "xdg",
 }
+#: Threads that libraries start on their own: none. Steps that can use several set them themselves; elsewhere, threads
+#: over small matrices cost many times their gain once other processes share the cores.
 THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -63,7 +65,7 @@ def prepare(config: Config) -> None:
 
 def _set_variables(config: Config) -> None:
     os.environ.update({name: str(_cache_dir(config) / folder) for name, folder in CACHES.items()})
-    os.environ.update(dict.fromkeys(THREADS, str(config.omp_nthreads)))
+    os.environ.update(dict.fromkeys(THREADS, "1"))
     # Otherwise nipype would read the user's own settings, or fail to make a folder for them.
     os.environ.update(FIXED, NIPYPE_CONFIG_DIR=str(config.work_dir / "nipype"))
 

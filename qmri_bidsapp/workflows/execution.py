@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import time
@@ -23,6 +24,7 @@ from qmri_bidsapp.workflows.base import (
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
+    from qmri_bidsapp.workflows.workers import Workers
 
 LOGGER = logging.getLogger("qmri_bidsapp")
 #: Seconds between two looks at the workers; nipype's default of 2 s would dominate short nodes.
@@ -103,8 +105,12 @@ def run(config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike) 
         if crashes:
             result.failed[item.subject] = crashes
         _write_subject_record(config, item)
-        if config.clean_workdir and not crashes:
-            shutil.rmtree(cache_dir(config) / "qmri_wf" / workflow_name(item.subject), ignore_errors=True)
+    # A run that was cut short leaves subjects without a crash that are not done either.
+    is_complete = not (config.stop_on_first_crash and result.failed)
+    if config.clean_workdir and is_complete:
+        for item in plans:
+            if item.subject not in result.failed:
+                shutil.rmtree(cache_dir(config) / "qmri_wf" / workflow_name(item.subject), ignore_errors=True)
     return result
 
 
@@ -121,13 +127,17 @@ def _run_workflow(
     config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike, crash_dirs: dict[str, Path]
 ) -> None:
     _configure_nipype(config)
+    # Not before: loading nipype reads its settings.
+    from qmri_bidsapp.workflows.workers import Workers
+
     wf = init_qmri_wf(config, plans, crash_dirs)
     plugin, plugin_args = _plugin(config)
     plugin_args["status_callback"] = _Callback(plans, progress, crash_dirs)
+    workers = Workers(plugin_args) if plugin == "MultiProc" else None
     try:
-        wf.run(plugin=plugin, plugin_args=plugin_args)
+        wf.run(plugin=workers or plugin, plugin_args=plugin_args)
     except KeyboardInterrupt:
-        _stop_workers()
+        _stop_workers(workers)
         raise
     except Exception as error:
         # nipype raises once all that could run has run; a crash file tells more about each failure.
@@ -135,7 +145,7 @@ def _run_workflow(
             raise
         LOGGER.debug("Nipype ended with: %s", error)
         if config.stop_on_first_crash:
-            _stop_workers()
+            _stop_workers(workers)
 
 
 def _configure_nipype(config: Config) -> None:
@@ -170,8 +180,6 @@ def _plugin(config: Config) -> tuple[str, dict[str, Any]]:
 
         settings = yaml.safe_load(Path(config.use_plugin).read_text())
         return str(settings["plugin"]), dict(settings.get("plugin_args", {}))
-    import multiprocessing
-
     # A forked process would inherit CUDA contexts and running threads.
     multiprocessing.set_forkserver_preload(PRELOADED)
     return "MultiProc", {
@@ -183,12 +191,12 @@ def _plugin(config: Config) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _stop_workers() -> None:
+def _stop_workers(workers: Workers | None) -> None:
     """End the worker processes, and what they started, without waiting for their tasks."""
     import psutil
 
-    # Nipype's callback reports the pool that breaks now.
-    logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL)
+    if workers:
+        workers.stop()
     # The fork server's own helper ends by itself; killed, it would be started again and complain.
     children = [child for child in psutil.Process().children(recursive=True) if not _is_resource_tracker(child)]
     for child in children:

@@ -169,7 +169,7 @@ def test_log_is_closed_and_libraries_are_set_up(with_subject, tmp_path):
     for name in CACHES:
         assert Path(os.environ[name]).is_relative_to(tmp_path / "w")
         assert Path(os.environ[name]).is_dir()
-    assert {os.environ[name] for name in THREADS} == {"3"}
+    assert {os.environ[name] for name in THREADS} == {"1"}
     assert os.environ["NIPYPE_CONFIG_DIR"] == str(tmp_path / "w" / "nipype")
 
 
