@@ -112,3 +112,71 @@ class SignalModel(ABC):
                 f"Model {self.name} needs at least {len(self.parameters)} measurements, "
                 f"got {acquisition.n_measurements}; add the missing ones or leave the model out with --models."
             )
+
+
+class SeparableModel(SignalModel):
+    r"""A model whose signal is linear in some parameters once the others are known.
+
+    .. math:: S = \sum_l c_l\, \phi_l(\alpha)
+
+    or the magnitude of this. Variable projection then searches over the non-linear parameters alone (Golub and
+    Pereyra 1973, SIAM J Numer Anal 10:413).
+
+    Tensors here have the voxels last, which is the fast layout for sums over measurements.
+
+    Attributes
+    ----------
+    nonlinear : tuple of int
+        Positions of the non-linear parameters among `parameters`; at most two.
+    """
+
+    nonlinear: ClassVar[tuple[int, ...]]
+
+    @abstractmethod
+    def basis(
+        self, nonlinear: torch.Tensor, acquisition: Acquisition
+    ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the basis functions and their slopes.
+
+        Parameters
+        ----------
+        nonlinear : Tensor
+            (n_nonlinear, n_voxels), in each parameter's unit.
+        acquisition : Acquisition
+
+        Returns
+        -------
+        functions : list of Tensor
+            Each (n_measurements, n_voxels), or (n_measurements, 1) where it depends on no parameter.
+        slopes : list of (int, Tensor)
+            For each non-linear parameter the one function that depends on it, and its derivative,
+            (n_measurements, n_voxels).
+        """
+
+    @abstractmethod
+    def combine(self, coefficients: list[torch.Tensor], nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return theta, (n_voxels, n_parameters).
+
+        Parameters
+        ----------
+        coefficients : list of Tensor
+            (n_voxels,) for each basis function.
+        nonlinear : Tensor
+            (n_nonlinear, n_voxels).
+        """
+
+    def signs(self, signals: torch.Tensor, acquisition: Acquisition) -> torch.Tensor | None:
+        """Return the signs that a magnitude may have lost, (n_patterns, n_voxels, n_measurements).
+
+        Parameters
+        ----------
+        signals : Tensor
+            (n_voxels, n_measurements).
+        acquisition : Acquisition
+
+        Returns
+        -------
+        Tensor or None
+            None: no sign is lost.
+        """
+        return None

@@ -9,7 +9,7 @@ import torch
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.base import SeparableModel
 
 #: Amplitudes are relative to the largest signal of the voxel; 20 leaves room for short inversion times at
 #: long T1.
@@ -17,6 +17,9 @@ AMPLITUDE_BOUNDS = (0.0, 20.0)
 #: A (1 - B) is the signal at TI = 0, an extrapolation from the inversion times: a bound at the physical limit
 #: of 2 would turn noise of the extrapolation into bias of T1.
 INVERSION_BOUNDS = (0.5, 3.0)
+
+#: The null of an inversion recovery lies within so many images of the smallest magnitude.
+NULL_REACH = 2
 
 
 def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -> None:
@@ -30,7 +33,7 @@ def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -
         )
 
 
-class InversionRecoveryT1(SignalModel):
+class InversionRecoveryT1(SeparableModel):
     r"""T1 from the magnitude of an inversion recovery.
 
     .. math:: S(TI) = \left| A \left(1 - B e^{-TI / T_1}\right) \right|
@@ -60,6 +63,7 @@ class InversionRecoveryT1(SignalModel):
     )
     acquisition_type: ClassVar[type[Acquisition]] = InversionRecovery
     bids_suffixes: ClassVar[tuple[str, ...]] = ("IRT1",)
+    nonlinear: ClassVar[tuple[int, ...]] = (2,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) magnitudes for (..., 3) parameters m0, inversion_factor, t1."""
@@ -85,6 +89,34 @@ class InversionRecoveryT1(SignalModel):
         before_null = theta[:, 1:2] * torch.exp(-_times(acquisition, theta) / theta[:, 2:3]) > 1
         return before_null.sum(-1)
 
+    def basis(
+        self, nonlinear: torch.Tensor, acquisition: Acquisition
+    ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the equilibrium signal, 1, and the recovery's decay, -exp(-TI / T1)."""
+        times = _times(acquisition, nonlinear).unsqueeze(-1)
+        decay = -torch.exp(-times / nonlinear)
+        return [torch.ones_like(times), decay], [(1, decay * times / nonlinear.square())]
+
+    def combine(self, coefficients: list[torch.Tensor], nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return m0 = A, inversion_factor = AB / A and t1."""
+        m0, product = coefficients
+        return torch.stack([m0, product / m0, nonlinear[0]], dim=-1)
+
+    def signs(self, signals: torch.Tensor, acquisition: Acquisition) -> torch.Tensor | None:
+        """Return the signs for a null at either side of the smallest magnitudes.
+
+        The images before the null are negative. Noise can move the smallest magnitude away from the null, so
+        that its neighbourhood counts.
+        """
+        times = _times(acquisition, signals)
+        order = times.argsort()
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        smallest = signals[:, order].argmin(-1, keepdim=True)
+        return torch.stack(
+            [torch.where(rank < smallest + shift, -1.0, 1.0) for shift in range(-NULL_REACH + 1, NULL_REACH + 1)]
+        ).to(signals.dtype)
+
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return R1 = 1 / T1, (..., 1)."""
         return 1 / theta[..., 2:3]
@@ -95,10 +127,11 @@ class InversionRecoveryT1(SignalModel):
         _distinct(_plain_times(acquisition), 3, self.name, "InversionTime")
 
 
-class _MonoExponential(SignalModel):
+class _MonoExponential(SeparableModel):
     """A exp(-TE / T): the shape that T2 and T2* share."""
 
     acquisition_type: ClassVar[type[Acquisition]] = MultiEcho
+    nonlinear: ClassVar[tuple[int, ...]] = (1,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) magnitudes for (..., 2) parameters: amplitude, relaxation time."""
@@ -111,6 +144,18 @@ class _MonoExponential(SignalModel):
         echo_time = _times(acquisition, theta)
         decay = torch.exp(-echo_time / time)
         return torch.stack([decay, amplitude * decay * echo_time / time.square()], dim=-1)
+
+    def basis(
+        self, nonlinear: torch.Tensor, acquisition: Acquisition
+    ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the decay, exp(-TE / T)."""
+        echo_time = _times(acquisition, nonlinear).unsqueeze(-1)
+        decay = torch.exp(-echo_time / nonlinear)
+        return [decay], [(0, decay * echo_time / nonlinear.square())]
+
+    def combine(self, coefficients: list[torch.Tensor], nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return amplitude and relaxation time."""
+        return torch.stack([coefficients[0], nonlinear[0]], dim=-1)
 
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return the relaxation rate, (..., 1)."""

@@ -11,7 +11,7 @@ import torch
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.base import SeparableModel
 
 #: Below this argument the series is more accurate than the closed form, in float32 as well.
 SERIES_LIMIT = 0.05
@@ -36,7 +36,7 @@ def stick_mean_derivative(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < SERIES_LIMIT, series, closed)
 
 
-class SphericalMeanTechnique(SignalModel):
+class SphericalMeanTechnique(SeparableModel):
     r"""Two compartments, intra-neurite sticks and a tortuous extra-neurite space, powder-averaged.
 
     .. math::
@@ -62,6 +62,7 @@ class SphericalMeanTechnique(SignalModel):
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+    nonlinear: ClassVar[tuple[int, ...]] = (1, 2)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 3) parameters s0, intra_fraction, diffusivity."""
@@ -73,17 +74,20 @@ class SphericalMeanTechnique(SignalModel):
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative in closed form, (..., n_shells, 3)."""
         s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        b_value = _b_values(acquisition, theta)
-        x = b_value * diffusivity
-        intra, hindered = stick_mean(x), torch.exp(-(1 - fraction) * x)
-        mean, slope = stick_mean(fraction * x), stick_mean_derivative(fraction * x)
-        extra = mean * hindered
-        by_fraction = intra - extra + (1 - fraction) * x * hindered * (slope + mean)
-        by_x = fraction * stick_mean_derivative(x) + (1 - fraction) * hindered * (
-            fraction * slope - (1 - fraction) * mean
-        )
-        signal = fraction * intra + (1 - fraction) * extra
-        return torch.stack([signal, s0 * by_fraction, s0 * b_value * by_x], dim=-1)
+        signal, by_fraction, by_diffusivity = _relative_signal(fraction, diffusivity, _b_values(acquisition, theta))
+        return torch.stack([signal, s0 * by_fraction, s0 * by_diffusivity], dim=-1)
+
+    def basis(
+        self, nonlinear: torch.Tensor, acquisition: Acquisition
+    ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the signal relative to S0."""
+        b_value = _b_values(acquisition, nonlinear).unsqueeze(-1)
+        signal, by_fraction, by_diffusivity = _relative_signal(nonlinear[0], nonlinear[1], b_value)
+        return [signal], [(0, by_fraction), (0, by_diffusivity)]
+
+    def combine(self, coefficients: list[torch.Tensor], nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return s0, intra_fraction and diffusivity."""
+        return torch.stack([coefficients[0], *nonlinear], dim=-1)
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
         """Average a diffusion series over the directions of each shell."""
@@ -108,6 +112,19 @@ class SphericalMeanTechnique(SignalModel):
                     f"Model {self.name} needs at least 6 directions per shell for a powder average, got "
                     f"{count} at b = {b_value:g} s/mm2; leave the model out with --models."
                 )
+
+
+def _relative_signal(
+    fraction: torch.Tensor, diffusivity: torch.Tensor, b_value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the signal relative to S0 and its derivatives by fraction and diffusivity."""
+    x = b_value * diffusivity
+    intra, hindered = stick_mean(x), torch.exp(-(1 - fraction) * x)
+    mean, slope = stick_mean(fraction * x), stick_mean_derivative(fraction * x)
+    extra = mean * hindered
+    by_fraction = intra - extra + (1 - fraction) * x * hindered * (slope + mean)
+    by_x = fraction * stick_mean_derivative(x) + (1 - fraction) * hindered * (fraction * slope - (1 - fraction) * mean)
+    return fraction * intra + (1 - fraction) * extra, by_fraction, b_value * by_x
 
 
 def _b_values(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
