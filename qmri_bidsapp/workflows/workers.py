@@ -22,6 +22,8 @@ class Workers(MultiProcPlugin):  # type: ignore[misc]
     more, each in a process of its own, so that the one at fault is found and the others finish.
     """
 
+    pool: ProcessPoolExecutor
+
     def __init__(self, plugin_args: dict[str, Any]) -> None:
         super().__init__(plugin_args=plugin_args)
         self._stopped = False
