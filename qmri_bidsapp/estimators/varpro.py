@@ -1,0 +1,179 @@
+"""Variable projection: least squares over the non-linear parameters alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate
+from qmri_bidsapp.estimators.small_matrices import cholesky, solve
+from qmri_bidsapp.models.base import SeparableModel, SignalModel
+
+#: Values per non-linear parameter in the dictionary, for models with one and with two of them.
+N_VALUES = {1: 48, 2: 24}
+#: Gauss-Newton steps from the interpolated best entry; they converge quadratically.
+N_STEPS = 4
+#: Last step, relative to the cell of the dictionary, that counts as converged.
+STEP_TOLERANCE = 2e-3
+#: Directions in which the basis functions cannot be told apart, relative to the strongest, are left out.
+RANK_TOLERANCE = 1e-4
+
+
+class VariableProjection(NonLinearLeastSquares):
+    """Least squares by variable projection (Golub and Pereyra 1973; Kaufman 1975).
+
+    The linear parameters are eliminated: each entry of a dictionary over the non-linear parameters explains what
+    its basis functions span. The best entry, refined by interpolation and by a few Gauss-Newton steps, is the minimum
+    in nearly all voxels. Where a bound is met or the steps do not settle, the bounded search of the base class
+    decides.
+    """
+
+    name: ClassVar[str] = "varpro"
+    title: ClassVar[str] = "Bounded non-linear least squares by variable projection"
+    reference: ClassVar[str] = "Golub and Pereyra 1973, SIAM J Numer Anal 10:413; Kaufman 1975, BIT 15:49"
+
+    model: SeparableModel
+
+    @classmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether the model is linear in some parameters, and in all but two at most."""
+        return isinstance(model, SeparableModel)
+
+    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
+        """Compute the dictionaries; nothing is random, so that `seed` has no effect."""
+        super().fit(acquisition, seed=seed)
+        chosen = [self.model.parameters[i] for i in self.model.nonlinear]
+        n_values = N_VALUES[len(chosen)]
+        self._axes = torch.stack([self._tensor(axis_values(parameter, n_values)) for parameter in chosen])
+        mesh = torch.stack([part.flatten() for part in torch.meshgrid(*self._axes, indexing="ij")])
+        functions, _ = self.model.basis(mesh, acquisition)
+        # (n_entries, n_measurements, n_functions)
+        basis = torch.stack([f.expand(-1, mesh.shape[1]) for f in functions], dim=-1).transpose(0, 1)
+        left, strength, _ = torch.linalg.svd(basis * self._root_averages.unsqueeze(-1), full_matrices=False)
+        left = left * (strength > RANK_TOLERANCE * strength[:, :1]).unsqueeze(1)
+        # (n_measurements, n_functions * n_entries): one product projects a voxel on all entries.
+        self._spans = left.permute(1, 2, 0).flatten(1).contiguous()
+        return self
+
+    def _best_minimum(
+        self, evaluate: Evaluate, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return minimum, cost and whether it was reached; see the base class."""
+        scaled, cost, settled = self._project(target)
+        inside = self._free(scaled).all(-1) & settled
+        rest = torch.nonzero(~inside).squeeze(1)
+        if len(rest):
+            scaled[rest], cost[rest], settled[rest] = super()._best_minimum(
+                lambda theta, index: evaluate(theta, rest[index]), target[rest]
+            )
+        return scaled, cost, settled
+
+    def _project(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the unbounded minimum near the best entry, its cost, and whether the steps settled."""
+        nonlinear, lower, upper, signed = self._search(target)
+        last = torch.zeros_like(nonlinear)
+        for _ in range(N_STEPS):
+            _, step, _ = self._step(nonlinear, signed)
+            moved = (nonlinear + step).clamp(lower, upper)
+            last, nonlinear = moved - nonlinear, moved
+        coefficients, step, cost = self._step(nonlinear, signed)
+        is_inside = (nonlinear > lower) & (nonlinear < upper)
+        settled = (is_inside & (torch.maximum(last.abs(), step.abs()) <= STEP_TOLERANCE * (upper - lower))).all(0)
+        theta = self.model.combine(coefficients, nonlinear)
+        return theta / self._scale, cost, settled & theta.isfinite().all(-1)
+
+    def _search(self, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the interpolated best entry of each voxel, the cell around it, and the signals with their signs.
+
+        Returns
+        -------
+        nonlinear, lower, upper : Tensor
+            (n_nonlinear, n_voxels).
+        signed : Tensor
+            (n_measurements, n_voxels).
+        """
+        signs = self.model.signs(target, self.acquisition_)
+        candidates = target.unsqueeze(0) if signs is None else signs * target
+        n_functions = self._spans.shape[1] // self._axes[0].numel() ** len(self._axes)
+        shape = (n_functions, *(len(axis) for axis in self._axes))
+        best = peaks = None
+        for candidate in candidates:
+            explained = (candidate @ self._spans).square().view(-1, *shape).sum(1)
+            value, position = _interpolated_peak(explained)
+            if best is None or peaks is None:
+                best, peaks, signed = value, position, candidate
+            else:
+                better = value > best
+                best = torch.where(better, value, best)
+                peaks = torch.where(better, position, peaks)
+                signed = torch.where(better.unsqueeze(-1), candidate, signed)
+        assert peaks is not None
+        cell = peaks.round().long()
+        last = self._axes.shape[1] - 1
+        lower = self._axes.gather(1, (cell - 1).clamp(min=0))
+        upper = self._axes.gather(1, (cell + 1).clamp(max=last))
+        floor = peaks.floor().long().clamp(max=last - 1)
+        below, above = self._axes.gather(1, floor), self._axes.gather(1, floor + 1)
+        nonlinear = below + (peaks - floor) * (above - below)
+        return nonlinear, lower, upper, signed.T.contiguous()
+
+    def _step(
+        self, nonlinear: torch.Tensor, signed: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Return coefficients, the Gauss-Newton step (n_nonlinear, n_voxels), and the cost (n_voxels,)."""
+        functions, slopes = self.model.basis(nonlinear, self.acquisition_)
+        weight = self._root_averages.unsqueeze(-1)
+        functions = [function * weight for function in functions]
+        tangents = [slope * weight for _, slope in slopes]
+        n_functions, columns = len(functions), [*functions, *tangents]
+        gram = [[_dot(columns[i], columns[j]) for j in range(i + 1)] for i in range(len(columns))]
+        linear = [row[: i + 1] for i, row in enumerate(gram[:n_functions])]
+        coefficients = solve(cholesky(linear), [_dot(function, signed) for function in functions])
+        residual = signed - sum(c * f for c, f in zip(coefficients, functions, strict=True))
+        gradient = [_dot(tangent, residual) for tangent in tangents]
+        right = [torch.zeros_like(gradient[0])] * n_functions + gradient
+        step = solve(cholesky(gram), right)[n_functions:]
+        # The tangents were taken at coefficients of one.
+        steps = [value / coefficients[position] for value, (position, _) in zip(step, slopes, strict=True)]
+        return coefficients, torch.stack(steps), residual.square().sum(0)
+
+
+def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return (first * second).sum(0)
+
+
+def _interpolated_peak(explained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the height (n,) and the position (n_axes, n), in entries, of the highest peak of (n, *axes) values.
+
+    A parabola through the highest entry and its neighbours, one axis at a time, refines both.
+    """
+    n_axes, size = explained.dim() - 1, explained.shape[1]
+    flat = explained.flatten(1)
+    height, entry = flat.max(-1)
+    positions, gain = [], torch.zeros_like(height)
+    for axis in range(n_axes):
+        stride = size ** (n_axes - 1 - axis)
+        index = entry // stride % size
+        inner = (index > 0) & (index < size - 1)
+        offset = torch.where(inner, stride, 0)
+        before, after = (flat.gather(1, (entry + sign * offset).unsqueeze(1)).squeeze(1) for sign in (-1, 1))
+        curvature = (2 * height - before - after).clamp(min=torch.finfo(height.dtype).tiny)
+        shift = ((after - before) / (2 * curvature)).clamp(-0.5, 0.5) * inner
+        gain = gain + shift * (after - before) / 4
+        positions.append(index + shift)
+    return height + gain, torch.stack(positions)
+
+
+def axis_values(parameter: Parameter, n_values: int) -> Sequence[float]:
+    """Return values over a parameter's bounds; wide positive ranges are logarithmic."""
+    low, high = parameter.bounds
+    wide = low > 0 and high / low > 20
+    values = np.geomspace(low, high, n_values) if wide else np.linspace(low, high, n_values)
+    return [float(value) for value in values]
