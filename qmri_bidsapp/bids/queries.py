@@ -182,8 +182,7 @@ def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...
     """Group files by the entities that tell series apart."""
     groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
     for item in files:
-        # Labels are taken from the file name: pybids turns run-01 into the number 1.
-        parts = dict(part.split("-", 1) for part in Path(item.path).name.split("_") if "-" in part)
+        parts = _labels(item.path)
         key = tuple((short, parts[short]) for short in ENTITIES.values() if short in parts)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
@@ -225,16 +224,31 @@ def _make_group(
         acquisition, order = timed_protocol(kind, paths, sidecars, SERIES_AXIS[kind][1])
         paths = [paths[i] for i in order]
     elif kind == "dwi":
-        bval, bvec = (_gradient_file(layout, paths[0], extension) for extension in (".bval", ".bvec"))
+        bval, bvec = (_gradient_file(Path(layout.root), paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
     metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
     return InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
 
 
-def _gradient_file(layout: BIDSLayout, path: str, extension: str) -> str | None:
-    """Return the nearest gradient file that applies to an image, None if there is none."""
-    found: str | None = layout.get_nearest(path, extension=extension, suffix="dwi")
-    return found
+def _gradient_file(root: Path, path: str, extension: str) -> str | None:
+    """Return the gradient file that applies to an image by BIDS' inheritance principle, None if there is none.
+
+    It lies beside the image or above it, and its name has no entity that the image's name has not; the nearest
+    counts, and of one folder the one with most entities.
+    """
+    image = _labels(path).items()
+    for folder in Path(path).parents:
+        names = [name for name in sorted(folder.glob(f"*dwi{extension}")) if _labels(name).items() <= image]
+        if names:
+            return str(max(names, key=lambda name: len(_labels(name))))
+        if folder == root:
+            break
+    return None
+
+
+def _labels(path: str | Path) -> dict[str, str]:
+    """Return the entities of a file name as they stand in it: pybids turns run-01 into the number 1."""
+    return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
 
 
 def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:

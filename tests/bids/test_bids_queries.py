@@ -70,6 +70,25 @@ def test_phase_images_are_left_out(make_dataset: Make) -> None:
     assert len(group.files) == 3
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["beside", "at-the-root"])
+def test_gradients_follow_the_inheritance_principle(make_dataset: Make, moved: bool) -> None:
+    root = make_dataset()
+    dwi = root / "sub-01" / "dwi"
+    for name in ("sub-01_acq-a", "sub-01_acq-a_run-1"):
+        shutil.copy(dwi / "sub-01_dwi.nii.gz", dwi / f"{name}_dwi.nii.gz")
+    for extension in ("bval", "bvec"):
+        # More entities than the plain series, which sorts after it: it must not be taken for the plain one.
+        shutil.copy(dwi / f"sub-01_dwi.{extension}", dwi / f"sub-01_acq-a_dwi.{extension}")
+        if moved:
+            shutil.move(dwi / f"sub-01_dwi.{extension}", root / f"dwi.{extension}")
+    found = {group.name: group for group in inputs_of(root).groups if group.kind == "dwi"}
+    for attribute in ("bval", "bvec"):
+        plain = root / f"dwi.{attribute}" if moved else dwi / f"sub-01_dwi.{attribute}"
+        assert getattr(found["dwi"], attribute) == str(plain)
+        for name in ("acq-a_dwi", "acq-a_run-1_dwi"):
+            assert getattr(found[name], attribute) == str(dwi / f"sub-01_acq-a_dwi.{attribute}")
+
+
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:
     root = make_dataset()
     shutil.rmtree(root / "sub-02" / "anat")
