@@ -170,6 +170,9 @@ def _files(
     """Return the magnitude images of a kind, sorted by path."""
     filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
     files = sorted(layout.get(**filters), key=lambda item: item.path)
+    # pybids also finds copies in other folders, such as the output of an earlier run.
+    own = Path(layout.root) / f"sub-{subject}"
+    files = [item for item in files if own in Path(item.path).parents]
     if session_labels:
         files = [item for item in files if item.entities.get("session") in session_labels]
     if run_labels:

@@ -89,6 +89,16 @@ def test_gradients_follow_the_inheritance_principle(make_dataset: Make, moved: b
             assert getattr(found[name], attribute) == str(dwi / f"sub-01_acq-a_dwi.{attribute}")
 
 
+def test_output_within_the_data_set_is_no_input(make_dataset: Make) -> None:
+    root = make_dataset()
+    shutil.copytree(root / "sub-01", root / "maps" / "sub-01")
+    anat = root / "maps" / "sub-01" / "anat"
+    (anat / "sub-01_T1w.nii.gz").rename(anat / "sub-01_desc-preproc_T1w.nii.gz")
+    found = inputs_of(root)
+    assert [group.name for group in found.groups] == ["T1w", "IRT1", "MESE", "dwi"]
+    assert all("maps" not in Path(name).parts for group in found.groups for name in group.files)
+
+
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:
     root = make_dataset()
     shutil.rmtree(root / "sub-02" / "anat")
