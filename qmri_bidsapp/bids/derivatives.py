@@ -26,6 +26,7 @@ ENTITY_ORDER = (
     "echo",
     "inv",
     "space",
+    "chunk",
     "model",
     "param",
 )

@@ -16,22 +16,14 @@ if TYPE_CHECKING:
     from bids.layout import BIDSFile
 
 KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "dwi")
-#: Entity and sidecar field along which the images of a series differ.
+#: BIDS key and sidecar field along which the images of a series differ.
 SERIES_AXIS = {
-    "IRT1": ("inversion", "InversionTime"),
+    "IRT1": ("inv", "InversionTime"),
     "MESE": ("echo", "EchoTime"),
     "MEGRE": ("echo", "EchoTime"),
 }
-#: pybids name -> BIDS key of the entities that tell series apart, in BIDS order.
-ENTITIES = {
-    "session": "ses",
-    "sample": "sample",
-    "acquisition": "acq",
-    "ceagent": "ce",
-    "reconstruction": "rec",
-    "direction": "dir",
-    "run": "run",
-}
+#: BIDS keys of the entities that tell series apart, in BIDS order; the axis of a series is no such entity.
+ENTITIES = ("ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "chunk")
 AFFINE_TOLERANCE = 1e-3
 
 
@@ -138,7 +130,7 @@ def find_inputs(
         for kind in KINDS:
             files = _files(layout, subject, kind, queries[kind], session_labels, run_labels)
             n_files += len(files)
-            for entities, members in _grouped(files):
+            for entities, members in _grouped(files, kind):
                 _add_group(layout, subject, kind, entities, members, groups, problems)
         if not groups and not problems:
             message = f"sub-{subject} has no {', '.join(KINDS[:-1])} or {KINDS[-1]} to work on."
@@ -181,12 +173,13 @@ def _files(
     return [item for item in files if item.entities.get("part") in (None, "mag")]
 
 
-def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
+def _grouped(files: Iterable[BIDSFile], kind: str) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
     """Group files by the entities that tell series apart."""
+    axis, _ = SERIES_AXIS.get(kind, (None, None))
     groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
     for item in files:
         parts = _labels(item.path)
-        key = tuple((short, parts[short]) for short in ENTITIES.values() if short in parts)
+        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name != axis)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
 
@@ -200,14 +193,28 @@ def _add_group(
     groups: list[InputGroup],
     problems: list[Problem],
 ) -> None:
-    """Append one or several groups; what cannot be used becomes a problem."""
-    # Without a series axis every file is a series of its own.
-    bundles = [members] if kind in SERIES_AXIS else [[item] for item in members]
-    for bundle in bundles:
-        try:
-            groups.append(_make_group(layout, subject, kind, entities, bundle))
-        except InputError as error:
-            problems.append(Problem(subject, kind, bundle[0].path, str(error)))
+    """Append a group; what cannot be used becomes a problem."""
+    try:
+        _check_distinct(kind, [item.path for item in members])
+        groups.append(_make_group(layout, subject, kind, entities, members))
+    except InputError as error:
+        problems.append(Problem(subject, kind, members[0].path, str(error)))
+
+
+def _check_distinct(kind: str, paths: list[str]) -> None:
+    """Raise unless every image has a name of its own: the outputs could not be told apart."""
+    axis, _ = SERIES_AXIS.get(kind, (None, None))
+    seen: dict[str | None, str] = {}
+    for path in paths:
+        label = _labels(path).get(axis) if axis else None
+        if axis and label is None:
+            raise InputError(f"{path} needs the entity {axis}- in its name, as an image of a series; rename it.")
+        if label in seen:
+            raise InputError(
+                f"{path} and {Path(seen[label]).name} are the same series by their names; keep one, or choose one "
+                "with --bids-filter-file."
+            )
+        seen[label] = path
 
 
 def _make_group(

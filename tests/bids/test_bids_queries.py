@@ -99,6 +99,28 @@ def test_output_within_the_data_set_is_no_input(make_dataset: Make) -> None:
     assert all("maps" not in Path(name).parts for group in found.groups for name in group.files)
 
 
+def test_echoes_of_a_t1w_and_chunks_are_series_of_their_own(make_dataset: Make) -> None:
+    root = make_dataset()
+    folder = root / "sub-01"
+    for path in sorted(folder.glob("dwi/*")):
+        for chunk in (1, 2):
+            shutil.copy(path, path.with_name(path.name.replace("_dwi", f"_chunk-{chunk}_dwi")))
+        path.unlink()
+    for echo in (1, 2):
+        shutil.copy(folder / "anat" / "sub-01_T1w.nii.gz", folder / "anat" / f"sub-01_echo-{echo}_T1w.nii.gz")
+    names = [group.name for group in inputs_of(root).groups if group.kind in ("T1w", "dwi")]
+    assert names == ["T1w", "echo-1_T1w", "echo-2_T1w", "chunk-1_dwi", "chunk-2_dwi"]
+
+
+@pytest.mark.parametrize("name", ["sub-01_T1w", "sub-01_inv-2_IRT1", "sub-01_dwi"])
+def test_two_files_of_one_name_are_refused(make_dataset: Make, name: str) -> None:
+    root = make_dataset()
+    (path,) = root.glob(f"sub-01/*/{name}.nii.gz")
+    nib.save(nib.load(path), path.with_name(f"{name}.nii"))
+    assert "same series by their names" in error_of(root)
+    assert len(inputs_of(root).groups) == 3
+
+
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:
     root = make_dataset()
     shutil.rmtree(root / "sub-02" / "anat")
@@ -157,6 +179,15 @@ class TestDefects:
         root = make_dataset()
         (root / "echo-2_MESE.json").unlink()
         assert "needs EchoTime" in error_of(root)
+
+    def test_series_without_its_entity(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        for number in (1, 3):
+            for path in sorted(root.glob(f"sub-01/anat/*inv-{number}*")):
+                path.unlink()
+        for path in sorted(root.glob("sub-01/anat/*_inv-2_*")):
+            path.rename(path.with_name(path.name.replace("_inv-2", "")))
+        assert "needs the entity inv-" in error_of(root)
 
     def test_time_in_milliseconds(self, make_dataset: Make) -> None:
         root = make_dataset()
