@@ -110,6 +110,28 @@ def test_denoising_lowers_noise_and_knows_its_level() -> None:
     assert np.asarray(result.dataobj - clean).std() < 0.5 * 4
 
 
+def test_an_undefined_value_stays_undefined_and_spoils_nothing_else() -> None:
+    data = np.abs(np.random.default_rng(0).normal(100, 3, (34, 34, 6, 24))).astype(np.float32)
+    spoilt = data.copy()
+    spoilt[16, 16, 3, 5] = np.nan
+    mask = np.zeros(data.shape[:3])
+    mask[14:19, 14:19, 2:4] = 1
+    for step in (lambda volumes: dwi.denoise(image(volumes), mask=image(mask))[0], lambda v: dwi.unring(image(v))[0]):
+        expected, found = (np.asarray(step(volumes).dataobj) for volumes in (data, spoilt))
+        np.testing.assert_array_equal(np.argwhere(np.isnan(found)), [[16, 16, 3, 5]])
+        far = (slice(None, 8), slice(None), slice(None))
+        np.testing.assert_allclose(found[far], expected[far], rtol=0.01)
+
+
+def test_a_resampled_image_keeps_its_undefined_values() -> None:
+    volumes = np.stack([head(), moved(head(), motion((0, 0, 2), (0, 1, 0)))], axis=3)
+    volumes[20, 20, 13, 1] = np.nan
+    parts = [image(np.nan_to_num(volumes[..., i])) for i in range(2)]
+    motions = [Rigid(np.eye(4)), motion((0, 0, 2), (0, 1, 0))]
+    aligned, _, _ = relaxometry.apply(image(volumes), parts, parts[0], motions)
+    np.testing.assert_array_equal(np.argwhere(np.isnan(aligned.dataobj)), [[20, 20, 13, 1]])
+
+
 def test_noise_floor_is_removed() -> None:
     """The root mean square of many Rician draws is sqrt(A^2 + 2 sigma^2); their mean lies between."""
     rng, sigma = np.random.default_rng(1), 1.0
