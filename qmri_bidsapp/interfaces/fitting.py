@@ -44,7 +44,8 @@ def fit_volume(
     acquisition : Acquisition
         Protocol of the series, as it was acquired.
     noise_std : ndarray, optional
-        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image.
+        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image; NaN where it is
+        not known: there it comes from repeated b0 volumes, or standard deviations are NaN.
     seed : int
         Passed to the estimator.
 
@@ -70,7 +71,10 @@ def fit_volume(
     parts = []
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
-        noise = _noise_of_repeats(signals, acquisition) if masked_noise is None else masked_noise[index]
+        noise = _noise_of_repeats(signals, acquisition)
+        if masked_noise is not None:
+            known = masked_noise[index]
+            noise = known if noise is None else np.where(np.isnan(known), noise, known)
         parts.append(estimator.predict(values, noise_std=noise))
     return ParameterMaps(
         parameters=parts[0].parameters,

@@ -37,7 +37,8 @@ def denoise(
     image : Nifti1Image
         (x, y, z, n).
     noise_std : ndarray or None
-        (x, y, z) standard deviation of the noise of one volume, in the unit of the image.
+        (x, y, z) standard deviation of the noise of one volume, in the unit of the image; NaN where
+        nothing was denoised.
     note : str or None
         Why the step was left out.
     """
@@ -62,7 +63,7 @@ def denoise(
     noise_std = np.asarray(noise_std, dtype=np.float32)
     usable = inside[..., None] & np.isfinite(data)
     values = np.where(usable, remove_noise_floor(denoised, noise_std), data).astype(np.float32)
-    return make_image(values, image), noise_std, None
+    return make_image(values, image), np.where(inside, noise_std, np.float32(np.nan)), None
 
 
 def remove_noise_floor(

@@ -110,6 +110,18 @@ def test_denoising_lowers_noise_and_knows_its_level() -> None:
     assert np.asarray(result.dataobj - clean).std() < 0.5 * 4
 
 
+def test_noise_is_not_known_where_nothing_was_denoised() -> None:
+    """A zero would make standard deviations of zero."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((14, 14, 8))
+    mask[6:8, 6:8, 4] = 1
+    _, sigma, _ = dwi.denoise(image(rng.normal(100, 4, (14, 14, 8, 24))), mask=image(mask))
+    assert sigma is not None
+    assert (sigma[mask > 0] > 1).all()
+    assert np.isnan(sigma[0, 0, 0])
+    assert not (sigma == 0).any()
+
+
 def test_an_undefined_value_stays_undefined_and_spoils_nothing_else() -> None:
     data = np.abs(np.random.default_rng(0).normal(100, 3, (34, 34, 6, 24))).astype(np.float32)
     spoilt = data.copy()
