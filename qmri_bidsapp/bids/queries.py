@@ -25,6 +25,8 @@ SERIES_AXIS = {
 #: BIDS keys of the entities that tell series apart, in BIDS order; the axis of a series is no such entity.
 ENTITIES = ("ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "chunk")
 AFFINE_TOLERANCE = 1e-3
+#: Brain extraction needs the whole head: a T1w that is thinner than this, mm, along an axis is a slab.
+MIN_HEAD_EXTENT = 80.0
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,31 @@ def _add_group(
     problems: list[Problem],
 ) -> None:
     """Append a group; what cannot be used becomes a problem."""
+    path = members[0].path
     try:
         _check_distinct(kind, [item.path for item in members])
-        groups.append(_make_group(layout, subject, kind, entities, members))
+        group = _make_group(layout, subject, kind, entities, members)
+        extent = _extent(path)
     except InputError as error:
-        problems.append(Problem(subject, kind, members[0].path, str(error)))
+        problems.append(Problem(subject, kind, path, str(error)))
+        return
+    if kind == "T1w" and extent < MIN_HEAD_EXTENT:
+        message = (
+            f"{path} is not used: it is {extent:.0f} mm thick, and brain extraction needs the whole head (at least "
+            f"{MIN_HEAD_EXTENT:.0f} mm)."
+        )
+        problems.append(Problem(subject, kind, path, message, severity="note"))
+        return
+    groups.append(group)
+
+
+def _extent(path: str) -> float:
+    """Return the smallest extent of an image in space, mm."""
+    import nibabel as nib
+    from nibabel.affines import voxel_sizes
+
+    image = nib.load(path)
+    return float(min(image.shape[:3] * voxel_sizes(image.affine)))
 
 
 def _check_distinct(kind: str, paths: list[str]) -> None:

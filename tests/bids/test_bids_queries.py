@@ -121,6 +121,17 @@ def test_two_files_of_one_name_are_refused(make_dataset: Make, name: str) -> Non
     assert len(inputs_of(root).groups) == 3
 
 
+def test_slab_is_no_t1w_for_brain_extraction(make_dataset: Make) -> None:
+    """The masks then come from the series themselves."""
+    root = make_dataset()
+    slab = nib.Nifti1Image(np.ones((200, 200, 2), np.float32), np.diag([1.0, 1.0, 5.0, 1.0]))
+    nib.save(slab, root / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    found = inputs_of(root)
+    assert [group.kind for group in found.groups] == ["IRT1", "MESE", "dwi"]
+    assert not found.has_errors
+    assert "10 mm thick" in found.problems[0].message
+
+
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:
     root = make_dataset()
     shutil.rmtree(root / "sub-02" / "anat")
