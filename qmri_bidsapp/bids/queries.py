@@ -120,7 +120,7 @@ def find_inputs(
     NothingMatchedError
         If the labels and filters leave nothing.
     UsageError
-        If a filter names an unknown kind.
+        If a filter names an unknown kind or entity.
     """
     queries = _queries(filters or {})
     subjects = sorted(participant_labels or layout.get_subjects())
@@ -163,7 +163,13 @@ def _files(
 ) -> list[BIDSFile]:
     """Return the magnitude images of a kind, sorted by path."""
     filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
-    files = sorted(layout.get(**filters), key=lambda item: item.path)
+    try:
+        files = sorted(layout.get(**filters), key=lambda item: item.path)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"pybids does not understand the filter {query} of {kind.lower()} ({str(error).splitlines()[0]}); "
+            "it takes long names, such as acquisition for acq."
+        ) from error
     # pybids also finds copies in other folders, such as the output of an earlier run.
     own = Path(layout.root) / f"sub-{subject}"
     files = [item for item in files if own in Path(item.path).parents]

@@ -170,6 +170,10 @@ class TestWholeDataset:
         with pytest.raises(NothingMatchedError):
             find_inputs(layout, filters=filters)
 
+    def test_filter_of_an_unknown_entity(self, make_dataset: Make) -> None:
+        with pytest.raises(UsageError, match="acquisition for acq"):
+            find_inputs(open_layout(make_dataset()), filters={"dwi": {"acq": "x"}})
+
     def test_filter_of_an_unknown_kind(self, make_dataset: Make) -> None:
         with pytest.raises(UsageError, match="bold"):
             find_inputs(open_layout(make_dataset()), filters={"bold": {}})
