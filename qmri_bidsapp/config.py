@@ -77,6 +77,9 @@ class Config:
             for label in getattr(self, name):
                 if not re.fullmatch(r"[0-9a-zA-Z]+", label):
                     raise UsageError(f"{_option(name)} takes labels of letters and digits, got {label!r}.")
+        for label in self.run_label:
+            if not label.isdecimal():
+                raise UsageError(f"--run-label takes numbers, got {label!r}.")
         for name in ("models", "estimators"):
             if not getattr(self, name):
                 raise UsageError(f"{_option(name)} must name at least one, or be auto.")

@@ -33,7 +33,7 @@ CONFIGS = st.builds(
     work_dir=st.text("abc é\"'\\", min_size=1, max_size=8).map(lambda name: Path("/w") / f"x{name}x"),
     participant_label=LABELS,
     session_label=LABELS,
-    run_label=LABELS,
+    run_label=st.lists(st.from_regex(r"[0-9]{1,3}", fullmatch=True), max_size=3).map(tuple),
     bids_filter_file=st.none(),
     skip_bids_validation=st.booleans(),
     bids_database_dir=st.sampled_from([None, Path("/database")]),
