@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import SubjectInputs
 
 VALIDATOR = "bids-validator-deno"
-#: Codes that say that the folder is no BIDS data set at all, whatever will be used of it.
-FATAL_CODES = ("MISSING_DATASET_DESCRIPTION", "JSON_INVALID")
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,10 @@ def open_layout(
 
     Raises
     ------
-    InputMissingError, InvalidBIDSError
+    InputMissingError
         See `check_description`.
+    InvalidBIDSError
+        See `check_description`; or if a sidecar is not valid JSON.
     NothingMatchedError
         If a label has no folder.
     OutputError
@@ -154,6 +155,13 @@ def open_layout(
     try:
         return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
     except OSError as error:
+        # This is how pybids reports JSON that it cannot read.
+        if "JSON" in str(error):
+            match = re.search(r"filename='(.*)'", str(error))
+            raise InvalidBIDSError(
+                f"{match[1] if match else error} is not valid JSON; correct it, or leave its participant out with "
+                "--participant-label."
+            ) from error
         if database_dir is None:
             raise
         raise OutputError(f"The pybids database cannot be used in {database_dir}: {error}.") from error

@@ -160,6 +160,14 @@ class TestWholeDataset:
         with pytest.raises(InvalidBIDSError, match="not valid JSON"):
             open_layout(root)
 
+    def test_broken_sidecar(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
+        sidecar.write_text("{bad")
+        with pytest.raises(InvalidBIDSError, match=f"{sidecar} is not valid JSON"):
+            open_layout(root)
+        assert open_layout(root, participant_labels=("02",)).get_subjects() == ["02"]
+
     def test_unknown_participant(self, make_dataset: Make) -> None:
         with pytest.raises(NothingMatchedError, match=r"no sub-77; it has: 01, 02"):
             open_layout(make_dataset(), participant_labels=("77",))
