@@ -46,6 +46,42 @@ def test_only_the_subjects_asked_for_are_indexed(make_dataset: Make) -> None:
     assert layout.get_subjects() == ["02"]
 
 
+def test_database_is_made_once_and_holds_all_subjects(make_dataset: Make, tmp_path: Path) -> None:
+    root, database = make_dataset(), tmp_path / "database"
+    open_layout(root, participant_labels=("02",), database_dir=database)
+    (root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json").unlink()
+    layout = open_layout(root, database_dir=database)
+    assert layout.get_subjects() == ["01", "02"]
+    (image,) = layout.get(subject="01", suffix="IRT1", inv=2, extension=".nii.gz")
+    assert image.get_metadata()["InversionTime"] == 0.1
+    assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
+
+
+def test_failed_indexing_leaves_no_database(make_dataset: Make, tmp_path: Path) -> None:
+    """pybids would take half of one for all there is, without any metadata."""
+    root, database = make_dataset(), tmp_path / "database"
+    sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
+    sidecar.write_text("{bad")
+    with pytest.raises(InvalidBIDSError):
+        open_layout(root, database_dir=database)
+    sidecar.write_text('{"InversionTime": 0.1}')
+    layout = open_layout(root, database_dir=database)
+    (image,) = layout.get(subject="01", suffix="IRT1", inv=2, extension=".nii.gz")
+    assert image.get_metadata()["InversionTime"] == 0.1
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["of-another-data-set", "no-database"])
+def test_database_of_no_use(make_dataset: Make, tmp_path: Path, broken: bool) -> None:
+    root, database = make_dataset(), tmp_path / "database"
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    open_layout(other, database_dir=database)
+    if broken:
+        (database / "layout_index.sqlite").write_text("nonsense")
+    with pytest.raises(InputMissingError, match="remove it"):
+        open_layout(root, database_dir=database)
+
+
 def test_sessions_and_runs_make_groups_of_their_own(make_dataset: Make) -> None:
     root = make_dataset()
     for session in ("a", "b"):
