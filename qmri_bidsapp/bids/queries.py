@@ -205,28 +205,30 @@ def _add_group(
     path = members[0].path
     try:
         _check_distinct(kind, [item.path for item in members])
-        group = _make_group(layout, subject, kind, entities, members)
-        extent = _extent(path)
+        reason = _not_needed(kind, path)
+        if reason is None:
+            groups.append(_make_group(layout, subject, kind, entities, members))
+        else:
+            problems.append(Problem(subject, kind, path, f"{path} is not used: {reason}.", severity="note"))
     except InputError as error:
         problems.append(Problem(subject, kind, path, str(error)))
-        return
-    if kind == "T1w" and extent < MIN_HEAD_EXTENT:
-        message = (
-            f"{path} is not used: it is {extent:.0f} mm thick, and brain extraction needs the whole head (at least "
-            f"{MIN_HEAD_EXTENT:.0f} mm)."
-        )
-        problems.append(Problem(subject, kind, path, message, severity="note"))
-        return
-    groups.append(group)
 
 
-def _extent(path: str) -> float:
-    """Return the smallest extent of an image in space, mm."""
-    import nibabel as nib
+def _not_needed(kind: str, path: str) -> str | None:
+    """Return why an image, sound as it may be, is of no use here; None if it is."""
     from nibabel.affines import voxel_sizes
 
-    image = nib.load(path)
-    return float(min(image.shape[:3] * voxel_sizes(image.affine)))
+    image = _open(path)
+    if kind == "dwi" and image.ndim == 3:
+        return "it is a single volume, from which nothing can be estimated"
+    if kind == "T1w":
+        extent = float(min(image.shape[:3] * voxel_sizes(image.affine)))
+        if extent < MIN_HEAD_EXTENT:
+            return (
+                f"it is {extent:.0f} mm thick, and brain extraction needs the whole head (at least "
+                f"{MIN_HEAD_EXTENT:.0f} mm)"
+            )
+    return None
 
 
 def _check_distinct(kind: str, paths: list[str]) -> None:
@@ -289,6 +291,17 @@ def _labels(path: str | Path) -> dict[str, str]:
     return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
 
 
+def _open(path: str) -> Any:
+    """Return an image, of which only the header has been read; InputError if it is none."""
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        return nib.load(path)
+    except (ImageFileError, OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
+
+
 def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     """Check that images can be opened, have the right number of dimensions, and share shape and affine.
 
@@ -302,16 +315,11 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     InputError
         Naming the file.
     """
-    import nibabel as nib
     import numpy as np
-    from nibabel.filebasedimages import ImageFileError
 
     first = None
     for path in paths:
-        try:
-            image = nib.load(path)
-        except (ImageFileError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
+        image = _open(path)
         shape = image.shape
         while len(shape) > ndim and shape[-1] == 1:
             shape = shape[:-1]

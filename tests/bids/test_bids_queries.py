@@ -168,6 +168,17 @@ def test_slab_is_no_t1w_for_brain_extraction(make_dataset: Make) -> None:
     assert "10 mm thick" in found.problems[0].message
 
 
+def test_single_diffusion_volume_is_no_failure(make_dataset: Make) -> None:
+    """As it is acquired with reversed phase encoding, to correct distortion."""
+    root = make_dataset()
+    dwi = root / "sub-01" / "dwi"
+    nib.save(nib.Nifti1Image(np.ones((6, 6, 3), np.float32), np.eye(4)), dwi / "sub-01_dir-PA_dwi.nii.gz")
+    found = inputs_of(root)
+    assert [group.name for group in found.groups] == ["T1w", "IRT1", "MESE", "dwi"]
+    assert not found.has_errors
+    assert "single volume" in found.problems[0].message
+
+
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:
     root = make_dataset()
     shutil.rmtree(root / "sub-02" / "anat")
@@ -267,7 +278,7 @@ class TestDefects:
     def test_4d_where_3d_belongs(self, make_dataset: Make) -> None:
         root = make_dataset()
         nib.save(
-            nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)),
+            nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.diag([40.0, 40.0, 40.0, 1.0])),
             root / "sub-01" / "anat" / "sub-01_T1w.nii.gz",
         )
         assert "must have 3 dimensions" in error_of(root)
