@@ -264,6 +264,12 @@ class TestDefects:
         (root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json").write_text('{"InversionTime": 350}')
         assert "milliseconds" in error_of(root)
 
+    def test_echo_time_in_milliseconds(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        for number in (1, 2, 3):
+            (root / f"echo-{number}_MESE.json").write_text(json.dumps({"EchoTime": 5 * number}))
+        assert "milliseconds" in error_of(root)
+
     @pytest.mark.parametrize("extension", ["bval", "bvec"])
     def test_missing_gradients(self, make_dataset: Make, extension: str) -> None:
         root = make_dataset()
