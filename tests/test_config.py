@@ -131,7 +131,7 @@ def test_wrong_type(name, value, expected):
         ({"estimators": []}, "--estimators must name at least one"),
         ({"reports_only": True, "boilerplate_only": True}, "exclude each other"),
         ({"output_layout": "flat"}, "--output-layout must be bids or legacy, got 'flat'"),
-        ({"session_label": ["ses-1"]}, "--session-label takes labels of letters and digits, got 'ses-1'"),
+        ({"session_label": ["ses-1"]}, "--session-label takes labels of letters, digits and +, got 'ses-1'"),
         ({"device": "cuda:x"}, "--device must be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -41,7 +41,8 @@ def record_dir(config: Config, subject: str) -> Path:
 
 def workflow_name(subject: str) -> str:
     """Return the name of a subject's workflow, and so of its folder in the cache."""
-    return f"sub_{subject}_wf"
+    # Nipype allows no +, BIDS no underscore.
+    return f"sub_{subject.replace('+', '_')}_wf"
 
 
 def init_qmri_wf(config: Config, plans: tuple[SubjectPlan, ...], crash_dirs: dict[str, Path]) -> Workflow:
