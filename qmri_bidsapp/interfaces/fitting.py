@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.interfaces.preprocess import defined
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 #: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
 CHUNK_SIZE = 32_768
@@ -151,21 +154,18 @@ class Fit(SimpleInterface):
         )
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
-        self._results.update(_save_maps(maps, mask, mask_image.affine, Path(runtime.cwd)))
+        self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
         return runtime
 
 
-def _save_maps(
-    maps: ParameterMaps, mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64], folder: Path
-) -> dict[str, Any]:
-    """Write every map of a fit into a folder."""
-    import nibabel as nib
+def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
+    """Write every map of a fit into a folder, with the geometry of the mask."""
+    from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
-    from qmri_bidsapp.images.volumes import fill, save_image
+    mask = np.asarray(mask_image.dataobj) > 0
 
     def save(values: npt.NDArray[Any], background: float, name: str) -> str:
-        data = fill(values, mask, background)
-        return str(save_image(nib.Nifti1Image(data, affine, dtype=data.dtype), folder / name))
+        return str(save_image(make_image(fill(values, mask, background), mask_image), folder / name))
 
     return {
         "estimates": [save(maps.estimate[:, i], np.nan, f"{p.name}.nii") for i, p in enumerate(maps.parameters)],
