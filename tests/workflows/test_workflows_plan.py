@@ -10,17 +10,19 @@ from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.workflows.plan import plan
 
 
-def single_shell() -> InputGroup:
+def series(*entities: tuple[str, str]) -> InputGroup:
     """A series that determines the tensor, and not the spherical mean technique."""
     directions = np.random.default_rng(0).standard_normal((12, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rows = ((0.0, 0.0, 0.0), *map(tuple, directions.tolist()))
-    return InputGroup("dwi", "01", (), ("/raw/sub-01/dwi/sub-01_dwi.nii.gz",), Diffusion((0.0,) + (1000.0,) * 12, rows))
+    return InputGroup(
+        "dwi", "01", entities, ("/raw/sub-01/dwi/sub-01_dwi.nii.gz",), Diffusion((0.0,) + (1000.0,) * 12, rows)
+    )
 
 
 def plan_with(*models: str):
     config = Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), models=models)
-    (found,) = plan(config, (SubjectInputs("01", (single_shell(),)),))
+    (found,) = plan(config, (SubjectInputs("01", (series(),)),))
     return found
 
 
