@@ -75,8 +75,11 @@ class Config:
             raise UsageError(f"--mem-gb must be positive, got {self.mem_gb:g}.")
         for name in ("participant_label", "session_label", "run_label"):
             for label in getattr(self, name):
-                if not re.fullmatch(r"[0-9a-zA-Z]+", label):
-                    raise UsageError(f"{_option(name)} takes labels of letters and digits, got {label!r}.")
+                if not re.fullmatch(r"[0-9a-zA-Z+]+", label):
+                    raise UsageError(f"{_option(name)} takes labels of letters, digits and +, got {label!r}.")
+        for label in self.run_label:
+            if not label.isdecimal():
+                raise UsageError(f"--run-label takes numbers, got {label!r}.")
         for name in ("models", "estimators"):
             if not getattr(self, name):
                 raise UsageError(f"{_option(name)} must name at least one, or be auto.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import SubjectInputs
 
 VALIDATOR = "bids-validator-deno"
-#: Codes that say that the folder is no BIDS data set at all, whatever will be used of it.
-FATAL_CODES = ("MISSING_DATASET_DESCRIPTION", "JSON_INVALID")
+#: File of a pybids database.
+DATABASE = "layout_index.sqlite"
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,10 @@ def open_layout(
 
     Raises
     ------
-    InputMissingError, InvalidBIDSError
-        See `check_description`.
+    InputMissingError
+        See `check_description`; or if there is a database that is not one of this data set.
+    InvalidBIDSError
+        See `check_description`; or if a sidecar is not valid JSON.
     NothingMatchedError
         If a label has no folder.
     OutputError
@@ -144,16 +147,56 @@ def open_layout(
         names = ", ".join(f"sub-{label}" for label in absent) or "any subject"
         found = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
         raise NothingMatchedError(f"{bids_dir} holds no {names}; it has: {found or 'none'}.")
+    if database_dir is not None and (database_dir / DATABASE).is_file():
+        return _read_database(bids_dir, database_dir)
+    layout = _index(bids_dir, () if database_dir else tuple(set(known) - set(participant_labels or known)))
+    if database_dir is not None:
+        _save_database(layout, database_dir)
+    return layout
+
+
+def _index(bids_dir: Path, subjects_left_out: tuple[str, ...]) -> BIDSLayout:
     from bids import BIDSLayout
     from bids.layout import BIDSLayoutIndexer
 
     ignore = ["code", "stimuli", "sourcedata", "models", "derivatives"]
-    if participant_labels and database_dir is None:
-        ignore += [f"sub-{label}" for label in known if label not in participant_labels]
-    indexer = BIDSLayoutIndexer(ignore=ignore, validate=False)
+    ignore += [f"sub-{label}" for label in sorted(subjects_left_out)]
     try:
-        return BIDSLayout(bids_dir, validate=False, indexer=indexer, database_path=database_dir)
+        return BIDSLayout(bids_dir, validate=False, indexer=BIDSLayoutIndexer(ignore=ignore, validate=False))
     except OSError as error:
-        if database_dir is None:
+        # This is how pybids reports JSON that it cannot read.
+        if "JSON" not in str(error):
             raise
-        raise OutputError(f"The pybids database cannot be used in {database_dir}: {error}.") from error
+        match = re.search(r"filename='(.*)'", str(error))
+        raise InvalidBIDSError(
+            f"{match[1] if match else error} is not valid JSON; correct it, or leave its participant out with "
+            "--participant-label."
+        ) from error
+
+
+def _save_database(layout: BIDSLayout, database_dir: Path) -> None:
+    """Save an index whole: half of one, left by an interruption, would be taken for all there is."""
+    temporary = database_dir / f".tmp-{os.getpid()}"
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        layout.save(temporary, replace_connection=False)
+        (temporary / DATABASE).replace(database_dir / DATABASE)
+    except OSError as error:
+        raise OutputError(f"The pybids database cannot be written to {database_dir} ({error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_database(bids_dir: Path, database_dir: Path) -> BIDSLayout:
+    from bids import BIDSLayout
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # pybids takes the data set's folder from the database, whatever it is given.
+    try:
+        layout = BIDSLayout(bids_dir, validate=False, database_path=database_dir)
+        reason = "" if Path(layout.root) == bids_dir else f"it is of {layout.root}"
+    except (ValueError, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+    if reason:
+        raise InputMissingError(f"{database_dir / DATABASE} cannot be used for {bids_dir} ({reason}); remove it.")
+    return layout

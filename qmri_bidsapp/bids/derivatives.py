@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ ENTITY_ORDER = (
     "echo",
     "inv",
     "space",
+    "chunk",
     "model",
     "param",
 )
@@ -74,7 +76,7 @@ def relative_path(
     Raises
     ------
     ValueError
-        If an entity is not known or a label is not alphanumeric.
+        If an entity is not known or a label holds other than letters, digits and ``+``.
     """
     given = {"sub": subject, **entities, **(extra or {})}
     order = (*ENTITY_ORDER, *LATE_ENTITIES)
@@ -82,8 +84,8 @@ def relative_path(
     if unknown:
         raise ValueError(f"Unknown entities {unknown}; known: {', '.join(order)}.")
     for key, label in given.items():
-        if not label.isalnum():
-            raise ValueError(f"The label of {key} must be alphanumeric, got {label!r}.")
+        if not re.fullmatch(r"[0-9a-zA-Z+]+", label):
+            raise ValueError(f"The label of {key} must hold only letters, digits and +, got {label!r}.")
     name = "_".join([*(f"{key}-{given[key]}" for key in order if key in given), suffix])
     session = [f"ses-{given['ses']}"] if "ses" in given else []
     return "/".join([f"sub-{subject}", *session, datatype, name + extension])

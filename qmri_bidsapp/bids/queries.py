@@ -16,23 +16,17 @@ if TYPE_CHECKING:
     from bids.layout import BIDSFile
 
 KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "dwi")
-#: Entity and sidecar field along which the images of a series differ.
+#: BIDS key and sidecar field along which the images of a series differ.
 SERIES_AXIS = {
-    "IRT1": ("inversion", "InversionTime"),
+    "IRT1": ("inv", "InversionTime"),
     "MESE": ("echo", "EchoTime"),
     "MEGRE": ("echo", "EchoTime"),
 }
-#: pybids name -> BIDS key of the entities that tell series apart, in BIDS order.
-ENTITIES = {
-    "session": "ses",
-    "sample": "sample",
-    "acquisition": "acq",
-    "ceagent": "ce",
-    "reconstruction": "rec",
-    "direction": "dir",
-    "run": "run",
-}
+#: BIDS keys of the entities that tell series apart, in BIDS order; the axis of a series is no such entity.
+ENTITIES = ("ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "chunk")
 AFFINE_TOLERANCE = 1e-3
+#: Brain extraction needs the whole head: a T1w that is thinner than this, mm, along an axis is a slab.
+MIN_HEAD_EXTENT = 80.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def find_inputs(
     NothingMatchedError
         If the labels and filters leave nothing.
     UsageError
-        If a filter names an unknown kind.
+        If a filter names an unknown kind or entity.
     """
     queries = _queries(filters or {})
     subjects = sorted(participant_labels or layout.get_subjects())
@@ -138,7 +132,7 @@ def find_inputs(
         for kind in KINDS:
             files = _files(layout, subject, kind, queries[kind], session_labels, run_labels)
             n_files += len(files)
-            for entities, members in _grouped(files):
+            for entities, members in _grouped(files, kind):
                 _add_group(layout, subject, kind, entities, members, groups, problems)
         if not groups and not problems:
             message = f"sub-{subject} has no {', '.join(KINDS[:-1])} or {KINDS[-1]} to work on."
@@ -169,7 +163,16 @@ def _files(
 ) -> list[BIDSFile]:
     """Return the magnitude images of a kind, sorted by path."""
     filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
-    files = sorted(layout.get(**filters), key=lambda item: item.path)
+    try:
+        files = sorted(layout.get(**filters), key=lambda item: item.path)
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"pybids does not understand the filter {query} of {kind.lower()} ({str(error).splitlines()[0]}); "
+            "it takes long names, such as acquisition for acq."
+        ) from error
+    # pybids also finds copies in other folders, such as the output of an earlier run.
+    own = Path(layout.root) / f"sub-{subject}"
+    files = [item for item in files if own in Path(item.path).parents]
     if session_labels:
         files = [item for item in files if item.entities.get("session") in session_labels]
     if run_labels:
@@ -178,13 +181,13 @@ def _files(
     return [item for item in files if item.entities.get("part") in (None, "mag")]
 
 
-def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
+def _grouped(files: Iterable[BIDSFile], kind: str) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
     """Group files by the entities that tell series apart."""
+    axis, _ = SERIES_AXIS.get(kind, (None, None))
     groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
     for item in files:
-        # Labels are taken from the file name: pybids turns run-01 into the number 1.
-        parts = dict(part.split("-", 1) for part in Path(item.path).name.split("_") if "-" in part)
-        key = tuple((short, parts[short]) for short in ENTITIES.values() if short in parts)
+        parts = _labels(item.path)
+        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name != axis)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
 
@@ -198,14 +201,50 @@ def _add_group(
     groups: list[InputGroup],
     problems: list[Problem],
 ) -> None:
-    """Append one or several groups; what cannot be used becomes a problem."""
-    # Without a series axis every file is a series of its own.
-    bundles = [members] if kind in SERIES_AXIS else [[item] for item in members]
-    for bundle in bundles:
-        try:
-            groups.append(_make_group(layout, subject, kind, entities, bundle))
-        except InputError as error:
-            problems.append(Problem(subject, kind, bundle[0].path, str(error)))
+    """Append a group; what cannot be used becomes a problem."""
+    path = members[0].path
+    try:
+        _check_distinct(kind, [item.path for item in members])
+        reason = _not_needed(kind, path)
+        if reason is None:
+            groups.append(_make_group(layout, subject, kind, entities, members))
+        else:
+            problems.append(Problem(subject, kind, path, f"{path} is not used: {reason}.", severity="note"))
+    except InputError as error:
+        problems.append(Problem(subject, kind, path, str(error)))
+
+
+def _not_needed(kind: str, path: str) -> str | None:
+    """Return why an image, sound as it may be, is of no use here; None if it is."""
+    from nibabel.affines import voxel_sizes
+
+    image = _open(path)
+    if kind == "dwi" and image.ndim == 3:
+        return "it is a single volume, from which nothing can be estimated"
+    if kind == "T1w":
+        extent = float(min(image.shape[:3] * voxel_sizes(image.affine)))
+        if extent < MIN_HEAD_EXTENT:
+            return (
+                f"it is {extent:.0f} mm thick, and brain extraction needs the whole head (at least "
+                f"{MIN_HEAD_EXTENT:.0f} mm)"
+            )
+    return None
+
+
+def _check_distinct(kind: str, paths: list[str]) -> None:
+    """Raise unless every image has a name of its own: the outputs could not be told apart."""
+    axis, _ = SERIES_AXIS.get(kind, (None, None))
+    seen: dict[str | None, str] = {}
+    for path in paths:
+        label = _labels(path).get(axis) if axis else None
+        if axis and label is None:
+            raise InputError(f"{path} needs the entity {axis}- in its name, as an image of a series; rename it.")
+        if label in seen:
+            raise InputError(
+                f"{path} and {Path(seen[label]).name} are the same series by their names; keep one, or choose one "
+                "with --bids-filter-file."
+            )
+        seen[label] = path
 
 
 def _make_group(
@@ -225,16 +264,42 @@ def _make_group(
         acquisition, order = timed_protocol(kind, paths, sidecars, SERIES_AXIS[kind][1])
         paths = [paths[i] for i in order]
     elif kind == "dwi":
-        bval, bvec = (_gradient_file(layout, paths[0], extension) for extension in (".bval", ".bvec"))
+        bval, bvec = (_gradient_file(Path(layout.root), paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
     metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
     return InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
 
 
-def _gradient_file(layout: BIDSLayout, path: str, extension: str) -> str | None:
-    """Return the nearest gradient file that applies to an image, None if there is none."""
-    found: str | None = layout.get_nearest(path, extension=extension, suffix="dwi")
-    return found
+def _gradient_file(root: Path, path: str, extension: str) -> str | None:
+    """Return the gradient file that applies to an image by BIDS' inheritance principle, None if there is none.
+
+    It lies beside the image or above it, and its name has no entity that the image's name has not; the nearest
+    counts, and of one folder the one with most entities.
+    """
+    image = _labels(path).items()
+    for folder in Path(path).parents:
+        names = [name for name in sorted(folder.glob(f"*dwi{extension}")) if _labels(name).items() <= image]
+        if names:
+            return str(max(names, key=lambda name: len(_labels(name))))
+        if folder == root:
+            break
+    return None
+
+
+def _labels(path: str | Path) -> dict[str, str]:
+    """Return the entities of a file name as they stand in it: pybids turns run-01 into the number 1."""
+    return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
+
+
+def _open(path: str) -> Any:
+    """Return an image, of which only the header has been read; InputError if it is none."""
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        return nib.load(path)
+    except (ImageFileError, OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
 
 
 def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
@@ -250,16 +315,11 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     InputError
         Naming the file.
     """
-    import nibabel as nib
     import numpy as np
-    from nibabel.filebasedimages import ImageFileError
 
     first = None
     for path in paths:
-        try:
-            image = nib.load(path)
-        except (ImageFileError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
+        image = _open(path)
         shape = image.shape
         while len(shape) > ndim and shape[-1] == 1:
             shape = shape[:-1]

@@ -145,14 +145,10 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
 def _describe_output(config: Config, source: dict[str, Any]) -> None:
     """Write the files that make the output folder a data set."""
     from qmri_bidsapp.bids.derivatives import write_dataset_files
-    from qmri_bidsapp.registry import load_estimators
+    from qmri_bidsapp.workflows.outputs import desc_meanings
 
-    meanings = {}
-    for name, estimator in load_estimators().items():
-        meanings[name] = f"Estimate: {estimator.title}"
-        meanings[f"{name}std"] = f"Standard deviation of the estimate ({estimator.std_kind})"
     write_dataset_files(
-        config.derivatives_dir, config.bids_dir, version=__version__, source=source, descriptions=meanings
+        config.derivatives_dir, config.bids_dir, version=__version__, source=source, descriptions=desc_meanings()
     )
 
 

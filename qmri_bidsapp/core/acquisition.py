@@ -18,6 +18,10 @@ from qmri_bidsapp.errors import ProtocolError
 B0_THRESHOLD = 50.0
 #: b-values closer than this belong to one shell, s/mm2 (relative part: 5 % of the b-value).
 SHELL_TOLERANCE = 50.0
+#: Longer times, s, are in milliseconds: no tissue has signal to give at such an echo time, nor a change to show at
+#: such an inversion time.
+MAX_INVERSION_TIME = 60.0
+MAX_ECHO_TIME = 4.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,12 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _check_times(name: str, times: tuple[float, ...], *, allow_zero: bool) -> None:
-    """Raise unless all times are finite and positive (or zero where that is meaningful)."""
+def _check_times(name: str, times: tuple[float, ...], *, longest: float) -> None:
+    """Raise unless all times are finite, positive and at most `longest`, s, beyond which they cannot be seconds."""
     for time in times:
-        if not np.isfinite(time) or time < 0 or (time == 0 and not allow_zero):
+        if not np.isfinite(time) or time <= 0:
             raise ProtocolError(f"{name} must be finite and positive seconds, got {time}.")
-        if time > 60:
+        if time > longest:
             raise ProtocolError(f"{name} must be in seconds, got {time}: is it in milliseconds?")
 
 
@@ -87,7 +91,7 @@ class InversionRecovery(Acquisition):
     inversion_time: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _check_times("InversionTime", self.inversion_time, allow_zero=False)
+        _check_times("InversionTime", self.inversion_time, longest=MAX_INVERSION_TIME)
 
     @property
     def n_measurements(self) -> int:
@@ -108,7 +112,7 @@ class MultiEcho(Acquisition):
     echo_time: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        _check_times("EchoTime", self.echo_time, allow_zero=False)
+        _check_times("EchoTime", self.echo_time, longest=MAX_ECHO_TIME)
 
     @property
     def n_measurements(self) -> int:

@@ -65,5 +65,7 @@ def standard_deviations(
         slope = torch.func.vmap(torch.func.jacrev(model.derive))(theta.double())
         derived = (slope @ covariance @ slope.mT).diagonal(dim1=1, dim2=2)
         depends_on_bound = ((slope != 0) & ~free.unsqueeze(1)).any(-1)
-        variance = torch.cat([variance, torch.where(depends_on_bound, torch.nan, derived)], dim=1)
+        # A value that is cut off, such as a fractional anisotropy of one, does not move at all: no spread follows.
+        undefined = depends_on_bound | (slope == 0).all(-1)
+        variance = torch.cat([variance, torch.where(undefined, torch.nan, derived)], dim=1)
     return variance.sqrt()

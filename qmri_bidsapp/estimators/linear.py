@@ -47,6 +47,8 @@ class WeightedLinearLeastSquares(Estimator):
             raise ProtocolError(f"wls needs a diffusion protocol, got {type(acquisition).__name__}.")
         self.acquisition_ = acquisition
         scale = [1.0, *(p.scale for p in self.model.parameters[1:])]
+        bounds = [p.bounds for p in self.model.parameters[1:]]
+        self._bounds = torch.tensor(bounds, dtype=torch.float64, device=self.device).unbind(-1)
         self._scale = torch.tensor(scale, dtype=torch.float64, device=self.device)
         self._design = (torch.tensor(design_matrix(acquisition), device=self.device) * self._scale).float()
         return self
@@ -60,9 +62,8 @@ class WeightedLinearLeastSquares(Estimator):
         with torch.no_grad():
             estimate, std = self._solve(values[usable], noise)
         fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
-        parameters = self.model.parameters
-        low, high = (np.array([p.bounds[i] for p in parameters[1:]]) for i in (0, 1))
-        elements = estimate[:, 1 : len(parameters)]
+        elements = estimate[:, 1 : len(self.model.parameters)]
+        low, high = (bound.cpu().numpy() for bound in self._bounds)
         fitted[((elements <= low) | (elements >= high)).any(axis=1)] = Status.AT_BOUND
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
@@ -87,11 +88,14 @@ class WeightedLinearLeastSquares(Estimator):
         unit[:, :1] = amplitude
         covariance = variance.double()[:, None, None] * inverse * unit.unsqueeze(1) * unit.unsqueeze(2)
         known = theta.isfinite().all(-1)
+        low, high = self._bounds
+        theta[:, 1:] = theta[:, 1:].clamp(low, high)
+        free = torch.ones_like(theta, dtype=torch.bool)
+        free[:, 1:] = (theta[:, 1:] > low) & (theta[:, 1:] < high)
         estimate = theta.new_full((len(theta), len(self.model.parameters) + len(self.model.derived)), torch.nan)
         std = torch.full_like(estimate, torch.nan)
-        free = torch.ones_like(theta[known], dtype=torch.bool)
         estimate[known] = torch.cat([theta[known], self.model.derive(theta[known])], dim=-1)
-        std[known] = standard_deviations(self.model, theta[known], covariance[known], free)
+        std[known] = standard_deviations(self.model, theta[known], covariance[known], free[known])
         return estimate.cpu().numpy(), std.cpu().numpy()
 
     def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

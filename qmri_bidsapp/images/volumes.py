@@ -32,7 +32,8 @@ def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
     Raises
     ------
     InputError
-        If the file is truncated or no image, has another number of dimensions, or holds nothing but zeros or NaN.
+        If the file is truncated or no image, has another number of dimensions, or if it or one of its volumes
+        holds nothing but zeros or NaN.
     """
     try:
         image = nib.load(path)
@@ -45,11 +46,13 @@ def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
     if len(shape) != ndim:
         raise InputError(f"{path} must have {ndim} dimensions, got shape {data.shape}; split or exclude it.")
     data = data.reshape(shape)
-    finite = np.isfinite(data)
-    if not finite.any():
-        raise InputError(f"{path} holds no finite value (all NaN); exclude it.")
-    if not data[finite].any():
-        raise InputError(f"{path} holds nothing but zeros; exclude it.")
+    for index, volume in enumerate(np.moveaxis(data, 3, 0) if ndim == 4 else [data]):
+        what = f"Volume {index} of {path}" if ndim == 4 else str(path)
+        finite = np.isfinite(volume)
+        if not finite.any():
+            raise InputError(f"{what} holds no finite value (all NaN); exclude it.")
+        if not volume[finite].any():
+            raise InputError(f"{what} holds nothing but zeros; exclude it.")
     header = image.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.interfaces.preprocess import defined
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 #: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
 CHUNK_SIZE = 32_768
@@ -44,7 +47,8 @@ def fit_volume(
     acquisition : Acquisition
         Protocol of the series, as it was acquired.
     noise_std : ndarray, optional
-        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image.
+        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image; NaN where it is
+        not known: there it comes from repeated b0 volumes, or standard deviations are NaN.
     seed : int
         Passed to the estimator.
 
@@ -70,7 +74,10 @@ def fit_volume(
     parts = []
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
-        noise = _noise_of_repeats(signals, acquisition) if masked_noise is None else masked_noise[index]
+        noise = _noise_of_repeats(signals, acquisition)
+        if masked_noise is not None:
+            known = masked_noise[index]
+            noise = known if noise is None else np.where(np.isnan(known), noise, known)
         parts.append(estimator.predict(values, noise_std=noise))
     return ParameterMaps(
         parameters=parts[0].parameters,
@@ -147,21 +154,18 @@ class Fit(SimpleInterface):
         )
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
-        self._results.update(_save_maps(maps, mask, mask_image.affine, Path(runtime.cwd)))
+        self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
         return runtime
 
 
-def _save_maps(
-    maps: ParameterMaps, mask: npt.NDArray[np.bool_], affine: npt.NDArray[np.float64], folder: Path
-) -> dict[str, Any]:
-    """Write every map of a fit into a folder."""
-    import nibabel as nib
+def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
+    """Write every map of a fit into a folder, with the geometry of the mask."""
+    from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
-    from qmri_bidsapp.images.volumes import fill, save_image
+    mask = np.asarray(mask_image.dataobj) > 0
 
     def save(values: npt.NDArray[Any], background: float, name: str) -> str:
-        data = fill(values, mask, background)
-        return str(save_image(nib.Nifti1Image(data, affine, dtype=data.dtype), folder / name))
+        return str(save_image(make_image(fill(values, mask, background), mask_image), folder / name))
 
     return {
         "estimates": [save(maps.estimate[:, i], np.nan, f"{p.name}.nii") for i, p in enumerate(maps.parameters)],

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition import SHELL_TOLERANCE, Acquisition, Diffusion
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
@@ -88,10 +88,13 @@ class DiffusionTensor(SignalModel):
         return torch.stack([anisotropy, mean, largest, (smallest + middle) / 2], dim=-1)
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
-        """Leave out volumes above `MAX_B_VALUE` where the others determine the tensor."""
+        """Leave out volumes above `MAX_B_VALUE` where the others determine the tensor.
+
+        Scanners write b-values that vary a little within a shell: a shell of 1500 s/mm2 is not torn apart.
+        """
         if not isinstance(acquisition, Diffusion):
             return acquisition, None
-        keep = np.flatnonzero(np.asarray(acquisition.b_value) <= MAX_B_VALUE)
+        keep = np.flatnonzero(np.asarray(acquisition.b_value) <= MAX_B_VALUE + SHELL_TOLERANCE)
         if len(keep) == acquisition.n_measurements or not len(keep):
             return acquisition, None
         reduced = Diffusion(

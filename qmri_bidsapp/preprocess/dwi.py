@@ -37,7 +37,8 @@ def denoise(
     image : Nifti1Image
         (x, y, z, n).
     noise_std : ndarray or None
-        (x, y, z) standard deviation of the noise of one volume, in the unit of the image.
+        (x, y, z) standard deviation of the noise of one volume, in the unit of the image; NaN where
+        nothing was denoised.
     note : str or None
         Why the step was left out.
     """
@@ -55,10 +56,14 @@ def denoise(
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         # dipy divides by zero where the mask leaves voxels out, and advises larger patches, which blur more.
         warnings.filterwarnings("ignore", message="Number of samples")
-        denoised, noise_std = mppca(data, mask=inside, patch_radius=2, return_sigma=True)
+        # One undefined value would spoil every patch that it is in: it counts as zero there, and stays undefined.
+        denoised, noise_std = mppca(
+            np.where(np.isfinite(data), data, 0), mask=inside, patch_radius=2, return_sigma=True
+        )
     noise_std = np.asarray(noise_std, dtype=np.float32)
-    values = np.where(inside[..., None], remove_noise_floor(denoised, noise_std), data).astype(np.float32)
-    return make_image(values, image), noise_std, None
+    usable = inside[..., None] & np.isfinite(data)
+    values = np.where(usable, remove_noise_floor(denoised, noise_std), data).astype(np.float32)
+    return make_image(values, image), np.where(inside, noise_std, np.float32(np.nan)), None
 
 
 def remove_noise_floor(
@@ -96,8 +101,10 @@ def unring(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Ima
     from dipy.denoise.gibbs import gibbs_removal
 
     data = np.asarray(image.dataobj, dtype=np.float32)
-    cleaned = gibbs_removal(data, slice_axis=2, inplace=False, num_processes=n_threads)
-    return make_image(cleaned.astype(np.float32), image), None
+    # The Fourier transform would spread one undefined value over its slice.
+    defined = np.isfinite(data)
+    cleaned = gibbs_removal(np.where(defined, data, 0), slice_axis=2, inplace=False, num_processes=n_threads)
+    return make_image(np.where(defined, cleaned, np.nan).astype(np.float32), image), None
 
 
 def align(

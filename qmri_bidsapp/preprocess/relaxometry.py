@@ -74,7 +74,8 @@ def apply(
             refused.append(index + 1)
             motion = IDENTITY
         elif displacement > NEGLIGIBLE * voxel:
-            data[..., index] = resample(volume, reference, motion, order=3)
+            defined = np.isfinite(data[..., index])
+            data[..., index] = np.where(defined, resample(volume, reference, motion, order=3), np.nan)
             n_resampled += 1
         kept.append(motion)
     notes = []

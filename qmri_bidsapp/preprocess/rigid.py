@@ -148,11 +148,16 @@ def resample(
     motion : Rigid
         From the reference to the moving image.
     order : int
-        0 for labels, 3 (cubic splines) for images; values beyond the moving image are zero.
+        0 for labels, 3 (cubic splines) for images. Beyond the moving image, labels are zero; values of an image are
+        those of its edge up to half a voxel away, and NaN further out.
     """
     from scipy.ndimage import affine_transform
 
     voxels = np.linalg.inv(moving.affine) @ motion.matrix @ reference.affine
     data = np.asarray(moving.dataobj, dtype=np.float32)
-    moved = affine_transform(data, voxels[:3, :3], voxels[:3, 3], output_shape=reference.shape[:3], order=order)
-    return np.asarray(moved, dtype=np.float32)
+    place = {"matrix": voxels[:3, :3], "offset": voxels[:3, 3], "output_shape": reference.shape[:3]}
+    if order == 0:
+        return np.asarray(affine_transform(data, **place, order=0), dtype=np.float32)
+    moved = affine_transform(data, **place, order=order, mode="nearest")
+    inside = affine_transform(np.ones(data.shape, np.uint8), **place, order=0, mode="grid-constant")
+    return np.where(inside > 0, moved, np.nan).astype(np.float32)

@@ -218,13 +218,13 @@ def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Pa
             "sections": sections,
         }
         specification.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=10**6))
+        # The folder tells the subject; nireports' own filter would understand no label with a plus sign.
         report = Report(
             out_dir,
             None,
             bootstrap_file=specification,
             out_filename=temporary.name,
             reportlets_dir=out_dir / f"sub-{subject}",
-            subject=subject,
         )
         report.generate_report()
     temporary.replace(target)

@@ -41,7 +41,8 @@ def record_dir(config: Config, subject: str) -> Path:
 
 def workflow_name(subject: str) -> str:
     """Return the name of a subject's workflow, and so of its folder in the cache."""
-    return f"sub_{subject}_wf"
+    # Nipype allows no +, BIDS no underscore.
+    return f"sub_{subject.replace('+', '_')}_wf"
 
 
 def init_qmri_wf(config: Config, plans: tuple[SubjectPlan, ...], crash_dirs: dict[str, Path]) -> Workflow:
@@ -83,7 +84,7 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
     wf = Workflow(name=workflow_name(subject_plan.subject))
     anat = {}
     for index, group in enumerate(subject_plan.t1w):
-        anat_wf = init_anat_wf(group.files, resources, f"anat_{index}_wf")
+        anat_wf = init_anat_wf(group, resources, f"anat_{index}_wf")
         anat[group] = anat_wf
         outputs = anat_outputs(group, str(config.bids_dir))
         save = _sink(config, subject_plan, SaveImages, f"save_anat_{index}", group.name, f"series_{index}", **outputs)
@@ -154,7 +155,7 @@ def _add_series(
             subject_plan,
             SaveFit,
             f"save_{fit.name}",
-            f"{item.group.name} {model}",
+            f"{item.group.name} {model} ({estimator})",
             f"fit_{index}_{number}",
             **fit_outputs(item, model, estimator, str(config.bids_dir)),
         )

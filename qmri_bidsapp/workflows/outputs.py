@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
 from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.workflows.plan import RELAXOMETRY
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup
@@ -14,6 +15,28 @@ if TYPE_CHECKING:
 #: Suffixes that more than one model writes: the model is part of their ``desc``.
 SHARED_SUFFIXES = ("S0map",)
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
+
+
+def desc_meanings() -> dict[str, str]:
+    """Return label -> meaning of every ``desc`` that a run may write, whatever it finds and is asked for."""
+    from qmri_bidsapp.registry import get_model, load_estimators, load_models
+
+    meanings = {}
+    for kind in RELAXOMETRY:
+        meanings[f"{kind}brain"] = f"Brain mask on the grid of the {kind} series"
+        meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
+    for name, estimator in load_estimators().items():
+        spread = f"Standard deviation of the estimate ({estimator.std_kind})"
+        meanings |= {name: f"Estimate: {estimator.title}", f"{name}std": spread}
+        meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
+        for model in filter(estimator.supports, map(get_model, load_models())):
+            if "dwi" in model.bids_suffixes:
+                continue
+            of = f"{model.title}, {estimator.title}"
+            meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
+            if any(parameter.bids_suffix in SHARED_SUFFIXES for parameter in model.parameters):
+                meanings |= {f"{name}{model.name}": f"Estimate: {of}", f"{name}{model.name}std": f"{spread}: {of}"}
+    return meanings
 
 
 def _name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **extra: str) -> str:

@@ -10,6 +10,7 @@ from qmri_bidsapp.errors import ProtocolError
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
+    from qmri_bidsapp.core.acquisition import Acquisition
 
 RELAXOMETRY = ("IRT1", "MESE", "MEGRE")
 
@@ -94,20 +95,35 @@ def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPl
 
 
 def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
-    from qmri_bidsapp.registry import choose
-
-    series, errors = [], []
+    series = []
+    errors: list[str] = []
     for group in inputs.groups:
-        if group.kind == "T1w" or group.acquisition is None:
+        if group.acquisition is None:
             continue
-        try:
-            fits, notes = choose(group.kind, group.acquisition, models=config.models, estimators=config.estimators)
-        except ProtocolError as error:
-            errors.append(f"{group.name}: {error}")
-            continue
-        series.append(SeriesPlan(group, fits, notes))
+        item, refused = _plan_series(config, group, group.acquisition)
+        errors += [f"{group.name}: {cause}" for cause in refused]
+        if item.fits or not refused:
+            series.append(item)
     t1w = tuple(group for group in inputs.groups if group.kind == "T1w")
     return SubjectPlan(inputs, t1w, tuple(series), tuple(errors))
+
+
+def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) -> tuple[SeriesPlan, list[str]]:
+    """Return what will be fitted to a series, and why models that were named cannot be; these do not stop others."""
+    from qmri_bidsapp.registry import AUTO, choose
+
+    fits: list[tuple[str, str]] = []
+    notes: list[str] = []
+    refused = []
+    for models in [config.models] if AUTO in config.models else [(name,) for name in config.models]:
+        try:
+            pairs, reasons = choose(group.kind, acquisition, models=models, estimators=config.estimators)
+        except ProtocolError as error:
+            refused.append(str(error))
+            continue
+        fits += pairs
+        notes += reasons
+    return SeriesPlan(group, tuple(fits), tuple(notes)), refused
 
 
 def _protocol(group: InputGroup) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
+    from qmri_bidsapp.bids.queries import InputGroup
     from qmri_bidsapp.workflows.plan import SeriesPlan
 
 
@@ -28,7 +29,7 @@ class Resources:
 
 
 def _node(interface: Any, name: str, title: str, *, n_procs: int = 1, mem_gb: float = 0.5, **inputs: Any) -> Any:
-    """Return a node; `title` is what the user sees while it runs."""
+    """Return a node; `title`, the subject's only one of its kind, is what the user sees while it runs."""
     from nipype.pipeline.engine import Node
 
     node = Node(interface(**inputs), name=name, n_procs=n_procs, mem_gb=mem_gb)
@@ -43,12 +44,12 @@ def _identity(name: str, fields: list[str]) -> Any:
     return Node(IdentityInterface(fields=fields), name=name)
 
 
-def init_anat_wf(files: tuple[str, ...], resources: Resources, name: str) -> Workflow:
+def init_anat_wf(group: InputGroup, resources: Resources, name: str) -> Workflow:
     """Build the T1w workflow: bias correction, brain mask, tissues.
 
     Parameters
     ----------
-    files : tuple of str
+    group : InputGroup
         The T1w image.
     resources : Resources
     name : str
@@ -64,10 +65,14 @@ def init_anat_wf(files: tuple[str, ...], resources: Resources, name: str) -> Wor
     threads = {"n_threads": resources.n_threads}
     wf = Workflow(name=name)
     outputnode = _identity("outputnode", ["preproc", "mask", "dseg"])
-    load = _node(nodes.ImportImages, "load", "read T1w", in_files=list(files), ndim=3)
-    bias = _node(nodes.CorrectBias, "bias", "T1w bias correction", n_procs=resources.n_threads, mem_gb=2, **threads)
-    brain = _node(nodes.ExtractBrain, "brain", "T1w brain mask", mem_gb=2)
-    tissues = _node(nodes.SegmentTissues, "tissues", "T1w tissues", n_procs=resources.n_threads, mem_gb=2, **threads)
+    load = _node(nodes.ImportImages, "load", f"read {group.name}", in_files=list(group.files), ndim=3)
+    bias = _node(
+        nodes.CorrectBias, "bias", f"{group.name} bias correction", n_procs=resources.n_threads, mem_gb=2, **threads
+    )
+    brain = _node(nodes.ExtractBrain, "brain", f"{group.name} brain mask", mem_gb=2)
+    tissues = _node(
+        nodes.SegmentTissues, "tissues", f"{group.name} tissues", n_procs=resources.n_threads, mem_gb=2, **threads
+    )
     wf.connect(
         [
             (load, bias, [("out_file", "in_file")]),
@@ -108,13 +113,16 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
 
     from qmri_bidsapp.interfaces import preprocess as nodes
 
-    kind, parallel = item.group.kind, {"n_threads": resources.n_threads}
+    kind, series = item.group.kind, item.group.name
+    parallel = {"n_threads": resources.n_threads}
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
     outputnode = _identity("outputnode", ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std"])
     ndim = 4 if kind == "dwi" else 3
     mem_gb = max(0.5, 4 * size_gb)
-    load = _node(nodes.ImportImages, "load", f"read {kind}", mem_gb=mem_gb, in_files=list(item.group.files), ndim=ndim)
+    load = _node(
+        nodes.ImportImages, "load", f"read {series}", mem_gb=mem_gb, in_files=list(item.group.files), ndim=ndim
+    )
     notes = Node(Merge(4), name="notes")
     if kind == "dwi":
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
@@ -122,7 +130,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
         last = _node(
             nodes.AlignSeries,
             "align",
-            f"{kind} alignment",
+            f"{series} alignment",
             n_procs=resources.n_threads,
             mem_gb=mem_gb,
             **parallel,
@@ -132,7 +140,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
         mask = _node(
             nodes.TransferLabels,
             "mask",
-            f"{kind} mask",
+            f"{series} mask",
             n_procs=resources.n_threads,
             mem_gb=mem_gb,
             **parallel,
@@ -146,7 +154,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
             ]
         )
     else:
-        mask = _node(nodes.SeriesMask, "mask", f"{kind} mask", mem_gb=mem_gb)
+        mask = _node(nodes.SeriesMask, "mask", f"{series} mask", mem_gb=mem_gb)
         wf.connect(last, "out_file", mask, "in_file")
     wf.connect(
         [
@@ -171,13 +179,13 @@ def _connect_diffusion(
     from qmri_bidsapp.interfaces import preprocess as nodes
 
     acquisition = item.group.acquisition.to_dict()  # type: ignore[union-attr]
-    parallel = {"n_threads": resources.n_threads}
-    raw_mask = _node(nodes.SeriesMask, "rawmask", "dwi preliminary mask", mem_gb=mem_gb)
-    denoise = _node(nodes.DenoiseDiffusion, "denoise", "dwi denoising", mem_gb=mem_gb)
+    series, parallel = item.group.name, {"n_threads": resources.n_threads}
+    raw_mask = _node(nodes.SeriesMask, "rawmask", f"{series} preliminary mask", mem_gb=mem_gb)
+    denoise = _node(nodes.DenoiseDiffusion, "denoise", f"{series} denoising", mem_gb=mem_gb)
     unring = _node(
         nodes.UnringDiffusion,
         "unring",
-        "dwi Gibbs unringing",
+        f"{series} Gibbs unringing",
         n_procs=resources.n_threads,
         mem_gb=mem_gb,
         **parallel,
@@ -185,7 +193,7 @@ def _connect_diffusion(
     align = _node(
         nodes.AlignDiffusion,
         "align",
-        "dwi alignment",
+        f"{series} alignment",
         n_procs=resources.n_threads,
         mem_gb=mem_gb,
         b_value=[float(value) for value in acquisition["b_value"]],
@@ -217,7 +225,7 @@ def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resou
     return _node(
         Fit,
         f"fit_{item.node_name}_{model}_{estimator}",
-        f"fit {model} ({estimator})",
+        f"{item.group.name} fit {model} ({estimator})",
         n_procs=1 if gpu else resources.n_threads,
         mem_gb=1 + 2 * size_gb,
         acquisition=item.group.acquisition.to_dict(),  # type: ignore[union-attr]

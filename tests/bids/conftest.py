@@ -33,7 +33,8 @@ def make_dataset(tmp_path: Path) -> Callable[[], Path]:
         write_sidecar(root / "dataset_description.json", Name="test", BIDSVersion="1.10.0")
         anat, dwi = root / "sub-01" / "anat", root / "sub-01" / "dwi"
         for subject in ("01", "02"):
-            write_image(root / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz")
+            head = np.diag([40.0, 40.0, 40.0, 1.0])
+            write_image(root / f"sub-{subject}" / "anat" / f"sub-{subject}_T1w.nii.gz", affine=head)
         # Numbered against the order of time, and with the time in an inherited sidecar for the echoes.
         for number, time in ((1, 1.5), (2, 0.1), (3, 0.5)):
             write_image(anat / f"sub-01_inv-{number}_IRT1.nii.gz")

@@ -6,9 +6,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nipype.pipeline.engine import Workflow
 
 from qmri_bidsapp.bids.derivatives import check_output_dir, relative_path, save_image, save_json, save_table
 from qmri_bidsapp.errors import OutputError
+from qmri_bidsapp.workflows.base import workflow_name
 
 
 def test_names_follow_the_order_of_entities() -> None:
@@ -22,9 +24,16 @@ def test_names_follow_the_order_of_entities() -> None:
     assert name == "sub-01/ses-a/dwi/sub-01_ses-a_run-1_model-tensor_param-fa_desc-nlls_dwimap.nii.gz"
 
 
+def test_labels_may_hold_a_plus() -> None:
+    """As BIDS allows since 1.9."""
+    name = relative_path("1+2", {"acq": "a+b"}, datatype="anat", suffix="T1map")
+    assert name == "sub-1+2/anat/sub-1+2_acq-a+b_T1map.nii.gz"
+    assert Workflow(name=workflow_name("1+2")).name == "sub_1_2_wf"
+
+
 @pytest.mark.parametrize("extra", [{"desc": "a-b"}, {"colour": "red"}], ids=["label", "entity"])
 def test_bad_names_are_refused(extra: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"alphanumeric|Unknown"):
+    with pytest.raises(ValueError, match=r"only letters|Unknown"):
         relative_path("01", {}, datatype="anat", suffix="T1map", extra=extra)
 
 

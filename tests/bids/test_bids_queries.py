@@ -46,6 +46,42 @@ def test_only_the_subjects_asked_for_are_indexed(make_dataset: Make) -> None:
     assert layout.get_subjects() == ["02"]
 
 
+def test_database_is_made_once_and_holds_all_subjects(make_dataset: Make, tmp_path: Path) -> None:
+    root, database = make_dataset(), tmp_path / "database"
+    open_layout(root, participant_labels=("02",), database_dir=database)
+    (root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json").unlink()
+    layout = open_layout(root, database_dir=database)
+    assert layout.get_subjects() == ["01", "02"]
+    (image,) = layout.get(subject="01", suffix="IRT1", inv=2, extension=".nii.gz")
+    assert image.get_metadata()["InversionTime"] == 0.1
+    assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
+
+
+def test_failed_indexing_leaves_no_database(make_dataset: Make, tmp_path: Path) -> None:
+    """pybids would take half of one for all there is, without any metadata."""
+    root, database = make_dataset(), tmp_path / "database"
+    sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
+    sidecar.write_text("{bad")
+    with pytest.raises(InvalidBIDSError):
+        open_layout(root, database_dir=database)
+    sidecar.write_text('{"InversionTime": 0.1}')
+    layout = open_layout(root, database_dir=database)
+    (image,) = layout.get(subject="01", suffix="IRT1", inv=2, extension=".nii.gz")
+    assert image.get_metadata()["InversionTime"] == 0.1
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["of-another-data-set", "no-database"])
+def test_database_of_no_use(make_dataset: Make, tmp_path: Path, broken: bool) -> None:
+    root, database = make_dataset(), tmp_path / "database"
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    open_layout(other, database_dir=database)
+    if broken:
+        (database / "layout_index.sqlite").write_text("nonsense")
+    with pytest.raises(InputMissingError, match="remove it"):
+        open_layout(root, database_dir=database)
+
+
 def test_sessions_and_runs_make_groups_of_their_own(make_dataset: Make) -> None:
     root = make_dataset()
     for session in ("a", "b"):
@@ -68,6 +104,79 @@ def test_phase_images_are_left_out(make_dataset: Make) -> None:
             shutil.copy(source, anat / f"sub-01_inv-{number}_part-phase_IRT1{extension}")
     (group,) = [group for group in inputs_of(root).groups if group.kind == "IRT1"]
     assert len(group.files) == 3
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["beside", "at-the-root"])
+def test_gradients_follow_the_inheritance_principle(make_dataset: Make, moved: bool) -> None:
+    root = make_dataset()
+    dwi = root / "sub-01" / "dwi"
+    for name in ("sub-01_acq-a", "sub-01_acq-a_run-1"):
+        shutil.copy(dwi / "sub-01_dwi.nii.gz", dwi / f"{name}_dwi.nii.gz")
+    for extension in ("bval", "bvec"):
+        # More entities than the plain series, which sorts after it: it must not be taken for the plain one.
+        shutil.copy(dwi / f"sub-01_dwi.{extension}", dwi / f"sub-01_acq-a_dwi.{extension}")
+        if moved:
+            shutil.move(dwi / f"sub-01_dwi.{extension}", root / f"dwi.{extension}")
+    found = {group.name: group for group in inputs_of(root).groups if group.kind == "dwi"}
+    for attribute in ("bval", "bvec"):
+        plain = root / f"dwi.{attribute}" if moved else dwi / f"sub-01_dwi.{attribute}"
+        assert getattr(found["dwi"], attribute) == str(plain)
+        for name in ("acq-a_dwi", "acq-a_run-1_dwi"):
+            assert getattr(found[name], attribute) == str(dwi / f"sub-01_acq-a_dwi.{attribute}")
+
+
+def test_output_within_the_data_set_is_no_input(make_dataset: Make) -> None:
+    root = make_dataset()
+    shutil.copytree(root / "sub-01", root / "maps" / "sub-01")
+    anat = root / "maps" / "sub-01" / "anat"
+    (anat / "sub-01_T1w.nii.gz").rename(anat / "sub-01_desc-preproc_T1w.nii.gz")
+    found = inputs_of(root)
+    assert [group.name for group in found.groups] == ["T1w", "IRT1", "MESE", "dwi"]
+    assert all("maps" not in Path(name).parts for group in found.groups for name in group.files)
+
+
+def test_echoes_of_a_t1w_and_chunks_are_series_of_their_own(make_dataset: Make) -> None:
+    root = make_dataset()
+    folder = root / "sub-01"
+    for path in sorted(folder.glob("dwi/*")):
+        for chunk in (1, 2):
+            shutil.copy(path, path.with_name(path.name.replace("_dwi", f"_chunk-{chunk}_dwi")))
+        path.unlink()
+    for echo in (1, 2):
+        shutil.copy(folder / "anat" / "sub-01_T1w.nii.gz", folder / "anat" / f"sub-01_echo-{echo}_T1w.nii.gz")
+    names = [group.name for group in inputs_of(root).groups if group.kind in ("T1w", "dwi")]
+    assert names == ["T1w", "echo-1_T1w", "echo-2_T1w", "chunk-1_dwi", "chunk-2_dwi"]
+
+
+@pytest.mark.parametrize("name", ["sub-01_T1w", "sub-01_inv-2_IRT1", "sub-01_dwi"])
+def test_two_files_of_one_name_are_refused(make_dataset: Make, name: str) -> None:
+    root = make_dataset()
+    (path,) = root.glob(f"sub-01/*/{name}.nii.gz")
+    nib.save(nib.load(path), path.with_name(f"{name}.nii"))
+    assert "same series by their names" in error_of(root)
+    assert len(inputs_of(root).groups) == 3
+
+
+def test_slab_is_no_t1w_for_brain_extraction(make_dataset: Make) -> None:
+    """The masks then come from the series themselves."""
+    root = make_dataset()
+    slab = nib.Nifti1Image(np.ones((200, 200, 2), np.float32), np.diag([1.0, 1.0, 5.0, 1.0]))
+    nib.save(slab, root / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    found = inputs_of(root)
+    assert [group.kind for group in found.groups] == ["IRT1", "MESE", "dwi"]
+    assert not found.has_errors
+    assert "10 mm thick" in found.problems[0].message
+
+
+def test_single_diffusion_volume_is_no_failure(make_dataset: Make) -> None:
+    """As it is acquired with reversed phase encoding, to correct distortion."""
+    root = make_dataset()
+    dwi = root / "sub-01" / "dwi"
+    nib.save(nib.Nifti1Image(np.ones((6, 6, 3), np.float32), np.eye(4)), dwi / "sub-01_dir-PA_dwi.nii.gz")
+    found = inputs_of(root)
+    assert [group.name for group in found.groups] == ["T1w", "IRT1", "MESE", "dwi"]
+    assert not found.has_errors
+    assert "single volume" in found.problems[0].message
 
 
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:
@@ -98,6 +207,14 @@ class TestWholeDataset:
         with pytest.raises(InvalidBIDSError, match="not valid JSON"):
             open_layout(root)
 
+    def test_broken_sidecar(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
+        sidecar.write_text("{bad")
+        with pytest.raises(InvalidBIDSError, match=f"{sidecar} is not valid JSON"):
+            open_layout(root)
+        assert open_layout(root, participant_labels=("02",)).get_subjects() == ["02"]
+
     def test_unknown_participant(self, make_dataset: Make) -> None:
         with pytest.raises(NothingMatchedError, match=r"no sub-77; it has: 01, 02"):
             open_layout(make_dataset(), participant_labels=("77",))
@@ -107,6 +224,10 @@ class TestWholeDataset:
         filters = {kind: {"acquisition": "none"} for kind in ("t1w", "irt1", "mese", "megre", "dwi")}
         with pytest.raises(NothingMatchedError):
             find_inputs(layout, filters=filters)
+
+    def test_filter_of_an_unknown_entity(self, make_dataset: Make) -> None:
+        with pytest.raises(UsageError, match="acquisition for acq"):
+            find_inputs(open_layout(make_dataset()), filters={"dwi": {"acq": "x"}})
 
     def test_filter_of_an_unknown_kind(self, make_dataset: Make) -> None:
         with pytest.raises(UsageError, match="bold"):
@@ -129,9 +250,24 @@ class TestDefects:
         (root / "echo-2_MESE.json").unlink()
         assert "needs EchoTime" in error_of(root)
 
+    def test_series_without_its_entity(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        for number in (1, 3):
+            for path in sorted(root.glob(f"sub-01/anat/*inv-{number}*")):
+                path.unlink()
+        for path in sorted(root.glob("sub-01/anat/*_inv-2_*")):
+            path.rename(path.with_name(path.name.replace("_inv-2", "")))
+        assert "needs the entity inv-" in error_of(root)
+
     def test_time_in_milliseconds(self, make_dataset: Make) -> None:
         root = make_dataset()
         (root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json").write_text('{"InversionTime": 350}')
+        assert "milliseconds" in error_of(root)
+
+    def test_echo_time_in_milliseconds(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        for number in (1, 2, 3):
+            (root / f"echo-{number}_MESE.json").write_text(json.dumps({"EchoTime": 5 * number}))
         assert "milliseconds" in error_of(root)
 
     @pytest.mark.parametrize("extension", ["bval", "bvec"])
@@ -148,7 +284,7 @@ class TestDefects:
     def test_4d_where_3d_belongs(self, make_dataset: Make) -> None:
         root = make_dataset()
         nib.save(
-            nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.eye(4)),
+            nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.diag([40.0, 40.0, 40.0, 1.0])),
             root / "sub-01" / "anat" / "sub-01_T1w.nii.gz",
         )
         assert "must have 3 dimensions" in error_of(root)

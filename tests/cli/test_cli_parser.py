@@ -115,7 +115,7 @@ def test_threads_are_shared_by_participants(bids_dir, participants, expected):
         (["--fish"], "Unrecognized arguments: --fish"),
         (["--participant", "01"], "Unrecognized arguments"),
         (["--participant-label", ","], "--participant-label needs at least one value"),
-        (["--participant-label", "a_b"], "takes labels of letters and digits, got 'a_b'"),
+        (["--participant-label", "a_b"], "takes labels of letters, digits and +, got 'a_b'"),
         (["--models", ","], "--models needs at least one value"),
         (["--nprocs", "many"], "invalid int value: 'many'"),
         (["--nprocs", "0"], "--nprocs must be at least 1, got 0"),

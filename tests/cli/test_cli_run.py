@@ -67,6 +67,7 @@ def test_exit_code(error, n_failed, code):
         (["{bids}", "{out}", "participant", "--nonsense"], 64, "nonsense"),
         (["{bids}", "{out}", "participant", "--nprocs", "0"], 64, "at least 1"),
         (["{bids}", "{out}", "participant", "--device", "tpu"], 64, "--device"),
+        (["{bids}", "{out}", "participant", "--run-label", "first"], 64, "takes numbers"),
         (["{bids}", "{out}", "participant", "--device", "cuda:99"], 64, "usable GPUs"),
         (["{bids}", "{out}", "participant", "--models", "t7"], 64, "no model named 't7'"),
         (["{bids}", "{out}", "participant", "--models", "t1", "--estimators", "wls"], 64, "cannot be used"),

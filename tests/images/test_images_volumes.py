@@ -29,6 +29,14 @@ def test_empty_volumes(tmp_path: Path, value: float, message: str) -> None:
         load_image(save(tmp_path / "a.nii.gz", np.full((3, 3, 3), value)), ndim=3)
 
 
+@pytest.mark.parametrize(("value", "message"), [(0.0, "Volume 2 of .* zeros"), (np.nan, "Volume 2 of .*all NaN")])
+def test_one_empty_volume_of_a_series(tmp_path: Path, value: float, message: str) -> None:
+    data = np.ones((3, 3, 3, 4))
+    data[..., 2] = value
+    with pytest.raises(InputError, match=message):
+        load_image(save(tmp_path / "a.nii.gz", data), ndim=4)
+
+
 def test_dimensions(tmp_path: Path) -> None:
     assert load_image(save(tmp_path / "a.nii", np.ones((3, 3, 3, 1))), ndim=3).shape == (3, 3, 3)
     with pytest.raises(InputError, match="must have 3 dimensions"):

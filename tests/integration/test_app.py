@@ -86,6 +86,15 @@ def test_output_is_valid_bids(finished: Path) -> None:
     assert [issue for issue in validate(finished / "out") if issue.severity == "error"] == []
 
 
+def test_every_desc_is_described(finished: Path) -> None:
+    lines = (finished / "out" / "descriptions.tsv").read_text().splitlines()
+    described = {line.split("\t")[0].removeprefix("desc-") for line in lines[1:]}
+    names = [path.name for path in (finished / "out").glob("sub-*/[ad]*/*")]
+    used = {part.removeprefix("desc-") for name in names for part in name.split("_") if part.startswith("desc-")}
+    assert len(used) > 5
+    assert used <= described
+
+
 def test_report_shows_every_map_and_works_offline(finished: Path) -> None:
     page = (finished / "out" / "sub-01.html").read_text()
     record = json.loads((finished / "out" / "logs" / "sub-01.json").read_text())

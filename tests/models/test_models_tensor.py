@@ -68,6 +68,13 @@ def test_high_shells_are_left_out_where_low_ones_suffice() -> None:
     assert MODEL.adapt(only_high) == (only_high, None)
 
 
+def test_a_shell_at_the_limit_is_not_torn_apart() -> None:
+    """b-values as a scanner writes them, around 1500."""
+    protocol, matrix = MODEL.adapt(series((1495.0, 1505.0, 3000.0)))
+    assert matrix is not None
+    assert protocol.n_measurements == 25
+
+
 @pytest.mark.parametrize("case", ["one-b-value", "one-plane"])
 def test_tables_that_leave_the_tensor_open_are_refused(case: str) -> None:
     if case == "one-b-value":

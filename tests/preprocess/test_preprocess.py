@@ -36,7 +36,7 @@ def motion(angles: tuple[float, float, float], shift: tuple[float, float, float]
 
 def moved(data: np.ndarray, by: Rigid) -> np.ndarray:
     """Data in which the point x of the reference is found at by(x)."""
-    return resample(image(data), image(data), Rigid(np.linalg.inv(by.matrix)), order=3)
+    return np.nan_to_num(resample(image(data), image(data), Rigid(np.linalg.inv(by.matrix)), order=3))
 
 
 def test_geometry_survives_the_way_to_ants() -> None:
@@ -108,6 +108,55 @@ def test_denoising_lowers_noise_and_knows_its_level() -> None:
     assert sigma is not None
     assert np.median(sigma) == pytest.approx(4, rel=0.15)
     assert np.asarray(result.dataobj - clean).std() < 0.5 * 4
+
+
+def test_noise_is_not_known_where_nothing_was_denoised() -> None:
+    """A zero would make standard deviations of zero."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((14, 14, 8))
+    mask[6:8, 6:8, 4] = 1
+    _, sigma, _ = dwi.denoise(image(rng.normal(100, 4, (14, 14, 8, 24))), mask=image(mask))
+    assert sigma is not None
+    assert (sigma[mask > 0] > 1).all()
+    assert np.isnan(sigma[0, 0, 0])
+    assert not (sigma == 0).any()
+
+
+def test_an_undefined_value_stays_undefined_and_spoils_nothing_else() -> None:
+    data = np.abs(np.random.default_rng(0).normal(100, 3, (34, 34, 6, 24))).astype(np.float32)
+    spoilt = data.copy()
+    spoilt[16, 16, 3, 5] = np.nan
+    mask = np.zeros(data.shape[:3])
+    mask[14:19, 14:19, 2:4] = 1
+    for step in (lambda volumes: dwi.denoise(image(volumes), mask=image(mask))[0], lambda v: dwi.unring(image(v))[0]):
+        expected, found = (np.asarray(step(volumes).dataobj) for volumes in (data, spoilt))
+        np.testing.assert_array_equal(np.argwhere(np.isnan(found)), [[16, 16, 3, 5]])
+        far = (slice(None, 8), slice(None), slice(None))
+        np.testing.assert_allclose(found[far], expected[far], rtol=0.01)
+
+
+def test_a_resampled_image_keeps_its_undefined_values() -> None:
+    volumes = np.stack([head(), moved(head(), motion((0, 0, 2), (0, 1, 0)))], axis=3)
+    volumes[20, 20, 13, 1] = np.nan
+    parts = [image(np.nan_to_num(volumes[..., i])) for i in range(2)]
+    motions = [Rigid(np.eye(4)), motion((0, 0, 2), (0, 1, 0))]
+    aligned, _, _ = relaxometry.apply(image(volumes), parts, parts[0], motions)
+    inner = np.asarray(aligned.dataobj)[5:-5, 5:-5, 5:-5]
+    np.testing.assert_array_equal(np.argwhere(np.isnan(inner)), [[15, 15, 8, 1]])
+
+
+def test_values_beyond_the_field_of_view_are_undefined_not_zero() -> None:
+    """A zero among positive values would be fitted; a third of a voxel off the edge slice is its value still."""
+    data = np.full((10, 10, 10), 50.0)
+    for shift, n_undefined in ((1.0, 0), (2.0, 1), (5.0, 2)):
+        found = resample(
+            image(data, np.diag([3.0, 3, 3, 1])),
+            image(data, np.diag([3.0, 3, 3, 1])),
+            motion((0, 0, 0), (0, 0, shift)),
+            order=3,
+        )
+        assert np.isnan(found).all(axis=(0, 1)).sum() == n_undefined
+        np.testing.assert_allclose(found[np.isfinite(found)], 50, rtol=1e-5)
 
 
 def test_noise_floor_is_removed() -> None:

@@ -100,6 +100,13 @@ def test_report_leads_with_problems_and_escapes_text(output: Path) -> None:
     assert all(name in page for name in figures)
 
 
+def test_report_of_a_subject_with_a_plus_in_its_label(output: Path) -> None:
+    (output / "logs" / "sub-01.json").rename(output / "logs" / "sub-1+2.json")
+    page = build_subject_report(output, "1+2", None).read_text()
+    assert "sub-1+2_desc-IRT1image_T1w.svg" in page
+    assert "Protocol as read" in page
+
+
 def test_report_of_a_subject_that_was_never_run(output: Path) -> None:
     with pytest.raises(InputMissingError, match="run the participant level"):
         build_subject_report(output, "77", None)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
+from qmri_bidsapp.estimators.linear import WeightedLinearLeastSquares
+from qmri_bidsapp.interfaces.fitting import Fit, fit_volume
+from qmri_bidsapp.models.tensor import DiffusionTensor
+
+NOISE = 2.0
+
+
+def protocol(n_b0: int) -> Diffusion:
+    directions = np.random.default_rng(0).standard_normal((20, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    rows = [(0.0, 0.0, 0.0)] * n_b0 + [tuple(row) for row in directions]
+    return Diffusion((0.0,) * n_b0 + (1000.0,) * 20, tuple(rows))
+
+
+@pytest.mark.parametrize("n_b0", [2, 40], ids=["no-repeats", "repeats"])
+def test_unknown_noise_comes_from_repeats_or_leaves_the_std_open(tmp_path: Path, n_b0: int) -> None:
+    """Two voxels, the noise of the second being unknown; no standard deviation is ever zero."""
+    acquisition = protocol(n_b0)
+    clean = 100 * np.exp(-0.001 * np.array(acquisition.b_value))
+    data = clean + NOISE * np.random.default_rng(1).standard_normal((2, 1, 1, len(clean)))
+    nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), tmp_path / "dwi.nii")
+    noise = np.array([NOISE, np.nan], dtype=np.float32).reshape(2, 1, 1)
+    mask = np.ones((2, 1, 1), dtype=bool)
+    maps = fit_volume(
+        WeightedLinearLeastSquares(DiffusionTensor()), tmp_path / "dwi.nii", mask, acquisition, noise_std=noise
+    )
+    mean_diffusivity = [p.name for p in maps.parameters].index("md")
+    known, unknown = maps.std[:, mean_diffusivity]
+    assert known > 0
+    if n_b0 == 2:
+        assert np.isnan(unknown)
+    else:
+        assert unknown == pytest.approx(known, rel=0.4)
+
+
+def test_maps_have_the_whole_geometry_of_the_mask(tmp_path: Path) -> None:
+    """Units and codes of the header as well, which say what its coordinates are."""
+    affine = np.diag([-2.0, 2.0, 3.0, 1.0])
+    acquisition = MultiEcho((0.01, 0.03, 0.09))
+    data = 100 * np.exp(-np.array(acquisition.echo_time) / 0.08) * np.ones((2, 2, 2, 1))
+    for name, values in (("series.nii", data.astype(np.float32)), ("mask.nii", np.ones((2, 2, 2), np.uint8))):
+        image = nib.Nifti1Image(values, affine)
+        image.set_qform(affine, 1)
+        image.set_sform(affine, 1)
+        image.header.set_xyzt_units("mm", "sec")
+        nib.save(image, tmp_path / name)
+    fit = Fit(in_file=tmp_path / "series.nii", in_mask=tmp_path / "mask.nii", model="t2", estimator="nlls")
+    fit.inputs.acquisition = acquisition.to_dict()
+    outputs = fit.run(cwd=str(tmp_path)).outputs
+    for name in (*outputs.estimates, *outputs.stds, outputs.status):
+        header = nib.load(name).header
+        assert header.get_xyzt_units()[0] == "mm"
+        assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
+        np.testing.assert_allclose(nib.load(name).affine, affine)

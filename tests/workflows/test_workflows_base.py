@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
+from qmri_bidsapp.config import Config
+from qmri_bidsapp.core.acquisition import MultiEcho
+from qmri_bidsapp.workflows.base import init_subject_wf
+from qmri_bidsapp.workflows.plan import plan
+
+
+def group(folder: Path, kind: str, run: str) -> InputGroup:
+    path = folder / f"sub-01_run-{run}_echo-1_{kind}.nii"
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.float32), np.eye(4)), path)
+    acquisition = MultiEcho((0.01, 0.05)) if kind == "MESE" else None
+    return InputGroup(kind, "01", (("run", run),), (str(path),) * (2 if acquisition else 1), acquisition)
+
+
+def test_steps_of_two_series_are_told_apart(tmp_path: Path) -> None:
+    """The progress knows a step by its title: of two with the same one, one would look unchanged."""
+    config = Config(tmp_path, tmp_path / "out", "participant", "run", tmp_path.parent / "work")
+    groups = tuple(group(tmp_path, kind, run) for kind in ("T1w", "MESE") for run in ("1", "2"))
+    (found,) = plan(config, (SubjectInputs("01", groups),))
+    nodes = init_subject_wf(config, found)._get_all_nodes()
+    titles = [node.title for node in nodes if hasattr(node, "title")]
+    assert "run-1_MESE alignment" in titles
+    assert "run-2_T1w brain mask" in titles
+    assert sorted(set(titles)) == sorted(titles)
