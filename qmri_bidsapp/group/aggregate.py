@@ -94,7 +94,7 @@ def aggregate(out_dir: Path, participant_labels: tuple[str, ...] = ()) -> tuple[
     tables : list of GroupTable
         Sorted by name.
     warnings : list of str
-        Records or maps that could not be read (the others count), and tables of an earlier run that still lie there.
+        Records or maps that could not be read; the others count.
 
     Raises
     ------
@@ -115,8 +115,6 @@ def aggregate(out_dir: Path, participant_labels: tuple[str, ...] = ()) -> tuple[
         present = {row["participant_id"] for row in table.rows}
         table.missing = [path.stem for path in records if path.stem not in present]
         _write(out_dir, table)
-    old = {path.name for path in out_dir.glob("group_*.tsv")} - {table.file_name for table in tables}
-    warnings += [f"{name} is of an earlier run: no participant has this map now." for name in sorted(old)]
     return tables, warnings
 
 

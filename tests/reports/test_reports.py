@@ -201,12 +201,6 @@ class TestGroup:
         assert "sub-02.json" in warning
         assert [table.missing for table in found] == [["sub-02"], ["sub-02"]]
 
-    def test_tables_of_an_earlier_run_are_named(self, output: Path) -> None:
-        save(output / "sub-01" / "anat" / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
-        (output / "group_T2map.tsv").write_text("old")
-        _, (warning,) = aggregate(output)
-        assert "group_T2map.tsv" in warning
-
     def test_differences_of_protocol_are_told(self, output: Path) -> None:
         save(output / "sub-01" / "anat" / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
         shutil.copytree(output / "sub-01", output / "sub-02")
