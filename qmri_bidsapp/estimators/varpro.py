@@ -24,6 +24,8 @@ N_STEPS = 4
 STEP_TOLERANCE = 2e-3
 #: Directions in which the basis functions cannot be told apart, relative to the strongest, are left out.
 RANK_TOLERANCE = 1e-4
+#: Signs that leave no more than this multiple of the least unexplained energy are refined as well.
+AMBIGUITY = 1.5
 
 
 class VariableProjection(NonLinearLeastSquares):
@@ -76,53 +78,56 @@ class VariableProjection(NonLinearLeastSquares):
         return scaled, cost, settled
 
     def _project(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the unbounded minimum near the best entry, its cost, and whether the steps settled."""
-        nonlinear, lower, upper, signed = self._search(target)
-        last = torch.zeros_like(nonlinear)
+        """Return the unbounded minimum, scaled, its cost, and whether the steps settled."""
+        signs = self.model.signs(target, self.acquisition_)
+        if signs is None:
+            return self._refine(target, self._search(target)[1])
+        peaks = [self._search(target * pattern) for pattern in signs]
+        explained = torch.stack([height for height, _ in peaks])
+        entries = torch.stack([entry for _, entry in peaks])
+        order = explained.argsort(0, descending=True)
+        voxel = torch.arange(len(target), device=self.device)
+        results = self._refine(target * signs[order[0], voxel], entries[order[0], :, voxel].T)
+        # Signs that explain the signal nearly as well may do better once refined.
+        missed = target.square().sum(-1) - explained.gather(0, order)
+        close = torch.nonzero(missed[1] < AMBIGUITY * missed[0]).squeeze(1)
+        second = order[1, close]
+        others = self._refine(target[close] * signs[second, close], entries[second, :, close].T)
+        better = others[1] < results[1][close]
+        for result, other in zip(results, others, strict=True):
+            result[close[better]] = other[better]
+        return results
+
+    def _search(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the best entry explains of each signal (n,), and its interpolated position (n_nonlinear, n)."""
+        n_values = self._axes.shape[1]
+        n_entries = n_values ** len(self._axes)
+        explained = (signals @ self._spans).square().view(len(signals), -1, n_entries).sum(1)
+        return _interpolated_peak(explained.view(-1, *[n_values] * len(self._axes)))
+
+    def _refine(self, signals: torch.Tensor, entry: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the minimum in the cells around dictionary entries, scaled, its cost, and whether the steps settled.
+
+        Parameters
+        ----------
+        signals : Tensor
+            (n_voxels, n_measurements), with their signs.
+        entry : Tensor
+            (n_nonlinear, n_voxels), position in the dictionary.
+        """
+        last = self._axes.shape[1] - 1
+        nearest, floor = entry.round().long(), entry.floor().long().clamp(max=last - 1)
+        lower = self._axes.gather(1, (nearest - 1).clamp(min=0))
+        upper = self._axes.gather(1, (nearest + 1).clamp(max=last))
+        nonlinear = torch.lerp(self._axes.gather(1, floor), self._axes.gather(1, floor + 1), entry - floor)
+        signals = signals.T.contiguous()
         for _ in range(N_STEPS):
-            _, step, _ = self._step(nonlinear, signed)
-            moved = (nonlinear + step).clamp(lower, upper)
-            last, nonlinear = moved - nonlinear, moved
-        coefficients, step, cost = self._step(nonlinear, signed)
-        is_inside = (nonlinear > lower) & (nonlinear < upper)
-        settled = (is_inside & (torch.maximum(last.abs(), step.abs()) <= STEP_TOLERANCE * (upper - lower))).all(0)
+            _, step, _ = self._step(nonlinear, signals)
+            nonlinear = (nonlinear + step).clamp(lower, upper)
+        coefficients, step, cost = self._step(nonlinear, signals)
+        settled = (step.abs() <= STEP_TOLERANCE * (upper - lower)).all(0)
         theta = self.model.combine(coefficients, nonlinear)
         return theta / self._scale, cost, settled & theta.isfinite().all(-1)
-
-    def _search(self, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the interpolated best entry of each voxel, the cell around it, and the signals with their signs.
-
-        Returns
-        -------
-        nonlinear, lower, upper : Tensor
-            (n_nonlinear, n_voxels).
-        signed : Tensor
-            (n_measurements, n_voxels).
-        """
-        signs = self.model.signs(target, self.acquisition_)
-        candidates = target.unsqueeze(0) if signs is None else signs * target
-        n_functions = self._spans.shape[1] // self._axes[0].numel() ** len(self._axes)
-        shape = (n_functions, *(len(axis) for axis in self._axes))
-        best = peaks = None
-        for candidate in candidates:
-            explained = (candidate @ self._spans).square().view(-1, *shape).sum(1)
-            value, position = _interpolated_peak(explained)
-            if best is None or peaks is None:
-                best, peaks, signed = value, position, candidate
-            else:
-                better = value > best
-                best = torch.where(better, value, best)
-                peaks = torch.where(better, position, peaks)
-                signed = torch.where(better.unsqueeze(-1), candidate, signed)
-        assert peaks is not None
-        cell = peaks.round().long()
-        last = self._axes.shape[1] - 1
-        lower = self._axes.gather(1, (cell - 1).clamp(min=0))
-        upper = self._axes.gather(1, (cell + 1).clamp(max=last))
-        floor = peaks.floor().long().clamp(max=last - 1)
-        below, above = self._axes.gather(1, floor), self._axes.gather(1, floor + 1)
-        nonlinear = below + (peaks - floor) * (above - below)
-        return nonlinear, lower, upper, signed.T.contiguous()
 
     def _step(
         self, nonlinear: torch.Tensor, signed: torch.Tensor
