@@ -205,7 +205,7 @@ def restricted_diffusivity(
         \frac{D_\perp}{d} = \frac{2}{a^2 (c - a/3)} \sum_k
         \frac{2 k^2 a - 2 + 2 e^{-k^2 a} + 2 e^{-k^2 c} - e^{-k^2 (c - a)} - e^{-k^2 (c + a)}}{k^6 (k^2 - 1)}
 
-    (van Gelderen et al. 1994, J Magn Reson B 103:255, eq. 8, after Neuman 1974, J Chem Phys 60:4508).
+    (van Gelderen et al. 1994, J Magn Reson B 103:255, after Neuman 1974, J Chem Phys 60:4508).
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def restricted_diffusivity(
 class Watson(Compartment):
     """Another compartment with its fibres dispersed about their mean direction by a Watson distribution.
 
-    The orientation dispersion index is 2/pi arctan(1/kappa) (Zhang et al. 2012, NeuroImage 61:1000, eq. 4).
+    The orientation dispersion index is 2/pi arctan(1/kappa) (Zhang et al. 2012, NeuroImage 61:1000).
     """
 
     compartment: Compartment

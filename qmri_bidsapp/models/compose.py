@@ -14,14 +14,15 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compartments import Compartment, Encoding
+from qmri_bidsapp.models.directions import turns, unit_vector
 from qmri_bidsapp.models.legendre import basis, n_terms, series
 from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY
 
 MAX_BUNDLES = 3
 #: Fewest distinct directions on each of two shells.
 MIN_DIRECTIONS = 6
-#: Directions closer than this are one, or each other's opposite: cosine of 2.5 degrees.
-_SAME_DIRECTION = 0.999
+#: Axes closer than this are one: cosine of one degree.
+_SAME_DIRECTION = 0.99985
 
 _S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting")
 
@@ -37,14 +38,18 @@ class Layout(NamedTuple):
         (n_encodings,) measurements of each.
     direction : Tensor
         (3, n_measurements) unit vectors, in the order of the encodings.
-    order : Tensor
-        (n_measurements,) position of each measurement of the protocol among them.
+    order : Tensor or None
+        (n_measurements,) position of each measurement of the protocol among them; None if they are in order.
     """
 
     encoding: Encoding
     counts: list[int]
     direction: torch.Tensor
-    order: torch.Tensor
+    order: torch.Tensor | None
+
+    def restore(self, values: torch.Tensor) -> torch.Tensor:
+        """Return (..., n_measurements) values in the order of the protocol."""
+        return values if self.order is None else values[..., self.order]
 
 
 def _fraction(name: str, description: str) -> Parameter:
@@ -150,10 +155,10 @@ class Composition(SignalModel):
         columns = torch.as_tensor(distinct, dtype=like.dtype, device=like.device).unsqueeze(-1)
         terms = n_terms(float(distinct[0].max()) * self.largest_diffusivity)
         return Layout(
-            Encoding(columns[0], *(columns[1:] if timed else (None, None)), series(terms, like)),
+            Encoding(columns[0], columns[1] if timed else None, columns[2] if timed else None, series(terms, like)),
             counts,
             torch.as_tensor(direction, dtype=like.dtype, device=like.device),
-            torch.as_tensor(order, device=like.device),
+            None if order is None else torch.as_tensor(order, device=like.device),
         )
 
     def series(self, tissue: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -214,10 +219,11 @@ class Composition(SignalModel):
         coefficients, slopes = self.series_and_slopes(tissue, layout)
         by_cosine = coefficients @ layout.encoding.series.differentiate
         rows = torch.cat([coefficients.unsqueeze(-2), slopes, by_cosine.unsqueeze(-2)], dim=-2)
-        mu, turns = unit_vector(angles), _turns(angles)
+        mu, rotation = unit_vector(angles), turns(angles)
         tables = [_along(rows, mu[:, n], layout) for n in range(self.n_bundles)]
         # Sums over the bundles from the n-th on, and what of the fibres they share.
-        total, by_share = tables[-1][:, :-1], []
+        total = tables[-1][:, :-1]
+        by_share: list[torch.Tensor] = []
         remaining = torch.cat([torch.ones_like(s0), (1 - shares).cumprod(-1)], dim=-1)[..., None, None]
         for n in reversed(range(self.n_bundles - 1)):
             share = shares[:, n, None, None]
@@ -225,11 +231,11 @@ class Composition(SignalModel):
             total = share * tables[n][:, :-1] + (1 - share) * total
         columns = [total[:, :1], *(s0.unsqueeze(-1) * block for block in (total[:, 1:], *by_share))]
         ends = torch.cat([shares, torch.ones_like(s0)], dim=-1)[..., None, None]
-        directions = layout.direction[:, layout.order]
+        directions = layout.restore(layout.direction)
         for n, table in enumerate(tables):
             # d F / d x = x (F' / x); the series of F' / x is even, as the others are.
             slope = table[:, -1:] * (mu[:, n, None] @ directions) * remaining[:, n] * ends[:, n]
-            columns.append(s0.unsqueeze(-1) * slope * (turns[:, n] @ directions))
+            columns.append(s0.unsqueeze(-1) * slope * (rotation[:, n] @ directions))
         return torch.cat(columns, dim=-2).mT.reshape(*theta.shape[:-1], acquisition.n_measurements, -1)
 
     def direction(self, theta: torch.Tensor) -> torch.Tensor:
@@ -271,8 +277,8 @@ class Composition(SignalModel):
     def _split(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return s0 (..., 1), tissue (..., n_tissue), bundle shares and angles (..., n_bundles, 2)."""
         sizes = [1, len(self._tissue), self.n_bundles - 1, 2 * self.n_bundles]
-        s0, tissue, shares, angles = theta.split(sizes, dim=-1)
-        return s0, tissue, shares, angles.unflatten(-1, (self.n_bundles, 2))
+        s0, tissue, shares, angles = torch.split_with_sizes(theta, sizes, dim=-1)
+        return s0, tissue, shares, angles.reshape(*theta.shape[:-1], self.n_bundles, 2)
 
 
 def _share_parameters(names: tuple[str, ...], whole: str) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
@@ -280,7 +286,9 @@ def _share_parameters(names: tuple[str, ...], whole: str) -> tuple[tuple[Paramet
     if len(names) == 1:
         return (), ()
     fractions = [_fraction(f"{name}_fraction", f"Fraction of {whole} in {name}") for name in names]
-    shares = [_fraction(f"{name}_share", f"Share of {name} in what precedes it leaves") for name in names[1:-1]]
+    shares = [
+        _fraction(f"{name}_share", f"Share of {name} in what those before it leave of {whole}") for name in names[1:-1]
+    ]
     return (fractions[0], *shares), tuple(fractions[1:])
 
 
@@ -290,39 +298,18 @@ def _later_fractions(shares: torch.Tensor) -> torch.Tensor:
     return torch.cat([remaining[..., :-1] * shares[..., 1:], remaining[..., -1:]], dim=-1)
 
 
-def unit_vector(angles: torch.Tensor) -> torch.Tensor:
-    """Return (..., 3) unit vectors for (..., 2) polar angle and azimuth in degrees."""
-    polar, azimuth = torch.deg2rad(angles).unbind(-1)
-    sine = polar.sin()
-    return torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), polar.cos()], dim=-1)
-
-
-def angles_of(vector: torch.Tensor) -> torch.Tensor:
-    """Return (..., 2) polar angle, 0 to 90, and azimuth, -180 to 180 degrees, of the axis of (..., 3) vectors."""
-    upper = torch.where(vector[..., 2:] < 0, -vector, vector)
-    x, y, z = upper.unbind(-1)
-    return torch.rad2deg(torch.stack([torch.atan2(torch.hypot(x, y), z), torch.atan2(y, x)], dim=-1))
-
-
-def _turns(angles: torch.Tensor) -> torch.Tensor:
-    """Return the derivatives of `unit_vector` by both angles, (..., 2, 3), per degree."""
-    polar, azimuth = torch.deg2rad(angles).unbind(-1)
-    sine, cosine, cos_azimuth, sin_azimuth = polar.sin(), polar.cos(), azimuth.cos(), azimuth.sin()
-    by_polar = torch.stack([cosine * cos_azimuth, cosine * sin_azimuth, -sine], dim=-1)
-    by_azimuth = torch.stack([-sine * sin_azimuth, sine * cos_azimuth, torch.zeros_like(sine)], dim=-1)
-    return torch.deg2rad(torch.stack([by_polar, by_azimuth], dim=-2))
-
-
 def _along(rows: torch.Tensor, mu: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Return (n, k, n_measurements) values of (n, n_encodings, k, n_terms) series about the axes (n, 3)."""
     rows = rows @ layout.encoding.series.to_basis
     polynomials = basis(mu @ layout.direction, rows.shape[-1])
-    parts = zip(rows.unbind(-3), polynomials.split(layout.counts, dim=-1), strict=True)
-    return torch.cat([row @ part.permute(1, 0, 2) for row, part in parts], dim=-1)[..., layout.order]
+    parts = zip(rows.unbind(-3), torch.split_with_sizes(polynomials, layout.counts, dim=-1), strict=True)
+    return layout.restore(torch.cat([row @ part.permute(1, 0, 2) for row, part in parts], dim=-1))
 
 
 @lru_cache(maxsize=32)
-def _sort(acquisition: Diffusion, timed: bool) -> tuple[npt.NDArray[np.float64], list[int], npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+def _sort(
+    acquisition: Diffusion, timed: bool
+) -> tuple[npt.NDArray[np.float64], list[int], npt.NDArray[np.float64], npt.NDArray[np.intp] | None]:
     """Return the distinct encodings (1 or 3, n_encodings), their counts, directions (3, n_measurements) and order."""
     table = [np.asarray(acquisition.b_value, dtype=float), *(acquisition.pulse_timing() if timed else ())]
     distinct, index, counts = np.unique(np.stack(table), axis=1, return_inverse=True, return_counts=True)
@@ -330,7 +317,8 @@ def _sort(acquisition: Diffusion, timed: bool) -> tuple[npt.NDArray[np.float64],
     norm = np.linalg.norm(direction, axis=1, keepdims=True)
     direction = np.divide(direction, norm, out=np.zeros_like(direction), where=norm > 0)
     by_encoding = np.argsort(index.ravel(), kind="stable")
-    return distinct, counts.tolist(), direction[by_encoding].T, np.argsort(by_encoding)
+    order = None if np.all(np.diff(by_encoding) > 0) else np.argsort(by_encoding)
+    return distinct, counts.tolist(), direction[by_encoding].T, order
 
 
 def _n_distinct(direction: npt.NDArray[np.float64]) -> int:

@@ -57,13 +57,12 @@ def n_terms(exponent: float) -> int:
 
 def even_legendre(cosine: npt.NDArray[np.float64], terms: int) -> npt.NDArray[np.float64]:
     """Return P_l(cosine), l = 0, 2, ..., (n, terms)."""
-    values: npt.NDArray[np.float64] = legendre.legvander(cosine, 2 * terms - 2)[:, ::2]
-    return values
+    return np.asarray(legendre.legvander(cosine, 2 * terms - 2)[:, ::2], dtype=np.float64)
 
 
 def half_gauss(n_nodes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return nodes and weights, (n_nodes,) each, for the integral from 0 to 1 of an even function."""
-    nodes, weights = legendre.leggauss(2 * n_nodes)
+    nodes, weights = (np.asarray(values, dtype=np.float64) for values in legendre.leggauss(2 * n_nodes))
     return nodes[n_nodes:], weights[n_nodes:]
 
 
@@ -80,11 +79,13 @@ def _constants(terms: int) -> tuple[npt.NDArray[np.float64], ...]:
     polynomials = even_legendre(nodes, terms)
     project = weights[:, None] * polynomials * (2 * degree + 1)
     # (1 - x^2) P_l' = l (P_{l-1} - x P_l), with P_{l-1} of odd degree.
-    odd = np.column_stack([np.zeros(terms), legendre.legvander(nodes, max(1, 2 * terms - 2))[:, 1:-1:2]])[:, :terms]
+    odd = np.asarray(legendre.legvander(nodes, 2 * terms - 1)[:, 1::2], dtype=np.float64)
+    odd = np.column_stack([np.zeros(terms), odd[:, :-1]])
     slope = degree * (odd / nodes[:, None] - polynomials) / (1 - nodes**2)[:, None]
     sign = np.where(np.arange(terms) % 4 < 2, 1, -1)
     chebyshev = sign * np.cos(degree * np.arccos(nodes)[:, None])
-    return degree, nodes, project, slope.T @ project, np.linalg.solve(chebyshev, polynomials).T
+    constants = (degree, nodes, project, slope.T @ project, np.linalg.solve(chebyshev, polynomials).T)
+    return tuple(np.asarray(value, dtype=np.float64) for value in constants)
 
 
 def basis(cosine: torch.Tensor, terms: int) -> torch.Tensor:
@@ -102,11 +103,9 @@ def basis(cosine: torch.Tensor, terms: int) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _watson_tables(terms: int) -> tuple[npt.NDArray[np.float64], ...]:
-    """Return 1 - x^2 and weights (n_nodes,), and the polynomials with and without a factor x^2 (n_nodes, 2 terms)."""
+    """Return 1 - x^2 and weights (n_nodes,), and the polynomials (n_nodes, terms)."""
     nodes, weights = half_gauss(N_WATSON_NODES)
-    polynomials = even_legendre(nodes, terms)
-    table = np.hstack([polynomials, nodes[:, None] ** 2 * polynomials])
-    return 1 - nodes**2, weights, table
+    return 1 - nodes**2, weights, even_legendre(nodes, terms)
 
 
 def watson_moments(kappa: torch.Tensor, terms: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,9 +127,11 @@ def watson_moments(kappa: torch.Tensor, terms: int) -> tuple[torch.Tensor, torch
     moments, slopes : Tensor
         (..., terms).
     """
-    complement, weights, table = (
+    complement, weights, polynomials = (
         torch.as_tensor(value, dtype=kappa.dtype, device=kappa.device) for value in _watson_tables(terms)
     )
     density = weights * torch.exp(-kappa.unsqueeze(-1) * complement)
-    moments, squared = ((density / density.sum(-1, keepdim=True)) @ table).split(terms, dim=-1)
-    return moments, squared - squared[..., :1] * moments
+    density = density / density.sum(-1, keepdim=True)
+    # About the mean of 1 - x^2, which is small where kappa is large, so that little is lost to rounding.
+    excess = (density * complement).sum(-1, keepdim=True) - complement
+    return density @ polynomials, (density * excess) @ polynomials

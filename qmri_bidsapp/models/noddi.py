@@ -13,7 +13,7 @@ from qmri_bidsapp.models.compose import Composition, Layout
 from qmri_bidsapp.models.legendre import watson_moments
 from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY
 
-#: Intrinsic diffusivity along neurites, mm2/s (Zhang et al. 2012, section 2.3).
+#: Intrinsic diffusivity along neurites, mm2/s (Zhang et al. 2012).
 INTRINSIC_DIFFUSIVITY = 1.7e-3
 
 
