@@ -111,6 +111,7 @@ class Composition(SignalModel):
     acquisition_type: ClassVar[type[Acquisition]] = Diffusion
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
     _tissue: ClassVar[tuple[Parameter, ...]]
+    _origin: ClassVar[type[Composition]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -127,6 +128,7 @@ class Composition(SignalModel):
         bundles = ("",) if cls.n_bundles == 1 else tuple(str(n + 1) for n in range(cls.n_bundles))
         bundle_shares, bundle_derived = _share_parameters(tuple(f"bundle{n}" for n in bundles), "the fibres")
         angles = [angle for n in bundles for angle in _angles(n, f"bundle {n}" if n else "the fibres")]
+        cls._origin = vars(cls).get("_origin", cls)
         cls._tissue = (*shares, *own.values())
         cls.parameters = (_S0, *cls._tissue, *bundle_shares, *angles)
         cls.derived = (*derived, *bundle_derived)
@@ -136,15 +138,11 @@ class Composition(SignalModel):
         """Return the same model with 1 to 3 fibre directions."""
         if not 1 <= n_bundles <= MAX_BUNDLES:
             raise ValueError(f"A composition has 1 to {MAX_BUNDLES} bundles, got {n_bundles}.")
-        return _with_bundles(cls, n_bundles)
+        return _with_bundles(cls._origin, n_bundles)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by class and number of bundles, as classes made by `with_bundles` have no module of their own."""
-        cls = type(self)
-        base = next(parent for parent in cls.__mro__ if "compartments" in vars(parent))
-        return _rebuild, (base, cls.n_bundles)
-
-    # Physics
+        return _rebuild, (self._origin, self.n_bundles)
 
     def layout(self, acquisition: Acquisition, like: torch.Tensor) -> Layout:
         """Return the protocol in sorted form, with the dtype and device of `like`."""
@@ -209,7 +207,7 @@ class Composition(SignalModel):
         for n in reversed(range(self.n_bundles - 1)):
             share = shares[:, n, None, None]
             result = share * _along(rows, mu[:, n], layout) + (1 - share) * result
-        return (s0 * result.squeeze(-2)).reshape(*theta.shape[:-1], -1)
+        return (s0 * result.squeeze(-2)).reshape(*theta.shape[:-1], acquisition.n_measurements)
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative, (..., n_measurements, n_parameters), closed but for `series_and_slopes`."""
@@ -236,7 +234,8 @@ class Composition(SignalModel):
             # d F / d x = x (F' / x); the series of F' / x is even, as the others are.
             slope = table[:, -1:] * (mu[:, n, None] @ directions) * remaining[:, n] * ends[:, n]
             columns.append(s0.unsqueeze(-1) * slope * (rotation[:, n] @ directions))
-        return torch.cat(columns, dim=-2).mT.reshape(*theta.shape[:-1], acquisition.n_measurements, -1)
+        jacobian = torch.cat(columns, dim=-2).mT
+        return jacobian.reshape(*theta.shape[:-1], acquisition.n_measurements, len(self.parameters))
 
     def direction(self, theta: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors of the bundles, (..., n_bundles, 3), in voxel axes; their sign has no meaning."""
@@ -331,7 +330,7 @@ def _n_distinct(direction: npt.NDArray[np.float64]) -> int:
 def _with_bundles(cls: type[Composition], n_bundles: int) -> type[Composition]:
     if n_bundles == cls.n_bundles:
         return cls
-    return cast(type[Composition], type(f"{cls.__name__}{n_bundles}", (cls,), {"n_bundles": n_bundles}))
+    return cast(type[Composition], type(f"{cls.__name__}{n_bundles}", (cls,), {"n_bundles": n_bundles, "_origin": cls}))
 
 
 def _rebuild(cls: type[Composition], n_bundles: int) -> Composition:

@@ -139,8 +139,19 @@ def test_angles_describe_axes() -> None:
     torch.testing.assert_close(back, torch.where(vectors[:, 2:] < 0, -vectors, vectors))
 
 
+def test_no_voxel_at_all(model: Composition) -> None:
+    nothing = theta(model, 0)
+    assert model.signal(nothing, protocol()).shape == (0, 50)
+    assert model.jacobian(nothing, protocol()).shape == (0, 50, len(model.parameters))
+
+
+class Renamed(Noddi):
+    name = "renamed"
+
+
 def test_pickles() -> None:
-    for cls in (Noddi, Noddi.with_bundles(2)):
+    assert Noddi.with_bundles(2).with_bundles(1) is Noddi
+    for cls in (Noddi, Noddi.with_bundles(2), Renamed, Renamed.with_bundles(3)):
         copy = pickle.loads(pickle.dumps(cls()))
         assert type(copy) is cls
 
