@@ -7,6 +7,8 @@ DISPLAY_UNITS: dict[str, tuple[str, float]] = {
     "s": ("ms", 1e3),
     "mm2/s": ("µm²/ms", 1e3),
     "1/s": ("1/s", 1.0),
+    "mm": ("µm", 1e3),
+    "degree": ("°", 1.0),
     "1": ("", 1.0),
     "arbitrary": ("a.u.", 1.0),
 }

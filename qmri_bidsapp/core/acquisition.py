@@ -130,14 +130,15 @@ class Diffusion(Acquisition):
         (n_measurements,) s/mm2.
     direction : tuple of tuple of float
         (n_measurements, 3) unit vectors; zeros where ``b_value`` is at most `B0_THRESHOLD`.
-    small_delta, large_delta : float or None
-        Gradient pulse duration and separation, s, where the sidecar states them.
+    small_delta, large_delta : float or tuple of float or None
+        Gradient pulse duration and separation, s, where the sidecar states them: one value for the series, or
+        (n_measurements,) where series of different timings were joined.
     """
 
     b_value: tuple[float, ...]
     direction: tuple[tuple[float, ...], ...]
-    small_delta: float | None = None
-    large_delta: float | None = None
+    small_delta: float | tuple[float, ...] | None = None
+    large_delta: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.b_value) != len(self.direction):
@@ -153,11 +154,43 @@ class Diffusion(Acquisition):
                 f"Directions of diffusion-weighted volumes must be unit vectors; volume {index} "
                 f"(b = {b_value[index]:g} s/mm2) has norm {norm[index]:.3g}."
             )
+        for name, time in (("SmallDelta", self.small_delta), ("LargeDelta", self.large_delta)):
+            if isinstance(time, tuple) and len(time) != len(self.b_value):
+                raise ProtocolError(f"{len(self.b_value)} b-values but {len(time)} values of {name}.")
 
     @property
     def n_measurements(self) -> int:
         """Number of volumes."""
         return len(self.b_value)
+
+    def pulse_timing(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return duration and separation of the gradient pulses, (n_measurements,) each, in s.
+
+        Raises
+        ------
+        ProtocolError
+            If one is unknown, is not in seconds, or the pulses overlap.
+        """
+        times = {"SmallDelta": self.small_delta, "LargeDelta": self.large_delta}
+        missing = [name for name, time in times.items() if time is None]
+        if missing:
+            raise ProtocolError(
+                f"The timing of the gradient pulses is unknown: {' and '.join(missing)} (s) missing in the sidecar."
+            )
+        small, large = (np.broadcast_to(np.asarray(time, dtype=float), self.n_measurements) for time in times.values())
+        for name, values in zip(times, (small, large), strict=True):
+            _check_times(name, tuple(values.tolist()), allow_zero=False)
+        if np.any(small > large):
+            raise ProtocolError("The gradient pulses overlap: SmallDelta is larger than LargeDelta.")
+        return small, large
+
+    def select(self, index: npt.NDArray[np.intp]) -> Diffusion:
+        """Return the protocol of some of the volumes."""
+
+        def part(values: Any) -> Any:
+            return tuple(values[i] for i in index) if isinstance(values, tuple) else values
+
+        return Diffusion(part(self.b_value), part(self.direction), part(self.small_delta), part(self.large_delta))
 
     def shells(self) -> list[npt.NDArray[np.intp]]:
         """Group volumes by b-value.

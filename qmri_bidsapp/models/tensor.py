@@ -97,12 +97,7 @@ class DiffusionTensor(SignalModel):
         keep = np.flatnonzero(np.asarray(acquisition.b_value) <= MAX_B_VALUE + SHELL_TOLERANCE)
         if len(keep) == acquisition.n_measurements or not len(keep):
             return acquisition, None
-        reduced = Diffusion(
-            b_value=tuple(acquisition.b_value[i] for i in keep),
-            direction=tuple(acquisition.direction[i] for i in keep),
-            small_delta=acquisition.small_delta,
-            large_delta=acquisition.large_delta,
-        )
+        reduced = acquisition.select(keep)
         if not _determines_tensor(reduced):
             return acquisition, None
         return reduced, np.eye(acquisition.n_measurements)[:, keep]

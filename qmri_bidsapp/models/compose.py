@@ -1,0 +1,337 @@
+"""Signal models that are sums of compartments, with one to three fibre directions."""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, ClassVar, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.compartments import Compartment, Encoding
+from qmri_bidsapp.models.directions import turns, unit_vector
+from qmri_bidsapp.models.legendre import basis, n_terms, series
+from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY
+
+MAX_BUNDLES = 3
+#: Fewest distinct directions on each of two shells.
+MIN_DIRECTIONS = 6
+#: Axes closer than this are one: cosine of one degree.
+_SAME_DIRECTION = 0.99985
+
+_S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting")
+
+
+class Layout(NamedTuple):
+    """A protocol, sorted by encoding.
+
+    Attributes
+    ----------
+    encoding : Encoding
+        The distinct encodings.
+    counts : list of int
+        (n_encodings,) measurements of each.
+    direction : Tensor
+        (3, n_measurements) unit vectors, in the order of the encodings.
+    order : Tensor or None
+        (n_measurements,) position of each measurement of the protocol among them; None if they are in order.
+    """
+
+    encoding: Encoding
+    counts: list[int]
+    direction: torch.Tensor
+    order: torch.Tensor | None
+
+    def restore(self, values: torch.Tensor) -> torch.Tensor:
+        """Return (..., n_measurements) values in the order of the protocol."""
+        return values if self.order is None else values[..., self.order]
+
+
+def _fraction(name: str, description: str) -> Parameter:
+    return Parameter(name, "1", (0.0, 1.0), 1.0, description, None, (0.0, 1.0))
+
+
+def _angles(suffix: str, of: str) -> tuple[Parameter, Parameter]:
+    # The bounds leave room beyond one turn: a fit that starts inside never has to stop at a seam.
+    return (
+        Parameter(f"theta{suffix}", "degree", (-90.0, 270.0), 180 / np.pi, f"Polar angle of {of}"),
+        Parameter(f"phi{suffix}", "degree", (-360.0, 360.0), 180 / np.pi, f"Azimuth of {of}"),
+    )
+
+
+class Composition(SignalModel):
+    r"""Sum of compartments.
+
+    .. math:: S(b, g) = S_0 \sum_n p_n \sum_k f_k A_k(b, g \cdot \mu_n)
+
+    A subclass names its compartments; parameters follow. The volume fractions f_k are parameterised one
+    inside the other: the first compartment's fraction, the second's share of what the first leaves, and so
+    on; the last takes the rest. All shares lie between 0 and 1. With several bundles, the oriented
+    compartments are divided among them in the fractions p_n, parameterised in the same way; whatever else
+    describes the tissue is common to them.
+
+    Order of the parameters: s0, shares, the compartments' own, shares of the bundles, then polar angle and
+    azimuth (voxel axes) of each bundle.
+
+    Attributes
+    ----------
+    compartments : tuple of Compartment
+        In the order in which they take their share.
+    shares : tuple of Parameter
+        One for each compartment but the last, where the usual names are not wanted; volume fractions are
+        then not derived.
+    n_bundles : int
+        Fibre directions; see `with_bundles`.
+    largest_diffusivity : float
+        Bound on every diffusivity that occurs, mm2/s: it decides the length of the Legendre series.
+
+    Examples
+    --------
+    Ball and stick (Behrens et al. 2003), ready to be registered under ``qmri_bidsapp.models``:
+
+    >>> from qmri_bidsapp.models.compartments import Ball, Stick, PARALLEL_DIFFUSIVITY
+    >>> class BallAndStick(Composition):
+    ...     name = "ballstick"
+    ...     title = "Ball and stick"
+    ...     reference = "Behrens et al. 2003, Magn Reson Med 50:1077, eq. 5"
+    ...     compartments = (Stick(), Ball(PARALLEL_DIFFUSIVITY))
+    >>> [parameter.name for parameter in BallAndStick.parameters]
+    ['s0', 'stick_fraction', 'parallel_diffusivity', 'theta', 'phi']
+    """
+
+    compartments: ClassVar[tuple[Compartment, ...]]
+    shares: ClassVar[tuple[Parameter, ...]] = ()
+    n_bundles: ClassVar[int] = 1
+    largest_diffusivity: ClassVar[float] = FREE_DIFFUSIVITY
+    acquisition_type: ClassVar[type[Acquisition]] = Diffusion
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+    _tissue: ClassVar[tuple[Parameter, ...]]
+    _origin: ClassVar[type[Composition]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = [compartment.name for compartment in cls.compartments]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Compartments of {cls.__name__} must have distinct names, got {', '.join(names)}.")
+        if not any(compartment.oriented for compartment in cls.compartments):
+            raise ValueError(f"{cls.__name__} needs a compartment with an orientation.")
+        if cls.shares and len(cls.shares) != len(names) - 1:
+            raise ValueError(f"{cls.__name__} needs {len(names) - 1} shares, got {len(cls.shares)}.")
+        shares, derived = (cls.shares, ()) if cls.shares else _share_parameters(tuple(names), "the voxel")
+        # Compartments may share parameters; a dictionary keeps the first of each name, in order.
+        own = {p.name: p for compartment in cls.compartments for p in compartment.parameters}
+        bundles = ("",) if cls.n_bundles == 1 else tuple(str(n + 1) for n in range(cls.n_bundles))
+        bundle_shares, bundle_derived = _share_parameters(tuple(f"bundle{n}" for n in bundles), "the fibres")
+        angles = [angle for n in bundles for angle in _angles(n, f"bundle {n}" if n else "the fibres")]
+        cls._origin = vars(cls).get("_origin", cls)
+        cls._tissue = (*shares, *own.values())
+        cls.parameters = (_S0, *cls._tissue, *bundle_shares, *angles)
+        cls.derived = (*derived, *bundle_derived)
+
+    @classmethod
+    def with_bundles(cls, n_bundles: int) -> type[Composition]:
+        """Return the same model with 1 to 3 fibre directions."""
+        if not 1 <= n_bundles <= MAX_BUNDLES:
+            raise ValueError(f"A composition has 1 to {MAX_BUNDLES} bundles, got {n_bundles}.")
+        return _with_bundles(cls._origin, n_bundles)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by class and number of bundles, as classes made by `with_bundles` have no module of their own."""
+        return _rebuild, (self._origin, self.n_bundles)
+
+    def layout(self, acquisition: Acquisition, like: torch.Tensor) -> Layout:
+        """Return the protocol in sorted form, with the dtype and device of `like`."""
+        if not isinstance(acquisition, Diffusion):
+            raise ProtocolError(f"Model {self.name} needs a diffusion protocol, got {type(acquisition).__name__}.")
+        timed = any(compartment.needs_timing for compartment in self.compartments)
+        distinct, counts, direction, order = _sort(acquisition, timed)
+        columns = torch.as_tensor(distinct, dtype=like.dtype, device=like.device).unsqueeze(-1)
+        terms = n_terms(float(distinct[0].max()) * self.largest_diffusivity)
+        return Layout(
+            Encoding(columns[0], columns[1] if timed else None, columns[2] if timed else None, series(terms, like)),
+            counts,
+            torch.as_tensor(direction, dtype=like.dtype, device=like.device),
+            None if order is None else torch.as_tensor(order, device=like.device),
+        )
+
+    def series(self, tissue: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Return the Legendre coefficients c_l of the signal about one fibre direction, relative to S0.
+
+        Parameters
+        ----------
+        tissue : Tensor
+            (n, n_tissue) shares and parameters of the compartments: the columns of theta after s0.
+        layout : Layout
+
+        Returns
+        -------
+        Tensor
+            (n, n_encodings, n_terms), l = 0, 2, ...; the signal is the sum of c_l P_l(g . mu).
+        """
+        columns = tissue[..., None, None].unbind(-3)
+        values = {p.name: column for p, column in zip(self._tissue, columns, strict=True)}
+        shares = columns[: len(self.compartments) - 1]
+        constants = layout.encoding.series
+        attenuations = [c.attenuation(constants.nodes, values, layout.encoding) for c in self.compartments]
+        profile = attenuations[-1].expand(*tissue.shape[:-1], -1, len(constants.nodes))
+        for share, attenuation in zip(reversed(shares), reversed(attenuations[:-1]), strict=True):
+            profile = share * attenuation + (1 - share) * profile
+        return profile @ constants.project
+
+    def series_and_slopes(self, tissue: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `series` and its derivatives, (n, n_encodings, n_tissue, n_terms).
+
+        The derivatives are automatic; models override them with a closed form where that pays.
+        """
+
+        def single(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            coefficients = self.series(value, layout)
+            return coefficients, coefficients
+
+        slopes, coefficients = torch.func.vmap(torch.func.jacfwd(single, has_aux=True))(tissue)
+        return coefficients, slopes.movedim(-1, -2)
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_measurements) signals for (..., n_parameters) parameters."""
+        flat = theta.reshape(-1, theta.shape[-1])
+        layout = self.layout(acquisition, theta)
+        s0, tissue, shares, angles = self._split(flat)
+        rows = self.series(tissue, layout).unsqueeze(-2)
+        mu = unit_vector(angles)
+        result = _along(rows, mu[:, -1], layout)
+        for n in reversed(range(self.n_bundles - 1)):
+            share = shares[:, n, None, None]
+            result = share * _along(rows, mu[:, n], layout) + (1 - share) * result
+        return (s0 * result.squeeze(-2)).reshape(*theta.shape[:-1], acquisition.n_measurements)
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative, (..., n_measurements, n_parameters), closed but for `series_and_slopes`."""
+        flat = theta.reshape(-1, theta.shape[-1])
+        layout = self.layout(acquisition, theta)
+        s0, tissue, shares, angles = self._split(flat)
+        coefficients, slopes = self.series_and_slopes(tissue, layout)
+        by_cosine = coefficients @ layout.encoding.series.differentiate
+        rows = torch.cat([coefficients.unsqueeze(-2), slopes, by_cosine.unsqueeze(-2)], dim=-2)
+        mu, rotation = unit_vector(angles), turns(angles)
+        tables = [_along(rows, mu[:, n], layout) for n in range(self.n_bundles)]
+        # Sums over the bundles from the n-th on, and what of the fibres they share.
+        total = tables[-1][:, :-1]
+        by_share: list[torch.Tensor] = []
+        remaining = torch.cat([torch.ones_like(s0), (1 - shares).cumprod(-1)], dim=-1)[..., None, None]
+        for n in reversed(range(self.n_bundles - 1)):
+            share = shares[:, n, None, None]
+            by_share.insert(0, remaining[:, n] * (tables[n][:, :1] - total[:, :1]))
+            total = share * tables[n][:, :-1] + (1 - share) * total
+        columns = [total[:, :1], *(s0.unsqueeze(-1) * block for block in (total[:, 1:], *by_share))]
+        ends = torch.cat([shares, torch.ones_like(s0)], dim=-1)[..., None, None]
+        directions = layout.restore(layout.direction)
+        for n, table in enumerate(tables):
+            # d F / d x = x (F' / x); the series of F' / x is even, as the others are.
+            slope = table[:, -1:] * (mu[:, n, None] @ directions) * remaining[:, n] * ends[:, n]
+            columns.append(s0.unsqueeze(-1) * slope * (rotation[:, n] @ directions))
+        jacobian = torch.cat(columns, dim=-2).mT
+        return jacobian.reshape(*theta.shape[:-1], acquisition.n_measurements, len(self.parameters))
+
+    def direction(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return the unit vectors of the bundles, (..., n_bundles, 3), in voxel axes; their sign has no meaning."""
+        return unit_vector(self._split(theta)[-1])
+
+    def derive(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return the volume fractions, then the fractions of the bundles, that are not parameters themselves."""
+        _, tissue, bundles, _ = self._split(theta)
+        volumes = tissue[..., : 0 if self.shares else len(self.compartments) - 1]
+        return torch.cat([_later_fractions(shares) for shares in (volumes, bundles)], dim=-1)
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for b = 0, two shells of six directions (or as many on several b-values), and pulse timings."""
+        super().check(acquisition)
+        diffusion = cast(Diffusion, acquisition)
+        shells = diffusion.shells()
+        b_value, direction = np.asarray(diffusion.b_value), np.asarray(diffusion.direction)
+        weighted = {
+            float(b_value[i].mean()): _n_distinct(direction[i]) for i in shells if b_value[i].max() > B0_THRESHOLD
+        }
+        counts = sorted(weighted.values())
+        if b_value.min() > B0_THRESHOLD or sum(counts[:-1]) < MIN_DIRECTIONS or sum(counts) < 2 * MIN_DIRECTIONS:
+            found = ", ".join(f"{count} at b = {b:.0f}" for b, count in weighted.items())
+            raise ProtocolError(
+                f"Model {self.name} needs b = 0 and at least {MIN_DIRECTIONS} directions on each of two shells (or as "
+                f"many spread over several b-values), got {'' if b_value.min() > B0_THRESHOLD else 'b = 0 and '}"
+                f"{found or 'no diffusion weighting'} s/mm2; leave the model out with --models."
+            )
+        if any(compartment.needs_timing for compartment in self.compartments):
+            try:
+                diffusion.pulse_timing()
+            except ProtocolError as error:
+                raise ProtocolError(
+                    f"Model {self.name} needs duration and separation of the gradient pulses. {error} Add SmallDelta "
+                    "and LargeDelta to the sidecar of the dwi series or leave the model out with --models."
+                ) from error
+
+    def _split(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return s0 (..., 1), tissue (..., n_tissue), bundle shares and angles (..., n_bundles, 2)."""
+        sizes = [1, len(self._tissue), self.n_bundles - 1, 2 * self.n_bundles]
+        s0, tissue, shares, angles = torch.split_with_sizes(theta, sizes, dim=-1)
+        return s0, tissue, shares, angles.reshape(*theta.shape[:-1], self.n_bundles, 2)
+
+
+def _share_parameters(names: tuple[str, ...], whole: str) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
+    """Return the shares of all parts but the last, and the fractions that have to be derived from them."""
+    if len(names) == 1:
+        return (), ()
+    fractions = [_fraction(f"{name}_fraction", f"Fraction of {whole} in {name}") for name in names]
+    shares = [
+        _fraction(f"{name}_share", f"Share of {name} in what those before it leave of {whole}") for name in names[1:-1]
+    ]
+    return (fractions[0], *shares), tuple(fractions[1:])
+
+
+def _later_fractions(shares: torch.Tensor) -> torch.Tensor:
+    """Return (..., n) fractions of the second to the last part from (..., n) shares of all but the last."""
+    remaining = (1 - shares).cumprod(-1)
+    return torch.cat([remaining[..., :-1] * shares[..., 1:], remaining[..., -1:]], dim=-1)
+
+
+def _along(rows: torch.Tensor, mu: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Return (n, k, n_measurements) values of (n, n_encodings, k, n_terms) series about the axes (n, 3)."""
+    rows = rows @ layout.encoding.series.to_basis
+    polynomials = basis(mu @ layout.direction, rows.shape[-1])
+    parts = zip(rows.unbind(-3), torch.split_with_sizes(polynomials, layout.counts, dim=-1), strict=True)
+    return layout.restore(torch.cat([row @ part.permute(1, 0, 2) for row, part in parts], dim=-1))
+
+
+@lru_cache(maxsize=32)
+def _sort(
+    acquisition: Diffusion, timed: bool
+) -> tuple[npt.NDArray[np.float64], list[int], npt.NDArray[np.float64], npt.NDArray[np.intp] | None]:
+    """Return the distinct encodings (1 or 3, n_encodings), their counts, directions (3, n_measurements) and order."""
+    table = [np.asarray(acquisition.b_value, dtype=float), *(acquisition.pulse_timing() if timed else ())]
+    distinct, index, counts = np.unique(np.stack(table), axis=1, return_inverse=True, return_counts=True)
+    direction = np.asarray(acquisition.direction, dtype=float).reshape(-1, 3)
+    norm = np.linalg.norm(direction, axis=1, keepdims=True)
+    direction = np.divide(direction, norm, out=np.zeros_like(direction), where=norm > 0)
+    by_encoding = np.argsort(index.ravel(), kind="stable")
+    order = None if np.all(np.diff(by_encoding) > 0) else np.argsort(by_encoding)
+    return distinct, counts.tolist(), direction[by_encoding].T, order
+
+
+def _n_distinct(direction: npt.NDArray[np.float64]) -> int:
+    """Return the number of axes among (n, 3) unit vectors that are not one another's repetition."""
+    same = np.abs(direction @ direction.T) > _SAME_DIRECTION
+    return int(np.sum(~np.any(np.tril(same, -1), axis=1)))
+
+
+@cache
+def _with_bundles(cls: type[Composition], n_bundles: int) -> type[Composition]:
+    if n_bundles == cls.n_bundles:
+        return cls
+    return cast(type[Composition], type(f"{cls.__name__}{n_bundles}", (cls,), {"n_bundles": n_bundles, "_origin": cls}))
+
+
+def _rebuild(cls: type[Composition], n_bundles: int) -> Composition:
+    return _with_bundles(cls, n_bundles)()

@@ -1,0 +1,23 @@
+"""Zeppelin, cylinder and dot."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from qmri_bidsapp.models.compartments import Compartment, Cylinder, Dot, Zeppelin
+from qmri_bidsapp.models.compose import Composition
+
+
+class ZeppelinCylinderDot(Composition):
+    r"""Water that is trapped, parallel cylinders of one diameter, and Gaussian diffusion around them.
+
+    .. math::
+        S = S_0 \left[ f_t + (1 - f_t) \left( v A_{cyl}(d, a)
+        + (1 - v)\, e^{-b \left(d x^2 + d_\perp (1 - x^2)\right)} \right) \right],
+        \quad x = g \cdot \mu
+    """
+
+    name: ClassVar[str] = "zcd"
+    title: ClassVar[str] = "Zeppelin, cylinder and dot"
+    reference: ClassVar[str] = "Panagiotaki et al. 2012, NeuroImage 59:2241"
+    compartments: ClassVar[tuple[Compartment, ...]] = (Dot(), Cylinder(name="intra"), Zeppelin(name="extra"))
