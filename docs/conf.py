@@ -33,12 +33,12 @@ def _write_models() -> None:
     for name in load_models():
         model = get_model(name)
         fitting = ", ".join(key for key, estimator in load_estimators().items() if estimator.supports(model))
-        equation = (type(model).__doc__ or "").partition(".. math::")[2].split("\n\n")[0].strip()
+        equation = (type(model).__doc__ or "").partition(".. math::")[2].strip().split("\n\n")[0]
         text += f"## {model.title} (`{name}`)\n\n$$\n{' '.join(equation.split())}\n$$\n\n"
         text += f"From: {', '.join(model.bids_suffixes)}. Estimators: {fitting}. Source: {model.reference}.\n\n"
         rows = [
             [
-                f"`{p.bids_suffix or 'param-' + p.label}`",
+                f"`{p.bids_suffix or 'param-' + p.label}`" if p.saved else "not written",
                 p.description,
                 p.unit,
                 f"{p.bounds[0]:g} to {p.bounds[1]:g}",

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from qmri_bidsapp.estimators.cholesky import factorise, solve
+
 #: Relative decrease of the cost, and relative length of the step, that count as converged.
 COST_TOLERANCE = 1e-6
 STEP_TOLERANCE = 3e-5
@@ -128,34 +130,6 @@ def _step(problems: _Problems, lower: torch.Tensor, upper: torch.Tensor) -> torc
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     floor = 1e-10 * diagonal.amax(-1, keepdim=True) + torch.finfo(theta.dtype).tiny
     damped = problems.damping.unsqueeze(-1) * diagonal + floor + (~free).to(theta.dtype)
-    return -_solve(hessian + torch.diag_embed(damped), gradient * free)
-
-
-def _solve(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Solve (n, p, p) positive definite systems by Cholesky's method, vectorised over n.
-
-    For p of two to seven this is several times faster than a batched LAPACK call, which treats one matrix at
-    a time.
-    """
-    size, tiny = matrix.shape[-1], torch.finfo(matrix.dtype).tiny
-    factor: list[list[torch.Tensor]] = []
-    partial: list[torch.Tensor] = []
-    for row in range(size):
-        factor.append([])
-        for column in range(row + 1):
-            value = matrix[:, row, column]
-            for k in range(column):
-                value = value - factor[row][k] * factor[column][k]
-            diagonal = row == column
-            factor[row].append(value.clamp(min=tiny).sqrt() if diagonal else value / factor[column][column])
-        value = right[:, row]
-        for k in range(row):
-            value = value - factor[row][k] * partial[k]
-        partial.append(value / factor[row][row])
-    solution: list[torch.Tensor] = [torch.empty(0)] * size
-    for row in reversed(range(size)):
-        value = partial[row]
-        for k in range(row + 1, size):
-            value = value - factor[k][row] * solution[k]
-        solution[row] = value / factor[row][row]
-    return torch.stack(solution, dim=-1)
+    matrix = hessian + torch.diag_embed(damped)
+    triangle = [[matrix[:, row, column] for column in range(row + 1)] for row in range(theta.shape[-1])]
+    return -solve(factorise(triangle), list((gradient * free).unbind(-1)))

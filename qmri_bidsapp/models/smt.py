@@ -66,14 +66,14 @@ class SphericalMeanTechnique(SignalModel):
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 3) parameters s0, intra_fraction, diffusivity."""
         s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        x = _b_values(acquisition, theta) * diffusivity
+        x = shell_b_values(acquisition, theta) * diffusivity
         extra = stick_mean(fraction * x) * torch.exp(-(1 - fraction) * x)
         return s0 * (fraction * stick_mean(x) + (1 - fraction) * extra)
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative in closed form, (..., n_shells, 3)."""
         s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        b_value = _b_values(acquisition, theta)
+        b_value = shell_b_values(acquisition, theta)
         x = b_value * diffusivity
         intra, hindered = stick_mean(x), torch.exp(-(1 - fraction) * x)
         mean, slope = stick_mean(fraction * x), stick_mean_derivative(fraction * x)
@@ -110,7 +110,7 @@ class SphericalMeanTechnique(SignalModel):
                 )
 
 
-def _b_values(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
+def shell_b_values(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
     """Return (n_shells,) s/mm2, with the dtype and device of `like`."""
     if not isinstance(acquisition, SphericalMean):
         raise ProtocolError(f"The spherical mean needs powder averages, got {type(acquisition).__name__}.")
