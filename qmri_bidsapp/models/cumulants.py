@@ -13,9 +13,6 @@ from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 
-#: Largest condition number, columns scaled to one, at which a protocol still determines the parameters.
-MAX_CONDITION = 1e3
-
 
 class LogLinearModel(SignalModel):
     r"""A signal whose logarithm is linear in ln S0 and in the other parameters.
@@ -23,7 +20,14 @@ class LogLinearModel(SignalModel):
     .. math:: \ln S = X\, (\ln S_0, \theta_1, \dots, \theta_k)^T
 
     Subclasses give the matrix; signal, Jacobian and the test of the protocol follow from it.
+
+    Attributes
+    ----------
+    max_condition : float
+        Condition number of the matrix, columns scaled to one, above which a protocol leaves the parameters open.
     """
+
+    max_condition: ClassVar[float] = 1e3
 
     @abstractmethod
     def design_matrix(self, acquisition: Acquisition) -> torch.Tensor:
@@ -46,7 +50,7 @@ class LogLinearModel(SignalModel):
         if len(matrix) < matrix.shape[1]:
             return False
         scale = matrix.abs().amax(0)
-        return bool((scale > 0).all()) and bool(torch.linalg.cond(matrix / scale) < MAX_CONDITION)
+        return bool((scale > 0).all()) and bool(torch.linalg.cond(matrix / scale) < self.max_condition)
 
 
 class CumulantExpansion(LogLinearModel):

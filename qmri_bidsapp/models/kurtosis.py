@@ -73,6 +73,8 @@ class DiffusionKurtosis(CumulantExpansion):
     #: The expansion holds up to about 3 / (D K), 3000 s/mm2 in brain (Jensen and Helpern 2010, NMR Biomed
     #: 23:698); with room for the scatter of a shell.
     max_b_value: ClassVar[float] = 3100.0
+    #: Usual protocols have 35 to 70, down to 15 well-spread directions; shells of 1000 and 1050 s/mm2, 250.
+    max_condition: ClassVar[float] = 200.0
     needs: ClassVar[str] = "at least two shells beside b = 0 and 15 directions in general position"
 
     def design_matrix(self, acquisition: Acquisition) -> torch.Tensor:
