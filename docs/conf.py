@@ -33,7 +33,7 @@ def _write_models() -> None:
     for name in load_models():
         model = get_model(name)
         fitting = ", ".join(key for key, estimator in load_estimators().items() if estimator.supports(model))
-        equation = (type(model).__doc__ or "").partition(".. math::")[2].strip().split("\n\n")[0]
+        equation = (type(model).__doc__ or "").partition(".. math::")[2].split("\n\n")[0].strip()
         text += f"## {model.title} (`{name}`)\n\n$$\n{' '.join(equation.split())}\n$$\n\n"
         text += f"From: {', '.join(model.bids_suffixes)}. Estimators: {fitting}. Source: {model.reference}.\n\n"
         rows = [

@@ -26,6 +26,8 @@ MAX_BASELINE = 10.0
 #: Diffusion is slower, pseudodiffusion faster, mm2/s: with a common range the two compartments could change
 #: places. Free water at body temperature has 0.003, capillaries of brain about 0.01.
 DIFFUSIVITY_LIMIT = 4e-3
+#: Pseudodiffusivity (mm2/s) that parts the minima of the cost, the middle of the range in logarithm.
+BASIN_BORDER = 0.02
 
 
 class IntravoxelIncoherentMotion(SignalModel):
@@ -74,6 +76,10 @@ class IntravoxelIncoherentMotion(SignalModel):
             -s0 * (1 - fraction) * b_value * tissue,
         ]
         return torch.stack(columns, dim=-1)
+
+    def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Tell slow from fast pseudodiffusion: noise can make either explain a small perfusion fraction."""
+        return (theta[:, 2] > BASIN_BORDER).long()
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
         """Average the volumes of each b-value, up to `MAX_B_VALUE`."""
