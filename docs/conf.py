@@ -38,7 +38,7 @@ def _write_models() -> None:
         text += f"From: {', '.join(model.bids_suffixes)}. Estimators: {fitting}. Source: {model.reference}.\n\n"
         rows = [
             [
-                f"`{p.bids_suffix or 'param-' + p.label}`",
+                f"`{p.bids_suffix or 'param-' + p.label}`" if p.saved else "not written",
                 p.description,
                 p.unit,
                 f"{p.bounds[0]:g} to {p.bounds[1]:g}",

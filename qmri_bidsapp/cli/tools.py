@@ -62,7 +62,7 @@ def _models(arguments: argparse.Namespace) -> None:
         print(f"{name}: {model.title}")
         print(f"  from        {', '.join(model.bids_suffixes)}")
         print(f"  estimators  {', '.join(fitting)}")
-        for parameter in (*model.parameters, *model.derived):
+        for parameter in (p for p in (*model.parameters, *model.derived) if p.saved):
             target = parameter.bids_suffix or f"param-{parameter.label}"
             print(f"  {target:<22} {parameter.description} [{parameter.unit}]")
         print(f"  reference   {model.reference}")

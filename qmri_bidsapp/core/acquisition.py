@@ -16,12 +16,11 @@ from qmri_bidsapp.errors import ProtocolError
 
 #: Largest b-value that counts as no diffusion weighting, s/mm2.
 B0_THRESHOLD = 50.0
-#: b-values closer than this belong to one shell, s/mm2 (relative part: 5 % of the b-value).
-SHELL_TOLERANCE = 50.0
 #: Longer times, s, are in milliseconds: no tissue has signal to give at such an echo time, nor a change to show at
-#: such an inversion time.
+#: such an inversion time; no gradient pulse lasts so long.
 MAX_INVERSION_TIME = 60.0
 MAX_ECHO_TIME = 4.0
+MAX_PULSE_TIME = 1.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class Diffusion(Acquisition):
             )
         small, large = (np.broadcast_to(np.asarray(time, dtype=float), self.n_measurements) for time in times.values())
         for name, values in zip(times, (small, large), strict=True):
-            _check_times(name, tuple(values.tolist()), allow_zero=False)
+            _check_times(name, tuple(values.tolist()), longest=MAX_PULSE_TIME)
         if np.any(small > large):
             raise ProtocolError("The gradient pulses overlap: SmallDelta is larger than LargeDelta.")
         return small, large
@@ -192,20 +191,34 @@ class Diffusion(Acquisition):
 
         return Diffusion(part(self.b_value), part(self.direction), part(self.small_delta), part(self.large_delta))
 
-    def shells(self) -> list[npt.NDArray[np.intp]]:
+    def shells(self, tolerance: float = B0_THRESHOLD) -> list[npt.NDArray[np.intp]]:
         """Group volumes by b-value.
+
+        Parameters
+        ----------
+        tolerance : float
+            s/mm2. b-values up to it count as no weighting, and neighbours that differ by no more than it, or
+            by 5 %, belong to one shell.
 
         Returns
         -------
         list of ndarray
-            Indices of the volumes of each shell, by ascending b-value; volumes with b at most `B0_THRESHOLD`
-            come first, if there are any.
+            Indices of the volumes of each shell, by ascending b-value; volumes without weighting come first,
+            if there are any.
         """
-        b_value = np.where(np.asarray(self.b_value) <= B0_THRESHOLD, 0.0, self.b_value)
+        b_value = np.where(np.asarray(self.b_value) <= tolerance, 0.0, self.b_value)
         order = np.argsort(b_value, kind="stable")
         sorted_b = b_value[order]
-        gap = np.maximum(SHELL_TOLERANCE, 0.05 * sorted_b[1:])
+        gap = np.maximum(tolerance, 0.05 * sorted_b[1:])
         return [np.sort(part) for part in np.split(order, np.flatnonzero(np.diff(sorted_b) > gap) + 1)]
+
+    def up_to(self, b_value: float) -> tuple[Diffusion, npt.NDArray[np.float64]]:
+        """Return the protocol of the volumes of at most this b-value (s/mm2), and the matrix that selects them.
+
+        ``signals @ matrix`` turns (..., n_measurements) signals into those (..., n_kept) of the protocol.
+        """
+        keep = np.flatnonzero(np.asarray(self.b_value) <= b_value)
+        return self.select(keep), np.eye(self.n_measurements)[:, keep]
 
 
 @dataclass(frozen=True)
@@ -240,15 +253,18 @@ class SphericalMean(Acquisition):
         return self.n_directions
 
     @classmethod
-    def from_diffusion(cls, acquisition: Diffusion) -> tuple[SphericalMean, npt.NDArray[np.float64]]:
+    def from_diffusion(
+        cls, acquisition: Diffusion, tolerance: float = B0_THRESHOLD
+    ) -> tuple[SphericalMean, npt.NDArray[np.float64]]:
         """Return the powder-averaged protocol and the (n_measurements, n_shells) averaging matrix.
 
-        ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) shell means.
+        ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) shell means; for
+        `tolerance`, see `Diffusion.shells`.
         """
-        shells = acquisition.shells()
+        shells = acquisition.shells(tolerance)
         matrix = np.zeros((acquisition.n_measurements, len(shells)))
         b_value = np.asarray(acquisition.b_value)
         for column, index in enumerate(shells):
             matrix[index, column] = 1.0 / len(index)
-        means = tuple(0.0 if b_value[i].max() <= B0_THRESHOLD else float(round(b_value[i].mean(), 3)) for i in shells)
+        means = tuple(0.0 if b_value[i].max() <= tolerance else float(round(b_value[i].mean(), 3)) for i in shells)
         return cls(b_value=means, n_directions=tuple(len(index) for index in shells)), matrix

@@ -36,36 +36,38 @@ def parameter_covariance(jacobian: torch.Tensor, variance: torch.Tensor, free: t
     return covariance
 
 
-def standard_deviations(
+def propagate(
     model: SignalModel, theta: torch.Tensor, covariance: torch.Tensor, free: torch.Tensor
-) -> torch.Tensor:
-    """Return standard deviations of the parameters and, by the delta method, of the derived parameters.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the parameters with the derived ones, and standard deviations, by the delta method for the latter.
 
     Parameters
     ----------
     model : SignalModel
     theta : Tensor
-        (n_voxels, n_parameters), in each parameter's unit.
+        (n_voxels, n_parameters) float64, in each parameter's unit.
     covariance : Tensor
-        (n_voxels, n_parameters, n_parameters), in the same units.
+        (n_voxels, n_parameters, n_parameters) float64, in the same units.
     free : Tensor
         (n_voxels, n_parameters) bool; a parameter on a bound, and what derives from it, has no
         standard deviation.
 
     Returns
     -------
-    Tensor
-        (n_voxels, n_parameters + n_derived) float64; NaN where undefined.
+    estimate, std : Tensor
+        (n_voxels, n_parameters + n_derived) float64; the standard deviation is NaN where undefined.
     """
-    if not len(theta):
-        return theta.new_empty((0, len(model.parameters) + len(model.derived)), dtype=torch.float64)
     variance = torch.diagonal(covariance, dim1=1, dim2=2)
     variance = torch.where(free & (variance >= 0), variance, torch.nan)
-    if model.derived:
-        slope = torch.func.vmap(torch.func.jacrev(model.derive))(theta.double())
-        derived = (slope @ covariance @ slope.mT).diagonal(dim1=1, dim2=2)
-        depends_on_bound = ((slope != 0) & ~free.unsqueeze(1)).any(-1)
-        # A value that is cut off, such as a fractional anisotropy of one, does not move at all: no spread follows.
-        undefined = depends_on_bound | (slope == 0).all(-1)
-        variance = torch.cat([variance, torch.where(undefined, torch.nan, derived)], dim=1)
-    return variance.sqrt()
+    if not model.derived:
+        return theta, variance.sqrt()
+    derived, pull_back = torch.func.vjp(model.derive, theta)[:2]
+    # Voxels do not influence each other, so that one backward pass per derived parameter serves all of them.
+    outputs = torch.eye(len(model.derived), dtype=theta.dtype, device=theta.device)
+    slope = torch.stack([pull_back(output.expand_as(derived))[0] for output in outputs], dim=1)
+    propagated = ((slope @ covariance) * slope).sum(-1)
+    depends_on_bound = ((slope != 0) & ~free.unsqueeze(1)).any(-1)
+    # A value that is cut off, such as a fractional anisotropy of one, does not move at all: no spread follows.
+    undefined = depends_on_bound | (slope == 0).all(-1)
+    variance = torch.cat([variance, torch.where(undefined, torch.nan, propagated)], dim=1)
+    return torch.cat([theta, derived], dim=1), variance.sqrt()

@@ -15,7 +15,7 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.covariance import parameter_covariance, standard_deviations
+from qmri_bidsapp.estimators.covariance import parameter_covariance, propagate
 from qmri_bidsapp.estimators.levenberg_marquardt import COST_TOLERANCE, Evaluate, minimise
 from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
@@ -118,8 +118,7 @@ class NonLinearLeastSquares(Estimator):
         unit[:, :1] *= size.double()
         theta = scaled.double() * unit
         covariance = parameter_covariance(jacobian, variance, free) * unit.unsqueeze(1) * unit.unsqueeze(2)
-        std = standard_deviations(self.model, theta, covariance, free)
-        estimate = torch.cat([theta, self.model.derive(theta)], dim=-1)
+        estimate, std = propagate(self.model, theta, covariance, free)
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from qmri_bidsapp.estimators.small_matrices import cholesky, lower_triangle, solve
+from qmri_bidsapp.estimators.cholesky import factorise, solve
 
 #: Relative decrease of the cost, and relative length of the step, that count as converged.
 COST_TOLERANCE = 1e-6
@@ -130,5 +130,6 @@ def _step(problems: _Problems, lower: torch.Tensor, upper: torch.Tensor) -> torc
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     floor = 1e-10 * diagonal.amax(-1, keepdim=True) + torch.finfo(theta.dtype).tiny
     damped = problems.damping.unsqueeze(-1) * diagonal + floor + (~free).to(theta.dtype)
-    factor = cholesky(lower_triangle(hessian + torch.diag_embed(damped)))
-    return -torch.stack(solve(factor, list((gradient * free).unbind(-1))), dim=-1)
+    matrix = hessian + torch.diag_embed(damped)
+    triangle = [[matrix[:, row, column] for column in range(row + 1)] for row in range(theta.shape[-1])]
+    return -solve(factorise(triangle), list((gradient * free).unbind(-1)))

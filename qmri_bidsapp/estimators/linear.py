@@ -9,19 +9,26 @@ import numpy.typing as npt
 import torch
 from typing_extensions import Self
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.covariance import standard_deviations
+from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
+from qmri_bidsapp.estimators.covariance import propagate
 from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.models.tensor import DiffusionTensor, design_matrix
+from qmri_bidsapp.models.cumulants import LogLinearModel
 
 #: Signals below this fraction of the voxel's largest are raised to it before the logarithm.
 SIGNAL_FLOOR = 1e-4
 #: Rounds of weighting: the first with the measured signals, the others with the fitted ones.
 N_ROUNDS = 3
+#: Share of an unknown's information that the others must leave, to be told from rounding.
+SINGULAR = 1e-11
+#: Voxels that are solved together: enough to hide the cost of a call, few enough for the processor's cache.
+CHUNK_SIZE = 4096
+#: Normal equations square the condition number, too much of it for single precision with kurtosis.
+DTYPE = torch.float64
 
 
 class WeightedLinearLeastSquares(Estimator):
@@ -37,20 +44,23 @@ class WeightedLinearLeastSquares(Estimator):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model is the tensor, the only one whose logarithm is linear."""
-        return isinstance(model, DiffusionTensor)
+        """Tell whether the model's logarithm is linear."""
+        return isinstance(model, LogLinearModel)
 
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Compute the design matrix; nothing is random, so that `seed` has no effect."""
+        """Prepare the design matrix; nothing is random, so that `seed` has no effect."""
         self.model.check(acquisition)
-        if not isinstance(acquisition, Diffusion):
-            raise ProtocolError(f"wls needs a diffusion protocol, got {type(acquisition).__name__}.")
+        if not isinstance(self.model, LogLinearModel):
+            raise ProtocolError(f"wls needs a model whose logarithm is linear, got {self.model.name}.")
         self.acquisition_ = acquisition
-        scale = [1.0, *(p.scale for p in self.model.parameters[1:])]
-        bounds = [p.bounds for p in self.model.parameters[1:]]
-        self._bounds = torch.tensor(bounds, dtype=torch.float64, device=self.device).unbind(-1)
-        self._scale = torch.tensor(scale, dtype=torch.float64, device=self.device)
-        self._design = (torch.tensor(design_matrix(acquisition), device=self.device) * self._scale).float()
+        parameters = self.model.parameters
+        self._scale = self._tensor([1.0, *(p.scale for p in parameters[1:])])
+        self._design = self.model.design_matrix(acquisition).to(self._scale) * self._scale
+        rows, columns = torch.tril_indices(len(parameters), len(parameters)).tolist()
+        # One row for each element of the information matrix's lower triangle.
+        self._products = (self._design[:, rows] * self._design[:, columns]).T.contiguous()
+        everything = (*parameters, *self.model.derived)
+        self._lower, self._upper = (self._tensor([p.bounds[i] for p in everything]) for i in (0, 1))
         return self
 
     def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
@@ -59,54 +69,77 @@ class WeightedLinearLeastSquares(Estimator):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         values, status, usable = screen(signals, self.acquisition_.n_measurements)
         noise = noise_of(noise_std, usable)
+        values = values[usable]
+        estimate, std = (np.full((len(values), len(self._lower)), np.nan) for _ in range(2))
+        fitted = np.full(len(values), Status.FAILED, dtype=np.uint8)
         with torch.no_grad():
-            estimate, std = self._solve(values[usable], noise)
-        fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
-        elements = estimate[:, 1 : len(self.model.parameters)]
-        low, high = (bound.cpu().numpy() for bound in self._bounds)
-        fitted[((elements <= low) | (elements >= high)).any(axis=1)] = Status.AT_BOUND
+            for first in range(0, len(values), CHUNK_SIZE):
+                part = slice(first, first + CHUNK_SIZE)
+                estimate[part], std[part], fitted[part] = self._solve(
+                    values[part], None if noise is None else noise[part]
+                )
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
     def _solve(
         self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return estimates and standard deviations in the parameters' units; NaN for singular fits."""
-        signal = torch.as_tensor(values, device=self.device)
-        size = signal.amax(-1, keepdim=True)
-        signal = (signal / size).clamp(min=SIGNAL_FLOOR)
-        solution, inverse, fitted = self._iterate(signal)
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+        """Return estimates and standard deviations in the parameters' units, and statuses; NaN for singular fits."""
+        measured = self._tensor(values)
+        size = measured.amax(-1)
+        signal = (measured / size.unsqueeze(-1)).clamp(min=SIGNAL_FLOOR)
+        solution, root = self._iterate(signal)
+        known = solution.isfinite().all(-1) & root.isfinite().all(-1).all(-1)
+        solution, root, size = solution[known], root[known], size[known]
         if noise is None:
-            n_free = signal.shape[1] - self._design.shape[1]
-            residual = (fitted - signal).square().sum(-1)
+            n_free = signal.shape[1] - solution.shape[1]
+            residual = ((solution @ self._design.T).exp() - signal[known]).square().sum(-1)
             variance = residual / n_free if n_free > 0 else torch.full_like(residual, torch.nan)
         else:
-            variance = (torch.as_tensor(noise, device=self.device) / size.squeeze(-1)).square()
-        # The first unknown is ln S0: d S0 = S0 d ln S0.
-        amplitude = solution[:, :1].exp() * size.double()
-        unit = self._scale.expand(len(solution), -1).clone()
-        theta = torch.cat([amplitude, solution[:, 1:] * unit[:, 1:]], dim=-1)
-        unit[:, :1] = amplitude
-        covariance = variance.double()[:, None, None] * inverse * unit.unsqueeze(1) * unit.unsqueeze(2)
-        known = theta.isfinite().all(-1)
-        low, high = self._bounds
-        theta[:, 1:] = theta[:, 1:].clamp(low, high)
-        free = torch.ones_like(theta, dtype=torch.bool)
-        free[:, 1:] = (theta[:, 1:] > low) & (theta[:, 1:] < high)
-        estimate = theta.new_full((len(theta), len(self.model.parameters) + len(self.model.derived)), torch.nan)
-        std = torch.full_like(estimate, torch.nan)
-        estimate[known] = torch.cat([theta[known], self.model.derive(theta[known])], dim=-1)
-        std[known] = standard_deviations(self.model, theta[known], covariance[known], free[known])
-        return estimate.cpu().numpy(), std.cpu().numpy()
+            variance = (self._tensor(noise)[known] / size).square()
+        estimate, std = (self._lower.new_full((len(values), len(self._lower)), torch.nan) for _ in range(2))
+        status = torch.full((len(values),), int(Status.FAILED), device=self.device)
+        estimate[known], std[known], status[known] = self._finish(solution, root, size, variance)
+        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
 
-    def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return unknowns (n, 7), inverse information (n, 7, 7) and fitted signals (n, n_measurements)."""
+    def _finish(
+        self, solution: torch.Tensor, root: torch.Tensor, size: torch.Tensor, variance: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return estimates and standard deviations, within the bounds and in the parameters' units, and statuses."""
+        n = solution.shape[1]
+        theta = torch.cat([solution[:, :1].exp(), solution[:, 1:] * self._scale[1:]], dim=-1)
+        bounded, free = _within(theta, self._lower[:n], self._upper[:n])
+        # The first unknown is ln S0: d S0 = S0 d ln S0.
+        unit = self._scale.expand_as(theta).clone()
+        unit[:, 0] = theta[:, 0] * size
+        bounded[:, 0] *= size
+        scaled_root = root * unit.unsqueeze(1) * variance.sqrt()[:, None, None]
+        estimate, std = propagate(self.model, bounded, scaled_root.mT @ scaled_root, free)
+        estimate[:, n:], inside = _within(estimate[:, n:], self._lower[n:], self._upper[n:])
+        std[:, n:] = torch.where(inside, std[:, n:], torch.nan)
+        status = torch.where(free.all(-1) & inside.all(-1), int(Status.OK), int(Status.AT_BOUND))
+        return estimate, std, status
+
+    def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return unknowns (n, p) and L^-1 (n, p, p), with L L^T the information matrix; NaN where it is singular."""
         log_signal, fitted = signal.log(), signal
+        n_parameters = len(self._scale)
         for _ in range(N_ROUNDS):
-            weighted = self._design * fitted.square().unsqueeze(-1)
-            information = (self._design.T @ weighted).double()
-            right = (weighted.mT @ log_signal.unsqueeze(-1)).double()
-            inverse, info = torch.linalg.inv_ex(information)
-            inverse[info > 0] = torch.nan
-            solution = (inverse @ right).squeeze(-1)
-            fitted = (solution.float() @ self._design.T).clamp(max=5.0).exp()
-        return solution, inverse, fitted
+            weight = fitted.square()
+            elements = iter((self._products @ weight.T).unbind(0))
+            information = [[next(elements) for _ in range(row + 1)] for row in range(n_parameters)]
+            right = (self._design.T @ (weight * log_signal).T).unbind(0)
+            factor = factorise(information)
+            solution = solve(factor, list(right))
+            fitted = (solution @ self._design.T).clamp(max=5.0).exp()
+        singular = torch.stack([f[-1].square() <= SINGULAR * i[-1] for f, i in zip(factor, information, strict=True)])
+        solution[singular.any(0)] = torch.nan
+        return solution, inverse_factor(factor)
+
+    def _tensor(self, values: npt.ArrayLike) -> torch.Tensor:
+        """Return values in the precision and on the device of the computation."""
+        return torch.as_tensor(values, dtype=DTYPE, device=self.device)
+
+
+def _within(values: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return values brought within their bounds, and which of them were there."""
+    return values.clamp(lower, upper), (values >= lower) & (values <= upper)

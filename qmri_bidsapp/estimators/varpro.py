@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.estimators.cholesky import factorise, solve
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate
-from qmri_bidsapp.estimators.small_matrices import cholesky, solve
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 
 #: Values per non-linear parameter in the dictionary, for models with one and with two of them.
@@ -140,11 +140,11 @@ class VariableProjection(NonLinearLeastSquares):
         n_functions, columns = len(functions), [*functions, *tangents]
         gram = [[_dot(columns[i], columns[j]) for j in range(i + 1)] for i in range(len(columns))]
         linear = [row[: i + 1] for i, row in enumerate(gram[:n_functions])]
-        coefficients = solve(cholesky(linear), [_dot(function, signed) for function in functions])
+        coefficients = list(solve(factorise(linear), [_dot(function, signed) for function in functions]).unbind(-1))
         residual = signed - sum(c * f for c, f in zip(coefficients, functions, strict=True))
         gradient = [_dot(tangent, residual) for tangent in tangents]
         right = [torch.zeros_like(gradient[0])] * n_functions + gradient
-        step = solve(cholesky(gram), right)[n_functions:]
+        step = solve(factorise(gram), right).unbind(-1)[n_functions:]
         # The tangents were taken at coefficients of one.
         steps = [value / coefficients[position] for value, (position, _) in zip(step, slopes, strict=True)]
         return coefficients, torch.stack(steps), residual.square().sum(0)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
 CHUNK_SIZE = 32_768
+#: Volumes whose b-values differ by no more (s/mm2) are repeats of each other.
+REPEAT_TOLERANCE = 5.0
 #: Fewer b0 volumes say too little of the noise.
 MIN_REPEATS = 4
 
@@ -91,12 +93,14 @@ def fit_volume(
 def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:
     """Return (n_voxels,) standard deviations over the repeated b0 volumes; None where there are too few.
 
+    Only volumes of (nearly) the lowest b-value count: perfusion makes the signal fall within `B0_THRESHOLD`.
+
     A powder average leaves few residuals, too few to tell the noise from; repeats do.
     """
     if not isinstance(acquisition, Diffusion):
         return None
-    repeats = np.flatnonzero(np.asarray(acquisition.b_value) <= B0_THRESHOLD)
-    if len(repeats) < MIN_REPEATS:
+    repeats = acquisition.shells(REPEAT_TOLERANCE)[0]
+    if len(repeats) < MIN_REPEATS or acquisition.b_value[repeats[0]] > B0_THRESHOLD:
         return None
     return np.asarray(signals[:, repeats].std(axis=1, ddof=1))
 
@@ -159,7 +163,7 @@ class Fit(SimpleInterface):
 
 
 def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
-    """Write every map of a fit into a folder, with the geometry of the mask."""
+    """Write the maps of a fit that are to be saved into a folder, with the geometry of the mask."""
     from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
     mask = np.asarray(mask_image.dataobj) > 0
@@ -167,8 +171,9 @@ def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -
     def save(values: npt.NDArray[Any], background: float, name: str) -> str:
         return str(save_image(make_image(fill(values, mask, background), mask_image), folder / name))
 
+    saved = [(i, p.name) for i, p in enumerate(maps.parameters) if p.saved]
     return {
-        "estimates": [save(maps.estimate[:, i], np.nan, f"{p.name}.nii") for i, p in enumerate(maps.parameters)],
-        "stds": [save(maps.std[:, i], np.nan, f"{p.name}_std.nii") for i, p in enumerate(maps.parameters)],
+        "estimates": [save(maps.estimate[:, i], np.nan, f"{name}.nii") for i, name in saved],
+        "stds": [save(maps.std[:, i], np.nan, f"{name}_std.nii") for i, name in saved],
         "status": save(maps.status, Status.OUTSIDE, "status.nii"),
     }

@@ -67,21 +67,23 @@ class SphericalMeanTechnique(SeparableModel):
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 3) parameters s0, intra_fraction, diffusivity."""
         s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        x = _b_values(acquisition, theta) * diffusivity
+        x = shell_b_values(acquisition, theta) * diffusivity
         extra = stick_mean(fraction * x) * torch.exp(-(1 - fraction) * x)
         return s0 * (fraction * stick_mean(x) + (1 - fraction) * extra)
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative in closed form, (..., n_shells, 3)."""
         s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        signal, by_fraction, by_diffusivity = _relative_signal(fraction, diffusivity, _b_values(acquisition, theta))
+        signal, by_fraction, by_diffusivity = _relative_signal(
+            fraction, diffusivity, shell_b_values(acquisition, theta)
+        )
         return torch.stack([signal, s0 * by_fraction, s0 * by_diffusivity], dim=-1)
 
     def basis(
         self, nonlinear: torch.Tensor, acquisition: Acquisition
     ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
         """Return the signal relative to S0."""
-        b_value = _b_values(acquisition, nonlinear).unsqueeze(-1)
+        b_value = shell_b_values(acquisition, nonlinear).unsqueeze(-1)
         signal, by_fraction, by_diffusivity = _relative_signal(nonlinear[0], nonlinear[1], b_value)
         return [signal], [(0, by_fraction), (0, by_diffusivity)]
 
@@ -127,7 +129,7 @@ def _relative_signal(
     return fraction * intra + (1 - fraction) * extra, by_fraction, b_value * by_x
 
 
-def _b_values(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
+def shell_b_values(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:
     """Return (n_shells,) s/mm2, with the dtype and device of `like`."""
     if not isinstance(acquisition, SphericalMean):
         raise ProtocolError(f"The spherical mean needs powder averages, got {type(acquisition).__name__}.")

@@ -15,6 +15,11 @@ _MODELS = {
     "t1": "T1 was estimated from the magnitude of inversion-recovery images [@barral].",
     "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
     "t2star": "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay.",
+    "ivim": "Where there were enough low b-values, perfusion fraction, pseudodiffusivity and diffusivity were "
+    "estimated from averages per b-value up to 1000 s/mm2 [@ivim].",
+    "kurtosis": "Where there were at least two shells, mean, axial and radial kurtosis [@jensen] [@tabesh] were "
+    "estimated from volumes of b up to 3000 s/mm2 where these suffice, by iterated weighted linear least squares on "
+    "the log signal [@salvador].",
     "smt": "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
     "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
     "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "

@@ -142,6 +142,8 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
     }
     maps, sidecars, std_sidecars = [], [], []
     for parameter in (*model.parameters, *model.derived):
+        if not parameter.saved:
+            continue
         name, std_name = _map_names(group, model_name, parameter, estimator_name, alone)
         sidecar = _sidecar(
             group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ def directions(n: int, seed: int = 0) -> np.ndarray:
 
 def protocol(model: SignalModel) -> Acquisition:
     """A protocol that identifies the model well."""
+    own = {
+        "ivim": SphericalMean((0.0, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800, 1000), (32,) * 14),
+        "kurtosis": Diffusion(
+            (0.0,) * 6 + (1000.0,) * 30 + (2000.0,) * 60,
+            ((0.0, 0.0, 0.0),) * 6 + tuple(map(tuple, directions(90))),
+        ),
+    }
+    if model.name in own:
+        return own[model.name]
     table = {
         InversionRecovery: InversionRecovery((0.05, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2, 5.0)),
         MultiEcho: MultiEcho(tuple(0.01 * (i + 1) for i in range(16))),
@@ -44,13 +54,24 @@ def parameters(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
         "t2star": (0.02, 0.08),
         "intra_fraction": (0.2, 0.8),
         "diffusivity": (0.8e-3, 2.4e-3),
+        "perfusion_fraction": (0.1, 0.3),
+        # Closer to the diffusivity the two decays merge, and their standard deviations are not those of the bound.
+        "pseudodiffusivity": (0.015, 0.05),
     }
     columns = [np.full(n, 100.0)]
-    if model.name == "tensor":
-        root = rng.normal(0, 0.6e-3**0.5 * 0.5, (n, 3, 3))
-        tensor = root @ root.transpose(0, 2, 1) + 0.4e-3 * np.eye(3)
+    if model.name in ("tensor", "kurtosis"):
+        root = rng.normal(0, 0.6e-3**0.5 * 0.5, (2, n, 3, 3))
+        compartments = root @ root.transpose(0, 1, 3, 2) + 0.4e-3 * np.eye(3)
+        tensor = compartments.mean(axis=0) if model.name == "kurtosis" else compartments[0]
         columns += [tensor[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2))]
-    else:
+    if model.name == "kurtosis":
+        # Two Gaussian compartments of equal size: V(g) is three times the variance of their diffusivities.
+        half = (compartments[0] - compartments[1]) / 2
+        columns += [
+            half[:, i, j] * half[:, k, m] + half[:, i, k] * half[:, j, m] + half[:, i, m] * half[:, j, k]
+            for i, j, k, m in combinations_with_replacement(range(3), 4)
+        ]
+    elif model.name != "tensor":
         columns += [rng.uniform(*ranges[p.name], n) for p in model.parameters[1:]]
     return np.stack(columns, axis=1)
 

@@ -59,6 +59,20 @@ def test_shells_gather_what_scanners_scatter() -> None:
     assert [part.tolist() for part in protocol.shells()] == [[0, 2], [1, 4], [3, 5]]
 
 
+def test_shells_may_be_told_apart_more_finely() -> None:
+    protocol = Diffusion((0.0, 10.0, 20.0, 0.5, 20.5, 990.0, 1000.0), (AXES[0],) * 7)
+    assert [part.tolist() for part in protocol.shells(1.0)] == [[0, 3], [1], [2, 4], [5, 6]]
+    means, _ = SphericalMean.from_diffusion(protocol, 1.0)
+    assert means == SphericalMean((0.0, 10.0, 20.25, 995.0), (2, 1, 2, 2))
+
+
+def test_volumes_up_to_a_b_value_can_be_selected() -> None:
+    protocol = Diffusion((0.0, 3000.0, 1000.0), ((0.0, 0.0, 0.0), *AXES[:2]), small_delta=0.01)
+    kept, matrix = protocol.up_to(1000.0)
+    assert kept == Diffusion((0.0, 1000.0), ((0.0, 0.0, 0.0), AXES[1]), small_delta=0.01)
+    np.testing.assert_array_equal(np.array([[1.0, 2.0, 3.0]]) @ matrix, [[1.0, 3.0]])
+
+
 def test_powder_average_is_the_mean_of_each_shell() -> None:
     protocol = Diffusion((0.0, 1005.0, 5.0, 2950.0, 995.0, 3010.0), (AXES[0],) * 6)
     means, matrix = SphericalMean.from_diffusion(protocol)

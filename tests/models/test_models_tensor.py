@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.models.tensor import DiffusionTensor, design_matrix
+from qmri_bidsapp.models.tensor import DiffusionTensor
 
 MODEL = DiffusionTensor()
 
@@ -55,7 +55,7 @@ def test_signal_is_the_quadratic_form() -> None:
     g, b = np.array(protocol.direction), np.array(protocol.b_value)
     expected = 7.0 * np.exp(-b * np.einsum("ni,ij,nj->n", g, tensor, g))
     np.testing.assert_allclose(MODEL.signal(theta(tensor, 7.0), protocol).numpy(), expected, rtol=1e-12)
-    log_signal = design_matrix(protocol) @ np.array([np.log(7.0), *theta(tensor)[1:]])
+    log_signal = MODEL.design_matrix(protocol).numpy() @ np.array([np.log(7.0), *theta(tensor)[1:]])
     np.testing.assert_allclose(np.exp(log_signal), expected, rtol=1e-12)
 
 
@@ -84,5 +84,5 @@ def test_tables_that_leave_the_tensor_open_are_refused(case: str) -> None:
         angles = np.linspace(0, np.pi, 12, endpoint=False)
         plane = tuple((float(np.cos(a)), float(np.sin(a)), 0.0) for a in angles)
         table = Diffusion((0.0,) + (1000.0,) * 12, ((0.0, 0.0, 0.0), *plane))
-    with pytest.raises(ProtocolError, match="does not determine the tensor"):
+    with pytest.raises(ProtocolError, match="does not determine"):
         MODEL.check(table)

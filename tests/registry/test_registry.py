@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint
 
+import numpy as np
 import pytest
 
 from qmri_bidsapp import registry
@@ -13,6 +14,10 @@ AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 HALF = 0.5**0.5
 TABLE = (*AXES, (HALF, HALF, 0.0), (HALF, 0.0, HALF), (0.0, HALF, HALF))
 ONE_SHELL = Diffusion((0.0,) + (1000.0,) * 6, ((0.0, 0.0, 0.0), *TABLE))
+VECTORS = np.random.default_rng(0).standard_normal((30, 3))
+SPHERE = tuple(map(tuple, (VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)).tolist()))
+MANY_DIRECTIONS = Diffusion((0.0,) + (1000.0,) * 30 + (2000.0,) * 30, ((0.0, 0.0, 0.0), *SPHERE, *SPHERE))
+LOW_B_VALUES = Diffusion(tuple(b for b in (0.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0) for _ in TABLE), TABLE * 7)
 TWO_SHELLS = Diffusion((0.0,) + (1000.0,) * 6 + (2500.0,) * 6, ((0.0, 0.0, 0.0), *TABLE, *TABLE))
 
 
@@ -47,17 +52,22 @@ def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         ("MESE", MultiEcho((0.01, 0.02)), (("t2", "nlls"),)),
         ("MEGRE", MultiEcho((0.01, 0.02)), (("t2star", "nlls"),)),
         ("dwi", TWO_SHELLS, (("smt", "nlls"), ("tensor", "wls"))),
+        ("dwi", MANY_DIRECTIONS, (("kurtosis", "wls"), ("smt", "nlls"), ("tensor", "wls"))),
+        ("dwi", LOW_B_VALUES, (("ivim", "nlls"), ("smt", "nlls"), ("tensor", "wls"))),
     ],
+    ids=["t1", "t2", "t2star", "two-shells", "many-directions", "low-b-values"],
 )
 def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
-    assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO) == (expected, ())
+    assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO)[0] == expected
 
 
 def test_auto_says_why_a_model_is_left_out() -> None:
     pairs, notes = registry.choose("dwi", ONE_SHELL, models=AUTO, estimators=AUTO)
     assert pairs == (("tensor", "wls"),)
-    assert len(notes) == 1
-    assert "smt needs b = 0 and at least 2 shells" in notes[0]
+    assert len(notes) == 3
+    assert "ivim needs b = 0, at least 2 b-values up to 200" in notes[0]
+    assert "kurtosis needs at least" in notes[1]
+    assert "smt needs b = 0 and at least 2 shells" in notes[2]
 
 
 def test_a_model_asked_for_by_name_must_fit() -> None:

@@ -1,0 +1,97 @@
+"""Models whose logarithm is linear in their parameters, and what the diffusion cumulants share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.base import SignalModel
+
+
+class LogLinearModel(SignalModel):
+    r"""A signal whose logarithm is linear in ln S0 and in the other parameters.
+
+    .. math:: \ln S = X\, (\ln S_0, \theta_1, \dots, \theta_k)^T
+
+    Subclasses give the matrix; signal, Jacobian and the test of the protocol follow from it.
+
+    Attributes
+    ----------
+    max_condition : float
+        Condition number of the matrix, columns scaled to one, above which a protocol leaves the parameters open.
+    """
+
+    max_condition: ClassVar[float] = 1e3
+
+    @abstractmethod
+    def design_matrix(self, acquisition: Acquisition) -> torch.Tensor:
+        """Return X, (n_measurements, n_parameters) float64; its first column is one."""
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the signal, (..., n_measurements); see `SignalModel.signal`."""
+        matrix = self.design_matrix(acquisition)[:, 1:].to(theta)
+        return theta[..., :1] * torch.exp(theta[..., 1:] @ matrix.T)
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_measurements, n_parameters)."""
+        matrix = self.design_matrix(acquisition)[:, 1:].to(theta)
+        attenuation = torch.exp(theta[..., 1:] @ matrix.T).unsqueeze(-1)
+        return torch.cat([attenuation, theta[..., :1, None] * attenuation * matrix], dim=-1)
+
+    def is_determined_by(self, acquisition: Acquisition) -> bool:
+        """Tell whether a protocol lets all parameters be found."""
+        matrix = self.design_matrix(acquisition)
+        if len(matrix) < matrix.shape[1]:
+            return False
+        scale = matrix.abs().amax(0)
+        return bool((scale > 0).all()) and bool(torch.linalg.cond(matrix / scale) < self.max_condition)
+
+
+class CumulantExpansion(LogLinearModel):
+    """The logarithm of the diffusion signal as a polynomial in the b-value.
+
+    Attributes
+    ----------
+    max_b_value : float
+        s/mm2, up to which the polynomial holds in tissue: volumes above it are left out where the others
+        determine the parameters.
+    needs : str
+        What a protocol must have, for the message that refuses one.
+    """
+
+    max_b_value: ClassVar[float]
+    needs: ClassVar[str]
+    acquisition_type: ClassVar[type[Acquisition]] = Diffusion
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+
+    def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
+        """Leave out volumes above `max_b_value` where the others determine the parameters."""
+        if isinstance(acquisition, Diffusion):
+            # Scanners write b-values that vary a little within a shell, which must not be torn apart.
+            reduced, matrix = acquisition.up_to(self.max_b_value + B0_THRESHOLD)
+            if reduced.n_measurements < acquisition.n_measurements and self.is_determined_by(reduced):
+                return reduced, matrix
+        return acquisition, None
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for a gradient table that determines all parameters."""
+        super().check(acquisition)
+        if not self.is_determined_by(acquisition):
+            raise ProtocolError(
+                f"Model {self.name} needs {self.needs}; the gradient table does not determine the "
+                f"{len(self.parameters)} parameters; leave the model out with --models."
+            )
+
+
+def gradient_table(acquisition: Acquisition) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return b-values (n, 1) s/mm2 and directions (n, 3), float64; ProtocolError unless it is a diffusion series."""
+    if not isinstance(acquisition, Diffusion):
+        raise ProtocolError(f"A diffusion protocol is needed, got {type(acquisition).__name__}.")
+    b_value, direction = (torch.tensor(x, dtype=torch.float64) for x in (acquisition.b_value, acquisition.direction))
+    return b_value.unsqueeze(-1), direction.reshape(-1, 3)

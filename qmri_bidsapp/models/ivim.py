@@ -1,0 +1,105 @@
+"""Intravoxel incoherent motion: diffusion and perfusion."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.smt import shell_b_values
+
+#: Above this b-value (s/mm2; 1000, with room for scatter) the decay of tissue alone is no longer exponential,
+#: and its kurtosis would count as perfusion.
+MAX_B_VALUE = 1050.0
+#: b-values this close (s/mm2) are averaged: perfusion makes even small differences matter.
+B_TOLERANCE = 1.0
+#: Perfusion is gone from the signal above this b-value, s/mm2.
+PERFUSION_B_VALUE = 200.0
+#: Largest b-value (s/mm2) that can stand for the signal without weighting.
+MAX_BASELINE = 10.0
+#: Diffusion is slower, pseudodiffusion faster, mm2/s: with a common range the two compartments could change
+#: places. Free water at body temperature has 0.003, capillaries of brain about 0.01.
+DIFFUSIVITY_LIMIT = 4e-3
+#: Pseudodiffusivity (mm2/s) that parts the minima of the cost, the middle of the range in logarithm.
+BASIN_BORDER = 0.02
+
+
+class IntravoxelIncoherentMotion(SignalModel):
+    r"""Water in tissue and blood in capillaries of random directions, powder-averaged.
+
+    .. math:: S(b) = S_0 \left[ f\, e^{-b D^*} + (1 - f)\, e^{-b D} \right]
+    """
+
+    name: ClassVar[str] = "ivim"
+    title: ClassVar[str] = "Intravoxel incoherent motion"
+    reference: ClassVar[str] = "Le Bihan et al. 1988, Radiology 168:497"
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting"),
+        # Above one half the fast part would be the greater one, in no tissue perfusion.
+        Parameter("perfusion_fraction", "1", (0.0, 0.5), 0.1, "Perfusion fraction f", None, (0.0, 0.3)),
+        # At 0.1 mm2/s perfusion is gone at b = 10 s/mm2: faster ones look all the same.
+        Parameter(
+            "pseudodiffusivity",
+            "mm2/s",
+            (DIFFUSIVITY_LIMIT, 0.1),
+            1e-2,
+            "Pseudodiffusivity D* of blood",
+            None,
+            (0.0, 0.05),
+        ),
+        Parameter("diffusivity", "mm2/s", (0.0, DIFFUSIVITY_LIMIT), 1e-3, "Diffusivity D of tissue", None, (0.0, 3e-3)),
+    )
+    acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
+    bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_shells) powder averages for (..., 4) parameters s0, fraction, D*, D."""
+        s0, fraction, fast, slow = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        b_value = shell_b_values(acquisition, theta)
+        return s0 * (fraction * torch.exp(-b_value * fast) + (1 - fraction) * torch.exp(-b_value * slow))
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_shells, 4)."""
+        s0, fraction, fast, slow = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        b_value = shell_b_values(acquisition, theta)
+        blood, tissue = torch.exp(-b_value * fast), torch.exp(-b_value * slow)
+        columns = [
+            fraction * blood + (1 - fraction) * tissue,
+            s0 * (blood - tissue),
+            -s0 * fraction * b_value * blood,
+            -s0 * (1 - fraction) * b_value * tissue,
+        ]
+        return torch.stack(columns, dim=-1)
+
+    def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Tell slow from fast pseudodiffusion: noise can make either explain a small perfusion fraction."""
+        return (theta[:, 2] > BASIN_BORDER).long()
+
+    def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
+        """Average the volumes of each b-value, up to `MAX_B_VALUE`."""
+        if not isinstance(acquisition, Diffusion):
+            return acquisition, None
+        averaged, matrix = SphericalMean.from_diffusion(acquisition, B_TOLERANCE)
+        n_kept = sum(b <= MAX_B_VALUE for b in averaged.b_value)
+        kept = SphericalMean(averaged.b_value[:n_kept], averaged.n_directions[:n_kept])
+        return kept, matrix[:, :n_kept]
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for b = 0 and for two b-values on either side of `PERFUSION_B_VALUE`."""
+        if not isinstance(acquisition, SphericalMean):
+            raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
+        lowest = min(acquisition.b_value, default=np.inf)
+        n_low = sum(lowest < b <= PERFUSION_B_VALUE for b in acquisition.b_value)
+        n_high = sum(b >= PERFUSION_B_VALUE for b in acquisition.b_value)
+        if lowest > MAX_BASELINE or n_low < 2 or n_high < 2:
+            raise ProtocolError(
+                f"Model {self.name} needs b = 0, at least 2 b-values up to {PERFUSION_B_VALUE:g} and 2 from there to "
+                f"{MAX_B_VALUE:g} s/mm2, got b = {', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; "
+                "leave the model out with --models."
+            )
