@@ -23,14 +23,17 @@ AMPLITUDE = 1000.0
 CHUNK_SIZE = 16_384
 #: IVIM: dense below 100 s/mm2, where perfusion decays.
 IVIM_B_VALUES = (0, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800)
-#: What a parameter may be in healthy tissue, in its unit, by name; the others: see `tissue_range`.
-TISSUE: dict[str, tuple[float, float]] = {
-    "inversion_factor": (1.7, 2.0),
-    "t1": (0.5, 2.5),
-    "t2": (0.03, 0.15),
-    "t2star": (0.02, 0.08),
-    "intra_fraction": (0.2, 0.8),
-    "diffusivity": (0.8e-3, 2.4e-3),
+#: What a parameter may be in tissue, in its unit, by model and name; the others: see `tissue_range`.
+TISSUE: dict[str, dict[str, tuple[float, float]]] = {
+    "t1": {"inversion_factor": (1.7, 2.0), "t1": (0.5, 2.5)},
+    "t2": {"t2": (0.03, 0.15)},
+    "smt": {"intra_fraction": (0.2, 0.8), "diffusivity": (0.8e-3, 2.4e-3)},
+    "ivim": {
+        "perfusion_fraction": (0.03, 0.25),
+        "pseudodiffusivity": (0.008, 0.04),
+        "diffusivity": (0.6e-3, 1.6e-3),
+    },
+    "noddi": {"fwf": (0.0, 0.5), "ndi": (0.2, 0.8), "odi": (0.05, 0.8)},
 }
 #: Eigenvalues of the diffusion tensor in tissue, mm2/s.
 EIGENVALUES = (0.2e-3, 1.7e-3)
@@ -71,10 +74,10 @@ def standard(name: str) -> Acquisition:
     return STANDARDS[name]()
 
 
-def tissue_range(parameter: Parameter) -> tuple[float, float]:
+def tissue_range(model: SignalModel, parameter: Parameter) -> tuple[float, float]:
     """Return the range of a parameter in tissue, in its unit; where it is not known, the middle half of its bounds."""
     low, high = parameter.bounds
-    return TISSUE.get(parameter.name, (low + (high - low) / 4, high - (high - low) / 4))
+    return TISSUE.get(model.name, {}).get(parameter.name, (low + (high - low) / 4, high - (high - low) / 4))
 
 
 def tissue(model: SignalModel, n_voxels: int, rng: np.random.Generator) -> Array:
@@ -82,7 +85,7 @@ def tissue(model: SignalModel, n_voxels: int, rng: np.random.Generator) -> Array
     amplitude = np.full((n_voxels, 1), AMPLITUDE)
     if model.name == "tensor":
         return np.hstack([amplitude, _tensor_elements(n_voxels, rng)])
-    ranges = [tissue_range(parameter) for parameter in model.parameters[1:]]
+    ranges = [tissue_range(model, parameter) for parameter in model.parameters[1:]]
     return np.hstack([amplitude, *(rng.uniform(*limits, (n_voxels, 1)) for limits in ranges)])
 
 

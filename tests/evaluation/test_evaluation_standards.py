@@ -41,7 +41,7 @@ class TestModel:
         theta = tissue(model, 200, np.random.default_rng(0))
         assert (theta[:, 0] == AMPLITUDE).all()
         for column, parameter in zip(theta.T[1:], model.parameters[1:], strict=True):
-            assert parameter.bounds[0] < column.min() < column.max() < parameter.bounds[1], parameter.name
+            assert parameter.bounds[0] <= column.min() < column.max() <= parameter.bounds[1], parameter.name
 
     def test_seed_acts(self, name: str):
         model, protocol = get_model(name), self.protocol(name)
