@@ -208,9 +208,9 @@ def dmipy_noddi(acquisition: Diffusion) -> Fit:
         from dmipy_fit.core.acquisition_scheme import acquisition_scheme_from_bvalues
         from dmipy_fit.custom_optimizers.reference_models import noddi
 
+        model = noddi()
     scheme = acquisition_scheme_from_bvalues(np.asarray(acquisition.b_value) * 1e6, np.asarray(acquisition.direction))
     bundle = "SD1WatsonDistributed_1_"
-    model = noddi()
 
     def fit(signals: npt.NDArray[Any]) -> Array:
         with redirect_stdout(io.StringIO()):
