@@ -182,4 +182,3 @@ def _write(results: dict[str, Any], path: Path) -> None:
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"--json: {path} cannot be written ({error.strerror}).") from error
-    print(f"Results: {path}")

@@ -119,8 +119,8 @@ def iter_voxels(
 ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
     """Go through the masked voxels of an uncompressed 4-D image, without reading it whole.
 
-    Slices are read one after the other, as they lie in the file: any other order would touch every page of it
-    again and again.
+    It is read in slabs, one after the other, as they lie in the file: any other order would touch every page of
+    it again and again.
 
     Parameters
     ----------
@@ -142,25 +142,18 @@ def iter_voxels(
     if data.shape[:3] != mask.shape:
         raise InputError(f"The mask has shape {mask.shape}, but {image_file} has {data.shape[:3]}.")
     position = np.cumsum(mask, dtype=np.intp).reshape(mask.shape) - 1
-    for slab in _slabs(mask, chunk_size):
+    thickness = max(1, chunk_size // (mask.shape[0] * mask.shape[1]))
+    for first in range(0, mask.shape[2], thickness):
+        slab = slice(first, first + thickness)
         # Transposed: the first axis varies fastest in the file and in memory.
         inside = mask[:, :, slab].T
+        if not inside.any():
+            continue
         index = position[:, :, slab].T[inside]
         signals = np.ascontiguousarray(data[:, :, slab].T[:, inside].T, dtype=np.float32)
         for start in range(0, len(index), chunk_size):
             part = slice(start, start + chunk_size)
             yield index[part], signals[part]
-
-
-def _slabs(mask: npt.NDArray[np.bool_], n_voxels: int) -> Iterator[slice]:
-    """Cut an image along z into slabs of at most that many masked voxels, or of one slice; leave out empty ones."""
-    counts = mask.sum(axis=(0, 1))
-    start = 0
-    for stop in range(1, len(counts) + 1):
-        if stop == len(counts) or counts[start : stop + 1].sum() > n_voxels:
-            if counts[start:stop].any():
-                yield slice(start, stop)
-            start = stop
 
 
 def fill(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], background: float) -> npt.NDArray[Any]:
