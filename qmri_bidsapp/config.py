@@ -30,6 +30,35 @@ _KINDS = {
 }
 
 
+def check_device(device: str) -> None:
+    """Raise UsageError unless --device can be understood."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:n, got {device!r}.")
+
+
+def find_device(device: str) -> str:
+    """Return the torch device that --device stands for: what was asked for, or the first GPU, or the CPU.
+
+    Raises
+    ------
+    UsageError
+        If a GPU was asked for and there is none.
+    """
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda:0" if n_devices else "cpu"
+    index = int(device.partition(":")[2] or 0)
+    if index >= n_devices:
+        raise UsageError(
+            f"--device {device} was asked for, but the number of usable GPUs is {n_devices}; give --device auto or cpu."
+        )
+    return f"cuda:{index}"
+
+
 @dataclass(frozen=True)
 class Config:
     """The choices of one run. Paths are absolute; see ``qmri-bids --help`` for the meaning of each."""
@@ -64,8 +93,7 @@ class Config:
         self._check_paths()
 
     def _check_choices(self) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device, re.ASCII):
-            raise UsageError(f"--device must be auto, cpu, cuda or cuda:n, got {self.device!r}.")
+        check_device(self.device)
         if self.output_layout not in LAYOUTS:
             raise UsageError(f"--output-layout must be {' or '.join(LAYOUTS)}, got {self.output_layout!r}.")
         for name in ("nprocs", "omp_nthreads"):
@@ -116,20 +144,7 @@ class Config:
         UsageError
             If a GPU was asked for and there is none.
         """
-        if self.device == "cpu":
-            return "cpu"
-        import torch
-
-        n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if self.device == "auto":
-            return "cuda:0" if n_devices else "cpu"
-        index = int(self.device.partition(":")[2] or 0)
-        if index >= n_devices:
-            raise UsageError(
-                f"--device {self.device} was asked for, but the number of usable GPUs is {n_devices}; "
-                "give --device auto or cpu."
-            )
-        return f"cuda:{index}"
+        return find_device(self.device)
 
     def to_toml(self) -> str:
         """Return the choices as TOML; what was not chosen is left out."""

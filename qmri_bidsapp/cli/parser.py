@@ -182,7 +182,7 @@ def parse(argv: list[str] | None = None) -> Config:
         raise UnknownLevelError(f"The analysis level must be {' or '.join(LEVELS)}, got {given['analysis_level']!r}.")
     for name, prefix in _LISTS.items():
         if name in given:
-            given[name] = _words(name, given[name], prefix)
+            given[name] = words(name, given[name], prefix)
     config_file = given.pop("config_file", None)
     values = {**(read_toml(Path(config_file)) if config_file else {}), **given}
     values["run_id"] = f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4().hex[:8]}"
@@ -193,13 +193,13 @@ def parse(argv: list[str] | None = None) -> Config:
     return make_config(values)
 
 
-def _words(name: str, given: list[str], prefix: str) -> list[str]:
+def words(name: str, given: list[str], prefix: str = "") -> list[str]:
     """Return the distinct words of an option, in the order given."""
-    words = [word.removeprefix(prefix) for item in given for word in item.split(",") if word]
-    if not words:
+    found = [word.removeprefix(prefix) for item in given for word in item.split(",") if word]
+    if not found:
         # An empty list would mean all.
         raise UsageError(f"--{name.replace('_', '-')} needs at least one value, got {' '.join(given)!r}.")
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(found))
 
 
 def _threads_per_step(values: dict[str, Any]) -> int:

@@ -119,13 +119,16 @@ def merge_series(files: Sequence[str | Path]) -> nib.Nifti1Image:
 
 def iter_voxels(
     image_file: str | Path, mask: npt.NDArray[np.bool_], chunk_size: int
-) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
     """Go through the masked voxels of an uncompressed 4-D image, without reading it whole.
+
+    It is read in slabs, one after the other, as they lie in the file: any other order would touch every page of
+    it again and again.
 
     Parameters
     ----------
     image_file : path
-        ``.nii``, memory mapped.
+        ``.nii``.
     mask : ndarray
         (x, y, z) bool.
     chunk_size : int
@@ -133,18 +136,27 @@ def iter_voxels(
 
     Yields
     ------
-    slice
-        Positions among the masked voxels, in C order of the mask.
+    ndarray
+        (n,) positions among the masked voxels, in C order of the mask.
     ndarray
         (n, n_measurements) float32.
     """
-    data = np.asanyarray(nib.load(image_file, mmap=True).dataobj)
+    data = nib.load(image_file, mmap=False).dataobj
     if data.shape[:3] != mask.shape:
         raise InputError(f"The mask has shape {mask.shape}, but {image_file} has {data.shape[:3]}.")
-    x, y, z = np.nonzero(mask)
-    for start in range(0, len(x), chunk_size):
-        part = slice(start, min(start + chunk_size, len(x)))
-        yield part, np.asarray(data[x[part], y[part], z[part]], dtype=np.float32)
+    position = np.cumsum(mask, dtype=np.intp).reshape(mask.shape) - 1
+    thickness = max(1, chunk_size // (mask.shape[0] * mask.shape[1]))
+    for first in range(0, mask.shape[2], thickness):
+        slab = slice(first, first + thickness)
+        # Transposed: the first axis varies fastest in the file and in memory.
+        inside = mask[:, :, slab].T
+        if not inside.any():
+            continue
+        index = position[:, :, slab].T[inside]
+        signals = np.ascontiguousarray(data[:, :, slab].T[:, inside].T, dtype=np.float32)
+        for start in range(0, len(index), chunk_size):
+            part = slice(start, start + chunk_size)
+            yield index[part], signals[part]
 
 
 def fill(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], background: float) -> npt.NDArray[Any]:

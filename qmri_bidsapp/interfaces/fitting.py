@@ -73,21 +73,23 @@ def fit_volume(
     protocol, matrix = estimator.model.adapt(acquisition)
     estimator.fit(protocol, seed=seed)
     masked_noise = None if noise_std is None else noise_std[mask]
-    parts = []
+    maps = _allocate(estimator, int(mask.sum()))
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
         noise = _noise_of_repeats(signals, acquisition)
         if masked_noise is not None:
             known = masked_noise[index]
             noise = known if noise is None else np.where(np.isnan(known), noise, known)
-        parts.append(estimator.predict(values, noise_std=noise))
-    return ParameterMaps(
-        parameters=parts[0].parameters,
-        estimate=np.concatenate([part.estimate for part in parts]),
-        std=np.concatenate([part.std for part in parts]),
-        std_kind=parts[0].std_kind,
-        status=np.concatenate([part.status for part in parts]),
-    )
+        part = estimator.predict(values, noise_std=noise)
+        maps.estimate[index], maps.std[index], maps.status[index] = part.estimate, part.std, part.status
+    return maps
+
+
+def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:
+    """Return maps of that many voxels, to be filled."""
+    parameters = (*estimator.model.parameters, *estimator.model.derived)
+    estimate, std = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(2))
+    return ParameterMaps(parameters, estimate, std, estimator.std_kind, np.empty(n_voxels, dtype=np.uint8))
 
 
 def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:

@@ -197,8 +197,9 @@ def test_relative_paths_and_dots_become_absolute(bids_dir, tmp_path):
 def test_every_option_in_the_documentation_exists():
     repository = Path(__file__).resolve().parents[2]
     known = {option for action in build_parser()._actions for option in action.option_strings}
-    # Of docker, and of qmri.
-    foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--seed"}
+    # Of docker and pip, and of qmri.
+    foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
+    foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

@@ -61,13 +61,19 @@ def test_series_need_one_geometry(tmp_path: Path) -> None:
         merge_series([first, save(tmp_path / "c.nii", np.ones((3, 3, 3)), np.diag([2.0, 1, 1, 1]))])
 
 
-def test_chunks_put_together_are_the_masked_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chunk_size", "n_parts"), [(11, 8), (40, 3), (1000, 1)], ids=["parts", "slabs", "whole"])
+def test_chunks_put_together_are_the_masked_image(tmp_path: Path, chunk_size: int, n_parts: int) -> None:
     data = np.random.default_rng(0).random((4, 5, 6, 7)).astype(np.float32)
     mask = data[..., 0] > 0.4
-    parts = list(iter_voxels(save(tmp_path / "a.nii", data), mask, chunk_size=11))
-    values = np.concatenate([signals for _, signals in parts])
+    mask[..., 2] = False
+    parts = list(iter_voxels(save(tmp_path / "a.nii", data), mask, chunk_size))
+    values = np.full((mask.sum(), 7), np.nan, dtype=np.float32)
+    for index, signals in parts:
+        values[index] = signals
     np.testing.assert_array_equal(values, data[mask])
-    assert max(len(signals) for _, signals in parts) <= 11
+    assert sum(len(index) for index, _ in parts) == len(values)
+    assert max(len(signals) for _, signals in parts) <= chunk_size
+    assert len(parts) == n_parts
     filled = fill(values[:, 3], mask, np.nan)
     np.testing.assert_array_equal(filled[mask], data[mask][:, 3])
     assert np.isnan(filled[~mask]).all()

@@ -1,0 +1,1 @@
+"""Measuring models and estimators: standard protocols, simulated voxels, speed, peers."""

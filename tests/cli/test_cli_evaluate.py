@@ -1,0 +1,80 @@
+"""``qmri evaluate``: table, JSON and causes of failure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.evaluation import peers
+from qmri_bidsapp.registry import get_model, load_estimators
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    n_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def run(*options: str) -> int:
+    return tools.main(["evaluate", "speed", "--seconds", "0.01", "--threads", "1", "--device", "cpu", *options])
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
+def test_every_estimator_of_every_model(tmp_path, capsys):
+    assert run("--models", "t2,tensor", "--json", "speed.json") == 0
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert list(found) == ["t2", "tensor"]
+    for name, estimators in found.items():
+        expected = [key for key, estimator in load_estimators().items() if estimator.supports(get_model(name))]
+        assert list(estimators) == expected
+        for result in estimators.values():
+            assert set(result) == {"voxels_per_second", "peers"}
+            assert result["voxels_per_second"] > 0
+            assert result["peers"] == {}
+    table = rows(capsys.readouterr().out)
+    assert table[0] == ["model", "estimator", "measurements", "voxels", "voxels/s", "cores"]
+    assert [(row[0], row[1]) for row in table[2:]] == [(name, key) for name in found for key in found[name]]
+    assert {(row[0], row[2]) for row in table[2:]} == {("t2", "6"), ("tensor", "33")}
+
+
+def test_peers(tmp_path, monkeypatch, capsys):
+    def absent(_acquisition):
+        raise ImportError("No module named 'absent'")
+
+    missing = peers.Peer("other", "t2", "other-package", ("t2",), absent)
+    monkeypatch.setattr(peers, "PEERS", (*peers.PEERS, missing))
+    assert run("--models", "t2", "--peers", "--json", "speed.json") == 0
+    result = json.loads((tmp_path / "speed.json").read_text())["t2"]["nlls"]
+    assert list(result["peers"]) == ["scipy least_squares"]
+    # A batched fit is faster than a loop over voxels.
+    assert 0 < result["peers"]["scipy least_squares"] < result["voxels_per_second"]
+    output = capsys.readouterr().out
+    assert "Peer other was left out: No module named 'absent' (package other-package)." in output
+    assert [row[5] for row in rows(output) if "(peer)" in row[1]] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "cause"),
+    [
+        (["--models", "t9"], 64, "no model named 't9'; known: "),
+        (["--models", "t2star"], 64, "Model t2star has no standard protocol; those that have: t1, t2"),
+        (["--models", "t2", "--threads", "0"], 64, "--threads must be at least 1"),
+        (["--models", "t2", "--seconds", "inf"], 64, "--seconds positive"),
+        (["--device", "gpu"], 64, "--device must be auto, cpu, cuda or cuda:n"),
+        (["--json", "absent/speed.json"], 73, "the folder of absent/speed.json does not exist"),
+    ],
+    ids=["unknown model", "no protocol", "no thread", "no time", "unknown device", "no folder"],
+)
+def test_code_and_cause_in_one_line(options, code, cause, capsys):
+    assert run(*options) == code
+    captured = capsys.readouterr()
+    assert cause in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
