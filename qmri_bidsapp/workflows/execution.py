@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -198,15 +199,17 @@ def _stop_workers(workers: Workers | None) -> None:
     if workers:
         workers.stop()
     # The fork server's own helper ends by itself; killed, it would be started again and complain.
-    children = [child for child in psutil.Process().children(recursive=True) if not _is_resource_tracker(child)]
-    for child in children:
-        try:
-            child.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(children, timeout=3)
-    for child in alive:
-        child.kill()
+    parents = [child for child in psutil.Process().children() if not _is_resource_tracker(child)]
+    doomed = list(parents)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for parent in parents:
+            # Stopped, the fork server cannot start one more worker while they are counted.
+            parent.suspend()
+            doomed += parent.children(recursive=True)
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(doomed, timeout=3)
 
 
 def _is_resource_tracker(process: Any) -> bool:
