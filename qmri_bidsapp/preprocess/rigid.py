@@ -20,6 +20,8 @@ MIN_SLICES = 8
 MAX_ROTATION = np.deg2rad(15.0)
 MAX_TRANSLATION = 15.0
 SEED = 1
+#: Voxels that the metric looks at: at least a quarter, in small images all.
+N_SAMPLES = 100_000
 #: How registrations proceed. "far": between series, from the centres of mass. "near": within a series whose contrast
 #: changes, from the header. "quick": within a series of one contrast, at half the resolution, several times faster.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -113,7 +115,7 @@ def register(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, *, effort: str) ->
             to_ants(moving),
             type_of_transform="Rigid",
             aff_metric="mattes",
-            aff_random_sampling_rate=0.25,
+            aff_random_sampling_rate=float(np.clip(N_SAMPLES / np.prod(fixed.shape), 0.25, 1.0)),
             outprefix=str(Path(folder) / "rigid_"),
             random_seed=SEED,
             **SCHEDULES[effort],
