@@ -45,7 +45,7 @@ def standard_deviations(
     ----------
     model : SignalModel
     theta : Tensor
-        (n_voxels, n_parameters), in each parameter's unit.
+        (n_voxels, n_parameters + n_covariates), in each parameter's unit; covariates count as exact.
     covariance : Tensor
         (n_voxels, n_parameters, n_parameters), in the same units.
     free : Tensor
@@ -62,7 +62,7 @@ def standard_deviations(
     variance = torch.diagonal(covariance, dim1=1, dim2=2)
     variance = torch.where(free & (variance >= 0), variance, torch.nan)
     if model.derived:
-        slope = torch.func.vmap(torch.func.jacrev(model.derive))(theta.double())
+        slope = torch.func.vmap(torch.func.jacrev(model.derive))(theta.double())[..., : len(model.parameters)]
         derived = (slope @ covariance @ slope.mT).diagonal(dim1=1, dim2=2)
         depends_on_bound = ((slope != 0) & ~free.unsqueeze(1)).any(-1)
         variance = torch.cat([variance, torch.where(depends_on_bound, torch.nan, derived)], dim=1)

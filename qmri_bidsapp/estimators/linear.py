@@ -14,7 +14,7 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import standard_deviations
-from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
+from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.tensor import DiffusionTensor, design_matrix
 
@@ -51,11 +51,19 @@ class WeightedLinearLeastSquares(Estimator):
         self._design = (torch.tensor(design_matrix(acquisition), device=self.device) * self._scale).float()
         return self
 
-    def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
         """Estimate; see `Estimator.predict`."""
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         values, status, usable = screen(signals, self.acquisition_.n_measurements)
+        # The tensor has none: what is given must be empty.
+        covariates_of(self.model, covariates, len(values))
         noise = noise_of(noise_std, usable)
         with torch.no_grad():
             estimate, std = self._solve(values[usable], noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def fit_volume(
     acquisition: Acquisition,
     *,
     noise_std: npt.NDArray[np.float32] | None = None,
+    covariates: Sequence[npt.NDArray[np.float32]] = (),
     seed: int = 0,
 ) -> ParameterMaps:
     """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
@@ -45,6 +47,8 @@ def fit_volume(
         Protocol of the series, as it was acquired.
     noise_std : ndarray, optional
         (x, y, z) standard deviation of the noise of one measurement, in the unit of the image.
+    covariates : sequence of ndarray
+        (x, y, z) map of each covariate of the model, in its order; empty for neutral values.
     seed : int
         Passed to the estimator.
 
@@ -58,20 +62,24 @@ def fit_volume(
     ProtocolError
         If the protocol cannot identify the model's parameters.
     InputError
-        If the mask is empty.
+        If the mask is empty, or a covariate has another shape.
     """
     from qmri_bidsapp.images.volumes import iter_voxels
 
     if not mask.any():
         raise InputError(f"The brain mask of {Path(image_file).name} is empty: there is no voxel to fit.")
+    for values in covariates:
+        if values.shape != mask.shape:
+            raise InputError(f"A covariate has shape {values.shape}, but {image_file} has {mask.shape}: resample it.")
     protocol, matrix = estimator.model.adapt(acquisition)
     estimator.fit(protocol, seed=seed)
     masked_noise = None if noise_std is None else noise_std[mask]
+    known = np.stack([values[mask] for values in covariates], axis=-1) if covariates else None
     parts = []
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
         noise = _noise_of_repeats(signals, acquisition) if masked_noise is None else masked_noise[index]
-        parts.append(estimator.predict(values, noise_std=noise))
+        parts.append(estimator.predict(values, noise_std=noise, covariates=None if known is None else known[index]))
     return ParameterMaps(
         parameters=parts[0].parameters,
         estimate=np.concatenate([part.estimate for part in parts]),
@@ -98,6 +106,9 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
     in_mask = File(exists=True, mandatory=True)
     noise_std = File(exists=True, desc="3-D standard deviation of the noise of one measurement")
+    covariates = traits.List(
+        File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
+    )
     acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict()")
     direction = traits.List(desc="diffusion directions after alignment, in place of those of the acquisition")
     model = traits.Str(mandatory=True)
@@ -143,6 +154,7 @@ class Fit(SimpleInterface):
             mask,
             Acquisition.from_dict(acquisition),
             noise_std=np.asarray(load_image(noise_file, ndim=3).dataobj) if noise_file else None,
+            covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
             seed=self.inputs.seed,
         )
         self._results["seconds"] = time.perf_counter() - start
