@@ -117,6 +117,48 @@ class MultiEcho(Acquisition):
 
 
 @dataclass(frozen=True)
+class SpoiledGradientEcho(Acquisition):
+    """Spoiled gradient echoes in the steady state, some of them with a magnetization transfer pulse.
+
+    Attributes
+    ----------
+    flip_angle : tuple of float
+        (n_measurements,) nominal flip angle, degree.
+    repetition_time : tuple of float
+        (n_measurements,) time between two excitations, s.
+    mt_pulse : tuple of bool
+        (n_measurements,) whether a magnetization transfer pulse precedes each excitation; empty for none.
+    """
+
+    flip_angle: tuple[float, ...]
+    repetition_time: tuple[float, ...]
+    mt_pulse: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.mt_pulse:
+            object.__setattr__(self, "mt_pulse", (False,) * len(self.flip_angle))
+        counts = (len(self.flip_angle), len(self.repetition_time), len(self.mt_pulse))
+        if len(set(counts)) > 1:
+            raise ProtocolError("Got {} flip angles, {} repetition times and {} MT states.".format(*counts))
+        for angle in self.flip_angle:
+            if not 0 < angle < 180:
+                raise ProtocolError(f"FlipAngle must lie between 0 and 180 degrees, got {angle}.")
+        if self.flip_angle and max(self.flip_angle) < 0.7:
+            raise ProtocolError(f"FlipAngle must be in degrees, got {max(self.flip_angle)} at most: is it in radian?")
+        for time in self.repetition_time:
+            if not 0 < time <= 5:
+                raise ProtocolError(
+                    f"The repetition time of a spoiled gradient echo must lie between 0 and 5 s, got {time}: "
+                    "is it in milliseconds?"
+                )
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of images."""
+        return len(self.flip_angle)
+
+
+@dataclass(frozen=True)
 class Diffusion(Acquisition):
     """Pulsed-gradient diffusion weighting with linear encoding.
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
+from qmri_bidsapp.core.acquisition import (
+    Acquisition,
+    Diffusion,
+    InversionRecovery,
+    MultiEcho,
+    SphericalMean,
+    SpoiledGradientEcho,
+)
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
@@ -25,7 +32,10 @@ def directions(n: int, seed: int = 0) -> np.ndarray:
 
 def protocol(model: SignalModel) -> Acquisition:
     """A protocol that identifies the model well."""
+    if model.name == "mtsat":
+        return SpoiledGradientEcho((3, 6, 6, 10, 15, 20) * 2, (0.028,) * 12, ((False,) * 3 + (True,) * 3) * 2)
     table = {
+        SpoiledGradientEcho: SpoiledGradientEcho((2, 3, 5, 8, 12, 16, 20, 25), (0.015,) * 8),
         InversionRecovery: InversionRecovery((0.05, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2, 5.0)),
         MultiEcho: MultiEcho(tuple(0.01 * (i + 1) for i in range(16))),
         SphericalMean: SphericalMean((0.0, 700.0, 1500.0, 2500.0, 4000.0), (12, 32, 32, 32, 32)),
@@ -40,6 +50,7 @@ def parameters(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
     ranges = {
         "inversion_factor": (1.7, 2.0),
         "t1": (0.4, 2.5),
+        "mtsat": (0.5, 4.0),
         "t2": (0.03, 0.15),
         "t2star": (0.02, 0.08),
         "intra_fraction": (0.2, 0.8),
