@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, diffusion_protocol, timed_protocol
+from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, STEADY_STATE_KINDS, diffusion_protocol, series_protocol
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
 
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from bids import BIDSLayout
     from bids.layout import BIDSFile
 
-KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "dwi")
-#: Entity and sidecar field along which the images of a series differ.
+KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "VFA", "MTS", "dwi")
+#: BIDS keys of the entities along which the images of a series differ.
 SERIES_AXIS = {
-    "IRT1": ("inversion", "InversionTime"),
-    "MESE": ("echo", "EchoTime"),
-    "MEGRE": ("echo", "EchoTime"),
+    "IRT1": ("inv",),
+    "MESE": ("echo",),
+    "MEGRE": ("echo",),
+    "VFA": ("flip",),
+    "MTS": ("flip", "mt"),
 }
 #: pybids name -> BIDS key of the entities that tell series apart, in BIDS order.
 ENTITIES = {
@@ -48,7 +50,7 @@ class InputGroup:
     entities : tuple of (str, str)
         BIDS keys and labels that all files share, in BIDS order, without ``sub``.
     files : tuple of str
-        Absolute paths, by ascending inversion or echo time.
+        Absolute paths, by ascending inversion or echo time, or as `series_protocol` orders them.
     acquisition : Acquisition or None
         Protocol; None for a T1w.
     bval, bvec : str or None
@@ -119,7 +121,7 @@ def find_inputs(
     participant_labels, session_labels, run_labels : tuple of str
         Labels without the key; empty for all. Runs are compared as numbers.
     filters : mapping, optional
-        Kind (``"t1w"``, ``"irt1"``, ``"mese"``, ``"megre"``, ``"dwi"``) -> pybids query.
+        Kind in lower case (``"t1w"``, ``"irt1"``, ...) -> pybids query.
 
     Raises
     ------
@@ -182,11 +184,24 @@ def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...
     """Group files by the entities that tell series apart."""
     groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
     for item in files:
-        # Labels are taken from the file name: pybids turns run-01 into the number 1.
-        parts = dict(part.split("-", 1) for part in Path(item.path).name.split("_") if "-" in part)
+        parts = labels_of(item.path)
         key = tuple((short, parts[short]) for short in ENTITIES.values() if short in parts)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
+
+
+def labels_of(path: str | Path) -> dict[str, str]:
+    """Return BIDS key -> label as they stand in a file name; pybids would turn ``run-01`` into the number 1."""
+    return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
+
+
+def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
+    """Return the images of the first echo, which T2* weights least, and what was left out."""
+    echoes = [int(item.entities.get("echo", 0)) for item in members]
+    kept = [item for item, echo in zip(members, echoes, strict=True) if echo == min(echoes)]
+    if len(kept) == len(members):
+        return members, None
+    return kept, f"{kept[0].path} and its series: of {len(set(echoes))} echoes only the first is used."
 
 
 def _add_group(
@@ -201,6 +216,10 @@ def _add_group(
     """Append one or several groups; what cannot be used becomes a problem."""
     # Without a series axis every file is a series of its own.
     bundles = [members] if kind in SERIES_AXIS else [[item] for item in members]
+    if kind in STEADY_STATE_KINDS:
+        bundles[0], note = _first_echo(members)
+        if note:
+            problems.append(Problem(subject, kind, members[0].path, note, severity="note"))
     for bundle in bundles:
         try:
             groups.append(_make_group(layout, subject, kind, entities, bundle))
@@ -222,7 +241,7 @@ def _make_group(
     acquisition: Acquisition | None = None
     bval = bvec = None
     if kind in SERIES_AXIS:
-        acquisition, order = timed_protocol(kind, paths, sidecars, SERIES_AXIS[kind][1])
+        acquisition, order = series_protocol(kind, paths, sidecars)
         paths = [paths[i] for i in order]
     elif kind == "dwi":
         bval, bvec = (_gradient_file(layout, paths[0], extension) for extension in (".bval", ".bvec"))

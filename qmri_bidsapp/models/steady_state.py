@@ -67,9 +67,15 @@ class VariableFlipAngleT1(SignalModel):
         return 1 / theta[..., 1:2]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for two distinct flip angles."""
+        """Ask for two distinct flip angles, and for no magnetization transfer pulse."""
         super().check(acquisition)
-        _check_flip_angles(_protocol(acquisition).flip_angle, self.name, "FlipAngle")
+        protocol = _protocol(acquisition)
+        if any(protocol.mt_pulse):
+            raise ProtocolError(
+                f"Model {self.name} needs images without a magnetization transfer pulse, but MTState is true; "
+                "use model mtsat (BIDS suffix MTS) or leave the model out with --models."
+            )
+        _check_flip_angles(protocol.flip_angle, self.name, "FlipAngle")
 
 
 class MagnetizationTransferSaturation(SignalModel):

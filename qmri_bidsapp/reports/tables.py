@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 
 STATUS_MEANING = {
     "OK": "estimated",
@@ -39,6 +39,11 @@ def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append(("Inversion times", _milliseconds(acquisition.inversion_time)))
         elif isinstance(acquisition, MultiEcho):
             rows.append(("Echo times", _milliseconds(acquisition.echo_time)))
+        elif isinstance(acquisition, SpoiledGradientEcho):
+            rows.append(("Flip angles", ", ".join(f"{angle:g}" for angle in acquisition.flip_angle) + " degree"))
+            rows.append(("Repetition times", _milliseconds(acquisition.repetition_time)))
+            if any(acquisition.mt_pulse):
+                rows.append(("MT pulse", ", ".join("on" if pulse else "off" for pulse in acquisition.mt_pulse)))
         elif isinstance(acquisition, Diffusion):
             shells = (f"{len(i)} at b = {acquisition.b_value[i[0]]:g} s/mm²" for i in acquisition.shells())
             rows.append(("Volumes", "; ".join(shells)))

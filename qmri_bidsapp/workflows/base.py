@@ -156,7 +156,7 @@ def _add_series(
             f"save_{fit.name}",
             f"{item.group.name} {model}",
             f"fit_{index}_{number}",
-            **fit_outputs(item, model, estimator, str(config.bids_dir)),
+            **fit_outputs(item, model, estimator, str(config.bids_dir), subject_plan.clashing(item, model)),
         )
         results = [(name, name) for name in ("estimates", "stds", "status", "counts", "seconds")]
         wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])

@@ -15,6 +15,11 @@ _MODELS = {
     "t1": "T1 was estimated from the magnitude of inversion-recovery images [@barral].",
     "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
     "t2star": "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay.",
+    "vfa": "T1 was estimated from spoiled gradient echoes of several flip angles by the Ernst equation [@ernst] "
+    "[@despot], with the effective flip angles where there was a map of the transmit field.",
+    "mtsat": "Magnetization transfer saturation and T1 were estimated from spoiled gradient echoes with and without a "
+    "magnetization transfer pulse [@mtsat] [@dathe], with the empirical correction for the transmit field [@weiskopf] "
+    "where there was a map of it.",
     "smt": "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
     "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
     "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "

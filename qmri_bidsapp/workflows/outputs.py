@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
+from qmri_bidsapp.bids.queries import SERIES_AXIS, labels_of
+from qmri_bidsapp.bids.sidecars import image_fields
 from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.workflows.plan import NO_RESIDUALS
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup
@@ -72,8 +75,10 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     if group.kind == "dwi":
         names = [_name(group, "dwi", desc="preproc")]
     else:
-        entity, field = ("inv", "InversionTime") if group.kind == "IRT1" else ("echo", "EchoTime")
-        names = [_name(group, group.kind, desc="preproc", **{entity: _label_of(file, entity)}) for file in group.files]
+        names = [
+            _name(group, group.kind, desc="preproc", **{key: labels_of(file)[key] for key in SERIES_AXIS[group.kind]})
+            for file in group.files
+        ]
         labels = [
             _name(group, "mask", desc=f"{group.kind}brain"),
             _name(group, "dseg", desc=f"{group.kind}tissue"),
@@ -83,10 +88,12 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     if group.kind == "dwi":
         sidecars[0].update({key: value for key, value in group.metadata if key == "RepetitionTime"})
     else:
-        acquisition = group.acquisition.to_dict()  # type: ignore[union-attr]
-        times = acquisition["inversion_time" if group.kind == "IRT1" else "echo_time"]
-        for sidecar, time, file in zip(sidecars, times, group.files, strict=True):
-            sidecar.update({field: time, "Sources": [bids_uri(file, bids_dir)]})
+        fields = image_fields(group.kind, group.acquisition)  # type: ignore[arg-type]
+        if group.kind == "VFA":
+            sequence = dict(group.metadata).get("PulseSequenceType", "Spoiled gradient echo")
+            fields = [{**item, "PulseSequenceType": sequence} for item in fields]
+        for sidecar, item_fields, file in zip(sidecars, fields, group.files, strict=True):
+            sidecar.update({**item_fields, "Sources": [bids_uri(file, bids_dir)]})
     return {
         "preproc_names": names,
         "preproc_sidecars": sidecars,
@@ -99,16 +106,23 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     }
 
 
-def _label_of(file: str, entity: str) -> str:
-    """Return the label of an entity as it stands in a file name."""
-    from pathlib import Path
+def fit_outputs(
+    item: SeriesPlan,
+    model_name: str,
+    estimator_name: str,
+    bids_dir: str,
+    clashing: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Return inputs of `SaveFit` for one fit.
 
-    parts = dict(part.split("-", 1) for part in Path(file).name.split("_") if "-" in part)
-    return parts[entity]
-
-
-def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir: str) -> dict[str, Any]:
-    """Return inputs of `SaveFit` for one fit."""
+    Parameters
+    ----------
+    item : SeriesPlan
+    model_name, estimator_name : str
+    bids_dir : str
+    clashing : frozenset of str
+        BIDS suffixes that another model of the same subject would write under the same name.
+    """
     from qmri_bidsapp.registry import get_estimator, get_model
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
@@ -117,13 +131,14 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
     }
+    unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
     maps, sidecars, std_sidecars = [], [], []
     for parameter in (*model.parameters, *model.derived):
-        name, std_name = _map_names(group, model_name, parameter, estimator_name, alone)
+        name, std_name = _map_names(group, model_name, parameter, estimator_name, alone, clashing)
         sidecar = _sidecar(
             group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
         )
-        std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}"
+        std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}{unknown}"
         sidecars.append(sidecar)
         std_sidecars.append({**sidecar, "Description": std_description})
         maps.append(
@@ -162,7 +177,9 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
     }
 
 
-def _map_names(group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool) -> tuple[str, str]:
+def _map_names(
+    group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
+) -> tuple[str, str]:
     """Return the names of a parameter's map and of its standard deviation."""
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}
@@ -173,7 +190,7 @@ def _map_names(group: InputGroup, model: str, parameter: Parameter, estimator: s
     suffix = parameter.bids_suffix
     if suffix is None:
         raise ValueError(f"Parameter {parameter.name} of model {model} has no BIDS suffix.")
-    if suffix in SHARED_SUFFIXES:
+    if suffix in SHARED_SUFFIXES or suffix in clashing:
         return _name(group, suffix, desc=f"{estimator}{model}"), _name(group, suffix, desc=f"{estimator}{model}std")
     desc = {} if alone else {"desc": estimator}
     return _name(group, suffix, **desc), _name(group, suffix, desc=f"{estimator}std")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
 
-RELAXOMETRY = ("IRT1", "MESE", "MEGRE")
+NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,14 @@ class SeriesPlan:
     def node_name(self) -> str:
         """Name for the graph: the series' name, letters, digits and underscores only."""
         return "".join(char if char.isalnum() else "_" for char in self.group.name).lower()
+
+    def has_residuals(self, model_name: str) -> bool:
+        """Whether the fit of a model has residuals, from which the noise is estimated where nothing else tells it."""
+        from qmri_bidsapp.registry import get_model
+
+        model = get_model(model_name)
+        protocol, _ = model.adapt(self.group.acquisition)  # type: ignore[arg-type]
+        return self.group.kind == "dwi" or protocol.n_measurements > len(model.parameters)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,26 @@ class SubjectPlan:
         session = dict(group.entities).get("ses")
         same_session = [t1w for t1w in self.t1w if dict(t1w.entities).get("ses") == session]
         return next(iter(same_session or self.t1w), None)
+
+    def clashing(self, item: SeriesPlan, model_name: str) -> frozenset[str]:
+        """Return the BIDS suffixes that a model of this series shares with another model of the subject.
+
+        Their names must hold the model: T1 by inversion recovery and by variable flip angles are different maps.
+        """
+        from qmri_bidsapp.registry import get_model
+
+        def suffixes(name: str) -> set[str]:
+            model = get_model(name)
+            return {p.bids_suffix for p in (*model.parameters, *model.derived) if p.bids_suffix}
+
+        others = [
+            suffixes(name)
+            for other in self.series
+            if other.group.entities == item.group.entities
+            for name in {name for name, _ in other.fits}
+            if (other.group, name) != (item.group, model_name)
+        ]
+        return frozenset(suffixes(model_name) & set().union(*others))
 
     def describe(self) -> list[str]:
         """Return lines that say what was found and what will be done."""
@@ -105,6 +133,9 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
         except ProtocolError as error:
             errors.append(f"{group.name}: {error}")
             continue
+        found = SeriesPlan(group, fits, notes)
+        unknown = [name for name in dict(fits) if not found.has_residuals(name)]
+        notes += tuple(f"{name}: no standard deviations: {NO_RESIDUALS}." for name in unknown)
         series.append(SeriesPlan(group, fits, notes))
     t1w = tuple(group for group in inputs.groups if group.kind == "T1w")
     return SubjectPlan(inputs, t1w, tuple(series), tuple(errors))
@@ -112,7 +143,7 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
 
 def _protocol(group: InputGroup) -> str:
     """Summarise a protocol in a few words."""
-    from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
+    from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 
     acquisition = group.acquisition
     if isinstance(acquisition, InversionRecovery):
@@ -121,6 +152,12 @@ def _protocol(group: InputGroup) -> str:
     if isinstance(acquisition, MultiEcho):
         times = acquisition.echo_time
         return f"{len(times)} echoes, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
+    if isinstance(acquisition, SpoiledGradientEcho):
+        angles = ", ".join(f"{angle:g}" for angle in acquisition.flip_angle)
+        pulses = sum(acquisition.mt_pulse)
+        return f"{len(acquisition.flip_angle)} images, flip angles {angles} degree" + (
+            f", the last {pulses} with MT pulse" if pulses else ""
+        )
     if isinstance(acquisition, Diffusion):
         shells = ", ".join(f"{len(i)} at b = {acquisition.b_value[i[0]]:g}" for i in acquisition.shells())
         return f"{acquisition.n_measurements} volumes ({shells} s/mm²)"

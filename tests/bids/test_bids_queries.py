@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.dataset import blocking, open_layout, validate
-from qmri_bidsapp.bids.queries import SubjectInputs, find_inputs
-from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
+from qmri_bidsapp.bids.queries import KINDS, SubjectInputs, find_inputs, labels_of
+from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, UsageError
 
 Make = Callable[[], Path]
+Add = Callable[[Path, dict[str, dict]], None]
 
 
 def inputs_of(root: Path, label: str = "01", **options) -> SubjectInputs:
@@ -81,6 +82,66 @@ def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) 
     assert "sub-02 has no T1w" in found.problems[0].message
 
 
+#: Numbered against the order in which the images are used.
+STEADY_STATE = {
+    "flip-1_VFA": {"FlipAngle": 20, "RepetitionTimeExcitation": 0.015},
+    "flip-2_VFA": {"FlipAngle": 3, "RepetitionTime": 0.018},
+    "flip-1_mt-on_MTS": {"FlipAngle": 6, "MTState": True, "RepetitionTimeExcitation": 0.028},
+    "flip-2_mt-off_MTS": {"FlipAngle": 20, "MTState": False, "RepetitionTimeExcitation": 0.018},
+    "flip-1_mt-off_MTS": {"FlipAngle": 6, "MTState": False, "RepetitionTimeExcitation": 0.028},
+}
+
+
+class TestSteadyState:
+    def test_series_are_found_in_order(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        found = inputs_of(root)
+        groups = {group.kind: group for group in found.groups}
+        assert groups["VFA"].acquisition == SpoiledGradientEcho((3.0, 20.0), (0.018, 0.015))
+        assert [labels_of(name)["flip"] for name in groups["VFA"].files] == ["2", "1"]
+        expected = SpoiledGradientEcho((6.0, 20.0, 6.0), (0.028, 0.018, 0.028), (False, False, True))
+        assert groups["MTS"].acquisition == expected
+        labels = [labels_of(name) for name in groups["MTS"].files]
+        assert [(item["flip"], item["mt"]) for item in labels] == [("1", "off"), ("2", "off"), ("1", "on")]
+        assert not found.problems
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "message"),
+        [
+            ("flip-1_VFA", {"RepetitionTimeExcitation": 0.015}, "needs FlipAngle (a number, in degrees)"),
+            ("flip-1_VFA", {"FlipAngle": 20}, "needs RepetitionTimeExcitation or RepetitionTime"),
+            ("flip-1_VFA", {"FlipAngle": 20, "RepetitionTimeExcitation": 15}, "milliseconds"),
+            (
+                "flip-1_VFA",
+                {"FlipAngle": 20, "RepetitionTimeExcitation": 0.015, "PulseSequenceType": "bSSFP"},
+                "only spoiled gradient echoes",
+            ),
+            ("flip-1_mt-on_MTS", {"FlipAngle": 6, "RepetitionTimeExcitation": 0.028}, "needs MTState (true or false)"),
+        ],
+        ids=["flip-angle", "repetition-time", "milliseconds", "balanced", "mt-state"],
+    )
+    def test_bad_sidecars(self, make_dataset: Make, add_images: Add, name: str, fields: dict, message: str) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", {**STEADY_STATE, name: fields})
+        assert message in error_of(root)
+        assert f"sub-01_{name}.nii.gz" in error_of(root) or "milliseconds" in message
+
+    def test_only_the_first_of_several_echoes_is_used(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        images = {
+            f"echo-{echo}_flip-{flip}_VFA": {"FlipAngle": 10 * flip, "RepetitionTimeExcitation": 0.02}
+            for echo in (2, 1)
+            for flip in (1, 2)
+        }
+        add_images(root / "sub-01" / "anat", images)
+        found = inputs_of(root)
+        (group,) = [group for group in found.groups if group.kind == "VFA"]
+        assert [labels_of(name)["echo"] for name in group.files] == ["1", "1"]
+        assert [problem.severity for problem in found.problems] == ["note"]
+        assert "of 2 echoes only the first is used" in found.problems[0].message
+
+
 class TestWholeDataset:
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(InputMissingError, match="does not exist"):
@@ -104,7 +165,7 @@ class TestWholeDataset:
 
     def test_filter_that_leaves_nothing(self, make_dataset: Make) -> None:
         layout = open_layout(make_dataset())
-        filters = {kind: {"acquisition": "none"} for kind in ("t1w", "irt1", "mese", "megre", "dwi")}
+        filters = {kind.lower(): {"acquisition": "none"} for kind in KINDS}
         with pytest.raises(NothingMatchedError):
             find_inputs(layout, filters=filters)
 
@@ -187,7 +248,13 @@ def test_validator_runs_offline_and_its_errors_block_only_what_is_used(make_data
 
 @pytest.mark.parametrize(
     ("name", "kind", "n_files"),
-    [("qmri_irt1", "IRT1", 4), ("qmri_mese", "MESE", 32), ("qmri_megre", "MEGRE", 8)],
+    [
+        ("qmri_irt1", "IRT1", 4),
+        ("qmri_mese", "MESE", 32),
+        ("qmri_megre", "MEGRE", 8),
+        ("qmri_vfa", "VFA", 2),
+        ("qmri_mtsat", "MTS", 3),
+    ],
 )
 def test_published_examples_are_grouped(shared: Path, name: str, kind: str, n_files: int) -> None:
     """The images are empty: grouping is seen through the problem that names the first file."""

@@ -134,6 +134,8 @@ def test_three_images_are_solved_exactly_over_the_range_of_tissue() -> None:
 def test_protocols_that_identify_nothing_are_refused() -> None:
     with pytest.raises(ProtocolError, match=r"2 distinct values of FlipAngle, got 1 \(6, 6 degree\)"):
         VariableFlipAngleT1().check(SpoiledGradientEcho((6.0, 6.0), (0.01, 0.01)))
+    with pytest.raises(ProtocolError, match="without a magnetization transfer pulse, but MTState is true"):
+        VariableFlipAngleT1().check(MTS)
     mtsat = MagnetizationTransferSaturation()
     with pytest.raises(ProtocolError, match="needs an image with a magnetization transfer pulse"):
         mtsat.check(SpoiledGradientEcho((6.0, 20.0, 30.0), (0.02,) * 3))
