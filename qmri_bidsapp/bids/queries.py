@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.bids.fieldmaps import CovariateMap, choose_b1, read_b1
 from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, STEADY_STATE_KINDS, diffusion_protocol, series_protocol
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from bids.layout import BIDSFile
 
 KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "VFA", "MTS", "dwi")
+#: Maps that serve the series of `STEADY_STATE_KINDS`.
+FIELDMAP = "TB1map"
 #: BIDS keys of the entities along which the images of a series differ.
 SERIES_AXIS = {
     "IRT1": ("inv",),
@@ -57,6 +60,8 @@ class InputGroup:
         Gradient table of a diffusion series.
     metadata : tuple of (str, object)
         Sidecar fields worth showing.
+    covariates : tuple of CovariateMap
+        Maps of what is known of each voxel.
     """
 
     kind: str
@@ -67,6 +72,13 @@ class InputGroup:
     bval: str | None = None
     bvec: str | None = None
     metadata: tuple[tuple[str, Any], ...] = ()
+    covariates: tuple[CovariateMap, ...] = ()
+
+    @property
+    def all_files(self) -> tuple[str, ...]:
+        """Everything that is read for the series."""
+        gradients = (name for name in (self.bval, self.bvec) if name)
+        return (*self.files, *gradients, *(item.file for item in self.covariates))
 
     @property
     def name(self) -> str:
@@ -121,7 +133,7 @@ def find_inputs(
     participant_labels, session_labels, run_labels : tuple of str
         Labels without the key; empty for all. Runs are compared as numbers.
     filters : mapping, optional
-        Kind in lower case (``"t1w"``, ``"irt1"``, ...) -> pybids query.
+        Kind in lower case (``"t1w"``, ``"irt1"``, ..., ``"tb1map"``) -> pybids query.
 
     Raises
     ------
@@ -142,6 +154,8 @@ def find_inputs(
             n_files += len(files)
             for entities, members in _grouped(files):
                 _add_group(layout, subject, kind, entities, members, groups, problems)
+        fieldmaps = _files(layout, subject, FIELDMAP, queries[FIELDMAP], session_labels, ())
+        groups = _with_covariates(groups, fieldmaps, problems)
         if not groups and not problems:
             message = f"sub-{subject} has no {', '.join(KINDS[:-1])} or {KINDS[-1]} to work on."
             problems.append(Problem(subject, "", "", message, severity="note"))
@@ -154,7 +168,7 @@ def find_inputs(
 
 
 def _queries(filters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    known = {kind.lower(): kind for kind in KINDS}
+    known = {kind.lower(): kind for kind in (*KINDS, FIELDMAP)}
     unknown = sorted(set(filters) - set(known))
     if unknown:
         raise UsageError(f"The filter file names {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
@@ -225,6 +239,32 @@ def _add_group(
             groups.append(_make_group(layout, subject, kind, entities, bundle))
         except InputError as error:
             problems.append(Problem(subject, kind, bundle[0].path, str(error)))
+
+
+def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], problems: list[Problem]) -> list[InputGroup]:
+    """Give the series that want it their map of the transmit field; one whose map cannot be used is left out."""
+    found = []
+    for group in groups:
+        maps = choose_b1(fieldmaps, dict(group.entities).get("ses"), group.files)
+        if group.kind not in STEADY_STATE_KINDS or not maps:
+            found.append(group)
+            continue
+        chosen = maps[0]
+        if len(maps) > 1:
+            message = (
+                f"{len(maps)} TB1maps may serve {group.name}: {Path(chosen.path).name} is used; "
+                "name another with IntendedFor or --bids-filter-file."
+            )
+            problems.append(Problem(group.subject, group.kind, chosen.path, message, severity="note"))
+        try:
+            check_headers([chosen.path], ndim=3)
+            b1 = read_b1(chosen.path, chosen.get_metadata())
+        except InputError as error:
+            message = f"{group.name} is left out for its map of the transmit field: {error}"
+            problems.append(Problem(group.subject, group.kind, chosen.path, message))
+            continue
+        found.append(replace(group, covariates=(b1,)))
+    return found
 
 
 def _make_group(

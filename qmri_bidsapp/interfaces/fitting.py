@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
@@ -106,7 +113,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
     in_mask = File(exists=True, mandatory=True)
     noise_std = File(exists=True, desc="3-D standard deviation of the noise of one measurement")
-    covariates = traits.List(
+    covariates = InputMultiObject(
         File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
     )
     acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict()")

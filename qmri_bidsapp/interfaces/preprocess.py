@@ -167,6 +167,34 @@ class SeriesMask(_Node):
         return runtime
 
 
+class _FieldmapInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="3-D map of the transmit field")
+    factor = traits.Float(desc="from stored values to effective over nominal flip angle; without it, values tell")
+    reference = File(exists=True, mandatory=True, desc="4-D series")
+
+
+class _FieldmapOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="3-D relative transmit field on the grid of the series; NaN where not known")
+    notes = traits.List(traits.Str)
+
+
+class ResampleFieldmap(_Node):
+    """Relative transmit field on the grid of a series."""
+
+    input_spec = _FieldmapInputSpec
+    output_spec = _FieldmapOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.images.volumes import load_image
+        from qmri_bidsapp.preprocess.fieldmaps import onto_grid, relative_field
+
+        field, note = relative_field(load_image(self.inputs.in_file, ndim=3), defined(self.inputs.factor))
+        image = onto_grid(field, load_image(self.inputs.reference, ndim=4))
+        self._results["out_file"] = self._save(image, "b1.nii", runtime)
+        self._results["notes"] = [note] if note else []
+        return runtime
+
+
 class _TransferInputSpec(BaseInterfaceInputSpec):
     t1w = File(exists=True, mandatory=True)
     in_mask = File(exists=True, mandatory=True, desc="brain mask on the T1w grid")

@@ -13,7 +13,7 @@ STATUS_MEANING = {
     "NOT_CONVERGED": "iteration limit reached; the best point found is given",
     "AT_BOUND": "a parameter lies on a bound of its range",
     "NO_SIGNAL": "no positive value; not estimated",
-    "INVALID_INPUT": "a value is not finite; not estimated",
+    "INVALID_INPUT": "a value is not finite, or the transmit field is not known; not estimated",
     "FAILED": "the estimate is not finite; not given",
 }
 
@@ -32,7 +32,8 @@ def notes(messages: Sequence[str], kind: str = "note") -> str:
 
 def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a series' acquisition, as name and value."""
-    rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}")]
+    maps = "".join(f"; {name.upper()}: {file}" for name, file in series.get("covariates", {}).items())
+    rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}{maps}")]
     if series["protocol"] is not None:
         acquisition = Acquisition.from_dict(series["protocol"])
         if isinstance(acquisition, InversionRecovery):

@@ -47,6 +47,7 @@ def record_of_series(group: InputGroup, bids_dir: str, notes: tuple[str, ...] = 
         "files": [bids_uri(name, bids_dir).split(":", 2)[2] for name in group.files],
         "protocol": None if group.acquisition is None else group.acquisition.to_dict(),
         "metadata": dict(group.metadata),
+        "covariates": {item.name: bids_uri(item.file, bids_dir).split(":", 2)[2] for item in group.covariates},
         "notes": list(notes),
         "motion": None,
         "preproc": None,
@@ -131,6 +132,7 @@ def fit_outputs(
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
     }
+    maps_used = [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
     unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
     maps, sidecars, std_sidecars = [], [], []
     for parameter in (*model.parameters, *model.derived):
@@ -138,6 +140,7 @@ def fit_outputs(
         sidecar = _sidecar(
             group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
         )
+        sidecar["Sources"] += maps_used
         std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}{unknown}"
         sidecars.append(sidecar)
         std_sidecars.append({**sidecar, "Description": std_description})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp.errors import ProtocolError
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
 
+NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
 
 
@@ -103,7 +105,7 @@ class SubjectPlan:
             mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
             fits = ", ".join(f"{model} by {estimator}" for model, estimator in item.fits)
             todo = f"{mask}; {fits}" if fits else "left out, no chosen model applies"
-            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {todo}")
+            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {_covariates(item.group)}{todo}")
             lines.extend(f"    note: {note}" for note in item.notes)
         lines.extend(f"  error: {error}" for error in self.errors)
         lines.extend(f"  {problem.severity}: {problem.message}" for problem in self.inputs.problems)
@@ -122,7 +124,7 @@ def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPl
 
 
 def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
-    from qmri_bidsapp.registry import choose
+    from qmri_bidsapp.registry import choose, get_model
 
     series, errors = [], []
     for group in inputs.groups:
@@ -135,10 +137,17 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
             continue
         found = SeriesPlan(group, fits, notes)
         unknown = [name for name in dict(fits) if not found.has_residuals(name)]
+        if not group.covariates:
+            notes += tuple(f"{name}: {NO_FIELD}." for name in dict(fits) if get_model(name).covariates)
         notes += tuple(f"{name}: no standard deviations: {NO_RESIDUALS}." for name in unknown)
         series.append(SeriesPlan(group, fits, notes))
     t1w = tuple(group for group in inputs.groups if group.kind == "T1w")
     return SubjectPlan(inputs, t1w, tuple(series), tuple(errors))
+
+
+def _covariates(group: InputGroup) -> str:
+    """Name the maps that a series is fitted with."""
+    return "".join(f"{item.name.upper()} from {Path(item.file).name}; " for item in group.covariates)
 
 
 def _protocol(group: InputGroup) -> str:

@@ -142,6 +142,96 @@ class TestSteadyState:
         assert "of 2 echoes only the first is used" in found.problems[0].message
 
 
+class TestTransmitField:
+    """Which TB1map a series is fitted with."""
+
+    @staticmethod
+    def maps(found: SubjectInputs) -> dict[str, list[tuple[str, float | None]]]:
+        return {
+            group.kind: [(Path(item.file).name, item.factor) for item in group.covariates] for group in found.groups
+        }
+
+    def test_it_serves_the_steady_state_only(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": {}})
+        found = inputs_of(root)
+        maps = self.maps(found)
+        assert maps["VFA"] == maps["MTS"] == [("sub-01_TB1map.nii.gz", None)]
+        assert maps["IRT1"] == maps["MESE"] == maps["dwi"] == maps["T1w"] == []
+        assert not found.problems
+        (group,) = [group for group in found.groups if group.kind == "VFA"]
+        assert group.all_files[-1].endswith("fmap/sub-01_TB1map.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("fields", "factor"),
+        [
+            ({"Units": "arbitrary"}, None),
+            ({"Units": "percent"}, 0.01),
+            ({"Units": "%"}, 0.01),
+            ({"Units": "1"}, 1.0),
+            ({"Units": "degree", "FlipAngle": 50}, 0.02),
+        ],
+        ids=["arbitrary", "percent", "percent-sign", "one", "degree"],
+    )
+    def test_units(self, make_dataset: Make, add_images: Add, fields: dict, factor: float | None) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": fields})
+        assert self.maps(inputs_of(root))["VFA"] == [("sub-01_TB1map.nii.gz", factor)]
+
+    def test_series_without_a_usable_map_are_left_out(self, make_dataset: Make, add_images: Add) -> None:
+        """Not fitted as if there were none: T1 would be biased."""
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": {"Units": "Hz"}})
+        found = inputs_of(root)
+        assert "VFA" not in self.maps(found)
+        assert "VFA is left out for its map of the transmit field" in found.problems[0].message
+        assert "Units 'Hz'" in found.problems[0].message
+        assert found.has_errors
+        filtered = inputs_of(root, filters={"tb1map": {"acquisition": "none"}})
+        assert self.maps(filtered)["VFA"] == []
+        assert not filtered.has_errors
+
+    def test_intended_for_decides_among_several(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        images = {
+            "acq-a_TB1map": {"IntendedFor": "anat/sub-01_flip-1_mt-on_MTS.nii.gz"},
+            "acq-b_TB1map": {"IntendedFor": ["bids::sub-01/anat/sub-01_flip-2_VFA.nii.gz"]},
+        }
+        add_images(root / "sub-01" / "fmap", images)
+        found = inputs_of(root)
+        assert self.maps(found)["VFA"] == [("sub-01_acq-b_TB1map.nii.gz", None)]
+        assert self.maps(found)["MTS"] == [("sub-01_acq-a_TB1map.nii.gz", None)]
+        assert not found.problems
+        for name in images:
+            write = root / "sub-01" / "fmap" / f"sub-01_{name}.json"
+            write.write_text("{}")
+        found = inputs_of(root)
+        assert self.maps(found)["VFA"] == [("sub-01_acq-a_TB1map.nii.gz", None)]
+        assert {problem.severity for problem in found.problems} == {"note"}
+        assert "2 TB1maps may serve VFA: sub-01_acq-a_TB1map.nii.gz is used" in found.problems[0].message
+
+    def test_another_session_does_not_serve(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        source = root / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+        for session in ("a", "b"):
+            for flip in (1, 2):
+                target = root / "sub-02" / f"ses-{session}" / "anat" / f"sub-02_ses-{session}_flip-{flip}_VFA.nii.gz"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+                fields = {"FlipAngle": 10 * flip, "RepetitionTimeExcitation": 0.02}
+                Path(str(target).replace(".nii.gz", ".json")).write_text(json.dumps(fields))
+        target = root / "sub-02" / "ses-b" / "fmap" / "sub-02_ses-b_TB1map.nii.gz"
+        target.parent.mkdir()
+        shutil.copy(source, target)
+        groups = {group.name: group.covariates for group in inputs_of(root, "02").groups}
+        assert groups["ses-a_VFA"] == ()
+        assert len(groups["ses-b_VFA"]) == 1
+
+
 class TestWholeDataset:
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(InputMissingError, match="does not exist"):
