@@ -117,6 +117,27 @@ class MultiEcho(Acquisition):
 
 
 @dataclass(frozen=True)
+class T2Preparation(Acquisition):
+    """Images after a T2 preparation: excitation, refocusing pulses, tip-up, then a readout that is the same for all.
+
+    Attributes
+    ----------
+    preparation_time : tuple of float
+        (n_measurements,) time from excitation to tip-up, s; zero without a preparation.
+    """
+
+    preparation_time: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_times("The T2 preparation time", self.preparation_time, allow_zero=True)
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of preparation times."""
+        return len(self.preparation_time)
+
+
+@dataclass(frozen=True)
 class SpoiledGradientEcho(Acquisition):
     """Spoiled gradient echoes in the steady state, some of them with a magnetization transfer pulse.
 

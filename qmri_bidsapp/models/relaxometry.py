@@ -1,4 +1,4 @@
-"""Relaxometry: T1 by inversion recovery, T2 by multi-echo spin echo, T2* by multi-echo gradient echo."""
+"""Relaxometry: T1 by inversion recovery, T2 by spin echoes or T2 preparation, T2* by gradient echoes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho, T2Preparation
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
@@ -176,12 +176,61 @@ class GradientEchoT2star(_MonoExponential):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MEGRE",)
 
 
+class PreparedT2(SignalModel):
+    r"""T2 from images after T2 preparations of several durations.
+
+    .. math:: S(T) = S_0 \left( e^{-T / T_2} + C \right)
+
+    The offset ``C`` is what recovers between preparation and readout, the same for all preparations; neglected, it
+    lengthens T2. BIDS has neither a suffix nor a field for such series, so that the model is for use from Python.
+    """
+
+    name: ClassVar[str] = "t2prep"
+    title: ClassVar[str] = "T2 by T2 preparation"
+    reference: ClassVar[str] = (
+        "Brittain et al. 1995, Magn Reson Med 33:689; Giri et al. 2009, J Cardiovasc Magn Reson 11:56"
+    )
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("s0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal without T2 decay, less the offset", "S0map"),
+        Parameter("t2", "s", (0.001, 4.0), 0.1, "Transverse relaxation time T2", "T2map", (0.0, 0.2)),
+        Parameter("offset", "1", (-0.5, 1.0), 0.1, "Offset C, as a fraction of S0", None, (0.0, 0.3)),
+    )
+    derived: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("r2", "1/s", (0.25, 1000.0), 10.0, "Transverse relaxation rate R2", "R2map", (0.0, 25.0)),
+    )
+    acquisition_type: ClassVar[type[Acquisition]] = T2Preparation
+    bids_suffixes: ClassVar[tuple[str, ...]] = ()
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_measurements) magnitudes for (..., 3) parameters s0, t2, offset."""
+        s0, t2, offset = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        return s0 * (torch.exp(-_times(acquisition, theta) / t2) + offset)
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_measurements, 3)."""
+        s0, t2, offset = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        times = _times(acquisition, theta)
+        decay = torch.exp(-times / t2)
+        return torch.stack([decay + offset, s0 * decay * times / t2.square(), s0.expand_as(decay)], dim=-1)
+
+    def derive(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return the relaxation rate, (..., 1)."""
+        return 1 / theta[..., 1:2]
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for three distinct preparation times."""
+        super().check(acquisition)
+        _distinct(_plain_times(acquisition), 3, self.name, "the preparation time")
+
+
 def _plain_times(acquisition: Acquisition) -> tuple[float, ...]:
     if isinstance(acquisition, InversionRecovery):
         return acquisition.inversion_time
     if isinstance(acquisition, MultiEcho):
         return acquisition.echo_time
-    raise ProtocolError(f"Relaxometry needs inversion or echo times, got {type(acquisition).__name__}.")
+    if isinstance(acquisition, T2Preparation):
+        return acquisition.preparation_time
+    raise ProtocolError(f"Relaxometry needs inversion, echo or preparation times, got {type(acquisition).__name__}.")
 
 
 def _times(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from qmri_bidsapp.core.acquisition import (
     MultiEcho,
     SphericalMean,
     SpoiledGradientEcho,
+    T2Preparation,
 )
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
@@ -37,6 +38,7 @@ def protocol(model: SignalModel) -> Acquisition:
     table = {
         SpoiledGradientEcho: SpoiledGradientEcho((2, 3, 5, 8, 12, 16, 20, 25), (0.015,) * 8),
         InversionRecovery: InversionRecovery((0.05, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2, 5.0)),
+        T2Preparation: T2Preparation((0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)),
         MultiEcho: MultiEcho(tuple(0.01 * (i + 1) for i in range(16))),
         SphericalMean: SphericalMean((0.0, 700.0, 1500.0, 2500.0, 4000.0), (12, 32, 32, 32, 32)),
         Diffusion: Diffusion((0.0,) * 4 + (1000.0,) * 30, ((0.0, 0.0, 0.0),) * 4 + tuple(map(tuple, directions(30)))),
@@ -52,6 +54,7 @@ def parameters(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
         "t1": (0.4, 2.5),
         "mtsat": (0.5, 4.0),
         "t2": (0.03, 0.15),
+        "offset": (0.02, 0.2),
         "t2star": (0.02, 0.08),
         "intra_fraction": (0.2, 0.8),
         "diffusivity": (0.8e-3, 2.4e-3),

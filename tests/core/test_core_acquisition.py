@@ -12,6 +12,7 @@ from qmri_bidsapp.core.acquisition import (
     MultiEcho,
     SphericalMean,
     SpoiledGradientEcho,
+    T2Preparation,
 )
 from qmri_bidsapp.errors import ProtocolError
 
@@ -19,6 +20,7 @@ AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 PROTOCOLS = {
     "inversion-recovery": InversionRecovery((0.1, 0.5, 2.0)),
     "multi-echo": MultiEcho((0.01, 0.02)),
+    "t2-preparation": T2Preparation((0.0, 0.03, 0.06)),
     "spoiled-gradient-echo": SpoiledGradientEcho((6.0, 20.0), (0.028, 0.018), (True, False)),
     "diffusion": Diffusion((0.0, 1000.0, 995.0), ((0.0, 0.0, 0.0), *AXES[:2]), small_delta=0.01),
     "spherical-mean": SphericalMean((0.0, 1000.0), (1, 30)),

@@ -13,6 +13,7 @@ from qmri_bidsapp.core.acquisition import (
     MultiEcho,
     SphericalMean,
     SpoiledGradientEcho,
+    T2Preparation,
 )
 from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[Acquisition, list[tuple[float, float]], float]] = {
         200.0,
     ),
     "t2": (MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2)), [(0.04, 0.12)], 60.0),
+    "t2prep": (T2Preparation((0.0, 0.02, 0.04, 0.08, 0.16, 0.32)), [(0.04, 0.1), (0.05, 0.15)], 200.0),
     "t2star": (MultiEcho((0.005, 0.01, 0.02, 0.03, 0.04, 0.06)), [(0.02, 0.06)], 60.0),
     # Steady-state signals are a small part of the amplitude.
     "vfa": (SpoiledGradientEcho((3, 6, 12, 18, 24), (0.02,) * 5), [(0.6, 2.0)], 5000.0),
