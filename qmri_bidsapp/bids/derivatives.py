@@ -27,6 +27,7 @@ ENTITY_ORDER = (
     "flip",
     "inv",
     "mt",
+    "part",
     "space",
     "model",
     "param",

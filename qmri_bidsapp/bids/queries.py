@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.fieldmaps import CovariateMap, choose_b1, read_b1
+from qmri_bidsapp.bids.files import check_headers, labels_of
+from qmri_bidsapp.bids.parts import Complement, split_parts
 from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, STEADY_STATE_KINDS, diffusion_protocol, series_protocol
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery
 from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ ENTITIES = {
     "direction": "dir",
     "run": "run",
 }
-AFFINE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class InputGroup:
         Sidecar fields worth showing.
     covariates : tuple of CovariateMap
         Maps of what is known of each voxel.
+    complement : Complement or None
+        What makes the images complex, where that is used.
     """
 
     kind: str
@@ -73,12 +76,18 @@ class InputGroup:
     bvec: str | None = None
     metadata: tuple[tuple[str, Any], ...] = ()
     covariates: tuple[CovariateMap, ...] = ()
+    complement: Complement | None = None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All images of the series, with those that make them complex."""
+        return (*self.files, *(self.complement.files if self.complement else ()))
 
     @property
     def all_files(self) -> tuple[str, ...]:
         """Everything that is read for the series."""
         gradients = (name for name in (self.bval, self.bvec) if name)
-        return (*self.files, *gradients, *(item.file for item in self.covariates))
+        return (*self.images, *gradients, *(item.file for item in self.covariates))
 
     @property
     def name(self) -> str:
@@ -183,7 +192,7 @@ def _files(
     session_labels: tuple[str, ...],
     run_labels: tuple[str, ...],
 ) -> list[BIDSFile]:
-    """Return the magnitude images of a kind, sorted by path."""
+    """Return the images of a kind, sorted by path; all but inversion recoveries are magnitudes only."""
     filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
     files = sorted(layout.get(**filters), key=lambda item: item.path)
     if session_labels:
@@ -191,7 +200,7 @@ def _files(
     if run_labels:
         runs = {int(label) for label in run_labels}
         files = [item for item in files if item.entities.get("run") is not None and int(item.entities["run"]) in runs]
-    return [item for item in files if item.entities.get("part") in (None, "mag")]
+    return [item for item in files if kind == "IRT1" or item.entities.get("part") in (None, "mag")]
 
 
 def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
@@ -202,11 +211,6 @@ def _grouped(files: Iterable[BIDSFile]) -> list[tuple[tuple[tuple[str, str], ...
         key = tuple((short, parts[short]) for short in ENTITIES.values() if short in parts)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
-
-
-def labels_of(path: str | Path) -> dict[str, str]:
-    """Return BIDS key -> label as they stand in a file name; pybids would turn ``run-01`` into the number 1."""
-    return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
 
 
 def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
@@ -236,7 +240,12 @@ def _add_group(
             problems.append(Problem(subject, kind, members[0].path, note, severity="note"))
     for bundle in bundles:
         try:
-            groups.append(_make_group(layout, subject, kind, entities, bundle))
+            complement: list[BIDSFile] = []
+            if kind == "IRT1":
+                bundle, complement, note = split_parts(bundle, *SERIES_AXIS[kind])
+                if note:
+                    problems.append(Problem(subject, kind, bundle[0].path, note, severity="note"))
+            groups.append(_make_group(layout, subject, kind, entities, bundle, complement))
         except InputError as error:
             problems.append(Problem(subject, kind, bundle[0].path, str(error)))
 
@@ -273,66 +282,30 @@ def _make_group(
     kind: str,
     entities: tuple[tuple[str, str], ...],
     members: list[BIDSFile],
+    complement: list[BIDSFile],
 ) -> InputGroup:
     """Check headers and sidecars, and build the group."""
     paths = [item.path for item in members]
     sidecars = [dict(item.get_metadata()) for item in members]
-    shape = check_headers(paths, ndim=4 if kind == "dwi" else 3)
+    shape = check_headers([*paths, *(item.path for item in complement)], ndim=4 if kind == "dwi" else 3)
     acquisition: Acquisition | None = None
     bval = bvec = None
     if kind in SERIES_AXIS:
         acquisition, order = series_protocol(kind, paths, sidecars)
-        paths = [paths[i] for i in order]
+        paths, complement = [paths[i] for i in order], [complement[i] for i in order if complement]
     elif kind == "dwi":
         bval, bvec = (_gradient_file(layout, paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
     metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
-    return InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
+    group = InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
+    if not (complement and isinstance(acquisition, InversionRecovery)):
+        return group
+    part, unit = complement[0].entities["part"], complement[0].get_metadata().get("Units")
+    completed = Complement(part, tuple(item.path for item in complement), unit)
+    return replace(group, acquisition=replace(acquisition, signed=True), complement=completed)
 
 
 def _gradient_file(layout: BIDSLayout, path: str, extension: str) -> str | None:
     """Return the nearest gradient file that applies to an image, None if there is none."""
     found: str | None = layout.get_nearest(path, extension=extension, suffix="dwi")
     return found
-
-
-def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
-    """Check that images can be opened, have the right number of dimensions, and share shape and affine.
-
-    Returns
-    -------
-    tuple of int
-        Their common shape.
-
-    Raises
-    ------
-    InputError
-        Naming the file.
-    """
-    import nibabel as nib
-    import numpy as np
-    from nibabel.filebasedimages import ImageFileError
-
-    first = None
-    for path in paths:
-        try:
-            image = nib.load(path)
-        except (ImageFileError, OSError, EOFError) as error:
-            raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
-        shape = image.shape
-        while len(shape) > ndim and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != ndim:
-            raise InputError(f"{path} must have {ndim} dimensions, got shape {image.shape}; split or exclude it.")
-        if first is None:
-            first = (path, shape, image.affine)
-        elif shape != first[1]:
-            raise InputError(f"{path} has shape {shape}, but {first[0]} has {first[1]}: a series needs one shape.")
-        elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE):
-            raise InputError(
-                f"The affine of {path} differs from that of {first[0]}: a series needs one geometry; "
-                "resample the images or exclude the series."
-            )
-    if first is None:
-        raise InputError("A series needs at least one image.")
-    return first[1]

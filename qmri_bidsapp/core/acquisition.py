@@ -40,6 +40,11 @@ class Acquisition:
         """Number of raw measurements that were averaged into each value; the noise variance falls with it."""
         return (1,) * self.n_measurements
 
+    @property
+    def has_sign(self) -> bool:
+        """Whether values may be negative; otherwise they are magnitudes."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the class name under ``"type"``, for node inputs and sidecars."""
         return {"type": type(self).__name__, **asdict(self)}
@@ -82,9 +87,12 @@ class InversionRecovery(Acquisition):
     ----------
     inversion_time : tuple of float
         (n_measurements,) s.
+    signed : bool
+        Whether the polarity was restored: values before the null are negative, not magnitudes.
     """
 
     inversion_time: tuple[float, ...]
+    signed: bool = False
 
     def __post_init__(self) -> None:
         _check_times("InversionTime", self.inversion_time, allow_zero=False)
@@ -93,6 +101,11 @@ class InversionRecovery(Acquisition):
     def n_measurements(self) -> int:
         """Number of inversion times."""
         return len(self.inversion_time)
+
+    @property
+    def has_sign(self) -> bool:
+        """Whether the polarity was restored."""
+        return self.signed
 
 
 @dataclass(frozen=True)

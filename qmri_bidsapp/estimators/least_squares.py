@@ -92,7 +92,8 @@ class NonLinearLeastSquares(Estimator):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         signals = np.asarray(signals)
         known = covariates_of(self.model, covariates, len(signals))
-        values, status, usable = screen(signals, self.acquisition_.n_measurements, known)
+        protocol = self.acquisition_
+        values, status, usable = screen(signals, protocol.n_measurements, known, has_sign=protocol.has_sign)
         noise = noise_of(noise_std, usable)
         values, known = values[usable], known[usable]
         n_columns = len(self.model.parameters) + len(self.model.derived)

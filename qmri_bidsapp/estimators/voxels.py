@@ -35,7 +35,11 @@ def covariates_of(model: SignalModel, covariates: npt.ArrayLike | None, n_voxels
 
 
 def screen(
-    signals: npt.ArrayLike, n_measurements: int, covariates: npt.NDArray[np.float32] | None = None
+    signals: npt.ArrayLike,
+    n_measurements: int,
+    covariates: npt.NDArray[np.float32] | None = None,
+    *,
+    has_sign: bool = False,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Check the shape and find the voxels that can be fitted.
 
@@ -46,6 +50,8 @@ def screen(
     n_measurements : int
     covariates : ndarray, optional
         (n_voxels, n_covariates) from `covariates_of`; NaN where a voxel cannot be used.
+    has_sign : bool
+        Whether negative values are signal.
 
     Returns
     -------
@@ -65,7 +71,8 @@ def screen(
     if values.ndim != 2 or values.shape[1] != n_measurements:
         raise ValueError(f"Signals must have shape (n_voxels, {n_measurements}), got {values.shape}.")
     status = np.full(len(values), Status.OK, dtype=np.uint8)
-    status[~(values > 0).any(axis=1)] = Status.NO_SIGNAL
+    signal = values != 0 if has_sign else values > 0
+    status[~signal.any(axis=1)] = Status.NO_SIGNAL
     status[~np.isfinite(values).all(axis=1)] = Status.INVALID_INPUT
     if covariates is not None:
         status[~np.isfinite(covariates).all(axis=1)] = Status.INVALID_INPUT

@@ -49,6 +49,36 @@ class ImportImages(_Node):
         return runtime
 
 
+class _PolarityInputSpec(BaseInterfaceInputSpec):
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc="magnitudes or real parts, by inversion time")
+    complement = InputMultiObject(File(exists=True), mandatory=True, desc="phases or imaginary parts, in this order")
+    part = traits.Enum("phase", "imag", mandatory=True, desc="what the complement is")
+    unit = traits.Str(desc="Units of the phase")
+
+
+class _PolarityOutputSpec(_ImageOutputSpec):
+    notes = traits.List(traits.Str)
+
+
+class RestorePolarity(_Node):
+    """Inversion-recovery images with their sign, as one uncompressed float32 file."""
+
+    input_spec = _PolarityInputSpec
+    output_spec = _PolarityOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.images.volumes import merge_series
+        from qmri_bidsapp.preprocess.polarity import signed_series
+
+        may_be_zero = self.inputs.part == "imag"
+        first = merge_series(self.inputs.in_files, may_be_zero=may_be_zero)
+        second = merge_series(self.inputs.complement, may_be_zero=True)
+        image, note = signed_series(first, second, self.inputs.part, defined(self.inputs.unit))
+        self._results["out_file"] = self._save(image, "signed.nii", runtime)
+        self._results["notes"] = [note] if note else []
+        return runtime
+
+
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)

@@ -31,17 +31,17 @@ def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -
 
 
 class InversionRecoveryT1(SignalModel):
-    r"""T1 from the magnitude of an inversion recovery.
+    r"""T1 from an inversion recovery.
 
     .. math:: S(TI) = \left| A \left(1 - B e^{-TI / T_1}\right) \right|
 
-    ``A`` is proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full
-    recovery.
+    Where the polarity was restored (`InversionRecovery.signed`), the signal is the same without the magnitude. ``A`` is
+    proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full recovery.
     """
 
     name: ClassVar[str] = "t1"
     title: ClassVar[str] = "T1 by inversion recovery"
-    reference: ClassVar[str] = "Barral et al. 2010, Magn Reson Med 64:1057, eq. 4, magnitude; Sabidussi et al. 2021"
+    reference: ClassVar[str] = "Barral et al. 2010, Magn Reson Med 64:1057, eq. 4; Sabidussi et al. 2021"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("m0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at full recovery, A", "M0map"),
         Parameter(
@@ -62,9 +62,10 @@ class InversionRecoveryT1(SignalModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("IRT1",)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return (..., n_measurements) magnitudes for (..., 3) parameters m0, inversion_factor, t1."""
+        """Return (..., n_measurements) signals for (..., 3) parameters m0, inversion_factor, t1."""
         m0, factor, t1 = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        return (m0 * (1 - factor * torch.exp(-_times(acquisition, theta) / t1))).abs()
+        signal = m0 * (1 - factor * torch.exp(-_times(acquisition, theta) / t1))
+        return signal if acquisition.has_sign else signal.abs()
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative in closed form, (..., n_measurements, 3)."""
@@ -72,9 +73,11 @@ class InversionRecoveryT1(SignalModel):
         times = _times(acquisition, theta)
         decay = torch.exp(-times / t1)
         recovery = 1 - factor * decay
+        columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
+        if acquisition.has_sign:
+            return torch.stack(columns, dim=-1)
         # At m0 = 0, the lower bound, the derivative from above counts: a sign of zero would hold the fit.
         sign = torch.sign(recovery) * torch.where(m0 < 0, -1.0, 1.0)
-        columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
         return torch.stack([sign * column for column in columns], dim=-1)
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
@@ -82,6 +85,8 @@ class InversionRecoveryT1(SignalModel):
 
         The magnitude hides their sign, and each count has a minimum of its own.
         """
+        if acquisition.has_sign:
+            return super().basins(theta, acquisition)
         before_null = theta[:, 1:2] * torch.exp(-_times(acquisition, theta) / theta[:, 2:3]) > 1
         return before_null.sum(-1)
 

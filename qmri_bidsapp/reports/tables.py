@@ -38,6 +38,7 @@ def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
         acquisition = Acquisition.from_dict(series["protocol"])
         if isinstance(acquisition, InversionRecovery):
             rows.append(("Inversion times", _milliseconds(acquisition.inversion_time)))
+            rows.append(("Polarity", "restored" if acquisition.signed else "not known, magnitude"))
         elif isinstance(acquisition, MultiEcho):
             rows.append(("Echo times", _milliseconds(acquisition.echo_time)))
         elif isinstance(acquisition, SpoiledGradientEcho):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
 
 _MODELS = {
-    "t1": "T1 was estimated from the magnitude of inversion-recovery images [@barral].",
+    "t1": "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
+    "parts came with them, from images of restored polarity [@barral].",
     "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
     "t2star": "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay.",
     "vfa": "T1 was estimated from spoiled gradient echoes of several flip angles by the Ernst equation [@ernst] "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
-from qmri_bidsapp.bids.queries import SERIES_AXIS, labels_of
+from qmri_bidsapp.bids.files import labels_of
+from qmri_bidsapp.bids.queries import SERIES_AXIS
 from qmri_bidsapp.bids.sidecars import image_fields
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.workflows.plan import NO_RESIDUALS
@@ -34,7 +35,7 @@ def _name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **extra: s
 def _sidecar(
     group: InputGroup, bids_dir: str, description: str, *, skull_stripped: bool, **fields: Any
 ) -> dict[str, Any]:
-    sources = [bids_uri(name, bids_dir) for name in group.files]
+    sources = [bids_uri(name, bids_dir) for name in group.images]
     return {"Description": description, "Sources": sources, "SkullStripped": skull_stripped, **fields}
 
 
@@ -76,8 +77,10 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     if group.kind == "dwi":
         names = [_name(group, "dwi", desc="preproc")]
     else:
+        part = {"part": "real"} if group.complement else {}
+        axis = SERIES_AXIS[group.kind]
         names = [
-            _name(group, group.kind, desc="preproc", **{key: labels_of(file)[key] for key in SERIES_AXIS[group.kind]})
+            _name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in axis})
             for file in group.files
         ]
         labels = [
@@ -93,8 +96,9 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
         if group.kind == "VFA":
             sequence = dict(group.metadata).get("PulseSequenceType", "Spoiled gradient echo")
             fields = [{**item, "PulseSequenceType": sequence} for item in fields]
-        for sidecar, item_fields, file in zip(sidecars, fields, group.files, strict=True):
-            sidecar.update({**item_fields, "Sources": [bids_uri(file, bids_dir)]})
+        # A file, and its phase or imaginary part, where there is one.
+        for index, (sidecar, item_fields) in enumerate(zip(sidecars, fields, strict=True)):
+            sidecar.update({**item_fields, "Sources": sidecar["Sources"][index :: len(group.files)]})
     return {
         "preproc_names": names,
         "preproc_sidecars": sidecars,

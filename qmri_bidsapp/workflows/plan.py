@@ -157,7 +157,9 @@ def _protocol(group: InputGroup) -> str:
     acquisition = group.acquisition
     if isinstance(acquisition, InversionRecovery):
         times = acquisition.inversion_time
-        return f"{len(times)} inversion times, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
+        parts = "part-real and part-imag" if group.complement and group.complement.part == "imag" else "part-phase"
+        sign = f", polarity from {parts}" if acquisition.signed else ""
+        return f"{len(times)} inversion times, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms{sign}"
     if isinstance(acquisition, MultiEcho):
         times = acquisition.echo_time
         return f"{len(times)} echoes, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"

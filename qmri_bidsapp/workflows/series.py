@@ -116,8 +116,23 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
     outputnode = _identity("outputnode", fields)
     ndim = 4 if kind == "dwi" else 3
     mem_gb = max(0.5, 4 * size_gb)
-    load = _node(nodes.ImportImages, "load", f"read {kind}", mem_gb=mem_gb, in_files=list(item.group.files), ndim=ndim)
     notes = Node(Merge(4), name="notes")
+    files, complement = list(item.group.files), item.group.complement
+    if complement is None:
+        load = _node(nodes.ImportImages, "load", f"read {kind}", mem_gb=mem_gb, in_files=files, ndim=ndim)
+    else:
+        load = _node(
+            nodes.RestorePolarity,
+            "load",
+            f"read {kind}, polarity",
+            mem_gb=3 * mem_gb,
+            in_files=files,
+            complement=list(complement.files),
+            part=complement.part,
+        )
+        if complement.unit is not None:
+            load.inputs.unit = complement.unit
+        wf.connect(load, "notes", notes, "in3")
     if kind == "dwi":
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
     else:

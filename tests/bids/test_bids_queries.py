@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.dataset import blocking, open_layout, validate
-from qmri_bidsapp.bids.queries import KINDS, SubjectInputs, find_inputs, labels_of
+from qmri_bidsapp.bids.files import labels_of
+from qmri_bidsapp.bids.queries import KINDS, SubjectInputs, find_inputs
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, UsageError
 
@@ -60,15 +61,76 @@ def test_sessions_and_runs_make_groups_of_their_own(make_dataset: Make) -> None:
     assert [group.name for group in chosen] == ["ses-b_run-02_T1w"]
 
 
-def test_phase_images_are_left_out(make_dataset: Make) -> None:
-    root = make_dataset()
-    anat = root / "sub-01" / "anat"
-    for number in (1, 2, 3):
-        for extension in (".nii.gz", ".json"):
-            source = anat / f"sub-01_inv-{number}_IRT1{extension}"
-            shutil.copy(source, anat / f"sub-01_inv-{number}_part-phase_IRT1{extension}")
-    (group,) = [group for group in inputs_of(root).groups if group.kind == "IRT1"]
-    assert len(group.files) == 3
+def inversion_recovery(root: Path, **options):
+    (group,) = [group for group in inputs_of(root, **options).groups if group.kind == "IRT1"]
+    return group
+
+
+#: Times of the inversion-recovery images of `make_dataset`.
+INVERSION_TIMES = {1: 1.5, 2: 0.1, 3: 0.5}
+
+
+class TestPolarity:
+    @staticmethod
+    def parts(part: str, numbers=(1, 2, 3), **fields) -> dict[str, dict]:
+        return {f"inv-{n}_part-{part}_IRT1": {"InversionTime": INVERSION_TIMES[n], **fields} for n in numbers}
+
+    def test_phase_gives_the_sign(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        assert inversion_recovery(root).acquisition == InversionRecovery((0.1, 0.5, 1.5))
+        add_images(root / "sub-01" / "anat", self.parts("phase", Units="rad"))
+        group = inversion_recovery(root)
+        assert group.acquisition == InversionRecovery((0.1, 0.5, 1.5), signed=True)
+        assert [labels_of(name)["inv"] for name in group.files] == ["2", "3", "1"]
+        assert all("part" not in labels_of(name) for name in group.files)
+        assert group.complement.part == "phase"
+        assert group.complement.unit == "rad"
+        assert [labels_of(name)["inv"] for name in group.complement.files] == ["2", "3", "1"]
+        assert set(group.complement.files) < set(group.all_files)
+
+    def test_real_and_imaginary_parts_need_no_magnitude(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        for path in (root / "sub-01" / "anat").glob("*IRT1*"):
+            path.unlink()
+        add_images(root / "sub-01" / "anat", {**self.parts("real"), **self.parts("imag")})
+        group = inversion_recovery(root)
+        assert group.acquisition.signed
+        assert [labels_of(name)["part"] for name in (*group.files, *group.complement.files)] == [
+            *["real"] * 3,
+            *["imag"] * 3,
+        ]
+
+    def test_incomplete_phase_is_said_and_not_used(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", self.parts("phase", numbers=(1, 3)))
+        group = inversion_recovery(root)
+        assert not group.acquisition.signed
+        assert group.complement is None
+        (problem,) = inputs_of(root).problems
+        assert problem.severity == "note"
+        assert "part-phase do not cover all images: not used" in problem.message
+
+    def test_phase_alone_is_an_error(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        for path in (root / "sub-01" / "anat").glob("*IRT1*"):
+            path.unlink()
+        add_images(root / "sub-01" / "anat", self.parts("phase"))
+        assert "have part-phase only: magnitude images" in error_of(root)
+
+    def test_a_filter_asks_for_the_magnitude(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        for path in (root / "sub-01" / "anat").glob("*IRT1*"):
+            path.unlink()
+        add_images(root / "sub-01" / "anat", {**self.parts("mag"), **self.parts("phase")})
+        assert inversion_recovery(root).acquisition.signed
+        assert not inversion_recovery(root, filters={"irt1": {"part": "mag"}}).acquisition.signed
+
+    def test_phase_on_another_grid(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", self.parts("phase"))
+        path = root / "sub-01" / "anat" / "sub-01_inv-2_part-phase_IRT1.nii.gz"
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), path)
+        assert "a series needs one shape" in error_of(root)
 
 
 def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) -> None:

@@ -10,6 +10,7 @@ import torch
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho, T2Preparation
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, PreparedT2, SpinEchoT2
 
 
@@ -35,6 +36,19 @@ def test_inversion_recovery_has_a_slope_from_above_at_zero_amplitude() -> None:
     jacobian = InversionRecoveryT1().jacobian(values(0.0, 2.0, 1.0), protocol)
     assert (jacobian[:, 0] > 0.5).all()
     assert jacobian.dtype == torch.float64
+
+
+def test_restored_polarity_leaves_the_sign() -> None:
+    times = (0.1, 0.5, 1.0, 3.0)
+    signed = InversionRecoveryT1().signal(values(100.0, 2.0, 1.0), InversionRecovery(times, signed=True))
+    torch.testing.assert_close(signed, 100 * (1 - 2 * torch.exp(-values(*times))))
+    magnitude = InversionRecoveryT1().signal(values(100.0, 2.0, 1.0), InversionRecovery(times))
+    torch.testing.assert_close(magnitude, signed.abs())
+    theta = values(1.0, 2.0, 1.0, 0.0, 1.8, 0.5).reshape(2, 3)
+    protocol = InversionRecovery(times, signed=True)
+    automatic = SignalModel.jacobian(InversionRecoveryT1(), theta, protocol)
+    torch.testing.assert_close(InversionRecoveryT1().jacobian(theta, protocol), automatic)
+    assert InversionRecoveryT1().basins(theta, protocol).tolist() == [0, 0]
 
 
 def test_basins_count_the_images_before_the_null() -> None:
