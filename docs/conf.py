@@ -35,7 +35,8 @@ def _write_models() -> None:
         fitting = ", ".join(key for key, estimator in load_estimators().items() if estimator.supports(model))
         equation = (type(model).__doc__ or "").partition(".. math::")[2].split("\n\n")[0].strip()
         text += f"## {model.title} (`{name}`)\n\n$$\n{' '.join(equation.split())}\n$$\n\n"
-        text += f"From: {', '.join(model.bids_suffixes)}. Estimators: {fitting}. Source: {model.reference}.\n\n"
+        source = ", ".join(model.bids_suffixes) or "Python only"
+        text += f"From: {source}. Estimators: {fitting}. Source: {model.reference}.\n\n"
         rows = [
             [
                 f"`{p.bids_suffix or 'param-' + p.label}`" if p.saved else "not written",
@@ -45,6 +46,7 @@ def _write_models() -> None:
             ]
             for p in (*model.parameters, *model.derived)
         ]
+        rows += [[f"`{p.bids_suffix}`", f"{p.description} (known)", p.unit, "from a map"] for p in model.covariates]
         text += _table(["BIDS name", "parameter", "unit", "bounds"], rows) + "\n"
     (GENERATED / "models.md").write_text(text)
 

@@ -58,8 +58,11 @@ def _get(known: dict[str, Any], name: str, what: str) -> Any:
 
 
 def check_choice(models: tuple[str, ...], estimators: tuple[str, ...]) -> None:
-    """Raise UsageError unless all names are known and every estimator fits a model that was asked for."""
+    """Raise UsageError unless all names are known, have BIDS series, and every estimator fits a chosen model."""
     chosen = [get_model(name) for name in (load_models() if AUTO in models else models)]
+    for model in chosen:
+        if model.name in models and not model.bids_suffixes:
+            raise UsageError(f"BIDS has no series for model {model.name}: it is for use from Python only.")
     for item in estimators:
         if item == AUTO:
             continue

@@ -74,7 +74,7 @@ def blocking(issues: Sequence[Issue], subjects: Sequence[SubjectInputs], bids_di
     used = set()
     for subject in subjects:
         for group in subject.groups:
-            for name in (*group.files, *filter(None, (group.bval, group.bvec))):
+            for name in group.all_files:
                 used.add("/" + Path(name).relative_to(bids_dir).as_posix().split(".")[0])
     errors = [issue for issue in issues if issue.severity == "error"]
     return [

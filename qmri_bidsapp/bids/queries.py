@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, diffusion_protocol, timed_protocol
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.bids.fieldmaps import CovariateMap, choose_b1, read_b1
+from qmri_bidsapp.bids.files import check_headers, labels_of, open_image
+from qmri_bidsapp.bids.parts import Complement, split_parts
+from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, STEADY_STATE_KINDS, diffusion_protocol, series_protocol
+from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery
 from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
     from bids.layout import BIDSFile
 
-KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "dwi")
-#: BIDS key and sidecar field along which the images of a series differ.
+KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "VFA", "MTS", "dwi")
+#: Maps that serve the series of `STEADY_STATE_KINDS`.
+FIELDMAP = "TB1map"
+#: BIDS keys of the entities along which the images of a series differ.
 SERIES_AXIS = {
-    "IRT1": ("inv", "InversionTime"),
-    "MESE": ("echo", "EchoTime"),
-    "MEGRE": ("echo", "EchoTime"),
+    "IRT1": ("inv",),
+    "MESE": ("echo",),
+    "MEGRE": ("echo",),
+    "VFA": ("flip",),
+    "MTS": ("flip", "mt"),
 }
 #: BIDS keys of the entities that tell series apart, in BIDS order; the axis of a series is no such entity.
 ENTITIES = ("ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "chunk")
-AFFINE_TOLERANCE = 1e-3
 #: Brain extraction needs the whole head: a T1w that is thinner than this, mm, along an axis is a slab.
 MIN_HEAD_EXTENT = 80.0
 
@@ -42,13 +48,17 @@ class InputGroup:
     entities : tuple of (str, str)
         BIDS keys and labels that all files share, in BIDS order, without ``sub``.
     files : tuple of str
-        Absolute paths, by ascending inversion or echo time.
+        Absolute paths, by ascending inversion or echo time, or as `series_protocol` orders them.
     acquisition : Acquisition or None
         Protocol; None for a T1w.
     bval, bvec : str or None
         Gradient table of a diffusion series.
     metadata : tuple of (str, object)
         Sidecar fields worth showing.
+    covariates : tuple of CovariateMap
+        Maps of what is known of each voxel.
+    complement : Complement or None
+        What makes the images complex, where that is used.
     """
 
     kind: str
@@ -59,6 +69,19 @@ class InputGroup:
     bval: str | None = None
     bvec: str | None = None
     metadata: tuple[tuple[str, Any], ...] = ()
+    covariates: tuple[CovariateMap, ...] = ()
+    complement: Complement | None = None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All images of the series, with those that make them complex."""
+        return (*self.files, *(self.complement.files if self.complement else ()))
+
+    @property
+    def all_files(self) -> tuple[str, ...]:
+        """Everything that is read for the series."""
+        gradients = (name for name in (self.bval, self.bvec) if name)
+        return (*self.images, *gradients, *(item.file for item in self.covariates))
 
     @property
     def name(self) -> str:
@@ -113,7 +136,7 @@ def find_inputs(
     participant_labels, session_labels, run_labels : tuple of str
         Labels without the key; empty for all. Runs are compared as numbers.
     filters : mapping, optional
-        Kind (``"t1w"``, ``"irt1"``, ``"mese"``, ``"megre"``, ``"dwi"``) -> pybids query.
+        Kind in lower case (``"t1w"``, ``"irt1"``, ..., ``"tb1map"``) -> pybids query.
 
     Raises
     ------
@@ -134,6 +157,8 @@ def find_inputs(
             n_files += len(files)
             for entities, members in _grouped(files, kind):
                 _add_group(layout, subject, kind, entities, members, groups, problems)
+        fieldmaps = _files(layout, subject, FIELDMAP, queries[FIELDMAP], session_labels, ())
+        groups = _with_covariates(groups, fieldmaps, problems)
         if not groups and not problems:
             message = f"sub-{subject} has no {', '.join(KINDS[:-1])} or {KINDS[-1]} to work on."
             problems.append(Problem(subject, "", "", message, severity="note"))
@@ -146,7 +171,7 @@ def find_inputs(
 
 
 def _queries(filters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    known = {kind.lower(): kind for kind in KINDS}
+    known = {kind.lower(): kind for kind in (*KINDS, FIELDMAP)}
     unknown = sorted(set(filters) - set(known))
     if unknown:
         raise UsageError(f"The filter file names {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
@@ -161,7 +186,7 @@ def _files(
     session_labels: tuple[str, ...],
     run_labels: tuple[str, ...],
 ) -> list[BIDSFile]:
-    """Return the magnitude images of a kind, sorted by path."""
+    """Return the images of a kind, sorted by path; all but inversion recoveries are magnitudes only."""
     filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
     try:
         files = sorted(layout.get(**filters), key=lambda item: item.path)
@@ -178,18 +203,27 @@ def _files(
     if run_labels:
         runs = {int(label) for label in run_labels}
         files = [item for item in files if item.entities.get("run") is not None and int(item.entities["run"]) in runs]
-    return [item for item in files if item.entities.get("part") in (None, "mag")]
+    return [item for item in files if kind == "IRT1" or item.entities.get("part") in (None, "mag")]
 
 
 def _grouped(files: Iterable[BIDSFile], kind: str) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
     """Group files by the entities that tell series apart."""
-    axis, _ = SERIES_AXIS.get(kind, (None, None))
+    within = _within(kind)
     groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
     for item in files:
-        parts = _labels(item.path)
-        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name != axis)
+        parts = labels_of(item.path)
+        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name not in within)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
+
+
+def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
+    """Return the images of the first echo, which T2* weights least, and what was left out."""
+    echoes = [int(item.entities.get("echo", 0)) for item in members]
+    kept = [item for item, echo in zip(members, echoes, strict=True) if echo == min(echoes)]
+    if len(kept) == len(members):
+        return members, None
+    return kept, f"{kept[0].path} and its series: of {len(set(echoes))} echoes only the first is used."
 
 
 def _add_group(
@@ -203,13 +237,21 @@ def _add_group(
 ) -> None:
     """Append a group; what cannot be used becomes a problem."""
     path = members[0].path
+    complement: list[BIDSFile] = []
+    note = None
     try:
         _check_distinct(kind, [item.path for item in members])
         reason = _not_needed(kind, path)
-        if reason is None:
-            groups.append(_make_group(layout, subject, kind, entities, members))
-        else:
+        if reason is not None:
             problems.append(Problem(subject, kind, path, f"{path} is not used: {reason}.", severity="note"))
+            return
+        if kind in STEADY_STATE_KINDS:
+            members, note = _first_echo(members)
+        elif kind == "IRT1":
+            members, complement, note = split_parts(members, *SERIES_AXIS[kind])
+        if note:
+            problems.append(Problem(subject, kind, path, note, severity="note"))
+        groups.append(_make_group(layout, subject, kind, entities, members, complement))
     except InputError as error:
         problems.append(Problem(subject, kind, path, str(error)))
 
@@ -218,7 +260,7 @@ def _not_needed(kind: str, path: str) -> str | None:
     """Return why an image, sound as it may be, is of no use here; None if it is."""
     from nibabel.affines import voxel_sizes
 
-    image = _open(path)
+    image = open_image(path)
     if kind == "dwi" and image.ndim == 3:
         return "it is a single volume, from which nothing can be estimated"
     if kind == "T1w":
@@ -233,18 +275,50 @@ def _not_needed(kind: str, path: str) -> str | None:
 
 def _check_distinct(kind: str, paths: list[str]) -> None:
     """Raise unless every image has a name of its own: the outputs could not be told apart."""
-    axis, _ = SERIES_AXIS.get(kind, (None, None))
-    seen: dict[str | None, str] = {}
+    seen: dict[tuple[str | None, ...], str] = {}
     for path in paths:
-        label = _labels(path).get(axis) if axis else None
-        if axis and label is None:
-            raise InputError(f"{path} needs the entity {axis}- in its name, as an image of a series; rename it.")
-        if label in seen:
+        labels = labels_of(path)
+        for name in SERIES_AXIS.get(kind, ()):
+            if name not in labels:
+                raise InputError(f"{path} needs the entity {name}- in its name, as an image of a series; rename it.")
+        key = tuple(labels.get(name) for name in (*_within(kind), "part"))
+        if key in seen:
             raise InputError(
-                f"{path} and {Path(seen[label]).name} are the same series by their names; keep one, or choose one "
+                f"{path} and {Path(seen[key]).name} are the same series by their names; keep one, or choose one "
                 "with --bids-filter-file."
             )
-        seen[label] = path
+        seen[key] = path
+
+
+def _within(kind: str) -> tuple[str, ...]:
+    """Return the BIDS keys by which the images of one series may differ; of steady-state series one echo is used."""
+    return (*SERIES_AXIS.get(kind, ()), *(("echo",) if kind in STEADY_STATE_KINDS else ()))
+
+
+def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], problems: list[Problem]) -> list[InputGroup]:
+    """Give the series that want it their map of the transmit field; one whose map cannot be used is left out."""
+    found = []
+    for group in groups:
+        maps = choose_b1(fieldmaps, dict(group.entities).get("ses"), group.files)
+        if group.kind not in STEADY_STATE_KINDS or not maps:
+            found.append(group)
+            continue
+        chosen = maps[0]
+        if len(maps) > 1:
+            message = (
+                f"{len(maps)} TB1maps may serve {group.name}: {Path(chosen.path).name} is used; "
+                "name another with IntendedFor or --bids-filter-file."
+            )
+            problems.append(Problem(group.subject, group.kind, chosen.path, message, severity="note"))
+        try:
+            check_headers([chosen.path], ndim=3)
+            b1 = read_b1(chosen.path, chosen.get_metadata())
+        except InputError as error:
+            message = f"{group.name} is left out for its map of the transmit field: {error}"
+            problems.append(Problem(group.subject, group.kind, chosen.path, message))
+            continue
+        found.append(replace(group, covariates=(b1,)))
+    return found
 
 
 def _make_group(
@@ -253,21 +327,27 @@ def _make_group(
     kind: str,
     entities: tuple[tuple[str, str], ...],
     members: list[BIDSFile],
+    complement: list[BIDSFile],
 ) -> InputGroup:
     """Check headers and sidecars, and build the group."""
     paths = [item.path for item in members]
     sidecars = [dict(item.get_metadata()) for item in members]
-    shape = check_headers(paths, ndim=4 if kind == "dwi" else 3)
+    shape = check_headers([*paths, *(item.path for item in complement)], ndim=4 if kind == "dwi" else 3)
     acquisition: Acquisition | None = None
     bval = bvec = None
     if kind in SERIES_AXIS:
-        acquisition, order = timed_protocol(kind, paths, sidecars, SERIES_AXIS[kind][1])
-        paths = [paths[i] for i in order]
+        acquisition, order = series_protocol(kind, paths, sidecars)
+        paths, complement = [paths[i] for i in order], [complement[i] for i in order if complement]
     elif kind == "dwi":
         bval, bvec = (_gradient_file(Path(layout.root), paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
     metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
-    return InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
+    group = InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
+    if not (complement and isinstance(acquisition, InversionRecovery)):
+        return group
+    part, unit = complement[0].entities["part"], complement[0].get_metadata().get("Units")
+    completed = Complement(part, tuple(item.path for item in complement), unit)
+    return replace(group, acquisition=replace(acquisition, signed=True), complement=completed)
 
 
 def _gradient_file(root: Path, path: str, extension: str) -> str | None:
@@ -276,64 +356,11 @@ def _gradient_file(root: Path, path: str, extension: str) -> str | None:
     It lies beside the image or above it, and its name has no entity that the image's name has not; the nearest
     counts, and of one folder the one with most entities.
     """
-    image = _labels(path).items()
+    image = labels_of(path).items()
     for folder in Path(path).parents:
-        names = [name for name in sorted(folder.glob(f"*dwi{extension}")) if _labels(name).items() <= image]
+        names = [name for name in sorted(folder.glob(f"*dwi{extension}")) if labels_of(name).items() <= image]
         if names:
-            return str(max(names, key=lambda name: len(_labels(name))))
+            return str(max(names, key=lambda name: len(labels_of(name))))
         if folder == root:
             break
     return None
-
-
-def _labels(path: str | Path) -> dict[str, str]:
-    """Return the entities of a file name as they stand in it: pybids turns run-01 into the number 1."""
-    return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
-
-
-def _open(path: str) -> Any:
-    """Return an image, of which only the header has been read; InputError if it is none."""
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        return nib.load(path)
-    except (ImageFileError, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
-
-
-def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
-    """Check that images can be opened, have the right number of dimensions, and share shape and affine.
-
-    Returns
-    -------
-    tuple of int
-        Their common shape.
-
-    Raises
-    ------
-    InputError
-        Naming the file.
-    """
-    import numpy as np
-
-    first = None
-    for path in paths:
-        image = _open(path)
-        shape = image.shape
-        while len(shape) > ndim and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != ndim:
-            raise InputError(f"{path} must have {ndim} dimensions, got shape {image.shape}; split or exclude it.")
-        if first is None:
-            first = (path, shape, image.affine)
-        elif shape != first[1]:
-            raise InputError(f"{path} has shape {shape}, but {first[0]} has {first[1]}: a series needs one shape.")
-        elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE):
-            raise InputError(
-                f"The affine of {path} differs from that of {first[0]}: a series needs one geometry; "
-                "resample the images or exclude the series."
-            )
-    if first is None:
-        raise InputError("A series needs at least one image.")
-    return first[1]

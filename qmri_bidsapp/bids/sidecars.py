@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.errors import InputError, ProtocolError
 from qmri_bidsapp.images.gradients import read_gradients
 
@@ -17,43 +17,91 @@ SHOWN_FIELDS = (
     "MagneticFieldStrength",
     "RepetitionTime",
     "FlipAngle",
+    "PulseSequenceType",
     "LargeDelta",
     "SmallDelta",
 )
+#: Kinds whose images differ by a time, with its sidecar field.
+TIME_FIELDS = {"IRT1": "InversionTime", "MESE": "EchoTime", "MEGRE": "EchoTime"}
+#: Kinds of spoiled gradient echoes, whose images differ by flip angle and magnetization transfer pulse.
+STEADY_STATE_KINDS = ("VFA", "MTS")
 
 
-def timed_protocol(
-    kind: str, paths: Sequence[str], sidecars: Sequence[Mapping[str, Any]], field: str
+def series_protocol(
+    kind: str, paths: Sequence[str], sidecars: Sequence[Mapping[str, Any]]
 ) -> tuple[Acquisition, list[int]]:
-    """Return the protocol of a series whose images differ by a time, and the order of ascending time.
+    """Return the protocol of a relaxometry series, and the order of its images.
 
     Parameters
     ----------
     kind : str
-        ``"IRT1"``, ``"MESE"`` or ``"MEGRE"``.
+        Key of `TIME_FIELDS`, or one of `STEADY_STATE_KINDS`.
     paths, sidecars : sequence
         Images and their metadata.
-    field : str
-        Sidecar field of the time, s.
+
+    Returns
+    -------
+    acquisition : Acquisition
+        In the order that is returned.
+    order : list of int
+        By ascending time, or by magnetization transfer pulse (images without it first) and ascending flip angle.
 
     Raises
     ------
     InputError
-        If the field is missing or not a time in seconds.
+        If a field is missing, or no time in seconds or angle in degrees.
     """
-    times = []
-    for path, sidecar in zip(paths, sidecars, strict=True):
-        value = sidecar.get(field)
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise InputError(f"{path} needs {field} (a number, in seconds) in its sidecar, got {value!r}; add it.")
-        times.append(float(value))
-    order = sorted(range(len(times)), key=times.__getitem__)
-    ordered = tuple(times[i] for i in order)
     try:
-        acquisition = InversionRecovery(ordered) if kind == "IRT1" else MultiEcho(ordered)
+        if kind in STEADY_STATE_KINDS:
+            return _steady_state_protocol(kind, paths, sidecars)
+        times = [_number(path, sidecar, TIME_FIELDS[kind]) for path, sidecar in zip(paths, sidecars, strict=True)]
+        order = sorted(range(len(times)), key=times.__getitem__)
+        ordered = tuple(times[i] for i in order)
+        return InversionRecovery(ordered) if kind == "IRT1" else MultiEcho(ordered), order
     except ProtocolError as error:
         raise InputError(f"{paths[0]} and its series: {error}") from error
-    return acquisition, order
+
+
+def _steady_state_protocol(
+    kind: str, paths: Sequence[str], sidecars: Sequence[Mapping[str, Any]]
+) -> tuple[SpoiledGradientEcho, list[int]]:
+    """Return the protocol of a VFA or MTS series, and its order."""
+    images = []
+    for path, sidecar in zip(paths, sidecars, strict=True):
+        sequence = str(sidecar.get("PulseSequenceType", ""))
+        if "SSFP" in sequence.upper():
+            raise InputError(
+                f"{path} has PulseSequenceType {sequence}: only spoiled gradient echoes can be used; exclude it."
+            )
+        pulse = sidecar.get("MTState", None if kind == "MTS" else False)
+        if not isinstance(pulse, bool):
+            raise InputError(f"{path} needs MTState (true or false) in its sidecar, got {pulse!r}; add it.")
+        time = _number(path, sidecar, "RepetitionTimeExcitation", "RepetitionTime")
+        images.append((pulse, _number(path, sidecar, "FlipAngle", unit="degrees"), time))
+    order = sorted(range(len(images)), key=images.__getitem__)
+    pulses, angles, times = zip(*(images[i] for i in order), strict=True)
+    return SpoiledGradientEcho(flip_angle=angles, repetition_time=times, mt_pulse=pulses), order
+
+
+def _number(path: str, sidecar: Mapping[str, Any], *fields: str, unit: str = "seconds") -> float:
+    """Return the first of these fields that the sidecar holds, which must be a number."""
+    value = next((sidecar[field] for field in fields if field in sidecar), None)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        names = " or ".join(fields)
+        raise InputError(f"{path} needs {names} (a number, in {unit}) in its sidecar, got {value!r}; add it.")
+    return float(value)
+
+
+def image_fields(kind: str, acquisition: Acquisition) -> list[dict[str, Any]]:
+    """Return the sidecar fields by which the images of a relaxometry series differ, for each image."""
+    if isinstance(acquisition, SpoiledGradientEcho):
+        pulses = [{"MTState": pulse} if kind == "MTS" else {} for pulse in acquisition.mt_pulse]
+        return [
+            {"FlipAngle": angle, "RepetitionTimeExcitation": time, **pulse}
+            for angle, time, pulse in zip(acquisition.flip_angle, acquisition.repetition_time, pulses, strict=True)
+        ]
+    plain = acquisition.to_dict()
+    return [{TIME_FIELDS[kind]: time} for time in plain["inversion_time" if kind == "IRT1" else "echo_time"]]
 
 
 def diffusion_protocol(

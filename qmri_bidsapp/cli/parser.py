@@ -16,7 +16,7 @@ from qmri_bidsapp.errors import UnknownLevelError, UsageError
 
 DESCRIPTION = (
     "Quantitative-MRI maps from BIDS data, each with its standard deviation and a status per voxel. Found "
-    "series (T1w, IRT1, MESE, MEGRE, dwi) are preprocessed and fitted; maps, reports and logs go to the "
+    "series (T1w, IRT1, MESE, MEGRE, VFA, MTS, dwi) are preprocessed and fitted; maps, reports and logs go to the "
     "output folder."
 )
 EPILOG = (

@@ -43,6 +43,11 @@ class Acquisition:
         """Number of raw measurements that were averaged into each value; the noise variance falls with it."""
         return (1,) * self.n_measurements
 
+    @property
+    def has_sign(self) -> bool:
+        """Whether values may be negative; otherwise they are magnitudes."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with the class name under ``"type"``, for node inputs and sidecars."""
         return {"type": type(self).__name__, **asdict(self)}
@@ -68,10 +73,10 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _check_times(name: str, times: tuple[float, ...], *, longest: float) -> None:
+def _check_times(name: str, times: tuple[float, ...], *, longest: float, allow_zero: bool = False) -> None:
     """Raise unless all times are finite, positive and at most `longest`, s, beyond which they cannot be seconds."""
     for time in times:
-        if not np.isfinite(time) or time <= 0:
+        if not np.isfinite(time) or time < 0 or (time == 0 and not allow_zero):
             raise ProtocolError(f"{name} must be finite and positive seconds, got {time}.")
         if time > longest:
             raise ProtocolError(f"{name} must be in seconds, got {time}: is it in milliseconds?")
@@ -85,9 +90,12 @@ class InversionRecovery(Acquisition):
     ----------
     inversion_time : tuple of float
         (n_measurements,) s.
+    signed : bool
+        Whether the polarity was restored: values before the null are negative, not magnitudes.
     """
 
     inversion_time: tuple[float, ...]
+    signed: bool = False
 
     def __post_init__(self) -> None:
         _check_times("InversionTime", self.inversion_time, longest=MAX_INVERSION_TIME)
@@ -96,6 +104,11 @@ class InversionRecovery(Acquisition):
     def n_measurements(self) -> int:
         """Number of inversion times."""
         return len(self.inversion_time)
+
+    @property
+    def has_sign(self) -> bool:
+        """Whether the polarity was restored."""
+        return self.signed
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,69 @@ class MultiEcho(Acquisition):
     def n_measurements(self) -> int:
         """Number of echoes."""
         return len(self.echo_time)
+
+
+@dataclass(frozen=True)
+class T2Preparation(Acquisition):
+    """Images after a T2 preparation: excitation, refocusing pulses, tip-up, then a readout that is the same for all.
+
+    Attributes
+    ----------
+    preparation_time : tuple of float
+        (n_measurements,) time from excitation to tip-up, s; zero without a preparation.
+    """
+
+    preparation_time: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        _check_times("The T2 preparation time", self.preparation_time, longest=MAX_ECHO_TIME, allow_zero=True)
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of preparation times."""
+        return len(self.preparation_time)
+
+
+@dataclass(frozen=True)
+class SpoiledGradientEcho(Acquisition):
+    """Spoiled gradient echoes in the steady state, some of them with a magnetization transfer pulse.
+
+    Attributes
+    ----------
+    flip_angle : tuple of float
+        (n_measurements,) nominal flip angle, degree.
+    repetition_time : tuple of float
+        (n_measurements,) time between two excitations, s.
+    mt_pulse : tuple of bool
+        (n_measurements,) whether a magnetization transfer pulse precedes each excitation; empty for none.
+    """
+
+    flip_angle: tuple[float, ...]
+    repetition_time: tuple[float, ...]
+    mt_pulse: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.mt_pulse:
+            object.__setattr__(self, "mt_pulse", (False,) * len(self.flip_angle))
+        counts = (len(self.flip_angle), len(self.repetition_time), len(self.mt_pulse))
+        if len(set(counts)) > 1:
+            raise ProtocolError("Got {} flip angles, {} repetition times and {} MT states.".format(*counts))
+        for angle in self.flip_angle:
+            if not 0 < angle < 180:
+                raise ProtocolError(f"FlipAngle must lie between 0 and 180 degrees, got {angle}.")
+        if self.flip_angle and max(self.flip_angle) < 0.7:
+            raise ProtocolError(f"FlipAngle must be in degrees, got {max(self.flip_angle)} at most: is it in radian?")
+        for time in self.repetition_time:
+            if not 0 < time <= 5:
+                raise ProtocolError(
+                    f"The repetition time of a spoiled gradient echo must lie between 0 and 5 s, got {time}: "
+                    "is it in milliseconds?"
+                )
+
+    @property
+    def n_measurements(self) -> int:
+        """Number of images."""
+        return len(self.flip_angle)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,13 @@ class Estimator(ABC):
         """
 
     @abstractmethod
-    def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
         """Estimate.
 
         Parameters
@@ -71,6 +77,9 @@ class Estimator(ABC):
         noise_std : array_like, optional
             (n_voxels,) standard deviation of the noise of one raw measurement, in the unit of the signals; it
             scales the standard deviations. Without it, it is estimated from each voxel's residuals.
+        covariates : array_like, optional
+            (n_voxels, n_covariates) values of the model's covariates, in its order and their units; without it
+            they are neutral. A voxel with a value that is not finite or out of its bounds is INVALID_INPUT.
 
         Returns
         -------
@@ -80,5 +89,5 @@ class Estimator(ABC):
         Raises
         ------
         ValueError
-            If the shape of `signals` does not fit the protocol.
+            If the shape of `signals` does not fit the protocol, or that of `covariates` the model.
         """

@@ -45,7 +45,7 @@ def propagate(
     ----------
     model : SignalModel
     theta : Tensor
-        (n_voxels, n_parameters) float64, in each parameter's unit.
+        (n_voxels, n_parameters + n_covariates) float64, in each parameter's unit; covariates count as exact.
     covariance : Tensor
         (n_voxels, n_parameters, n_parameters) float64, in the same units.
     free : Tensor
@@ -59,15 +59,16 @@ def propagate(
     """
     variance = torch.diagonal(covariance, dim1=1, dim2=2)
     variance = torch.where(free & (variance >= 0), variance, torch.nan)
+    n_parameters = len(model.parameters)
     if not model.derived:
-        return theta, variance.sqrt()
+        return theta[:, :n_parameters], variance.sqrt()
     derived, pull_back = torch.func.vjp(model.derive, theta)[:2]
     # Voxels do not influence each other, so that one backward pass per derived parameter serves all of them.
     outputs = torch.eye(len(model.derived), dtype=theta.dtype, device=theta.device)
-    slope = torch.stack([pull_back(output.expand_as(derived))[0] for output in outputs], dim=1)
+    slope = torch.stack([pull_back(output.expand_as(derived))[0][:, :n_parameters] for output in outputs], dim=1)
     propagated = ((slope @ covariance) * slope).sum(-1)
     depends_on_bound = ((slope != 0) & ~free.unsqueeze(1)).any(-1)
     # A value that is cut off, such as a fractional anisotropy of one, does not move at all: no spread follows.
     undefined = depends_on_bound | (slope == 0).all(-1)
     variance = torch.cat([variance, torch.where(undefined, torch.nan, propagated)], dim=1)
-    return torch.cat([theta, derived], dim=1), variance.sqrt()
+    return torch.cat([theta[:, :n_parameters], derived], dim=1), variance.sqrt()

@@ -17,7 +17,7 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import parameter_covariance, propagate
 from qmri_bidsapp.estimators.levenberg_marquardt import COST_TOLERANCE, Evaluate, minimise
-from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
+from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 
 #: Size of the dictionary of starting points, and most values per parameter.
@@ -42,7 +42,8 @@ class NonLinearLeastSquares(Estimator):
     """Levenberg-Marquardt within bounds (Marquardt 1963), started from the best entries of a dictionary.
 
     The dictionary spans all parameters but the amplitude, which is projected out; a single starting point
-    would lead to local minima and to a precision that hides bias.
+    would lead to local minima and to a precision that hides bias. It holds for neutral covariates: others only shift
+    the start; steps and standard deviations use each voxel's own.
     """
 
     name: ClassVar[str] = "nlls"
@@ -67,24 +68,34 @@ class NonLinearLeastSquares(Estimator):
         self._lower = self._tensor([p.bounds[0] for p in parameters]) / self._scale
         self._upper = self._tensor([p.bounds[1] for p in parameters]) / self._scale
         self._root_averages = self._tensor(acquisition.n_averages).sqrt()
-        grid = _grid(parameters).to(self.device)
+        grid = self.model.with_covariates(_grid(parameters).to(self.device))
         labels = self.model.basins(grid, acquisition)
         order = torch.argsort(labels, stable=True)
         # Entries of one basin are neighbours, so that a slice finds them.
-        self._grid = grid[order]
+        grid = grid[order]
         self._basin_sizes = [int(size) for size in torch.bincount(labels) if size]
-        atoms = self.model.signal(self._grid, acquisition) * self._root_averages
+        atoms = self.model.signal(grid, acquisition) * self._root_averages
+        self._grid = grid[:, : len(parameters)]
         self._norm = atoms.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         self._atoms = atoms / self._norm.unsqueeze(-1)
         return self
 
-    def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
         """Estimate; see `Estimator.predict`."""
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        values, status, usable = screen(signals, self.acquisition_.n_measurements)
+        signals = np.asarray(signals)
+        known = covariates_of(self.model, covariates, len(signals))
+        protocol = self.acquisition_
+        values, status, usable = screen(signals, protocol.n_measurements, known, has_sign=protocol.has_sign)
         noise = noise_of(noise_std, usable)
-        values = values[usable]
+        values, known = values[usable], known[usable]
         n_columns = len(self.model.parameters) + len(self.model.derived)
         estimate, std = (np.empty((len(values), n_columns)) for _ in range(2))
         fitted = np.empty(len(values), dtype=np.uint8)
@@ -92,21 +103,26 @@ class NonLinearLeastSquares(Estimator):
             for first in range(0, len(values), CHUNK_SIZE):
                 part = slice(first, first + CHUNK_SIZE)
                 estimate[part], std[part], fitted[part] = self._solve(
-                    values[part], None if noise is None else noise[part]
+                    values[part], None if noise is None else noise[part], known[part]
                 )
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
     def _solve(
-        self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
+        self,
+        values: npt.NDArray[np.float32],
+        noise: npt.NDArray[np.float32] | None,
+        covariates: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         """Return estimates and standard deviations in the parameters' units, and statuses."""
         signal = torch.as_tensor(values, device=self.device)
         size = signal.abs().amax(-1, keepdim=True)
         target = signal / size * self._root_averages
+        known = torch.as_tensor(covariates, device=self.device)
         weight = self._root_averages.unsqueeze(-1) * self._scale
 
         def evaluate(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            jacobian = self.model.jacobian(scaled * self._scale, self.acquisition_) * weight
+            theta = self.model.with_covariates(scaled * self._scale, known[index])
+            jacobian = self.model.jacobian(theta, self.acquisition_) * weight
             # The signal is proportional to the amplitude, so that its derivative holds the signal as well.
             return jacobian[..., 0] * scaled[:, :1] - target[index], jacobian
 
@@ -116,7 +132,7 @@ class NonLinearLeastSquares(Estimator):
         variance = self._variance(cost, noise, size.squeeze(-1))
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double()
-        theta = scaled.double() * unit
+        theta = self.model.with_covariates(scaled.double() * unit, known.double())
         covariance = parameter_covariance(jacobian, variance, free) * unit.unsqueeze(1) * unit.unsqueeze(2)
         estimate, std = propagate(self.model, theta, covariance, free)
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))

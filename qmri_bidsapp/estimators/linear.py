@@ -15,7 +15,7 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
 from qmri_bidsapp.estimators.covariance import propagate
-from qmri_bidsapp.estimators.voxels import assemble, noise_of, screen
+from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.cumulants import LogLinearModel
 
@@ -63,11 +63,19 @@ class WeightedLinearLeastSquares(Estimator):
         self._lower, self._upper = (self._tensor([p.bounds[i] for p in everything]) for i in (0, 1))
         return self
 
-    def predict(self, signals: npt.ArrayLike, *, noise_std: npt.ArrayLike | None = None) -> ParameterMaps:
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
         """Estimate; see `Estimator.predict`."""
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         values, status, usable = screen(signals, self.acquisition_.n_measurements)
+        # The tensor has none: what is given must be empty.
+        covariates_of(self.model, covariates, len(values))
         noise = noise_of(noise_std, usable)
         values = values[usable]
         estimate, std = (np.full((len(values), len(self._lower)), np.nan) for _ in range(2))

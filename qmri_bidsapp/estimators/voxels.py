@@ -9,10 +9,49 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.models.base import SignalModel
 
 
+def covariates_of(model: SignalModel, covariates: npt.ArrayLike | None, n_voxels: int) -> npt.NDArray[np.float32]:
+    """Return the covariates of all voxels, (n_voxels, n_covariates); NaN where one is out of its bounds.
+
+    Parameters
+    ----------
+    model : SignalModel
+    covariates : array_like or None
+        (n_voxels, n_covariates); None for neutral values.
+    n_voxels : int
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit the model.
+    """
+    shape = (n_voxels, len(model.covariates))
+    if covariates is None:
+        return np.broadcast_to(np.array([p.scale for p in model.covariates], dtype=np.float32), shape)
+    values = np.asarray(covariates, dtype=np.float32)
+    if values.shape != shape:
+        raise ValueError(f"Covariates of model {model.name} must have shape {shape}, got {values.shape}.")
+    low, high = (np.array([p.bounds[i] for p in model.covariates], dtype=np.float32) for i in (0, 1))
+    return np.where((values >= low) & (values <= high), values, np.float32(np.nan))
+
+
 def screen(
-    signals: npt.ArrayLike, n_measurements: int
+    signals: npt.ArrayLike,
+    n_measurements: int,
+    covariates: npt.NDArray[np.float32] | None = None,
+    *,
+    has_sign: bool = False,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Check the shape and find the voxels that can be fitted.
+
+    Parameters
+    ----------
+    signals : array_like
+        (n_voxels, n_measurements).
+    n_measurements : int
+    covariates : ndarray, optional
+        (n_voxels, n_covariates) from `covariates_of`; NaN where a voxel cannot be used.
+    has_sign : bool
+        Whether negative values are signal.
 
     Returns
     -------
@@ -32,8 +71,11 @@ def screen(
     if values.ndim != 2 or values.shape[1] != n_measurements:
         raise ValueError(f"Signals must have shape (n_voxels, {n_measurements}), got {values.shape}.")
     status = np.full(len(values), Status.OK, dtype=np.uint8)
-    status[~(values > 0).any(axis=1)] = Status.NO_SIGNAL
+    signal = values != 0 if has_sign else values > 0
+    status[~signal.any(axis=1)] = Status.NO_SIGNAL
     status[~np.isfinite(values).all(axis=1)] = Status.INVALID_INPUT
+    if covariates is not None:
+        status[~np.isfinite(covariates).all(axis=1)] = Status.INVALID_INPUT
     return values, status, status == Status.OK
 
 

@@ -19,7 +19,7 @@ from qmri_bidsapp.errors import InputError
 AFFINE_TOLERANCE = 1e-3
 
 
-def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
+def load_image(path: str | Path, *, ndim: int, may_be_zero: bool = False) -> nib.Nifti1Image:
     """Read an image as float32, in memory.
 
     Parameters
@@ -28,6 +28,8 @@ def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
         ``.nii`` or ``.nii.gz``.
     ndim : int
         Number of dimensions that it must have; trailing dimensions of length one do not count.
+    may_be_zero : bool
+        Whether nothing but zeros is a meaningful image, such as a phase.
 
     Raises
     ------
@@ -51,7 +53,7 @@ def load_image(path: str | Path, *, ndim: int) -> nib.Nifti1Image:
         finite = np.isfinite(volume)
         if not finite.any():
             raise InputError(f"{what} holds no finite value (all NaN); exclude it.")
-        if not volume[finite].any():
+        if not may_be_zero and not volume[finite].any():
             raise InputError(f"{what} holds nothing but zeros; exclude it.")
     header = image.header.copy()
     header.set_data_dtype(np.float32)
@@ -94,15 +96,15 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> str:
     return str(path)
 
 
-def merge_series(files: Sequence[str | Path]) -> nib.Nifti1Image:
-    """Join 3-D images into one (x, y, z, n) image, in the given order.
+def merge_series(files: Sequence[str | Path], *, may_be_zero: bool = False) -> nib.Nifti1Image:
+    """Join 3-D images into one (x, y, z, n) image, in the given order; `may_be_zero` as in `load_image`.
 
     Raises
     ------
     InputError
         If one cannot be used, or if shapes or affines differ.
     """
-    images = [load_image(name, ndim=3) for name in files]
+    images = [load_image(name, ndim=3, may_be_zero=may_be_zero) for name in files]
     first = images[0]
     for name, image in zip(files, images, strict=True):
         if image.shape != first.shape:

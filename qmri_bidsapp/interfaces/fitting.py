@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    InputMultiObject,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
@@ -34,6 +42,7 @@ def fit_volume(
     acquisition: Acquisition,
     *,
     noise_std: npt.NDArray[np.float32] | None = None,
+    covariates: Sequence[npt.NDArray[np.float32]] = (),
     seed: int = 0,
 ) -> ParameterMaps:
     """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
@@ -51,6 +60,8 @@ def fit_volume(
     noise_std : ndarray, optional
         (x, y, z) standard deviation of the noise of one measurement, in the unit of the image; NaN where it is
         not known: there it comes from repeated b0 volumes, or standard deviations are NaN.
+    covariates : sequence of ndarray
+        (x, y, z) map of each covariate of the model, in its order; empty for neutral values.
     seed : int
         Passed to the estimator.
 
@@ -64,23 +75,27 @@ def fit_volume(
     ProtocolError
         If the protocol cannot identify the model's parameters.
     InputError
-        If the mask is empty.
+        If the mask is empty, or a covariate has another shape.
     """
     from qmri_bidsapp.images.volumes import iter_voxels
 
     if not mask.any():
         raise InputError(f"The brain mask of {Path(image_file).name} is empty: there is no voxel to fit.")
+    for values in covariates:
+        if values.shape != mask.shape:
+            raise InputError(f"A covariate has shape {values.shape}, but {image_file} has {mask.shape}: resample it.")
     protocol, matrix = estimator.model.adapt(acquisition)
     estimator.fit(protocol, seed=seed)
     masked_noise = None if noise_std is None else noise_std[mask]
+    known = np.stack([values[mask] for values in covariates], axis=-1) if covariates else None
     maps = _allocate(estimator, int(mask.sum()))
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
         noise = _noise_of_repeats(signals, acquisition)
         if masked_noise is not None:
-            known = masked_noise[index]
-            noise = known if noise is None else np.where(np.isnan(known), noise, known)
-        part = estimator.predict(values, noise_std=noise)
+            given = masked_noise[index]
+            noise = given if noise is None else np.where(np.isnan(given), noise, given)
+        part = estimator.predict(values, noise_std=noise, covariates=None if known is None else known[index])
         maps.estimate[index], maps.std[index], maps.status[index] = part.estimate, part.std, part.status
     return maps
 
@@ -111,6 +126,9 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
     in_mask = File(exists=True, mandatory=True)
     noise_std = File(exists=True, desc="3-D standard deviation of the noise of one measurement")
+    covariates = InputMultiObject(
+        File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
+    )
     acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict()")
     direction = traits.List(desc="diffusion directions after alignment, in place of those of the acquisition")
     model = traits.Str(mandatory=True)
@@ -156,6 +174,7 @@ class Fit(SimpleInterface):
             mask,
             Acquisition.from_dict(acquisition),
             noise_std=np.asarray(load_image(noise_file, ndim=3).dataobj) if noise_file else None,
+            covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
             seed=self.inputs.seed,
         )
         self._results["seconds"] = time.perf_counter() - start

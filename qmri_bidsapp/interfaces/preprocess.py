@@ -49,6 +49,36 @@ class ImportImages(_Node):
         return runtime
 
 
+class _PolarityInputSpec(BaseInterfaceInputSpec):
+    in_files = InputMultiObject(File(exists=True), mandatory=True, desc="magnitudes or real parts, by inversion time")
+    complement = InputMultiObject(File(exists=True), mandatory=True, desc="phases or imaginary parts, in this order")
+    part = traits.Enum("phase", "imag", mandatory=True, desc="what the complement is")
+    unit = traits.Str(desc="Units of the phase")
+
+
+class _PolarityOutputSpec(_ImageOutputSpec):
+    notes = traits.List(traits.Str)
+
+
+class RestorePolarity(_Node):
+    """Inversion-recovery images with their sign, as one uncompressed float32 file."""
+
+    input_spec = _PolarityInputSpec
+    output_spec = _PolarityOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.images.volumes import merge_series
+        from qmri_bidsapp.preprocess.polarity import signed_series
+
+        may_be_zero = self.inputs.part == "imag"
+        first = merge_series(self.inputs.in_files, may_be_zero=may_be_zero)
+        second = merge_series(self.inputs.complement, may_be_zero=True)
+        image, note = signed_series(first, second, self.inputs.part, defined(self.inputs.unit))
+        self._results["out_file"] = self._save(image, "signed.nii", runtime)
+        self._results["notes"] = [note] if note else []
+        return runtime
+
+
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
@@ -164,6 +194,34 @@ class SeriesMask(_Node):
 
         mask = series_mask(load_image(self.inputs.in_file, ndim=4))
         self._results["out_mask"] = self._save(mask, "seriesmask.nii", runtime)
+        return runtime
+
+
+class _FieldmapInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="3-D map of the transmit field")
+    factor = traits.Float(desc="from stored values to effective over nominal flip angle; without it, values tell")
+    reference = File(exists=True, mandatory=True, desc="4-D series")
+
+
+class _FieldmapOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="3-D relative transmit field on the grid of the series; NaN where not known")
+    notes = traits.List(traits.Str)
+
+
+class ResampleFieldmap(_Node):
+    """Relative transmit field on the grid of a series."""
+
+    input_spec = _FieldmapInputSpec
+    output_spec = _FieldmapOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.images.volumes import load_image
+        from qmri_bidsapp.preprocess.fieldmaps import onto_grid, relative_field
+
+        field, note = relative_field(load_image(self.inputs.in_file, ndim=3), defined(self.inputs.factor))
+        image = onto_grid(field, load_image(self.inputs.reference, ndim=4))
+        self._results["out_file"] = self._save(image, "b1.nii", runtime)
+        self._results["notes"] = [note] if note else []
         return runtime
 
 

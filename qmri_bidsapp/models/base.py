@@ -31,6 +31,10 @@ class SignalModel(ABC):
         What is estimated. The first is the signal's amplitude: the signal is proportional to it.
     derived : tuple of Parameter
         What follows from the parameters by `derive`.
+    covariates : tuple of Parameter
+        What is known of a voxel from another map, such as the transmit field; not estimated. ``scale`` is the
+        neutral value, which holds where there is no map; a value out of ``bounds`` is no measurement. In `theta`
+        they are columns after the parameters.
     acquisition_type : type
         Protocol that `signal` takes.
     bids_suffixes : tuple of str
@@ -42,6 +46,7 @@ class SignalModel(ABC):
     reference: ClassVar[str]
     parameters: ClassVar[tuple[Parameter, ...]]
     derived: ClassVar[tuple[Parameter, ...]] = ()
+    covariates: ClassVar[tuple[Parameter, ...]] = ()
     acquisition_type: ClassVar[type[Acquisition]]
     bids_suffixes: ClassVar[tuple[str, ...]]
 
@@ -52,7 +57,7 @@ class SignalModel(ABC):
         Parameters
         ----------
         theta : Tensor
-            (..., n_parameters), in each parameter's unit.
+            (..., n_parameters + n_covariates), in each parameter's unit.
         acquisition : Acquisition
             Protocol of `acquisition_type`.
 
@@ -63,23 +68,32 @@ class SignalModel(ABC):
         """
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return d signal / d theta, (..., n_measurements, n_parameters), by automatic differentiation.
+        """Return the derivatives of the signal by the parameters, (..., n_measurements, n_parameters).
 
-        Models override it with a closed form where that pays; this one is then the test's oracle.
+        This is automatic differentiation. Models override it with a closed form where that pays; this one is then
+        the test's oracle. `theta` is as in `signal`.
         """
         flat = theta.reshape(-1, theta.shape[-1])
         single = torch.func.jacfwd(lambda value: self.signal(value, acquisition))
         jacobian: torch.Tensor = torch.func.vmap(single)(flat)
-        return jacobian.reshape(*theta.shape[:-1], *jacobian.shape[1:])
+        return jacobian.reshape(*theta.shape[:-1], *jacobian.shape[1:])[..., : len(self.parameters)]
 
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
-        """Return the derived parameters, (..., n_derived), in each one's unit."""
+        """Return the derived parameters, (..., n_derived), in each one's unit; `theta` is as in `signal`."""
         return theta[..., :0]
+
+    def with_covariates(self, parameters: torch.Tensor, covariates: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `theta` for `signal`: (..., n_parameters) and (..., n_covariates), neutral where None."""
+        if covariates is None:
+            covariates = parameters.new_tensor([covariate.scale for covariate in self.covariates])
+            covariates = covariates.expand(*parameters.shape[:-1], -1)
+        return torch.cat([parameters, covariates], dim=-1) if self.covariates else parameters
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (n,) labels of the parts of parameter space, each with a minimum of its own, that `theta` lies in.
 
-        Estimators that start from a grid of (n, n_parameters) points then start once from each promising part.
+        Estimators that start from a grid of n points then start once from each promising part. `theta` is as in
+        `signal`, (n, n_parameters + n_covariates).
         """
         return torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
 

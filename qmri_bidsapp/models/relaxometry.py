@@ -1,4 +1,4 @@
-"""Relaxometry: T1 by inversion recovery, T2 by multi-echo spin echo, T2* by multi-echo gradient echo."""
+"""Relaxometry: T1 by inversion recovery, T2 by spin echoes or T2 preparation, T2* by gradient echoes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho, T2Preparation
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SeparableModel
@@ -34,17 +34,17 @@ def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -
 
 
 class InversionRecoveryT1(SeparableModel):
-    r"""T1 from the magnitude of an inversion recovery.
+    r"""T1 from an inversion recovery.
 
     .. math:: S(TI) = \left| A \left(1 - B e^{-TI / T_1}\right) \right|
 
-    ``A`` is proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full
-    recovery.
+    Where the polarity was restored (`InversionRecovery.signed`), the signal is the same without the magnitude. ``A`` is
+    proportional to the equilibrium magnetisation; ``B`` is 2 for a complete inversion and full recovery.
     """
 
     name: ClassVar[str] = "t1"
     title: ClassVar[str] = "T1 by inversion recovery"
-    reference: ClassVar[str] = "Barral et al. 2010, Magn Reson Med 64:1057, eq. 4, magnitude; Sabidussi et al. 2021"
+    reference: ClassVar[str] = "Barral et al. 2010, Magn Reson Med 64:1057, eq. 4; Sabidussi et al. 2021"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("m0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal at full recovery, A", "M0map"),
         Parameter(
@@ -66,9 +66,10 @@ class InversionRecoveryT1(SeparableModel):
     nonlinear: ClassVar[tuple[int, ...]] = (2,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return (..., n_measurements) magnitudes for (..., 3) parameters m0, inversion_factor, t1."""
+        """Return (..., n_measurements) signals for (..., 3) parameters m0, inversion_factor, t1."""
         m0, factor, t1 = (column.unsqueeze(-1) for column in theta.unbind(-1))
-        return (m0 * (1 - factor * torch.exp(-_times(acquisition, theta) / t1))).abs()
+        signal = m0 * (1 - factor * torch.exp(-_times(acquisition, theta) / t1))
+        return signal if acquisition.has_sign else signal.abs()
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative in closed form, (..., n_measurements, 3)."""
@@ -76,9 +77,11 @@ class InversionRecoveryT1(SeparableModel):
         times = _times(acquisition, theta)
         decay = torch.exp(-times / t1)
         recovery = 1 - factor * decay
+        columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
+        if acquisition.has_sign:
+            return torch.stack(columns, dim=-1)
         # At m0 = 0, the lower bound, the derivative from above counts: a sign of zero would hold the fit.
         sign = torch.sign(recovery) * torch.where(m0 < 0, -1.0, 1.0)
-        columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
         return torch.stack([sign * column for column in columns], dim=-1)
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
@@ -86,6 +89,8 @@ class InversionRecoveryT1(SeparableModel):
 
         The magnitude hides their sign, and each count has a minimum of its own.
         """
+        if acquisition.has_sign:
+            return super().basins(theta, acquisition)
         before_null = theta[:, 1:2] * torch.exp(-_times(acquisition, theta) / theta[:, 2:3]) > 1
         return before_null.sum(-1)
 
@@ -108,6 +113,8 @@ class InversionRecoveryT1(SeparableModel):
         The images before the null are negative. Noise can move the smallest magnitude away from the null, so
         that its neighbourhood counts.
         """
+        if acquisition.has_sign:
+            return None
         times = _times(acquisition, signals)
         order = times.argsort()
         rank = torch.empty_like(order)
@@ -221,12 +228,75 @@ class GradientEchoT2star(_MonoExponential):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MEGRE",)
 
 
+class PreparedT2(SeparableModel):
+    r"""T2 from images after T2 preparations of several durations.
+
+    .. math:: S(T) = S_0 \left( e^{-T / T_2} + C \right)
+
+    The offset ``C`` is what recovers between preparation and readout, the same for all preparations; neglected, it
+    lengthens T2. BIDS has neither a suffix nor a field for such series, so that the model is for use from Python.
+    """
+
+    name: ClassVar[str] = "t2prep"
+    title: ClassVar[str] = "T2 by T2 preparation"
+    reference: ClassVar[str] = (
+        "Brittain et al. 1995, Magn Reson Med 33:689; Giri et al. 2009, J Cardiovasc Magn Reson 11:56"
+    )
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("s0", "arbitrary", AMPLITUDE_BOUNDS, 1.0, "Signal without T2 decay, less the offset", "S0map"),
+        Parameter("t2", "s", (0.001, 4.0), 0.1, "Transverse relaxation time T2", "T2map", (0.0, 0.2)),
+        Parameter("offset", "1", (-0.5, 1.0), 0.1, "Offset C, as a fraction of S0", None, (0.0, 0.3)),
+    )
+    derived: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("r2", "1/s", (0.25, 1000.0), 10.0, "Transverse relaxation rate R2", "R2map", (0.0, 25.0)),
+    )
+    acquisition_type: ClassVar[type[Acquisition]] = T2Preparation
+    bids_suffixes: ClassVar[tuple[str, ...]] = ()
+    nonlinear: ClassVar[tuple[int, ...]] = (1,)
+
+    def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return (..., n_measurements) magnitudes for (..., 3) parameters s0, t2, offset."""
+        s0, t2, offset = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        return s0 * (torch.exp(-_times(acquisition, theta) / t2) + offset)
+
+    def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Return the derivative in closed form, (..., n_measurements, 3)."""
+        s0, t2, offset = (column.unsqueeze(-1) for column in theta.unbind(-1))
+        times = _times(acquisition, theta)
+        decay = torch.exp(-times / t2)
+        return torch.stack([decay + offset, s0 * decay * times / t2.square(), s0.expand_as(decay)], dim=-1)
+
+    def basis(
+        self, nonlinear: torch.Tensor, acquisition: Acquisition
+    ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the decay, exp(-T / T2), and the offset, 1."""
+        times = _times(acquisition, nonlinear).unsqueeze(-1)
+        decay = torch.exp(-times / nonlinear)
+        return [decay, torch.ones_like(times)], [(0, decay * times / nonlinear.square())]
+
+    def combine(self, coefficients: list[torch.Tensor], nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return s0, t2 and offset."""
+        s0, product = coefficients
+        return torch.stack([s0, nonlinear[0], product / s0], dim=-1)
+
+    def derive(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return the relaxation rate, (..., 1)."""
+        return 1 / theta[..., 1:2]
+
+    def check(self, acquisition: Acquisition) -> None:
+        """Ask for three distinct preparation times."""
+        super().check(acquisition)
+        _distinct(_plain_times(acquisition), 3, self.name, "the preparation time")
+
+
 def _plain_times(acquisition: Acquisition) -> tuple[float, ...]:
     if isinstance(acquisition, InversionRecovery):
         return acquisition.inversion_time
     if isinstance(acquisition, MultiEcho):
         return acquisition.echo_time
-    raise ProtocolError(f"Relaxometry needs inversion or echo times, got {type(acquisition).__name__}.")
+    if isinstance(acquisition, T2Preparation):
+        return acquisition.preparation_time
+    raise ProtocolError(f"Relaxometry needs inversion, echo or preparation times, got {type(acquisition).__name__}.")
 
 
 def _times(acquisition: Acquisition, like: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ OPENING_RADIUS = 6.0
 
 
 def series_reference(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Return the median of a 4-D series over its volumes, (x, y, z): anatomy without the noise of one volume."""
-    return make_image(np.median(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), axis=3), image)
+    """Return the median magnitude of a 4-D series over its volumes, (x, y, z): anatomy without the noise of one."""
+    return make_image(np.median(np.abs(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))), axis=3), image)
 
 
 def series_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:

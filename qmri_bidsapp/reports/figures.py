@@ -182,7 +182,9 @@ def image_figure(
 ) -> Figure:
     """Draw an image in grey with the outline of the mask and, if there are any, of white matter and CSF."""
     finite = image[np.isfinite(image)]
-    limits = (0.0, float(np.percentile(finite, 99.5)) or 1.0)
+    # Images of restored polarity are negative before the null.
+    low, high = np.percentile(finite, [0.5, 99.5])
+    limits = (min(0.0, float(low)), max(0.0, float(high)) or (0.0 if low < 0 else 1.0))
     # The whole field of view in plane, so that what the mask leaves out can be judged.
     everything = np.zeros_like(mask)
     everything[:, :, choose_slices(mask)] = True

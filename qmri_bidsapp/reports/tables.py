@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 
 STATUS_MEANING = {
     "OK": "estimated",
     "NOT_CONVERGED": "iteration limit reached; the best point found is given",
     "AT_BOUND": "a parameter lies on a bound of its range",
     "NO_SIGNAL": "no positive value; not estimated",
-    "INVALID_INPUT": "a value is not finite; not estimated",
+    "INVALID_INPUT": "a value is not finite, or the transmit field is not known; not estimated",
     "FAILED": "the estimate is not finite; not given",
 }
 
@@ -32,13 +32,20 @@ def notes(messages: Sequence[str], kind: str = "note") -> str:
 
 def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what is known of a series' acquisition, as name and value."""
-    rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}")]
+    maps = "".join(f"; {name.upper()}: {file}" for name, file in series.get("covariates", {}).items())
+    rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}{maps}")]
     if series["protocol"] is not None:
         acquisition = Acquisition.from_dict(series["protocol"])
         if isinstance(acquisition, InversionRecovery):
             rows.append(("Inversion times", _milliseconds(acquisition.inversion_time)))
+            rows.append(("Polarity", "restored" if acquisition.signed else "not known, magnitude"))
         elif isinstance(acquisition, MultiEcho):
             rows.append(("Echo times", _milliseconds(acquisition.echo_time)))
+        elif isinstance(acquisition, SpoiledGradientEcho):
+            rows.append(("Flip angles", ", ".join(f"{angle:g}" for angle in acquisition.flip_angle) + " degree"))
+            rows.append(("Repetition times", _milliseconds(acquisition.repetition_time)))
+            if any(acquisition.mt_pulse):
+                rows.append(("MT pulse", ", ".join("on" if pulse else "off" for pulse in acquisition.mt_pulse)))
         elif isinstance(acquisition, Diffusion):
             shells = (f"{len(i)} at b = {acquisition.b_value[i[0]]:g} s/mm²" for i in acquisition.shells())
             rows.append(("Volumes", "; ".join(shells)))

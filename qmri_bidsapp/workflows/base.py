@@ -121,6 +121,7 @@ def _add_series(
 ) -> None:
     """Add preprocessing, fits and sinks of one series."""
     from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveSeries
+    from qmri_bidsapp.registry import get_model
 
     size_gb = _size_gb(item)
     series_wf = init_series_wf(item, resources, has_t1w=anat_wf is not None, size_gb=size_gb)
@@ -157,10 +158,12 @@ def _add_series(
             f"save_{fit.name}",
             f"{item.group.name} {model} ({estimator})",
             f"fit_{index}_{number}",
-            **fit_outputs(item, model, estimator, str(config.bids_dir)),
+            **fit_outputs(item, model, estimator, str(config.bids_dir), subject_plan.clashing(item, model)),
         )
         results = [(name, name) for name in ("estimates", "stds", "status", "counts", "seconds")]
         wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
+        if item.group.covariates and get_model(model).covariates:
+            wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
         wf.connect([(fit, fit_save, results)])
 
 

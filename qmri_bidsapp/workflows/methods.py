@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
 
 _MODELS = {
-    "t1": "T1 was estimated from the magnitude of inversion-recovery images [@barral].",
+    "t1": "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
+    "parts came with them, from images of restored polarity [@barral].",
     "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
     "t2star": "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay.",
     "ivim": "Where there were enough low b-values, perfusion fraction, pseudodiffusivity and diffusivity were "
@@ -20,6 +21,11 @@ _MODELS = {
     "kurtosis": "Where there were at least two shells, mean, axial and radial kurtosis [@jensen] [@tabesh] were "
     "estimated from volumes of b up to 3000 s/mm2 where these suffice, by iterated weighted linear least squares on "
     "the log signal [@salvador].",
+    "vfa": "T1 was estimated from spoiled gradient echoes of several flip angles by the Ernst equation [@ernst] "
+    "[@despot], with the effective flip angles where there was a map of the transmit field.",
+    "mtsat": "Magnetization transfer saturation and T1 were estimated from spoiled gradient echoes with and without a "
+    "magnetization transfer pulse [@mtsat] [@dathe], with the empirical correction for the transmit field [@weiskopf] "
+    "where there was a map of it.",
     "smt": "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
     "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
     "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "

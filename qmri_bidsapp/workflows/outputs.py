@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
+from qmri_bidsapp.bids.files import labels_of
+from qmri_bidsapp.bids.queries import SERIES_AXIS
+from qmri_bidsapp.bids.sidecars import image_fields
 from qmri_bidsapp.core.parameters import Parameter
-from qmri_bidsapp.workflows.plan import RELAXOMETRY
+from qmri_bidsapp.workflows.plan import NO_RESIDUALS
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup
@@ -22,7 +25,7 @@ def desc_meanings() -> dict[str, str]:
     from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
     meanings = {}
-    for kind in RELAXOMETRY:
+    for kind in SERIES_AXIS:
         meanings[f"{kind}brain"] = f"Brain mask on the grid of the {kind} series"
         meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
     for name, estimator in load_estimators().items():
@@ -34,8 +37,7 @@ def desc_meanings() -> dict[str, str]:
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
-            if any(parameter.bids_suffix in SHARED_SUFFIXES for parameter in model.parameters):
-                meanings |= {f"{name}{model.name}": f"Estimate: {of}", f"{name}{model.name}std": f"{spread}: {of}"}
+            meanings |= {f"{name}{model.name}": f"Estimate: {of}", f"{name}{model.name}std": f"{spread}: {of}"}
     return meanings
 
 
@@ -54,7 +56,7 @@ def _name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **extra: s
 def _sidecar(
     group: InputGroup, bids_dir: str, description: str, *, skull_stripped: bool, **fields: Any
 ) -> dict[str, Any]:
-    sources = [bids_uri(name, bids_dir) for name in group.files]
+    sources = [bids_uri(name, bids_dir) for name in group.images]
     return {"Description": description, "Sources": sources, "SkullStripped": skull_stripped, **fields}
 
 
@@ -67,6 +69,7 @@ def record_of_series(group: InputGroup, bids_dir: str, notes: tuple[str, ...] = 
         "files": [bids_uri(name, bids_dir).split(":", 2)[2] for name in group.files],
         "protocol": None if group.acquisition is None else group.acquisition.to_dict(),
         "metadata": dict(group.metadata),
+        "covariates": {item.name: bids_uri(item.file, bids_dir).split(":", 2)[2] for item in group.covariates},
         "notes": list(notes),
         "motion": None,
         "preproc": None,
@@ -95,8 +98,12 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     if group.kind == "dwi":
         names = [_name(group, "dwi", desc="preproc")]
     else:
-        entity, field = ("inv", "InversionTime") if group.kind == "IRT1" else ("echo", "EchoTime")
-        names = [_name(group, group.kind, desc="preproc", **{entity: _label_of(file, entity)}) for file in group.files]
+        part = {"part": "real"} if group.complement else {}
+        axis = SERIES_AXIS[group.kind]
+        names = [
+            _name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in axis})
+            for file in group.files
+        ]
         labels = [
             _name(group, "mask", desc=f"{group.kind}brain"),
             _name(group, "dseg", desc=f"{group.kind}tissue"),
@@ -106,10 +113,13 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     if group.kind == "dwi":
         sidecars[0].update({key: value for key, value in group.metadata if key == "RepetitionTime"})
     else:
-        acquisition = group.acquisition.to_dict()  # type: ignore[union-attr]
-        times = acquisition["inversion_time" if group.kind == "IRT1" else "echo_time"]
-        for sidecar, time, file in zip(sidecars, times, group.files, strict=True):
-            sidecar.update({field: time, "Sources": [bids_uri(file, bids_dir)]})
+        fields = image_fields(group.kind, group.acquisition)  # type: ignore[arg-type]
+        if group.kind == "VFA":
+            sequence = dict(group.metadata).get("PulseSequenceType", "Spoiled gradient echo")
+            fields = [{**item, "PulseSequenceType": sequence} for item in fields]
+        # A file, and its phase or imaginary part, where there is one.
+        for index, (sidecar, item_fields) in enumerate(zip(sidecars, fields, strict=True)):
+            sidecar.update({**item_fields, "Sources": sidecar["Sources"][index :: len(group.files)]})
     return {
         "preproc_names": names,
         "preproc_sidecars": sidecars,
@@ -122,16 +132,23 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     }
 
 
-def _label_of(file: str, entity: str) -> str:
-    """Return the label of an entity as it stands in a file name."""
-    from pathlib import Path
+def fit_outputs(
+    item: SeriesPlan,
+    model_name: str,
+    estimator_name: str,
+    bids_dir: str,
+    clashing: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Return inputs of `SaveFit` for one fit.
 
-    parts = dict(part.split("-", 1) for part in Path(file).name.split("_") if "-" in part)
-    return parts[entity]
-
-
-def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir: str) -> dict[str, Any]:
-    """Return inputs of `SaveFit` for one fit."""
+    Parameters
+    ----------
+    item : SeriesPlan
+    model_name, estimator_name : str
+    bids_dir : str
+    clashing : frozenset of str
+        BIDS suffixes that another model of the same subject would write under the same name.
+    """
     from qmri_bidsapp.registry import get_estimator, get_model
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
@@ -140,15 +157,18 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
     }
+    maps_used = [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
+    unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
     maps, sidecars, std_sidecars = [], [], []
     for parameter in (*model.parameters, *model.derived):
         if not parameter.saved:
             continue
-        name, std_name = _map_names(group, model_name, parameter, estimator_name, alone)
+        name, std_name = _map_names(group, model_name, parameter, estimator_name, alone, clashing)
         sidecar = _sidecar(
             group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
         )
-        std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}"
+        sidecar["Sources"] += maps_used
+        std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}{unknown}"
         sidecars.append(sidecar)
         std_sidecars.append({**sidecar, "Description": std_description})
         maps.append(
@@ -187,7 +207,9 @@ def fit_outputs(item: SeriesPlan, model_name: str, estimator_name: str, bids_dir
     }
 
 
-def _map_names(group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool) -> tuple[str, str]:
+def _map_names(
+    group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
+) -> tuple[str, str]:
     """Return the names of a parameter's map and of its standard deviation."""
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}
@@ -198,7 +220,7 @@ def _map_names(group: InputGroup, model: str, parameter: Parameter, estimator: s
     suffix = parameter.bids_suffix
     if suffix is None:
         raise ValueError(f"Parameter {parameter.name} of model {model} has no BIDS suffix.")
-    if suffix in SHARED_SUFFIXES:
+    if suffix in SHARED_SUFFIXES or suffix in clashing:
         return _name(group, suffix, desc=f"{estimator}{model}"), _name(group, suffix, desc=f"{estimator}{model}std")
     desc = {} if alone else {"desc": estimator}
     return _name(group, suffix, **desc), _name(group, suffix, desc=f"{estimator}std")

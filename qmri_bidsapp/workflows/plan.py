@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp.errors import ProtocolError
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.core.acquisition import Acquisition
 
-RELAXOMETRY = ("IRT1", "MESE", "MEGRE")
+NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
+NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,14 @@ class SeriesPlan:
     def node_name(self) -> str:
         """Name for the graph: the series' name, letters, digits and underscores only."""
         return "".join(char if char.isalnum() else "_" for char in self.group.name).lower()
+
+    def has_residuals(self, model_name: str) -> bool:
+        """Whether the fit of a model has residuals, from which the noise is estimated where nothing else tells it."""
+        from qmri_bidsapp.registry import get_model
+
+        model = get_model(model_name)
+        protocol, _ = model.adapt(self.group.acquisition)  # type: ignore[arg-type]
+        return self.group.kind == "dwi" or protocol.n_measurements > len(model.parameters)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,26 @@ class SubjectPlan:
         same_session = [t1w for t1w in self.t1w if dict(t1w.entities).get("ses") == session]
         return next(iter(same_session or self.t1w), None)
 
+    def clashing(self, item: SeriesPlan, model_name: str) -> frozenset[str]:
+        """Return the BIDS suffixes that a model of this series shares with another model of the subject.
+
+        Their names must hold the model: T1 by inversion recovery and by variable flip angles are different maps.
+        """
+        from qmri_bidsapp.registry import get_model
+
+        def suffixes(name: str) -> set[str]:
+            model = get_model(name)
+            return {p.bids_suffix for p in (*model.parameters, *model.derived) if p.bids_suffix}
+
+        others = [
+            suffixes(name)
+            for other in self.series
+            if other.group.entities == item.group.entities
+            for name in {name for name, _ in other.fits}
+            if (other.group, name) != (item.group, model_name)
+        ]
+        return frozenset(suffixes(model_name) & set().union(*others))
+
     def describe(self) -> list[str]:
         """Return lines that say what was found and what will be done."""
         lines = [f"sub-{self.subject}"]
@@ -76,7 +106,7 @@ class SubjectPlan:
             mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
             fits = ", ".join(f"{model} by {estimator}" for model, estimator in item.fits)
             todo = f"{mask}; {fits}" if fits else "left out, no chosen model applies"
-            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {todo}")
+            lines.append(f"  {item.group.name}: {_protocol(item.group)}; {_covariates(item.group)}{todo}")
             lines.extend(f"    note: {note}" for note in item.notes)
         lines.extend(f"  error: {error}" for error in self.errors)
         lines.extend(f"  {problem.severity}: {problem.message}" for problem in self.inputs.problems)
@@ -110,7 +140,7 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
 
 def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) -> tuple[SeriesPlan, list[str]]:
     """Return what will be fitted to a series, and why models that were named cannot be; these do not stop others."""
-    from qmri_bidsapp.registry import AUTO, choose
+    from qmri_bidsapp.registry import AUTO, choose, get_model
 
     fits: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -123,20 +153,38 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
             continue
         fits += pairs
         notes += reasons
+    found = SeriesPlan(group, tuple(fits))
+    names = list(dict(fits))
+    if not group.covariates:
+        notes += [f"{name}: {NO_FIELD}." for name in names if get_model(name).covariates]
+    notes += [f"{name}: no standard deviations: {NO_RESIDUALS}." for name in names if not found.has_residuals(name)]
     return SeriesPlan(group, tuple(fits), tuple(notes)), refused
+
+
+def _covariates(group: InputGroup) -> str:
+    """Name the maps that a series is fitted with."""
+    return "".join(f"{item.name.upper()} from {Path(item.file).name}; " for item in group.covariates)
 
 
 def _protocol(group: InputGroup) -> str:
     """Summarise a protocol in a few words."""
-    from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
+    from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 
     acquisition = group.acquisition
     if isinstance(acquisition, InversionRecovery):
         times = acquisition.inversion_time
-        return f"{len(times)} inversion times, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
+        parts = "part-real and part-imag" if group.complement and group.complement.part == "imag" else "part-phase"
+        sign = f", polarity from {parts}" if acquisition.signed else ""
+        return f"{len(times)} inversion times, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms{sign}"
     if isinstance(acquisition, MultiEcho):
         times = acquisition.echo_time
         return f"{len(times)} echoes, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
+    if isinstance(acquisition, SpoiledGradientEcho):
+        angles = ", ".join(f"{angle:g}" for angle in acquisition.flip_angle)
+        pulses = sum(acquisition.mt_pulse)
+        return f"{len(acquisition.flip_angle)} images, flip angles {angles} degree" + (
+            f", the last {pulses} with MT pulse" if pulses else ""
+        )
     if isinstance(acquisition, Diffusion):
         shells = ", ".join(f"{len(i)} at b = {acquisition.b_value[i[0]]:g}" for i in acquisition.shells())
         return f"{acquisition.n_measurements} volumes ({shells} s/mm²)"

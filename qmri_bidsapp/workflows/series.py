@@ -105,8 +105,9 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
 
     Outputs
     -------
-    preproc, mask, dseg, notes, motion, direction, noise_std
-        ``dseg`` only with a T1w; ``direction`` and ``noise_std`` only of diffusion series.
+    preproc, mask, dseg, notes, motion, direction, noise_std, covariates
+        ``dseg`` only with a T1w; ``direction`` and ``noise_std`` only of diffusion series; ``covariates`` only where
+        the series has a map of the transmit field.
     """
     from nipype.interfaces.utility import Merge
     from nipype.pipeline.engine import Node, Workflow
@@ -117,13 +118,27 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
     parallel = {"n_threads": resources.n_threads}
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
-    outputnode = _identity("outputnode", ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std"])
+    fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "covariates"]
+    outputnode = _identity("outputnode", fields)
     ndim = 4 if kind == "dwi" else 3
     mem_gb = max(0.5, 4 * size_gb)
-    load = _node(
-        nodes.ImportImages, "load", f"read {series}", mem_gb=mem_gb, in_files=list(item.group.files), ndim=ndim
-    )
     notes = Node(Merge(4), name="notes")
+    files, complement = list(item.group.files), item.group.complement
+    if complement is None:
+        load = _node(nodes.ImportImages, "load", f"read {series}", mem_gb=mem_gb, in_files=files, ndim=ndim)
+    else:
+        load = _node(
+            nodes.RestorePolarity,
+            "load",
+            f"read {series}, polarity",
+            mem_gb=3 * mem_gb,
+            in_files=files,
+            complement=list(complement.files),
+            part=complement.part,
+        )
+        if complement.unit is not None:
+            load.inputs.unit = complement.unit
+        wf.connect(load, "notes", notes, "in3")
     if kind == "dwi":
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
     else:
@@ -136,6 +151,17 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
             **parallel,
         )
         wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
+    for covariate in item.group.covariates:
+        field = _node(nodes.ResampleFieldmap, covariate.name, f"{kind} transmit field", in_file=covariate.file)
+        if covariate.factor is not None:
+            field.inputs.factor = covariate.factor
+        wf.connect(
+            [
+                (load, field, [("out_file", "reference")]),
+                (field, outputnode, [("out_file", "covariates")]),
+                (field, notes, [("notes", "in2")]),
+            ]
+        )
     if has_t1w:
         mask = _node(
             nodes.TransferLabels,

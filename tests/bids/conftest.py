@@ -51,3 +51,15 @@ def make_dataset(tmp_path: Path) -> Callable[[], Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def add_images() -> Callable[[Path, dict[str, dict]], None]:
+    """Write images of sub-01, name without the subject -> sidecar."""
+
+    def add(folder: Path, images: dict[str, dict]) -> None:
+        for name, fields in images.items():
+            write_image(folder / f"sub-01_{name}.nii.gz")
+            write_sidecar(folder / f"sub-01_{name}.json", **fields)
+
+    return add

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.dataset import blocking, open_layout, validate
-from qmri_bidsapp.bids.queries import SubjectInputs, find_inputs
-from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
+from qmri_bidsapp.bids.files import labels_of
+from qmri_bidsapp.bids.queries import KINDS, SubjectInputs, find_inputs
+from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, UsageError
 
 Make = Callable[[], Path]
+Add = Callable[[Path, dict[str, dict]], None]
 
 
 def inputs_of(root: Path, label: str = "01", **options) -> SubjectInputs:
@@ -95,15 +97,76 @@ def test_sessions_and_runs_make_groups_of_their_own(make_dataset: Make) -> None:
     assert [group.name for group in chosen] == ["ses-b_run-02_T1w"]
 
 
-def test_phase_images_are_left_out(make_dataset: Make) -> None:
-    root = make_dataset()
-    anat = root / "sub-01" / "anat"
-    for number in (1, 2, 3):
-        for extension in (".nii.gz", ".json"):
-            source = anat / f"sub-01_inv-{number}_IRT1{extension}"
-            shutil.copy(source, anat / f"sub-01_inv-{number}_part-phase_IRT1{extension}")
-    (group,) = [group for group in inputs_of(root).groups if group.kind == "IRT1"]
-    assert len(group.files) == 3
+def inversion_recovery(root: Path, **options):
+    (group,) = [group for group in inputs_of(root, **options).groups if group.kind == "IRT1"]
+    return group
+
+
+#: Times of the inversion-recovery images of `make_dataset`.
+INVERSION_TIMES = {1: 1.5, 2: 0.1, 3: 0.5}
+
+
+class TestPolarity:
+    @staticmethod
+    def parts(part: str, numbers=(1, 2, 3), **fields) -> dict[str, dict]:
+        return {f"inv-{n}_part-{part}_IRT1": {"InversionTime": INVERSION_TIMES[n], **fields} for n in numbers}
+
+    def test_phase_gives_the_sign(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        assert inversion_recovery(root).acquisition == InversionRecovery((0.1, 0.5, 1.5))
+        add_images(root / "sub-01" / "anat", self.parts("phase", Units="rad"))
+        group = inversion_recovery(root)
+        assert group.acquisition == InversionRecovery((0.1, 0.5, 1.5), signed=True)
+        assert [labels_of(name)["inv"] for name in group.files] == ["2", "3", "1"]
+        assert all("part" not in labels_of(name) for name in group.files)
+        assert group.complement.part == "phase"
+        assert group.complement.unit == "rad"
+        assert [labels_of(name)["inv"] for name in group.complement.files] == ["2", "3", "1"]
+        assert set(group.complement.files) < set(group.all_files)
+
+    def test_real_and_imaginary_parts_need_no_magnitude(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        for path in (root / "sub-01" / "anat").glob("*IRT1*"):
+            path.unlink()
+        add_images(root / "sub-01" / "anat", {**self.parts("real"), **self.parts("imag")})
+        group = inversion_recovery(root)
+        assert group.acquisition.signed
+        assert [labels_of(name)["part"] for name in (*group.files, *group.complement.files)] == [
+            *["real"] * 3,
+            *["imag"] * 3,
+        ]
+
+    def test_incomplete_phase_is_said_and_not_used(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", self.parts("phase", numbers=(1, 3)))
+        group = inversion_recovery(root)
+        assert not group.acquisition.signed
+        assert group.complement is None
+        (problem,) = inputs_of(root).problems
+        assert problem.severity == "note"
+        assert "part-phase do not cover all images: not used" in problem.message
+
+    def test_phase_alone_is_an_error(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        for path in (root / "sub-01" / "anat").glob("*IRT1*"):
+            path.unlink()
+        add_images(root / "sub-01" / "anat", self.parts("phase"))
+        assert "have part-phase only: magnitude images" in error_of(root)
+
+    def test_a_filter_asks_for_the_magnitude(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        for path in (root / "sub-01" / "anat").glob("*IRT1*"):
+            path.unlink()
+        add_images(root / "sub-01" / "anat", {**self.parts("mag"), **self.parts("phase")})
+        assert inversion_recovery(root).acquisition.signed
+        assert not inversion_recovery(root, filters={"irt1": {"part": "mag"}}).acquisition.signed
+
+    def test_phase_on_another_grid(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", self.parts("phase"))
+        path = root / "sub-01" / "anat" / "sub-01_inv-2_part-phase_IRT1.nii.gz"
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), path)
+        assert "a series needs one shape" in error_of(root)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["beside", "at-the-root"])
@@ -190,6 +253,156 @@ def test_subject_without_any_series_is_named_and_no_failure(make_dataset: Make) 
     assert "sub-02 has no T1w" in found.problems[0].message
 
 
+#: Numbered against the order in which the images are used.
+STEADY_STATE = {
+    "flip-1_VFA": {"FlipAngle": 20, "RepetitionTimeExcitation": 0.015},
+    "flip-2_VFA": {"FlipAngle": 3, "RepetitionTime": 0.018},
+    "flip-1_mt-on_MTS": {"FlipAngle": 6, "MTState": True, "RepetitionTimeExcitation": 0.028},
+    "flip-2_mt-off_MTS": {"FlipAngle": 20, "MTState": False, "RepetitionTimeExcitation": 0.018},
+    "flip-1_mt-off_MTS": {"FlipAngle": 6, "MTState": False, "RepetitionTimeExcitation": 0.028},
+}
+
+
+class TestSteadyState:
+    def test_series_are_found_in_order(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        found = inputs_of(root)
+        groups = {group.kind: group for group in found.groups}
+        assert groups["VFA"].acquisition == SpoiledGradientEcho((3.0, 20.0), (0.018, 0.015))
+        assert [labels_of(name)["flip"] for name in groups["VFA"].files] == ["2", "1"]
+        expected = SpoiledGradientEcho((6.0, 20.0, 6.0), (0.028, 0.018, 0.028), (False, False, True))
+        assert groups["MTS"].acquisition == expected
+        labels = [labels_of(name) for name in groups["MTS"].files]
+        assert [(item["flip"], item["mt"]) for item in labels] == [("1", "off"), ("2", "off"), ("1", "on")]
+        assert not found.problems
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "message"),
+        [
+            ("flip-1_VFA", {"RepetitionTimeExcitation": 0.015}, "needs FlipAngle (a number, in degrees)"),
+            ("flip-1_VFA", {"FlipAngle": 20}, "needs RepetitionTimeExcitation or RepetitionTime"),
+            ("flip-1_VFA", {"FlipAngle": 20, "RepetitionTimeExcitation": 15}, "milliseconds"),
+            (
+                "flip-1_VFA",
+                {"FlipAngle": 20, "RepetitionTimeExcitation": 0.015, "PulseSequenceType": "bSSFP"},
+                "only spoiled gradient echoes",
+            ),
+            ("flip-1_mt-on_MTS", {"FlipAngle": 6, "RepetitionTimeExcitation": 0.028}, "needs MTState (true or false)"),
+        ],
+        ids=["flip-angle", "repetition-time", "milliseconds", "balanced", "mt-state"],
+    )
+    def test_bad_sidecars(self, make_dataset: Make, add_images: Add, name: str, fields: dict, message: str) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", {**STEADY_STATE, name: fields})
+        assert message in error_of(root)
+        assert f"sub-01_{name}.nii.gz" in error_of(root) or "milliseconds" in message
+
+    def test_only_the_first_of_several_echoes_is_used(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        images = {
+            f"echo-{echo}_flip-{flip}_VFA": {"FlipAngle": 10 * flip, "RepetitionTimeExcitation": 0.02}
+            for echo in (2, 1)
+            for flip in (1, 2)
+        }
+        add_images(root / "sub-01" / "anat", images)
+        found = inputs_of(root)
+        (group,) = [group for group in found.groups if group.kind == "VFA"]
+        assert [labels_of(name)["echo"] for name in group.files] == ["1", "1"]
+        assert [problem.severity for problem in found.problems] == ["note"]
+        assert "of 2 echoes only the first is used" in found.problems[0].message
+
+
+class TestTransmitField:
+    """Which TB1map a series is fitted with."""
+
+    @staticmethod
+    def maps(found: SubjectInputs) -> dict[str, list[tuple[str, float | None]]]:
+        return {
+            group.kind: [(Path(item.file).name, item.factor) for item in group.covariates] for group in found.groups
+        }
+
+    def test_it_serves_the_steady_state_only(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": {}})
+        found = inputs_of(root)
+        maps = self.maps(found)
+        assert maps["VFA"] == maps["MTS"] == [("sub-01_TB1map.nii.gz", None)]
+        assert maps["IRT1"] == maps["MESE"] == maps["dwi"] == maps["T1w"] == []
+        assert not found.problems
+        (group,) = [group for group in found.groups if group.kind == "VFA"]
+        assert group.all_files[-1].endswith("fmap/sub-01_TB1map.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("fields", "factor"),
+        [
+            ({"Units": "arbitrary"}, None),
+            ({"Units": "percent"}, 0.01),
+            ({"Units": "%"}, 0.01),
+            ({"Units": "1"}, 1.0),
+            ({"Units": "degree", "FlipAngle": 50}, 0.02),
+        ],
+        ids=["arbitrary", "percent", "percent-sign", "one", "degree"],
+    )
+    def test_units(self, make_dataset: Make, add_images: Add, fields: dict, factor: float | None) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": fields})
+        assert self.maps(inputs_of(root))["VFA"] == [("sub-01_TB1map.nii.gz", factor)]
+
+    def test_series_without_a_usable_map_are_left_out(self, make_dataset: Make, add_images: Add) -> None:
+        """Not fitted as if there were none: T1 would be biased."""
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": {"Units": "Hz"}})
+        found = inputs_of(root)
+        assert "VFA" not in self.maps(found)
+        assert "VFA is left out for its map of the transmit field" in found.problems[0].message
+        assert "Units 'Hz'" in found.problems[0].message
+        assert found.has_errors
+        filtered = inputs_of(root, filters={"tb1map": {"acquisition": "none"}})
+        assert self.maps(filtered)["VFA"] == []
+        assert not filtered.has_errors
+
+    def test_intended_for_decides_among_several(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        images = {
+            "acq-a_TB1map": {"IntendedFor": "anat/sub-01_flip-1_mt-on_MTS.nii.gz"},
+            "acq-b_TB1map": {"IntendedFor": ["bids::sub-01/anat/sub-01_flip-2_VFA.nii.gz"]},
+        }
+        add_images(root / "sub-01" / "fmap", images)
+        found = inputs_of(root)
+        assert self.maps(found)["VFA"] == [("sub-01_acq-b_TB1map.nii.gz", None)]
+        assert self.maps(found)["MTS"] == [("sub-01_acq-a_TB1map.nii.gz", None)]
+        assert not found.problems
+        for name in images:
+            write = root / "sub-01" / "fmap" / f"sub-01_{name}.json"
+            write.write_text("{}")
+        found = inputs_of(root)
+        assert self.maps(found)["VFA"] == [("sub-01_acq-a_TB1map.nii.gz", None)]
+        assert {problem.severity for problem in found.problems} == {"note"}
+        assert "2 TB1maps may serve VFA: sub-01_acq-a_TB1map.nii.gz is used" in found.problems[0].message
+
+    def test_another_session_does_not_serve(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        source = root / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+        for session in ("a", "b"):
+            for flip in (1, 2):
+                target = root / "sub-02" / f"ses-{session}" / "anat" / f"sub-02_ses-{session}_flip-{flip}_VFA.nii.gz"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+                fields = {"FlipAngle": 10 * flip, "RepetitionTimeExcitation": 0.02}
+                Path(str(target).replace(".nii.gz", ".json")).write_text(json.dumps(fields))
+        target = root / "sub-02" / "ses-b" / "fmap" / "sub-02_ses-b_TB1map.nii.gz"
+        target.parent.mkdir()
+        shutil.copy(source, target)
+        groups = {group.name: group.covariates for group in inputs_of(root, "02").groups}
+        assert groups["ses-a_VFA"] == ()
+        assert len(groups["ses-b_VFA"]) == 1
+
+
 class TestWholeDataset:
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(InputMissingError, match="does not exist"):
@@ -221,7 +434,7 @@ class TestWholeDataset:
 
     def test_filter_that_leaves_nothing(self, make_dataset: Make) -> None:
         layout = open_layout(make_dataset())
-        filters = {kind: {"acquisition": "none"} for kind in ("t1w", "irt1", "mese", "megre", "dwi")}
+        filters = {kind.lower(): {"acquisition": "none"} for kind in KINDS}
         with pytest.raises(NothingMatchedError):
             find_inputs(layout, filters=filters)
 
@@ -323,7 +536,13 @@ def test_validator_runs_offline_and_its_errors_block_only_what_is_used(make_data
 
 @pytest.mark.parametrize(
     ("name", "kind", "n_files"),
-    [("qmri_irt1", "IRT1", 4), ("qmri_mese", "MESE", 32), ("qmri_megre", "MEGRE", 8)],
+    [
+        ("qmri_irt1", "IRT1", 4),
+        ("qmri_mese", "MESE", 32),
+        ("qmri_megre", "MEGRE", 8),
+        ("qmri_vfa", "VFA", 2),
+        ("qmri_mtsat", "MTS", 3),
+    ],
 )
 def test_published_examples_are_grouped(shared: Path, name: str, kind: str, n_files: int) -> None:
     """The images are empty: grouping is seen through the problem that names the first file."""

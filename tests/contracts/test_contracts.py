@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
+from qmri_bidsapp.core.acquisition import (
+    Acquisition,
+    Diffusion,
+    InversionRecovery,
+    MultiEcho,
+    SphericalMean,
+    SpoiledGradientEcho,
+    T2Preparation,
+)
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
@@ -32,11 +40,14 @@ def protocol(model: SignalModel) -> Acquisition:
             (0.0,) * 6 + (1000.0,) * 30 + (2000.0,) * 60,
             ((0.0, 0.0, 0.0),) * 6 + tuple(map(tuple, directions(90))),
         ),
+        "mtsat": SpoiledGradientEcho((3, 6, 6, 10, 15, 20) * 2, (0.028,) * 12, ((False,) * 3 + (True,) * 3) * 2),
     }
     if model.name in own:
         return own[model.name]
     table = {
+        SpoiledGradientEcho: SpoiledGradientEcho((2, 3, 5, 8, 12, 16, 20, 25), (0.015,) * 8),
         InversionRecovery: InversionRecovery((0.05, 0.2, 0.4, 0.7, 1.1, 1.6, 2.3, 3.2, 5.0)),
+        T2Preparation: T2Preparation((0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)),
         MultiEcho: MultiEcho(tuple(0.01 * (i + 1) for i in range(16))),
         SphericalMean: SphericalMean((0.0, 700.0, 1500.0, 2500.0, 4000.0), (12, 32, 32, 32, 32)),
         Diffusion: Diffusion((0.0,) * 4 + (1000.0,) * 30, ((0.0, 0.0, 0.0),) * 4 + tuple(map(tuple, directions(30)))),
@@ -50,7 +61,9 @@ def parameters(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
     ranges = {
         "inversion_factor": (1.7, 2.0),
         "t1": (0.4, 2.5),
+        "mtsat": (0.5, 4.0),
         "t2": (0.03, 0.15),
+        "offset": (0.02, 0.2),
         "t2star": (0.02, 0.08),
         "intra_fraction": (0.2, 0.8),
         "diffusivity": (0.8e-3, 2.4e-3),
@@ -76,12 +89,23 @@ def parameters(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def covariates(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
+    """(n, n_covariates) around the neutral values."""
+    scale = np.array([p.scale for p in model.covariates])
+    return scale * np.random.default_rng(seed + 2).uniform(0.8, 1.2, (n, len(scale)))
+
+
+def columns(model: SignalModel, n: int, seed: int = 0) -> torch.Tensor:
+    """What `signal` takes: parameters and covariates."""
+    return model.with_covariates(torch.tensor(parameters(model, n, seed)), torch.tensor(covariates(model, n, seed)))
+
+
 def simulate(model: SignalModel, n: int, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    theta = parameters(model, n, seed)
+    """Parameters, and signals with noise in per cent of the largest signal."""
     acquisition = protocol(model)
-    signal = model.signal(torch.tensor(theta), acquisition).numpy()
-    scale = noise / np.sqrt(np.array(acquisition.n_averages))
-    return theta, signal + scale * np.random.default_rng(seed + 1).standard_normal(signal.shape)
+    signal = model.signal(columns(model, n, seed), acquisition).numpy()
+    scale = noise / 100 * signal.max() / np.sqrt(np.array(acquisition.n_averages))
+    return parameters(model, n, seed), signal + scale * np.random.default_rng(seed + 1).standard_normal(signal.shape)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,7 +113,7 @@ class TestModel:
     def test_shape_and_dtype(self, name: str) -> None:
         model = get_model(name)
         for dtype in (torch.float32, torch.float64):
-            theta = torch.tensor(parameters(model, 6), dtype=dtype).reshape(2, 3, -1)
+            theta = columns(model, 6).to(dtype).reshape(2, 3, -1)
             signal = model.signal(theta, protocol(model))
             assert signal.shape == (2, 3, protocol(model).n_measurements)
             assert signal.dtype == dtype
@@ -97,20 +121,21 @@ class TestModel:
 
     def test_is_proportional_to_the_amplitude(self, name: str) -> None:
         model = get_model(name)
-        theta = torch.tensor(parameters(model, 5))
+        theta = columns(model, 5)
         doubled = theta.clone()
         doubled[:, 0] *= 2
         torch.testing.assert_close(model.signal(doubled, protocol(model)), 2 * model.signal(theta, protocol(model)))
 
     def test_jacobian_agrees_with_automatic_differentiation(self, name: str) -> None:
         model = get_model(name)
-        theta = torch.tensor(parameters(model, 20))
+        theta = columns(model, 20)
         automatic = SignalModel.jacobian(model, theta, protocol(model))
+        assert automatic.shape == (20, protocol(model).n_measurements, len(model.parameters))
         torch.testing.assert_close(model.jacobian(theta, protocol(model)), automatic, rtol=1e-6, atol=1e-8)
 
     def test_does_not_depend_on_the_batch(self, name: str) -> None:
         model = get_model(name)
-        theta = torch.tensor(parameters(model, 7))
+        theta = columns(model, 7)
         torch.testing.assert_close(model.signal(theta, protocol(model))[3], model.signal(theta[3], protocol(model)))
 
     def test_refuses_another_protocol_and_too_few_measurements(self, name: str) -> None:
@@ -123,12 +148,20 @@ class TestModel:
 
     def test_parameters_are_well_defined(self, name: str) -> None:
         model = get_model(name)
-        names = [p.name for p in (*model.parameters, *model.derived)]
-        assert len(set(names)) == len(names)
-        for parameter in (*model.parameters, *model.derived):
+        everything = (*model.parameters, *model.derived, *model.covariates)
+        assert len({p.name for p in everything}) == len(everything)
+        for parameter in everything:
             assert parameter.bounds[0] < parameter.bounds[1]
             assert parameter.scale > 0
             assert parameter.description
+        for covariate in model.covariates:
+            assert covariate.bounds[0] < covariate.scale < covariate.bounds[1]
+
+    def test_covariates_are_neutral_unless_given(self, name: str) -> None:
+        model = get_model(name)
+        theta = torch.tensor(parameters(model, 4))
+        neutral = torch.tensor([[p.scale for p in model.covariates]] * 4)
+        torch.testing.assert_close(model.with_covariates(theta), model.with_covariates(theta, neutral))
 
 
 @pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
@@ -141,7 +174,7 @@ class TestEstimator:
     def test_recovers_noise_free_parameters(self, model_name: str, estimator_name: str) -> None:
         model, estimator = self.fitted(model_name, estimator_name)
         theta, signal = simulate(model, 500)
-        maps = estimator.predict(signal)
+        maps = estimator.predict(signal, covariates=covariates(model, 500))
         scale = np.array([p.scale for p in model.parameters])
         scale[0] = 100
         error = np.abs(maps.estimate[:, : len(scale)] - theta) / scale
@@ -152,9 +185,11 @@ class TestEstimator:
         model, estimator = self.fitted(model_name, estimator_name)
         _, signal = simulate(model, 300, noise=2.0)
         order = np.random.default_rng(3).permutation(300)
-        first, second = estimator.predict(signal), estimator.predict(signal[order])
+        known = covariates(model, 300)
+        first = estimator.predict(signal, covariates=known)
+        second = estimator.predict(signal[order], covariates=known[order])
         np.testing.assert_allclose(second.estimate, first.estimate[order], rtol=2e-3, atol=1e-6)
-        again = estimator.predict(signal)
+        again = estimator.predict(signal, covariates=known)
         np.testing.assert_array_equal(again.estimate, first.estimate)
 
     def test_bad_voxels_are_flagged_and_isolated(self, model_name: str, estimator_name: str) -> None:
@@ -191,6 +226,8 @@ class TestEstimator:
         model, estimator = self.fitted(model_name, estimator_name)
         with pytest.raises(ValueError, match="must have shape"):
             estimator.predict(np.ones((4, 99)))
+        with pytest.raises(ValueError, match=r"Covariates.*must have shape"):
+            estimator.predict(np.ones((4, protocol(model).n_measurements)), covariates=np.ones((4, 9)))
         with pytest.raises(ProtocolError, match="call fit"):
             get_estimator(estimator_name)(model).predict(np.ones((4, 5)))
 
@@ -209,14 +246,18 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     n_free = acquisition.n_measurements - len(model.parameters)
     if not known_noise and n_free < 6:
         pytest.skip("too few residuals to estimate the noise of a single voxel")
-    middle = parameters(model, 1, seed=5)
-    n, noise = 20_000, 0.5
-    clean = model.signal(torch.tensor(middle), acquisition).numpy()
+    middle, theta = parameters(model, 1, seed=5), columns(model, 1, seed=5)
+    clean = model.signal(theta, acquisition).numpy()
+    n, noise = 20_000, 0.005 * clean.max()
     averages = np.sqrt(np.array(acquisition.n_averages))
     signal = clean + noise / averages * np.random.default_rng(8).standard_normal((n, acquisition.n_measurements))
     estimator = get_estimator(estimator_name)(model).fit(acquisition)
-    maps = estimator.predict(signal, noise_std=np.full(n, noise) if known_noise else None)
-    truth = np.concatenate([middle, model.derive(torch.tensor(middle)).numpy()], axis=1)
+    maps = estimator.predict(
+        signal,
+        noise_std=np.full(n, noise) if known_noise else None,
+        covariates=np.repeat(covariates(model, 1, seed=5), n, axis=0),
+    )
+    truth = np.concatenate([middle, model.derive(theta).numpy()], axis=1)
     empirical = maps.estimate.std(axis=0)
     stated = np.sqrt(np.nanmean(maps.std.astype(float) ** 2, axis=0))
     np.testing.assert_allclose(stated, empirical, rtol=0.1)

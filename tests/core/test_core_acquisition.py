@@ -5,13 +5,23 @@ import json
 import numpy as np
 import pytest
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
+from qmri_bidsapp.core.acquisition import (
+    Acquisition,
+    Diffusion,
+    InversionRecovery,
+    MultiEcho,
+    SphericalMean,
+    SpoiledGradientEcho,
+    T2Preparation,
+)
 from qmri_bidsapp.errors import ProtocolError
 
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 PROTOCOLS = {
     "inversion-recovery": InversionRecovery((0.1, 0.5, 2.0)),
     "multi-echo": MultiEcho((0.01, 0.02)),
+    "t2-preparation": T2Preparation((0.0, 0.03, 0.06)),
+    "spoiled-gradient-echo": SpoiledGradientEcho((6.0, 20.0), (0.028, 0.018), (True, False)),
     "diffusion": Diffusion((0.0, 1000.0, 995.0), ((0.0, 0.0, 0.0), *AXES[:2]), small_delta=0.01),
     "spherical-mean": SphericalMean((0.0, 1000.0), (1, 30)),
 }
@@ -37,6 +47,18 @@ def test_times_must_be_positive(time: float) -> None:
         InversionRecovery((0.1, time))
     with pytest.raises(ProtocolError, match="EchoTime"):
         MultiEcho((0.1, time))
+
+
+def test_steady_states_are_checked() -> None:
+    assert SpoiledGradientEcho((5, 20), (0.01, 0.01)).mt_pulse == (False, False)
+    with pytest.raises(ProtocolError, match="2 flip angles, 1 repetition times and 2 MT states"):
+        SpoiledGradientEcho((5, 20), (0.01,))
+    with pytest.raises(ProtocolError, match="between 0 and 180 degrees, got 0"):
+        SpoiledGradientEcho((0, 20), (0.01, 0.01))
+    with pytest.raises(ProtocolError, match="radian"):
+        SpoiledGradientEcho((0.05, 0.35), (0.01, 0.01))
+    with pytest.raises(ProtocolError, match="milliseconds"):
+        SpoiledGradientEcho((5, 20), (15, 15))
 
 
 def test_milliseconds_are_noticed() -> None:

@@ -61,6 +61,28 @@ def test_parameter_space_of_t1_is_recovered_without_noise() -> None:
     np.testing.assert_allclose(maps.estimate[:, 1], factor, atol=5e-3)
 
 
+def test_polarity_makes_t1_near_the_null_precise_and_a_voxel_before_its_null_is_no_empty_one() -> None:
+    """Rician noise lifts small magnitudes, and the sign of the image next to the null is a guess; neither with sign."""
+    times = (0.1, 0.8, 2.5, 4.0)
+    t1, noise, rng = 1.2, 4.0, np.random.default_rng(3)
+    clean = 100 * (1 - 1.95 * np.exp(-np.array(times) / t1))
+    signed = clean + noise * rng.standard_normal((4000, 4))
+    magnitude = np.hypot(signed, noise * rng.standard_normal(signed.shape))
+    error, ratio = {}, {}
+    for sign, data in ((True, signed), (False, magnitude)):
+        estimator = NonLinearLeastSquares(InversionRecoveryT1()).fit(InversionRecovery(times, signed=sign))
+        maps = estimator.predict(data, noise_std=noise)
+        error[sign] = np.median(np.abs(maps.estimate[:, 2] - t1))
+        ratio[sign] = np.std((maps.estimate[:, 2] - t1) / maps.std[:, 2])
+        if sign:
+            assert abs(np.median(maps.estimate[:, 2]) - t1) < 0.01
+            assert (estimator.predict(-np.abs(data[:3]) - 1).status != Status.NO_SIGNAL).all()
+    assert error[True] < 0.7 * error[False]
+    assert 0.95 < ratio[True] < 1.05
+    # The image next to the null is what the magnitude's standard deviation cannot know.
+    assert ratio[False] > 1.3
+
+
 def test_parameter_space_of_smt_is_recovered_without_noise() -> None:
     """Also where a fit on its way touches a fraction of one, at which the derivative by it vanishes."""
     protocol = SphericalMean((0.0, 1000.0, 2000.0, 3500.0, 5000.0), (12, 32, 32, 32, 32))

@@ -89,8 +89,15 @@ def test_an_estimator_may_be_named_for_one_model() -> None:
 
 @pytest.mark.parametrize(
     ("models", "estimators"),
-    [(("t9",), AUTO), (AUTO, ("magic",)), (("t1",), ("wls",)), (AUTO, ("t1:wls",)), (AUTO, ("t9:nlls",))],
-    ids=["model", "estimator", "no-use", "no-use-for-this-model", "model-of-a-pair"],
+    [
+        (("t9",), AUTO),
+        (("t2prep",), AUTO),
+        (AUTO, ("magic",)),
+        (("t1",), ("wls",)),
+        (AUTO, ("t1:wls",)),
+        (AUTO, ("t9:nlls",)),
+    ],
+    ids=["model", "no-series", "estimator", "no-use", "no-use-for-this-model", "model-of-a-pair"],
 )
 def test_choices_are_checked_before_the_work(models, estimators) -> None:
     with pytest.raises(UsageError):

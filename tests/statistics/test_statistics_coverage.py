@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
+from qmri_bidsapp.core.acquisition import (
+    Acquisition,
+    Diffusion,
+    InversionRecovery,
+    MultiEcho,
+    SphericalMean,
+    SpoiledGradientEcho,
+    T2Preparation,
+)
 from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.registry import get_estimator, get_model
@@ -30,7 +38,15 @@ CASES: dict[str, tuple[Acquisition, list[tuple[float, float]], float]] = {
         200.0,
     ),
     "t2": (MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2)), [(0.04, 0.12)], 60.0),
+    "t2prep": (T2Preparation((0.0, 0.02, 0.04, 0.08, 0.16, 0.32)), [(0.04, 0.1), (0.05, 0.15)], 200.0),
     "t2star": (MultiEcho((0.005, 0.01, 0.02, 0.03, 0.04, 0.06)), [(0.02, 0.06)], 60.0),
+    # Steady-state signals are a small part of the amplitude.
+    "vfa": (SpoiledGradientEcho((3, 6, 12, 18, 24), (0.02,) * 5), [(0.6, 2.0)], 5000.0),
+    "mtsat": (
+        SpoiledGradientEcho((6, 20, 6), (0.028, 0.018, 0.028), (False, False, True)),
+        [(0.6, 2.0), (1.0, 4.0)],
+        8000.0,
+    ),
     "smt": (
         SphericalMean((0.0, 1000.0, 2000.0, 3500.0, 5000.0), (12, 32, 32, 32, 32)),
         [(0.3, 0.7), (1.0e-3, 2.2e-3)],
@@ -62,11 +78,12 @@ def fit(name: str, noise, seed: int = 1) -> tuple[np.ndarray, ParameterMaps]:
     acquisition, ranges, snr = CASES[name]
     model, rng = get_model(name), np.random.default_rng(seed)
     theta = np.stack([np.full(N_VOXELS, 100.0), *(rng.uniform(low, high, N_VOXELS) for low, high in ranges)], axis=1)
-    clean = model.signal(torch.tensor(theta), acquisition).numpy()
+    columns = model.with_covariates(torch.tensor(theta))
+    clean = model.signal(columns, acquisition).numpy()
     sigma = 100.0 / snr
     signals = noise(clean, sigma / np.sqrt(acquisition.n_averages), rng)
     estimator = get_estimator(ESTIMATOR.get(name, "nlls"))(model).fit(acquisition)
-    truth = np.concatenate([theta, model.derive(torch.tensor(theta)).numpy()], axis=1)
+    truth = np.concatenate([theta, model.derive(columns).numpy()], axis=1)
     return truth, estimator.predict(signals, noise_std=sigma)
 
 

@@ -1,0 +1,84 @@
+"""Maps of the transmit field (``fmap/*_TB1map``): which one belongs to a series, and what its values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.errors import InputError
+
+if TYPE_CHECKING:
+    from bids.layout import BIDSFile
+
+#: ``Units`` of the sidecar -> factor from stored values to effective over nominal flip angle. BIDS recommends "percent
+#: multiplicative factors" and names the unit "arbitrary", which says neither 100 nor 1.
+UNIT_FACTORS = {"percent": 0.01, "%": 0.01, "p.u.": 0.01, "1": 1.0, "fraction": 1.0, "ratio": 1.0}
+UNTOLD_UNITS = ("", "arbitrary", "a.u.")
+ANGLE_UNITS = ("degree", "degrees", "deg")
+
+
+@dataclass(frozen=True)
+class CovariateMap:
+    """A map of what a model wants to know of each voxel.
+
+    Attributes
+    ----------
+    name : str
+        Covariate of the models, ``"b1"``.
+    file : str
+        Absolute path.
+    factor : float or None
+        Stored values times this are in the covariate's unit; None: the values themselves must tell.
+    """
+
+    name: str
+    file: str
+    factor: float | None = None
+
+
+def choose_b1(candidates: Sequence[BIDSFile], session: str | None, files: Sequence[str]) -> list[BIDSFile]:
+    """Return the maps of the transmit field that may serve a series, the best first.
+
+    Parameters
+    ----------
+    candidates : sequence of BIDSFile
+        All of the subject.
+    session : str or None
+        Of the series. The field depends on how the head lies: a map of another session does not serve.
+    files : sequence of str
+        The series. Maps whose ``IntendedFor`` names one of them come alone.
+    """
+    same = [item for item in candidates if item.entities.get("session") in (None, session)]
+    names = {Path(name).name for name in files}
+    return [item for item in same if names & _intended(item.get_metadata())] or same
+
+
+def _intended(sidecar: Mapping[str, Any]) -> set[str]:
+    """Return the file names of ``IntendedFor``, whether it holds paths or BIDS URIs, one or several."""
+    value = sidecar.get("IntendedFor") or []
+    return {Path(str(name)).name for name in ([value] if isinstance(value, str) else value)}
+
+
+def read_b1(path: str, sidecar: Mapping[str, Any]) -> CovariateMap:
+    """Return a map of the transmit field, with the meaning of its values.
+
+    Raises
+    ------
+    InputError
+        If ``Units`` is not known, or is an angle without the nominal one in ``FlipAngle``.
+    """
+    unit = str(sidecar.get("Units", "")).strip().lower()
+    if unit in UNTOLD_UNITS:
+        return CovariateMap("b1", path)
+    if unit in UNIT_FACTORS:
+        return CovariateMap("b1", path, UNIT_FACTORS[unit])
+    nominal = sidecar.get("FlipAngle")
+    if unit in ANGLE_UNITS and isinstance(nominal, Real) and float(nominal) > 0:
+        return CovariateMap("b1", path, 1 / float(nominal))
+    raise InputError(
+        f"{path} has Units {sidecar['Units']!r}, but a relative transmit field is needed: percent, 1 (effective over "
+        "nominal flip angle), or degree with the nominal FlipAngle; correct the sidecar."
+    )
