@@ -26,6 +26,8 @@ class Parameter:
         Suffix of the BIDS map (``"T1map"``); None for diffusion parameters, which are written as ``dwimap``.
     display_range : tuple of float or None
         Range of the colour bar in reports, in `unit`; None: 2nd to 98th percentile of the map.
+    is_periodic : bool
+        Whether the bounds are one turn, as of an angle: nothing ends there.
     saved : bool
         Whether the app writes a map of it; what is no quantity of its own is left to the Python interface.
     """
@@ -37,6 +39,7 @@ class Parameter:
     description: str
     bids_suffix: str | None = None
     display_range: tuple[float, float] | None = None
+    is_periodic: bool = False
     saved: bool = True
 
     @property

@@ -12,19 +12,15 @@ from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import parameter_covariance, propagate
-from qmri_bidsapp.estimators.levenberg_marquardt import COST_TOLERANCE, Evaluate, minimise
+from qmri_bidsapp.estimators.levenberg_marquardt import COST_TOLERANCE, Bounds, Evaluate, minimise
+from qmri_bidsapp.estimators.starts import starts_for
 from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.compose import Composition
 
-#: Size of the dictionary of starting points, and most values per parameter.
-DICTIONARY_SIZE = 1500
-MAX_VALUES = 100
-#: Basins of the model from which a fit is started.
-N_BASINS = 3
 #: Steps after which starts are compared, and cost relative to the lowest at which one still goes on. Minima
 #: at which a magnitude changes its sign are reached slowly: a stricter choice would now and then keep the
 #: wrong start.
@@ -34,8 +30,12 @@ PROMISING = 2.0
 BOUND_TOLERANCE = 1e-5
 #: How far inside its bounds, relative to the range, a parameter that ended on one is started again.
 INSET = 0.05
-#: Voxels that are solved together: enough to hide the cost of a call, few enough for the processor's cache.
-CHUNK_SIZE = 8192
+#: Voxels that are solved together: enough that the few which take many steps share the cost of a call.
+CHUNK_SIZE = 32_768
+#: Values that are evaluated at a time: few enough for the processor's cache.
+BATCH_VALUES = 2**18
+#: Voxels whose starting points are looked up at a time.
+START_BATCH = 2048
 
 
 class NonLinearLeastSquares(Estimator):
@@ -56,7 +56,9 @@ class NonLinearLeastSquares(Estimator):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model has few enough parameters."""
+        """Tell whether starting points can be found: by a dictionary, or by the direction of the only bundle."""
+        if isinstance(model, Composition):
+            return model.n_bundles == 1
         return len(model.parameters) <= cls.MAX_PARAMETERS
 
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
@@ -65,19 +67,11 @@ class NonLinearLeastSquares(Estimator):
         self.acquisition_ = acquisition
         parameters = self.model.parameters
         self._scale = self._tensor([p.scale for p in parameters])
-        self._lower = self._tensor([p.bounds[0] for p in parameters]) / self._scale
-        self._upper = self._tensor([p.bounds[1] for p in parameters]) / self._scale
+        lower, upper = (self._tensor([p.bounds[i] for p in parameters]) / self._scale for i in (0, 1))
+        self._bounds = Bounds(lower, upper, torch.tensor([p.is_periodic for p in parameters], device=self.device))
         self._root_averages = self._tensor(acquisition.n_averages).sqrt()
-        grid = self.model.with_covariates(_grid(parameters).to(self.device))
-        labels = self.model.basins(grid, acquisition)
-        order = torch.argsort(labels, stable=True)
-        # Entries of one basin are neighbours, so that a slice finds them.
-        grid = grid[order]
-        self._basin_sizes = [int(size) for size in torch.bincount(labels) if size]
-        atoms = self.model.signal(grid, acquisition) * self._root_averages
-        self._grid = grid[:, : len(parameters)]
-        self._norm = atoms.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-        self._atoms = atoms / self._norm.unsqueeze(-1)
+        self._batch = max(1, BATCH_VALUES // acquisition.n_measurements)
+        self._starts = starts_for(self.model, acquisition, self.device)
         return self
 
     def predict(
@@ -128,12 +122,17 @@ class NonLinearLeastSquares(Estimator):
 
         scaled, cost, converged = self._leave_bounds(evaluate, *self._best_minimum(evaluate, target))
         free = self._free(scaled)
-        _, jacobian = evaluate(scaled, torch.arange(len(scaled), device=self.device))
         variance = self._variance(cost, noise, size.squeeze(-1))
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double()
-        theta = self.model.with_covariates(scaled.double() * unit, known.double())
-        covariance = parameter_covariance(jacobian, variance, free) * unit.unsqueeze(1) * unit.unsqueeze(2)
+        theta = self.model.with_covariates(self.model.canonical(scaled.double() * unit), known.double())
+        covariance = torch.cat(
+            [
+                parameter_covariance(evaluate(scaled[index], index)[1], variance[index], free[index])
+                for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch)
+            ]
+        )
+        covariance = covariance * unit.unsqueeze(1) * unit.unsqueeze(2)
         estimate, std = propagate(self.model, theta, covariance, free)
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
@@ -147,7 +146,8 @@ class NonLinearLeastSquares(Estimator):
         A few steps are made from the best entry of each promising basin; those not far from the deepest go
         on.
         """
-        starts = self._starts(target)
+        starts = torch.cat([self._starts(part) for part in torch.split(target, START_BATCH)], dim=1)
+        starts = self._bounds.bring_back(starts / self._scale)
         n_starts, n_voxels, n_parameters = starts.shape
         start = starts.reshape(-1, n_parameters)
         voxel = torch.arange(n_voxels, device=self.device).repeat(n_starts)
@@ -156,12 +156,13 @@ class NonLinearLeastSquares(Estimator):
         def evaluate_rows(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return evaluate(scaled, voxel[row[index]])
 
-        bounds = (self._lower, self._upper)
         if n_starts > 1:
-            start, cost, _ = minimise(evaluate_rows, start, *bounds, iterations=SCOUT_ITERATIONS)
+            start, cost, _ = minimise(
+                evaluate_rows, start, self._bounds, iterations=SCOUT_ITERATIONS, batch=self._batch
+            )
             table = cost.reshape(n_starts, n_voxels)
             row = torch.nonzero((table <= PROMISING * table.amin(0)).flatten()).squeeze(1)
-        scaled, cost, converged = minimise(evaluate_rows, start[row], *bounds)
+        scaled, cost, converged = minimise(evaluate_rows, start[row], self._bounds, batch=self._batch)
         final = torch.full((n_starts * n_voxels,), torch.inf, device=self.device)
         final[row] = cost
         deepest = final.reshape(n_starts, n_voxels).argmin(0) * n_voxels + voxel[:n_voxels]
@@ -179,12 +180,13 @@ class NonLinearLeastSquares(Estimator):
         and a fit that touches this bound on its way would never leave it.
         """
         voxel = torch.nonzero(~self._free(scaled).all(-1)).squeeze(1)
-        inset = INSET * (self._upper - self._lower)
+        lower, upper, is_periodic = self._bounds
+        inset = INSET * (upper - lower) * ~is_periodic
         # The amplitude follows in one step, being linear.
         inset[0] = 0
-        start = scaled[voxel].clamp(self._lower + inset, self._upper - inset)
+        start = scaled[voxel].clamp(lower + inset, upper - inset)
         found, found_cost, found_converged = minimise(
-            lambda theta, index: evaluate(theta, voxel[index]), start, self._lower, self._upper
+            lambda theta, index: evaluate(theta, voxel[index]), start, self._bounds, batch=self._batch
         )
         better = found_cost < (1 - COST_TOLERANCE) * cost[voxel]
         chosen = voxel[better]
@@ -194,24 +196,7 @@ class NonLinearLeastSquares(Estimator):
 
     def _free(self, scaled: torch.Tensor) -> torch.Tensor:
         """Tell which parameters (n, n_parameters) are off their bounds."""
-        margin = BOUND_TOLERANCE * (self._upper - self._lower)
-        return (scaled > self._lower + margin) & (scaled < self._upper - margin)
-
-    def _starts(self, target: torch.Tensor) -> torch.Tensor:
-        """Return the scaled parameters (n_starts, n, n_parameters) that explain most of each voxel's signal.
-
-        Each start is the best dictionary entry of one basin, with its amplitude; the best basins are taken.
-        """
-        projection = target @ self._atoms.T
-        tops = [part.max(-1) for part in torch.split_with_sizes(projection, self._basin_sizes, dim=-1)]
-        offsets = np.cumsum([0, *self._basin_sizes[:-1]]).tolist()
-        explained = torch.stack([top.values for top in tops])
-        entries = torch.stack([top.indices + offset for top, offset in zip(tops, offsets, strict=True)])
-        best = explained.topk(min(N_BASINS, len(tops)), dim=0)
-        entry = entries.gather(0, best.indices)
-        starts = self._grid[entry]
-        starts[..., 0] = best.values / self._norm[entry]
-        return (starts / self._scale).clamp(self._lower, self._upper)
+        return self._bounds.is_free(scaled, BOUND_TOLERANCE)
 
     def _variance(self, cost: torch.Tensor, noise: npt.NDArray[np.float32] | None, size: torch.Tensor) -> torch.Tensor:
         """Return the noise variance (n,) of one measurement relative to the voxel's size.
@@ -226,16 +211,3 @@ class NonLinearLeastSquares(Estimator):
     def _tensor(self, values: Sequence[float]) -> torch.Tensor:
         """Return values in the precision and on the device of the computation."""
         return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-
-def _grid(parameters: tuple[Parameter, ...]) -> torch.Tensor:
-    """Return (n_entries, n_parameters) starts of amplitude one; wide positive ranges are logarithmic."""
-    n_values = min(MAX_VALUES, int(DICTIONARY_SIZE ** (1 / max(1, len(parameters) - 1))))
-    axes = []
-    for parameter in parameters[1:]:
-        low, high = parameter.bounds
-        wide = low > 0 and high / low > 20
-        axes.append(np.geomspace(low, high, n_values) if wide else np.linspace(low, high, n_values))
-    mesh = np.meshgrid(*axes, indexing="ij")
-    columns = [np.ones(mesh[0].size), *(axis.ravel() for axis in mesh)]
-    return torch.tensor(np.stack(columns, axis=-1), dtype=torch.float32)

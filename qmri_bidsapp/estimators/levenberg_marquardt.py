@@ -15,9 +15,39 @@ STEP_TOLERANCE = 3e-5
 MAX_ITERATIONS = 60
 #: Problems that have converged leave the batch once they are this share of it; until then they are frozen.
 COMPACTION_SHARE = 0.2
+#: Decrease, relative to the cost, that a step promises and that is not worth a step.
+PROMISE_TOLERANCE = 1e-7
+#: Damping up to which a step shows how much there is to gain.
+TRUSTED_DAMPING = 0.1
 _MAX_DAMPING = 1e8
 
 Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Bounds(NamedTuple):
+    """Where parameters may lie.
+
+    Attributes
+    ----------
+    lower, upper : Tensor
+        (p,).
+    is_periodic : Tensor
+        (p,) bool; the bounds of such a parameter are one turn.
+    """
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    is_periodic: torch.Tensor
+
+    def bring_back(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return (n, p) parameters within the bounds."""
+        turned = self.lower + torch.remainder(theta - self.lower, self.upper - self.lower)
+        return torch.where(self.is_periodic, turned, theta.clamp(self.lower, self.upper))
+
+    def is_free(self, theta: torch.Tensor, margin: float) -> torch.Tensor:
+        """Tell which of (n, p) parameters lie off their bounds, by more than this share of the range."""
+        width = margin * (self.upper - self.lower)
+        return self.is_periodic | ((theta > self.lower + width) & (theta < self.upper - width))
 
 
 class _Problems(NamedTuple):
@@ -38,10 +68,10 @@ class _Problems(NamedTuple):
 def minimise(
     evaluate: Evaluate,
     start: torch.Tensor,
-    lower: torch.Tensor,
-    upper: torch.Tensor,
+    bounds: Bounds,
     *,
     iterations: int = MAX_ITERATIONS,
+    batch: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Minimise the sum of squared residuals of every problem.
 
@@ -55,10 +85,11 @@ def minimise(
         that `theta` belongs to.
     start : Tensor
         (n, p), within the bounds.
-    lower, upper : Tensor
-        (p,).
+    bounds : Bounds
     iterations : int
         Largest number of steps.
+    batch : int, optional
+        Problems that are evaluated at a time: bounds the memory that residuals and Jacobians take.
 
     Returns
     -------
@@ -73,7 +104,8 @@ def minimise(
     theta, converged = start.clone(), torch.zeros_like(index, dtype=torch.bool)
     cost = torch.full_like(start[:, 0], torch.inf)
     damping = torch.full_like(cost, 1e-3)
-    problems = _Problems(index, start, *_normal_equations(evaluate, start, index), damping, ~converged)
+    size = batch or max(1, len(start))
+    problems = _Problems(index, start, *_normal_equations(evaluate, start, index, size), damping, ~converged)
     for _ in range(iterations):
         n_active = int(problems.active.sum())
         if n_active <= (1 - COMPACTION_SHARE) * len(problems.active):
@@ -81,7 +113,7 @@ def minimise(
             problems = _Problems(*(values[problems.active] for values in problems))
         if n_active == 0:
             return theta, cost, converged
-        problems = _iterate(evaluate, problems, lower, upper)
+        problems = _iterate(evaluate, problems, bounds, size)
     _store(problems, theta, cost, converged)
     return theta, cost, converged
 
@@ -94,23 +126,31 @@ def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converg
 
 
 def _normal_equations(
-    evaluate: Evaluate, theta: torch.Tensor, index: torch.Tensor
+    evaluate: Evaluate, theta: torch.Tensor, index: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return cost (n,), half its gradient (n, p) and half its Gauss-Newton Hessian (n, p, p)."""
-    residual, jacobian = evaluate(theta, index)
-    gradient = (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
-    return residual.square().sum(-1), gradient, jacobian.mT @ jacobian
+    costs, gradients, hessians = [], [], []
+    for part, rows in zip(torch.split(theta, size), torch.split(index, size), strict=True):
+        residual, jacobian = evaluate(part, rows)
+        costs.append(residual.square().sum(-1))
+        gradients.append((jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1))
+        hessians.append(jacobian.mT @ jacobian)
+    return torch.cat(costs), torch.cat(gradients), torch.cat(hessians)
 
 
-def _iterate(evaluate: Evaluate, old: _Problems, lower: torch.Tensor, upper: torch.Tensor) -> _Problems:
+def _iterate(evaluate: Evaluate, old: _Problems, bounds: Bounds, size: int) -> _Problems:
     """Try one step in every problem that is active and keep it where it helps."""
-    trial = (old.theta + _step(old, lower, upper)).clamp(lower, upper)
-    cost, gradient, hessian = _normal_equations(evaluate, trial, old.row)
+    step = _step(old, bounds)
+    trial = bounds.bring_back(old.theta + step)
+    cost, gradient, hessian = _normal_equations(evaluate, trial, old.row, size)
     better = (cost <= old.cost) & old.active
     moved = (trial - old.theta).abs().amax(-1)
     short = moved <= STEP_TOLERANCE * (1e-3 + old.theta.abs().amax(-1))
     # A short step that does not help either has met the precision of the numbers: there is no more to gain.
     settled = short & ~(better & (old.cost - cost > COST_TOLERANCE * old.cost))
+    # Nor is there where a hardly damped step promises nothing: along what the data do not determine, it may be long.
+    promise = -(old.gradient * step).sum(-1)
+    settled |= (old.damping <= TRUSTED_DAMPING) & (promise <= PROMISE_TOLERANCE * old.cost)
     return _Problems(
         row=old.row,
         theta=torch.where(better.unsqueeze(-1), trial, old.theta),
@@ -122,10 +162,11 @@ def _iterate(evaluate: Evaluate, old: _Problems, lower: torch.Tensor, upper: tor
     )
 
 
-def _step(problems: _Problems, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+def _step(problems: _Problems, bounds: Bounds) -> torch.Tensor:
     """Return the damped Gauss-Newton step, (n, p)."""
     theta, gradient = problems.theta, problems.gradient
-    free = ~(((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0)))
+    outwards = ((theta <= bounds.lower) & (gradient > 0)) | ((theta >= bounds.upper) & (gradient < 0))
+    free = bounds.is_periodic | ~outwards
     hessian = problems.hessian * free.unsqueeze(1) * free.unsqueeze(2)
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     floor = 1e-10 * diagonal.amax(-1, keepdim=True) + torch.finfo(theta.dtype).tiny

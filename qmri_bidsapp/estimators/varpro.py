@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.estimators.cholesky import factorise, solve
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate
+from qmri_bidsapp.estimators.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 
 #: Values per non-linear parameter in the dictionary, for models with one and with two of them.
@@ -68,7 +66,8 @@ class VariableProjection(NonLinearLeastSquares):
         self, evaluate: Evaluate, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return minimum, cost and whether it was reached; see the base class."""
-        scaled, cost, settled = self._project(target)
+        parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
+        scaled, cost, settled = (torch.cat(part) for part in parts)
         inside = self._free(scaled).all(-1) & settled
         rest = torch.nonzero(~inside).squeeze(1)
         if len(rest):
@@ -174,11 +173,3 @@ def _interpolated_peak(explained: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         gain = gain + shift * (after - before) / 4
         positions.append(index + shift)
     return height + gain, torch.stack(positions)
-
-
-def axis_values(parameter: Parameter, n_values: int) -> Sequence[float]:
-    """Return values over a parameter's bounds; wide positive ranges are logarithmic."""
-    low, high = parameter.bounds
-    wide = low > 0 and high / low > 20
-    values = np.geomspace(low, high, n_values) if wide else np.linspace(low, high, n_values)
-    return [float(value) for value in values]

@@ -89,6 +89,10 @@ class SignalModel(ABC):
             covariates = covariates.expand(*parameters.shape[:-1], -1)
         return torch.cat([parameters, covariates], dim=-1) if self.covariates else parameters
 
+    def canonical(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Return (..., n_parameters) that mean the same, in the one form in which they are reported."""
+        return parameters
+
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (n,) labels of the parts of parameter space, each with a minimum of its own, that `theta` lies in.
 

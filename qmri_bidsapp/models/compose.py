@@ -14,9 +14,9 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compartments import Compartment, Encoding
-from qmri_bidsapp.models.directions import turns, unit_vector
+from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
 from qmri_bidsapp.models.legendre import basis, n_terms, series
-from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY
+from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY, HIGH_B_VALUE
 
 MAX_BUNDLES = 3
 #: Fewest distinct directions on each of two shells.
@@ -57,11 +57,12 @@ def _fraction(name: str, description: str) -> Parameter:
 
 
 def _angles(suffix: str, of: str) -> tuple[Parameter, Parameter]:
-    # The bounds leave room beyond one turn: a fit that starts inside never has to stop at a seam.
-    return (
-        Parameter(f"theta{suffix}", "degree", (-90.0, 270.0), 180 / np.pi, f"Polar angle of {of}"),
-        Parameter(f"phi{suffix}", "degree", (-360.0, 360.0), 180 / np.pi, f"Azimuth of {of}"),
-    )
+    def angle(name: str, description: str, shown: tuple[float, float]) -> Parameter:
+        bounds, scale = (-180.0, 180.0), 180 / np.pi
+        return Parameter(f"{name}{suffix}", "degree", bounds, scale, description, None, shown, is_periodic=True)
+
+    polar = angle("theta", f"Polar angle of {of}", (0.0, 90.0))
+    return polar, angle("phi", f"Azimuth of {of}", (-180.0, 180.0))
 
 
 class Composition(SignalModel):
@@ -87,6 +88,8 @@ class Composition(SignalModel):
         then not derived.
     n_bundles : int
         Fibre directions; see `with_bundles`.
+    tissue : tuple of Parameter
+        Shares and parameters of the compartments: the columns of theta after s0 and before the bundles'.
     largest_diffusivity : float
         Bound on every diffusivity that occurs, mm2/s: it decides the length of the Legendre series.
 
@@ -110,7 +113,7 @@ class Composition(SignalModel):
     largest_diffusivity: ClassVar[float] = FREE_DIFFUSIVITY
     acquisition_type: ClassVar[type[Acquisition]] = Diffusion
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
-    _tissue: ClassVar[tuple[Parameter, ...]]
+    tissue: ClassVar[tuple[Parameter, ...]]
     _origin: ClassVar[type[Composition]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -129,8 +132,8 @@ class Composition(SignalModel):
         bundle_shares, bundle_derived = _share_parameters(tuple(f"bundle{n}" for n in bundles), "the fibres")
         angles = [angle for n in bundles for angle in _angles(n, f"bundle {n}" if n else "the fibres")]
         cls._origin = vars(cls).get("_origin", cls)
-        cls._tissue = (*shares, *own.values())
-        cls.parameters = (_S0, *cls._tissue, *bundle_shares, *angles)
+        cls.tissue = (*shares, *own.values())
+        cls.parameters = (_S0, *cls.tissue, *bundle_shares, *angles)
         cls.derived = (*derived, *bundle_derived)
 
     @classmethod
@@ -174,7 +177,7 @@ class Composition(SignalModel):
             (n, n_encodings, n_terms), l = 0, 2, ...; the signal is the sum of c_l P_l(g . mu).
         """
         columns = tissue[..., None, None].unbind(-3)
-        values = {p.name: column for p, column in zip(self._tissue, columns, strict=True)}
+        values = {p.name: column for p, column in zip(self.tissue, columns, strict=True)}
         shares = columns[: len(self.compartments) - 1]
         constants = layout.encoding.series
         attenuations = [c.attenuation(constants.nodes, values, layout.encoding) for c in self.compartments]
@@ -241,6 +244,11 @@ class Composition(SignalModel):
         """Return the unit vectors of the bundles, (..., n_bundles, 3), in voxel axes; their sign has no meaning."""
         return unit_vector(self._split(theta)[-1])
 
+    def canonical(self, parameters: torch.Tensor) -> torch.Tensor:
+        """Bring the angles to the upper half of the sphere."""
+        n_angles = 2 * self.n_bundles
+        return torch.cat([parameters[..., :-n_angles], angles_of(self.direction(parameters)).flatten(-2)], dim=-1)
+
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return the volume fractions, then the fractions of the bundles, that are not parameters themselves."""
         _, tissue, bundles, _ = self._split(theta)
@@ -264,6 +272,11 @@ class Composition(SignalModel):
                 f"many spread over several b-values), got {'' if b_value.min() > B0_THRESHOLD else 'b = 0 and '}"
                 f"{found or 'no diffusion weighting'} s/mm2; leave the model out with --models."
             )
+        if b_value.max() < HIGH_B_VALUE:
+            raise ProtocolError(
+                f"Model {self.name} needs b-values of at least {HIGH_B_VALUE:.0f} s/mm2, where compartments differ, "
+                f"got {b_value.max():g} s/mm2 at most; leave the model out with --models."
+            )
         if any(compartment.needs_timing for compartment in self.compartments):
             try:
                 diffusion.pulse_timing()
@@ -275,7 +288,7 @@ class Composition(SignalModel):
 
     def _split(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return s0 (..., 1), tissue (..., n_tissue), bundle shares and angles (..., n_bundles, 2)."""
-        sizes = [1, len(self._tissue), self.n_bundles - 1, 2 * self.n_bundles]
+        sizes = [1, len(self.tissue), self.n_bundles - 1, 2 * self.n_bundles]
         s0, tissue, shares, angles = torch.split_with_sizes(theta, sizes, dim=-1)
         return s0, tissue, shares, angles.reshape(*theta.shape[:-1], self.n_bundles, 2)
 

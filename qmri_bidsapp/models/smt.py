@@ -17,6 +17,8 @@ from qmri_bidsapp.models.base import SeparableModel
 SERIES_LIMIT = 0.05
 #: Diffusivity of free water at body temperature, mm2/s (Gyori et al. 2021, section 2.3.1).
 FREE_DIFFUSIVITY = 3.0e-3
+#: b-value, s/mm2, below which the signals of compartments are hardly told apart.
+HIGH_B_VALUE = 1400.0
 
 
 def stick_mean(x: torch.Tensor) -> torch.Tensor:
@@ -98,7 +100,7 @@ class SphericalMeanTechnique(SeparableModel):
         return acquisition, None
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for b = 0 and two shells, of at least six directions each."""
+        """Ask for b = 0 and two shells, of at least six directions each, one of them of a high b-value."""
         if not isinstance(acquisition, SphericalMean):
             raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
         shells = [b for b in acquisition.b_value if b > 0]
@@ -107,6 +109,11 @@ class SphericalMeanTechnique(SeparableModel):
                 f"Model {self.name} needs b = 0 and at least 2 shells, got b = "
                 f"{', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; "
                 "leave the model out with --models."
+            )
+        if max(shells) < HIGH_B_VALUE:
+            raise ProtocolError(
+                f"Model {self.name} needs a shell of at least {HIGH_B_VALUE:.0f} s/mm2, where water inside and outside "
+                f"neurites differs, got {max(shells):g} s/mm2 at most; leave the model out with --models."
             )
         for b_value, count in zip(acquisition.b_value, acquisition.n_directions, strict=True):
             if b_value > 0 and count < 6:

@@ -51,9 +51,9 @@ def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         ("IRT1", InversionRecovery((0.1, 0.5, 2.0)), (("t1", "nlls"),)),
         ("MESE", MultiEcho((0.01, 0.02)), (("t2", "nlls"),)),
         ("MEGRE", MultiEcho((0.01, 0.02)), (("t2star", "nlls"),)),
-        ("dwi", TWO_SHELLS, (("smt", "nlls"), ("tensor", "wls"))),
-        ("dwi", MANY_DIRECTIONS, (("kurtosis", "wls"), ("smt", "nlls"), ("tensor", "wls"))),
-        ("dwi", LOW_B_VALUES, (("ivim", "nlls"), ("smt", "nlls"), ("tensor", "wls"))),
+        ("dwi", TWO_SHELLS, (("noddi", "nlls"), ("smt", "nlls"), ("tensor", "wls"))),
+        ("dwi", MANY_DIRECTIONS, (("kurtosis", "wls"), ("noddi", "nlls"), ("smt", "nlls"), ("tensor", "wls"))),
+        ("dwi", LOW_B_VALUES, (("ivim", "nlls"), ("tensor", "wls"))),
     ],
     ids=["t1", "t2", "t2star", "two-shells", "many-directions", "low-b-values"],
 )
@@ -64,10 +64,10 @@ def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
 def test_auto_says_why_a_model_is_left_out() -> None:
     pairs, notes = registry.choose("dwi", ONE_SHELL, models=AUTO, estimators=AUTO)
     assert pairs == (("tensor", "wls"),)
-    assert len(notes) == 3
+    assert len(notes) == 4
     assert "ivim needs b = 0, at least 2 b-values up to 200" in notes[0]
     assert "kurtosis needs at least" in notes[1]
-    assert "smt needs b = 0 and at least 2 shells" in notes[2]
+    assert "smt needs b = 0 and at least 2 shells" in notes[3]
 
 
 def test_a_model_asked_for_by_name_must_fit() -> None:
@@ -84,7 +84,7 @@ def test_models_of_other_series_are_passed_over() -> None:
 
 def test_an_estimator_may_be_named_for_one_model() -> None:
     pairs, _ = registry.choose("dwi", TWO_SHELLS, models=AUTO, estimators=("smt:nlls",))
-    assert pairs == (("smt", "nlls"), ("tensor", "wls"))
+    assert pairs == (("noddi", "nlls"), ("smt", "nlls"), ("tensor", "wls"))
 
 
 @pytest.mark.parametrize(
