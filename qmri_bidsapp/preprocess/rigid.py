@@ -21,7 +21,7 @@ MAX_ROTATION = np.deg2rad(15.0)
 MAX_TRANSLATION = 15.0
 SEED = 1
 #: Voxels that the metric looks at: at least a quarter, in small images all.
-N_SAMPLES = 100_000
+N_SAMPLES = 25_000
 #: How registrations proceed. "far": between series, from the centres of mass. "near": within a series whose contrast
 #: changes, from the header. "quick": within a series of one contrast, at half the resolution, several times faster.
 SCHEDULES: dict[str, dict[str, Any]] = {
