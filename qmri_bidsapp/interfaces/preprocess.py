@@ -259,8 +259,8 @@ class TransferLabels(_Node):
         return runtime
 
 
-class _DenoiseInputSpec(_SeriesInputSpec):
-    in_mask = File(exists=True, mandatory=True, desc="where the denoised values are needed")
+class _MaskedInputSpec(_SeriesInputSpec):
+    in_mask = File(exists=True, mandatory=True, desc="where the values are needed")
 
 
 class _DenoiseOutputSpec(_StepOutputSpec):
@@ -270,7 +270,7 @@ class _DenoiseOutputSpec(_StepOutputSpec):
 class DenoiseDiffusion(_Node):
     """MP-PCA denoising."""
 
-    input_spec = _DenoiseInputSpec
+    input_spec = _MaskedInputSpec
     output_spec = _DenoiseOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
@@ -292,14 +292,15 @@ class DenoiseDiffusion(_Node):
 class UnringDiffusion(_Node):
     """Gibbs unringing."""
 
-    input_spec = _SeriesInputSpec
+    input_spec = _MaskedInputSpec
     output_spec = _StepOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.dwi import unring
 
-        image, note = unring(load_image(self.inputs.in_file, ndim=4), n_threads=self.inputs.n_threads)
+        source, mask = load_image(self.inputs.in_file, ndim=4), load_image(self.inputs.in_mask, ndim=3)
+        image, note = unring(source, mask=mask, n_threads=self.inputs.n_threads)
         self._results["out_file"] = self._save(image, "unringed.nii", runtime)
         self._results["notes"] = [note] if note else []
         return runtime

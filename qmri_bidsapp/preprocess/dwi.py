@@ -49,10 +49,9 @@ def denoise(
         )
         return image, None, note
     from dipy.denoise.localpca import mppca
-    from scipy import ndimage
 
     data = np.asarray(image.dataobj, dtype=np.float32)
-    inside = ndimage.binary_dilation(np.asarray(mask.dataobj) > 0, iterations=2)
+    inside = _surroundings(mask)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         # dipy divides by zero where the mask leaves voxels out, and advises larger patches, which blur more.
         warnings.filterwarnings("ignore", message="Number of samples")
@@ -85,8 +84,16 @@ def remove_noise_floor(
     return corrected
 
 
-def unring(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Image, str | None]:
+def unring(image: nib.Nifti1Image, *, mask: nib.Nifti1Image, n_threads: int = 1) -> tuple[nib.Nifti1Image, str | None]:
     """Remove Gibbs ringing by local subvoxel shifts (Kellner et al. 2016), slice by slice.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        (x, y, z, n).
+    mask : Nifti1Image
+        Slices beyond it stay as they are: the step is slow, and slices do not influence each other.
+    n_threads : int
 
     Returns
     -------
@@ -100,11 +107,21 @@ def unring(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Ima
         return image, note
     from dipy.denoise.gibbs import gibbs_removal
 
-    data = np.asarray(image.dataobj, dtype=np.float32)
+    data = np.array(image.dataobj, dtype=np.float32)
+    slices = np.flatnonzero(_surroundings(mask).any(axis=(0, 1)))
+    chosen = data[:, :, slices]
     # The Fourier transform would spread one undefined value over its slice.
-    defined = np.isfinite(data)
-    cleaned = gibbs_removal(np.where(defined, data, 0), slice_axis=2, inplace=False, num_processes=n_threads)
-    return make_image(np.where(defined, cleaned, np.nan).astype(np.float32), image), None
+    defined = np.isfinite(chosen)
+    cleaned = gibbs_removal(np.where(defined, chosen, 0), slice_axis=2, inplace=False, num_processes=n_threads)
+    data[:, :, slices] = np.where(defined, cleaned, np.nan)
+    return make_image(data, image), None
+
+
+def _surroundings(mask: nib.Nifti1Image) -> npt.NDArray[np.bool_]:
+    """Return the mask and two voxels around it, which alignment may move into it."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.binary_dilation(np.asarray(mask.dataobj) > 0, iterations=2))
 
 
 def align(

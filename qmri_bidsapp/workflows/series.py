@@ -231,6 +231,7 @@ def _connect_diffusion(
             (load, raw_mask, [("out_file", "in_file")]),
             (load, denoise, [("out_file", "in_file")]),
             (raw_mask, denoise, [("out_mask", "in_mask")]),
+            (raw_mask, unring, [("out_mask", "in_mask")]),
             (denoise, unring, [("out_file", "in_file")]),
             (unring, align, [("out_file", "in_file")]),
             (denoise, notes, [("notes", "in1")]),

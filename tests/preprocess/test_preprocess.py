@@ -82,7 +82,7 @@ def test_too_few_slices_are_left_alone_with_a_note() -> None:
     _, sigma, note = dwi.denoise(series, mask=image(np.ones((20, 20, 2))))
     assert sigma is None
     assert "2 slices" in str(note)
-    assert "20 x 20" in str(dwi.unring(series)[1])
+    assert "20 x 20" in str(dwi.unring(series, mask=image(np.ones((20, 20, 2))))[1])
 
 
 @pytest.mark.parametrize("flip", [1.0, -1.0], ids=["positive-determinant", "negative-determinant"])
@@ -127,11 +127,21 @@ def test_an_undefined_value_stays_undefined_and_spoils_nothing_else() -> None:
     spoilt[16, 16, 3, 5] = np.nan
     mask = np.zeros(data.shape[:3])
     mask[14:19, 14:19, 2:4] = 1
-    for step in (lambda volumes: dwi.denoise(image(volumes), mask=image(mask))[0], lambda v: dwi.unring(image(v))[0]):
-        expected, found = (np.asarray(step(volumes).dataobj) for volumes in (data, spoilt))
+    for step in (dwi.denoise, dwi.unring):
+        expected, found = (np.asarray(step(image(volumes), mask=image(mask))[0].dataobj) for volumes in (data, spoilt))
         np.testing.assert_array_equal(np.argwhere(np.isnan(found)), [[16, 16, 3, 5]])
         far = (slice(None, 8), slice(None), slice(None))
         np.testing.assert_allclose(found[far], expected[far], rtol=0.01)
+
+
+def test_unringing_leaves_slices_far_from_the_brain_alone() -> None:
+    data = head(shape=(40, 40, 12))[..., None] * np.ones(2)
+    mask = np.zeros(data.shape[:3])
+    mask[15:25, 15:25, 5] = 1
+    whole, part = (np.asarray(dwi.unring(image(data), mask=image(m))[0].dataobj) for m in (np.ones_like(mask), mask))
+    np.testing.assert_array_equal(part[:, :, 3:8], whole[:, :, 3:8])
+    np.testing.assert_array_equal(part[:, :, :3], data[:, :, :3].astype(np.float32))
+    assert np.abs(whole[:, :, :3] - data[:, :, :3]).max() > 0.1
 
 
 def test_a_resampled_image_keeps_its_undefined_values() -> None:
