@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor
 from qmri_bidsapp.models.base import SignalModel
+
+#: Pivot of the scaled information matrix below which rounding decides: some combination of parameters is unknown.
+PIVOT_TOLERANCE = 1e-7
 
 
 def parameter_covariance(jacobian: torch.Tensor, variance: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
@@ -24,15 +28,22 @@ def parameter_covariance(jacobian: torch.Tensor, variance: torch.Tensor, free: t
     Tensor
         (n_voxels, n_parameters, n_parameters) float64; NaN where the information matrix is singular.
     """
-    jacobian = jacobian.double() * free.unsqueeze(1)
-    scale = jacobian.square().sum(1).sqrt()
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    scaled = jacobian / scale.unsqueeze(1)
-    information = scaled.mT @ scaled + torch.diag_embed((~free).double())
-    inverse, info = torch.linalg.inv_ex(information)
-    inverse = inverse * free.unsqueeze(1) * free.unsqueeze(2)
-    inverse[info > 0] = torch.nan
-    covariance: torch.Tensor = variance.double()[:, None, None] * inverse / (scale.unsqueeze(1) * scale.unsqueeze(2))
+    columns = [column.double() for column in jacobian.unbind(-1)]
+    gram = [[(columns[i] * columns[j]).sum(-1) for j in range(i + 1)] for i in range(len(columns))]
+    # Scaled to a diagonal of one, which is also what stands for a parameter that is held fixed.
+    norm = torch.stack([row[-1] for row in gram], dim=-1)
+    usable = free & (norm > 0)
+    scale = torch.where(usable, norm, 1.0).rsqrt() * usable
+    for i, row in enumerate(gram):
+        for j in range(i):
+            row[j] = row[j] * scale[:, i] * scale[:, j]
+        row[i] = torch.ones_like(row[i])
+    factor = factorise(gram)
+    root = inverse_factor(factor) * scale.unsqueeze(1)
+    covariance: torch.Tensor = variance.double()[:, None, None] * (root.mT @ root)
+    pivots = torch.stack([row[-1] for row in factor], dim=-1)
+    singular = (pivots < PIVOT_TOLERANCE).any(-1) | (free & ~usable).any(-1)
+    covariance[singular] = torch.nan
     return covariance
 
 

@@ -15,8 +15,6 @@ STEP_TOLERANCE = 3e-5
 MAX_ITERATIONS = 60
 #: Problems that have converged leave the batch once they are this share of it; until then they are frozen.
 COMPACTION_SHARE = 0.2
-#: Decrease, relative to the cost, that a step promises and that is not worth a step.
-PROMISE_TOLERANCE = 1e-7
 #: Damping up to which a step shows how much there is to gain.
 TRUSTED_DAMPING = 0.1
 _MAX_DAMPING = 1e8
@@ -150,7 +148,7 @@ def _iterate(evaluate: Evaluate, old: _Problems, bounds: Bounds, size: int) -> _
     settled = short & ~(better & (old.cost - cost > COST_TOLERANCE * old.cost))
     # Nor is there where a hardly damped step promises nothing: along what the data do not determine, it may be long.
     promise = -(old.gradient * step).sum(-1)
-    settled |= (old.damping <= TRUSTED_DAMPING) & (promise <= PROMISE_TOLERANCE * old.cost)
+    settled |= (old.damping <= TRUSTED_DAMPING) & (promise <= COST_TOLERANCE * old.cost)
     return _Problems(
         row=old.row,
         theta=torch.where(better.unsqueeze(-1), trial, old.theta),

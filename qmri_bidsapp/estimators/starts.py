@@ -10,6 +10,7 @@ import torch
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.estimators.cholesky import factorise, solve
+from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, minimise
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of
@@ -104,6 +105,8 @@ class OrientedStarts:
     """
 
     N_COEFFICIENTS = 3
+    #: Steps of the fit to these coefficients.
+    N_STEPS = 6
 
     def __init__(self, model: SignalModel, acquisition: Acquisition, device: str) -> None:
         assert isinstance(model, Composition)
@@ -111,20 +114,26 @@ class OrientedStarts:
         self._shells = [torch.as_tensor(index, device=device) for index in acquisition.shells()]
         self._direction = torch.tensor(acquisition.direction, dtype=torch.float32, device=device)
         b_value = torch.tensor(acquisition.b_value, device=device)
-        self._is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
+        is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
         self._quadratic = self._fit_of_quadratic_form(b_value)
         # On a bound, a fraction of nothing or of all, other parameters lose their effect: no place to start.
         self._grid = _grid(model.tissue, device, inset=INSET)
-        layout = model.layout(acquisition.select(np.array([int(index[0]) for index in self._shells])), self._grid)
-        coefficients = model.series(self._grid[:, 1:], layout)[..., : self.N_COEFFICIENTS]
-        degree = 2.0 * torch.arange(coefficients.shape[-1], device=device)
-        # The mean square of P_l over the sphere is 1 / (2 l + 1).
-        self._weights = [(len(index) / (2 * degree + 1)).sqrt() for index in self._shells]
-        features = [
-            row * weight if weighted else row[:, :1] * weight[:1]
-            for row, weight, weighted in zip(coefficients.unbind(1), self._weights, self._is_weighted, strict=True)
-        ]
-        self._dictionary = _Dictionary(torch.cat(features, dim=-1))
+        self._model = model
+        self._layout = model.layout(acquisition.select(np.array([int(index[0]) for index in self._shells])), self._grid)
+        # The mean square of P_l over the sphere is 1 / (2 l + 1); without weighting there is but a mean.
+        degree = 2.0 * torch.arange(self.N_COEFFICIENTS, device=device)
+        self._weights = torch.stack(
+            [
+                (len(index) / (2 * degree + 1)).sqrt() * (weighted | (degree == 0))
+                for index, weighted in zip(self._shells, is_weighted, strict=True)
+            ]
+        )
+        coefficients = model.series(self._grid[:, 1:], self._layout)[..., : self.N_COEFFICIENTS]
+        self._dictionary = _Dictionary((coefficients * self._weights).flatten(1))
+        parameters = (model.parameters[0], *model.tissue)
+        self._scale = torch.tensor([p.scale for p in parameters], device=device)
+        lower, upper = (torch.tensor([p.bounds[i] for p in parameters], device=device) / self._scale for i in (0, 1))
+        self._bounds = Bounds(lower, upper, torch.zeros_like(lower, dtype=torch.bool))
 
     def _fit_of_quadratic_form(self, b_value: torch.Tensor) -> torch.Tensor:
         """Return the (n_measurements, 6) matrix that gives the elements of A in S = constant of the shell + b g A g."""
@@ -133,26 +142,38 @@ class OrientedStarts:
         columns = [x * x, 2 * x * y, y * y, 2 * x * z, 2 * y * z, z * z]
         offsets = [torch.zeros_like(x).index_fill(0, index, 1.0) for index in self._shells]
         design = torch.stack([*(weighting * column for column in columns), *offsets], dim=-1)
-        elements: torch.Tensor = torch.linalg.pinv(design)[:6]
+        # The trace cannot be told from the constants; it does not turn the axes.
+        elements: torch.Tensor = torch.linalg.pinv(design, rtol=1e-6)[:6]
         return elements.T.float()
 
     def __call__(self, target: torch.Tensor) -> torch.Tensor:
         """Return one start; see `Starts`."""
         axis = self._axis(target)
         cosine = axis @ self._direction.T
-        features = torch.cat(
-            [
-                _legendre_coefficients(cosine[:, index], target[:, index]) * weight
-                if weighted
-                else target[:, index].mean(-1, keepdim=True) * weight[:1]
-                for index, weight, weighted in zip(self._shells, self._weights, self._is_weighted, strict=True)
-            ],
-            dim=-1,
-        )
+        coefficients = [
+            _legendre_coefficients(cosine[:, index], target[:, index], int(weights.count_nonzero()))
+            for index, weights in zip(self._shells, self._weights, strict=True)
+        ]
+        features = (torch.stack(coefficients, dim=1) * self._weights).flatten(1)
         best = self._dictionary.projections(features).max(-1)
-        tissue = self._grid[best.indices, 1:]
-        amplitude = self._dictionary.amplitude(best.values, best.indices).unsqueeze(-1)
-        return torch.cat([amplitude, tissue, angles_of(axis)], dim=-1).unsqueeze(0)
+        tissue = self._grid[best.indices].clone()
+        tissue[:, 0] = self._dictionary.amplitude(best.values, best.indices)
+        return torch.cat([self._refine(tissue, features), angles_of(axis)], dim=-1).unsqueeze(0)
+
+    def _refine(self, tissue: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Return amplitude and tissue (n, 1 + n_tissue) fitted to the few coefficients, which is fast."""
+
+        def evaluate(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            theta = scaled * self._scale
+            coefficients, slopes = self._model.series_and_slopes(theta[:, 1:], self._layout)
+            rows = torch.cat([coefficients.unsqueeze(-2), theta[:, :1, None, None] * slopes], dim=-2)
+            weighted = rows[..., : self.N_COEFFICIENTS] * self._weights.unsqueeze(1)
+            jacobian = weighted.transpose(-1, -2).flatten(1, 2)
+            return jacobian[..., 0] * theta[:, :1] - features[index], jacobian * self._scale
+
+        start = self._bounds.bring_back(tissue / self._scale)
+        found, _, _ = minimise(evaluate, start, self._bounds, iterations=self.N_STEPS)
+        return found * self._scale
 
     def _axis(self, target: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors (n, 3) along which signals are lowest."""
@@ -162,12 +183,16 @@ class OrientedStarts:
         return vectors[..., 0]
 
 
-def _legendre_coefficients(cosine: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
-    """Return (n, 3) coefficients c_l, l = 0, 2, 4, of signals (n, m) as sums of c_l P_l(cosine), by least squares."""
+def _legendre_coefficients(cosine: torch.Tensor, signal: torch.Tensor, n_terms: int) -> torch.Tensor:
+    """Return (n, 3) coefficients c_l, l = 0, 2, 4, of signals (n, m) as sums of c_l P_l(cosine), by least squares.
+
+    Those beyond the first `n_terms` are zero.
+    """
     square = cosine.square()
-    columns = [torch.ones_like(square), 1.5 * square - 0.5, (4.375 * square - 3.75) * square + 0.375]
-    gram = [[(columns[i] * columns[j]).mean(-1) + RIDGE * (i == j) for j in range(i + 1)] for i in range(len(columns))]
-    return solve(factorise(gram), [(column * signal).mean(-1) for column in columns])
+    columns = [torch.ones_like(square), 1.5 * square - 0.5, (4.375 * square - 3.75) * square + 0.375][:n_terms]
+    gram = [[(columns[i] * columns[j]).mean(-1) + RIDGE * (i == j) for j in range(i + 1)] for i in range(n_terms)]
+    found = solve(factorise(gram), [(column * signal).mean(-1) for column in columns])
+    return torch.nn.functional.pad(found, (0, 3 - n_terms))
 
 
 def _grid(parameters: tuple[Parameter, ...], device: str, inset: float = 0.0) -> torch.Tensor:

@@ -10,16 +10,21 @@ from typing_extensions import Self
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.cholesky import factorise, solve
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate
+from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise
 from qmri_bidsapp.estimators.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 
 #: Values per non-linear parameter in the dictionary, for models with one and with two of them.
-N_VALUES = {1: 48, 2: 24}
-#: Gauss-Newton steps from the interpolated best entry; they converge quadratically.
-N_STEPS = 4
-#: Last step, relative to the cell of the dictionary, that counts as converged.
-STEP_TOLERANCE = 2e-3
+N_VALUES = {1: 48, 2: 16}
+#: How far, in entries, the minimum may lie from the best entry: two parameters can trade off along a valley.
+REACH = {1: 1, 2: 2}
+#: Gauss-Newton steps of a round, and rounds: they converge quickly, and voxels that have converged leave.
+N_STEPS = 3
+N_ROUNDS = 4
+#: Decrease of the cost that one more step would bring, relative to the cost and to the signal's energy, that is not
+#: worth the step; the second is what single precision resolves.
+COST_TOLERANCE = 1e-6
+ENERGY_TOLERANCE = 1e-12
 #: Directions in which the basis functions cannot be told apart, relative to the strongest, are left out.
 RANK_TOLERANCE = 1e-4
 #: Signs that leave no more than this multiple of the least unexplained energy are refined as well.
@@ -68,11 +73,16 @@ class VariableProjection(NonLinearLeastSquares):
         """Return minimum, cost and whether it was reached; see the base class."""
         parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
         scaled, cost, settled = (torch.cat(part) for part in parts)
-        inside = self._free(scaled).all(-1) & settled
-        rest = torch.nonzero(~inside).squeeze(1)
-        if len(rest):
-            scaled[rest], cost[rest], settled[rest] = super()._best_minimum(
-                lambda theta, index: evaluate(theta, rest[index]), target[rest]
+        inside = self._free(scaled).all(-1)
+        near = torch.nonzero(inside & ~settled).squeeze(1)
+        scaled[near], cost[near], settled[near] = minimise(
+            lambda theta, index: evaluate(theta, near[index]), scaled[near], self._bounds, batch=self._batch
+        )
+        # Within the bounds the minimum may be another one altogether.
+        beyond = torch.nonzero(~(inside & self._free(scaled).all(-1))).squeeze(1)
+        if len(beyond):
+            scaled[beyond], cost[beyond], settled[beyond] = super()._best_minimum(
+                lambda theta, index: evaluate(theta, beyond[index]), target[beyond]
             )
         return scaled, cost, settled
 
@@ -114,24 +124,37 @@ class VariableProjection(NonLinearLeastSquares):
         entry : Tensor
             (n_nonlinear, n_voxels), position in the dictionary.
         """
-        last = self._axes.shape[1] - 1
+        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
         nearest, floor = entry.round().long(), entry.floor().long().clamp(max=last - 1)
-        lower = self._axes.gather(1, (nearest - 1).clamp(min=0))
-        upper = self._axes.gather(1, (nearest + 1).clamp(max=last))
+        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
+        upper = self._axes.gather(1, (nearest + reach).clamp(max=last))
         nonlinear = torch.lerp(self._axes.gather(1, floor), self._axes.gather(1, floor + 1), entry - floor)
         signals = signals.T.contiguous()
-        for _ in range(N_STEPS):
-            _, step, _ = self._step(nonlinear, signals)
-            nonlinear = (nonlinear + step).clamp(lower, upper)
-        coefficients, step, cost = self._step(nonlinear, signals)
-        settled = (step.abs() <= STEP_TOLERANCE * (upper - lower)).all(0)
-        theta = self.model.combine(coefficients, nonlinear)
+        theta, cost, settled = self._round(nonlinear, lower, upper, signals)
+        for _ in range(N_ROUNDS - 1):
+            rest = torch.nonzero(~settled).squeeze(1)
+            if not len(rest):
+                break
+            start = theta[rest][:, self.model.nonlinear].T
+            theta[rest], cost[rest], settled[rest] = self._round(
+                start, lower[:, rest], upper[:, rest], signals[:, rest]
+            )
         return theta / self._scale, cost, settled & theta.isfinite().all(-1)
+
+    def _round(
+        self, nonlinear: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, signals: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Make some steps between limits; return theta (n, n_parameters), its cost, and whether it is the minimum."""
+        for _ in range(N_STEPS):
+            nonlinear = (nonlinear + self._step(nonlinear, signals)[1]).clamp(lower, upper)
+        coefficients, _, cost, promise = self._step(nonlinear, signals)
+        settled = promise <= COST_TOLERANCE * cost + ENERGY_TOLERANCE * signals.square().sum(0)
+        return self.model.combine(coefficients, nonlinear), cost, settled
 
     def _step(
         self, nonlinear: torch.Tensor, signed: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Return coefficients, the Gauss-Newton step (n_nonlinear, n_voxels), and the cost (n_voxels,)."""
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return coefficients, the Gauss-Newton step (n_nonlinear, n_voxels), the cost and its promised decrease."""
         functions, slopes = self.model.basis(nonlinear, self.acquisition_)
         weight = self._root_averages.unsqueeze(-1)
         functions = [function * weight for function in functions]
@@ -144,9 +167,10 @@ class VariableProjection(NonLinearLeastSquares):
         gradient = [_dot(tangent, residual) for tangent in tangents]
         right = [torch.zeros_like(gradient[0])] * n_functions + gradient
         step = solve(factorise(gram), right).unbind(-1)[n_functions:]
+        promise = sum(g * s for g, s in zip(gradient, step, strict=True))
         # The tangents were taken at coefficients of one.
         steps = [value / coefficients[position] for value, (position, _) in zip(step, slopes, strict=True)]
-        return coefficients, torch.stack(steps), residual.square().sum(0)
+        return coefficients, torch.stack(steps), residual.square().sum(0), torch.as_tensor(promise)
 
 
 def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

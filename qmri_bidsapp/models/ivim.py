@@ -11,7 +11,7 @@ import torch
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.base import SeparableModel
 from qmri_bidsapp.models.smt import shell_b_values
 
 #: Above this b-value (s/mm2; 1000, with room for scatter) the decay of tissue alone is no longer exponential,
@@ -30,7 +30,7 @@ DIFFUSIVITY_LIMIT = 4e-3
 BASIN_BORDER = 0.02
 
 
-class IntravoxelIncoherentMotion(SignalModel):
+class IntravoxelIncoherentMotion(SeparableModel):
     r"""Water in tissue and blood in capillaries of random directions, powder-averaged.
 
     .. math:: S(b) = S_0 \left[ f\, e^{-b D^*} + (1 - f)\, e^{-b D} \right]
@@ -57,6 +57,7 @@ class IntravoxelIncoherentMotion(SignalModel):
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+    nonlinear: ClassVar[tuple[int, ...]] = (2, 3)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 4) parameters s0, fraction, D*, D."""
@@ -76,6 +77,19 @@ class IntravoxelIncoherentMotion(SignalModel):
             -s0 * (1 - fraction) * b_value * tissue,
         ]
         return torch.stack(columns, dim=-1)
+
+    def basis(
+        self, nonlinear: torch.Tensor, acquisition: Acquisition
+    ) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the decays of blood and of tissue."""
+        b_value = shell_b_values(acquisition, nonlinear).unsqueeze(-1)
+        decays = [torch.exp(-b_value * diffusivity) for diffusivity in nonlinear]
+        return decays, [(position, -b_value * decay) for position, decay in enumerate(decays)]
+
+    def combine(self, coefficients: list[torch.Tensor], nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return s0, perfusion_fraction, pseudodiffusivity and diffusivity."""
+        blood, tissue = coefficients
+        return torch.stack([blood + tissue, blood / (blood + tissue), *nonlinear], dim=-1)
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Tell slow from fast pseudodiffusion: noise can make either explain a small perfusion fraction."""
