@@ -26,6 +26,8 @@ _MODELS = {
     "mtsat": "Magnetization transfer saturation and T1 were estimated from spoiled gradient echoes with and without a "
     "magnetization transfer pulse [@mtsat] [@dathe], with the empirical correction for the transmit field [@weiskopf] "
     "where there was a map of it.",
+    "noddi": "Where there were at least two shells, neurite density, orientation dispersion and free water fraction "
+    "were estimated by NODDI with the Watson distribution [@noddi].",
     "smt": "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
     "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
     "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "
