@@ -19,7 +19,7 @@ from qmri_bidsapp.models.directions import angles_of
 DICTIONARY_SIZE = 1500
 MAX_VALUES = 100
 #: Basins of the model from which a fit is started.
-N_BASINS = 3
+N_BASINS = 5
 #: Added to the information of Legendre coefficients, per measurement: few directions do not determine all of them.
 RIDGE = 1e-3
 #: Share of a parameter's range next to its bounds in which no oriented model is started.
