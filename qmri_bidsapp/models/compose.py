@@ -275,7 +275,7 @@ class Composition(SignalModel):
         return s0, self.complete(tissue), shares, angles.reshape(*theta.shape[:-1], self.n_bundles, 2)
 
     def complete(self, estimated: torch.Tensor) -> torch.Tensor:
-        """Return (..., n_tissue) values of `tissue` from those that are estimated; complete dispersion is an ODI of one."""
+        """Return (..., n_tissue) values of `tissue` from the estimated ones; complete dispersion is an ODI of one."""
         if not any(self._fixed):
             return estimated
         columns = iter(estimated.unbind(-1))

@@ -52,11 +52,9 @@ def along(rows: torch.Tensor, mu: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 def over_sphere(rows: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Return (n, k, n_measurements) means over all directions of (n, n_encodings, k, n_terms) series."""
-    means = [
-        row.unsqueeze(-1).expand(*row.shape, count)
-        for row, count in zip(rows[..., 0].unbind(-2), layout.counts, strict=True)
-    ]
-    return layout.restore(torch.cat(means, dim=-1))
+    means = zip(rows[..., 0].unbind(-2), layout.counts, strict=True)
+    parts = [mean.unsqueeze(-1).expand(*mean.shape, count) for mean, count in means]
+    return layout.restore(torch.cat(parts, dim=-1))
 
 
 @lru_cache(maxsize=32)
