@@ -28,8 +28,21 @@ INSET = 0.05
 class Starts(Protocol):
     """Finds starting points."""
 
-    def __call__(self, target: torch.Tensor) -> torch.Tensor:
-        """Return parameters, (n_starts, n, n_parameters), for signals (n, n_measurements) weighted by averages."""
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return starting points.
+
+        Parameters
+        ----------
+        target : Tensor
+            (n, n_measurements) signals, weighted by averages.
+        directions : Tensor, optional
+            (n, n_bundles, 3) of the fibres; lengths are in proportion to the bundles' shares.
+
+        Returns
+        -------
+        Tensor
+            (n_starts, n, n_parameters).
+        """
 
 
 def starts_for(model: SignalModel, acquisition: Acquisition, device: str) -> Starts:
@@ -75,7 +88,7 @@ class DictionaryStarts:
         self._dictionary = _Dictionary(model.signal(grid, acquisition) * averages.sqrt())
         self._grid = grid[:, : len(model.parameters)]
 
-    def __call__(self, target: torch.Tensor) -> torch.Tensor:
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the best entry of each of the best basins, with its amplitude; see `Starts`."""
         projection = self._dictionary.projections(target)
         tops = [part.max(-1) for part in torch.split_with_sizes(projection, self._basin_sizes, dim=-1)]
@@ -90,15 +103,15 @@ class DictionaryStarts:
 
 
 class OrientedStarts:
-    """Starts of a model with one fibre direction.
+    """Starts of a model with fibre directions.
 
-    The direction comes from the signals: the axis along which they are lowest. About it, each shell is described by
-    three Legendre coefficients, whatever its directions, and a dictionary of these gives the tissue.
+    The direction of a single bundle, where it is not given, comes from the signals: the axis along which they are
+    lowest. About the directions, each shell is described by three Legendre coefficients, whatever its measurements, and
+    a dictionary of these gives the tissue. Without a direction, the mean over each shell takes their place.
 
     Parameters
     ----------
     model : Composition
-        With one bundle.
     acquisition : Diffusion
     device : str
     """
@@ -114,9 +127,12 @@ class OrientedStarts:
         self._is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
         self._quadratic = self._fit_of_quadratic_form(b_value)
         # On a bound, a fraction of nothing or of all, other parameters lose their effect: no place to start.
-        self._grid = _grid(model.tissue, device, inset=INSET)
+        self._n_bundles = model.n_bundles
+        tissue = model.parameters[1 : len(model.parameters) - 2 * model.n_bundles - max(0, model.n_bundles - 1)]
+        self._grid = _grid(tissue, device, inset=INSET)
         layout = model.layout(acquisition.select(np.array([int(index[0]) for index in self._shells])), self._grid)
-        coefficients = model.series(self._grid[:, 1:], layout)[..., : self.N_COEFFICIENTS]
+        n_coefficients = self.N_COEFFICIENTS if model.n_bundles else 1
+        coefficients = model.series(model.complete(self._grid[:, 1:]), layout)[..., :n_coefficients]
         degree = 2.0 * torch.arange(coefficients.shape[-1], device=device)
         # The mean square of P_l over the sphere is 1 / (2 l + 1).
         self._weights = [(len(index) / (2 * degree + 1)).sqrt() for index in self._shells]
@@ -136,14 +152,19 @@ class OrientedStarts:
         elements: torch.Tensor = torch.linalg.pinv(design)[:6]
         return elements.T.float()
 
-    def __call__(self, target: torch.Tensor) -> torch.Tensor:
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
         """Return one start; see `Starts`."""
-        axis = self._axis(target)
-        cosine = axis @ self._direction.T
+        if directions is None:
+            if self._n_bundles > 1:
+                raise ValueError(f"A model with {self._n_bundles} bundles needs their directions.")
+            directions = self._axis(target).unsqueeze(1)[:, : self._n_bundles]
+        length = directions.norm(dim=-1, keepdim=True)
+        mu, fraction = directions / length, length.squeeze(-1) / length.sum(1)
+        columns = _legendre_columns(mu @ self._direction.T, fraction) if self._n_bundles else None
         features = torch.cat(
             [
-                _legendre_coefficients(cosine[:, index], target[:, index]) * weight
-                if weighted
+                _least_squares([column[:, index] for column in columns], target[:, index]) * weight
+                if weighted and columns
                 else target[:, index].mean(-1, keepdim=True) * weight[:1]
                 for index, weight, weighted in zip(self._shells, self._weights, self._is_weighted, strict=True)
             ],
@@ -152,7 +173,9 @@ class OrientedStarts:
         best = self._dictionary.projections(features).max(-1)
         tissue = self._grid[best.indices, 1:]
         amplitude = self._dictionary.amplitude(best.values, best.indices).unsqueeze(-1)
-        return torch.cat([amplitude, tissue, angles_of(axis)], dim=-1).unsqueeze(0)
+        remaining = fraction.flip(-1).cumsum(-1).flip(-1)
+        shares = (fraction / remaining)[:, : max(0, self._n_bundles - 1)]
+        return torch.cat([amplitude, tissue, shares, angles_of(mu).flatten(1)], dim=-1).unsqueeze(0)
 
     def _axis(self, target: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors (n, 3) along which signals are lowest."""
@@ -162,10 +185,24 @@ class OrientedStarts:
         return vectors[..., 0]
 
 
-def _legendre_coefficients(cosine: torch.Tensor, signal: torch.Tensor) -> torch.Tensor:
-    """Return (n, 3) coefficients c_l, l = 0, 2, 4, of signals (n, m) as sums of c_l P_l(cosine), by least squares."""
+def _legendre_columns(cosine: torch.Tensor, fraction: torch.Tensor) -> list[torch.Tensor]:
+    """Return the sums over bundles of P_l(cosine), l = 0, 2, 4, (n, m) each.
+
+    Parameters
+    ----------
+    cosine : Tensor
+        (n, n_bundles, m) of the angle between each bundle and each gradient.
+    fraction : Tensor
+        (n, n_bundles) of each bundle.
+    """
     square = cosine.square()
-    columns = [torch.ones_like(square), 1.5 * square - 0.5, (4.375 * square - 3.75) * square + 0.375]
+    polynomials = [1.5 * square - 0.5, (4.375 * square - 3.75) * square + 0.375]
+    sums = [(fraction.unsqueeze(-1) * polynomial).sum(1) for polynomial in polynomials]
+    return [torch.ones_like(sums[0]), *sums]
+
+
+def _least_squares(columns: list[torch.Tensor], signal: torch.Tensor) -> torch.Tensor:
+    """Return the (n, n_columns) coefficients of signals (n, m) in columns (n, m) each."""
     gram = [[(columns[i] * columns[j]).mean(-1) + RIDGE * (i == j) for j in range(i + 1)] for i in range(len(columns))]
     return solve(factorise(gram), [(column * signal).mean(-1) for column in columns])
 
