@@ -136,11 +136,12 @@ class NonLinearLeastSquares(Estimator):
                 evaluate, self._find_starts(target, torch.as_tensor(directions, device=self.device))
             )
         scaled, cost, converged = self._leave_bounds(evaluate, *minimum)
+        scaled = self.model.canonical(scaled * self._scale) / self._scale
         free = self._free(scaled)
         variance = self._variance(cost, noise, size.squeeze(-1))
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double()
-        theta = self.model.with_covariates(self.model.canonical(scaled.double() * unit), known.double())
+        theta = self.model.with_covariates(scaled.double() * unit, known.double())
         covariance = torch.cat(
             [
                 parameter_covariance(evaluate(scaled[index], index)[1], variance[index], free[index])

@@ -13,6 +13,7 @@ from qmri_bidsapp.estimators.cholesky import factorise, solve
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of
+from qmri_bidsapp.models.layout import along
 
 #: Size of a dictionary, and most values per parameter.
 DICTIONARY_SIZE = 1500
@@ -23,6 +24,8 @@ N_BASINS = 3
 RIDGE = 1e-3
 #: Share of a parameter's range next to its bounds in which no oriented model is started.
 INSET = 0.05
+#: Least fraction of a bundle to begin with.
+SMALLEST_FRACTION = 0.1
 
 
 class Starts(Protocol):
@@ -127,7 +130,7 @@ class OrientedStarts:
         self._is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
         self._quadratic = self._fit_of_quadratic_form(b_value)
         # On a bound, a fraction of nothing or of all, other parameters lose their effect: no place to start.
-        self._n_bundles = model.n_bundles
+        self._model, self._acquisition, self._n_bundles = model, acquisition, model.n_bundles
         tissue = model.parameters[1 : len(model.parameters) - 2 * model.n_bundles - max(0, model.n_bundles - 1)]
         self._grid = _grid(tissue, device, inset=INSET)
         layout = model.layout(acquisition.select(np.array([int(index[0]) for index in self._shells])), self._grid)
@@ -160,6 +163,19 @@ class OrientedStarts:
             directions = self._axis(target).unsqueeze(1)[:, : self._n_bundles]
         length = directions.norm(dim=-1, keepdim=True)
         mu, fraction = directions / length, length.squeeze(-1) / length.sum(1)
+        tissue, amplitude = self._look_up(target, mu, fraction)
+        if self._n_bundles > 1:
+            # With fractions that are far off, a bundle would vanish on the way to the minimum.
+            fraction = self._fractions(target, tissue, mu)
+            tissue, amplitude = self._look_up(target, mu, fraction)
+        remaining = fraction.flip(-1).cumsum(-1).flip(-1)
+        shares = (fraction / remaining)[:, : max(0, self._n_bundles - 1)]
+        return torch.cat([amplitude, tissue, shares, angles_of(mu).flatten(1)], dim=-1).unsqueeze(0)
+
+    def _look_up(
+        self, target: torch.Tensor, mu: torch.Tensor, fraction: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tissue (n, n_tissue) and amplitude (n, 1) for unit vectors (n, n_bundles, 3) and their fractions."""
         columns = _legendre_columns(mu @ self._direction.T, fraction) if self._n_bundles else None
         features = torch.cat(
             [
@@ -171,11 +187,16 @@ class OrientedStarts:
             dim=-1,
         )
         best = self._dictionary.projections(features).max(-1)
-        tissue = self._grid[best.indices, 1:]
-        amplitude = self._dictionary.amplitude(best.values, best.indices).unsqueeze(-1)
-        remaining = fraction.flip(-1).cumsum(-1).flip(-1)
-        shares = (fraction / remaining)[:, : max(0, self._n_bundles - 1)]
-        return torch.cat([amplitude, tissue, shares, angles_of(mu).flatten(1)], dim=-1).unsqueeze(0)
+        return self._grid[best.indices, 1:], self._dictionary.amplitude(best.values, best.indices).unsqueeze(-1)
+
+    def _fractions(self, target: torch.Tensor, tissue: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        """Return the fractions (n, n_bundles) that explain the signals best with given tissue, none of them small."""
+        layout = self._model.layout(self._acquisition, target)
+        rows = self._model.series(self._model.complete(tissue), layout).unsqueeze(-2)
+        signals = [along(rows, axis, layout).squeeze(-2) for axis in mu.unbind(1)]
+        weights = _least_squares(signals, target)
+        least = SMALLEST_FRACTION * weights.sum(-1, keepdim=True).abs()
+        return torch.nn.functional.normalize(weights.clamp(min=least), p=1.0)
 
     def _axis(self, target: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors (n, 3) along which signals are lowest."""

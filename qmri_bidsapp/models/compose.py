@@ -227,9 +227,18 @@ class Composition(SignalModel):
         return unit_vector(self._split(theta)[-1])
 
     def canonical(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Bring the angles to the upper half of the sphere."""
-        others = parameters[..., : len(self.parameters) - 2 * self.n_bundles]
-        return torch.cat([others, angles_of(self.direction(parameters)).flatten(-2)], dim=-1)
+        """Bring the angles to the upper half of the sphere, and the bundles into the order of their fractions."""
+        shares = self._split(parameters)[2]
+        others = parameters[..., : len(self.parameters) - 2 * self.n_bundles - shares.shape[-1]]
+        axes = self.direction(parameters)
+        if self.n_bundles > 1:
+            fractions = torch.cat([shares[..., :1], _later_fractions(shares)], dim=-1)
+            fractions, order = fractions.sort(dim=-1, descending=True, stable=True)
+            axes = axes.gather(-2, order.unsqueeze(-1).expand_as(axes))
+            # What is left before each bundle; nothing is left of nothing.
+            left = fractions.flip(-1).cumsum(-1).flip(-1)
+            shares = (fractions / left.clamp(min=torch.finfo(left.dtype).tiny))[..., :-1]
+        return torch.cat([others, shares, angles_of(axes).flatten(-2)], dim=-1)
 
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return the volume fractions, then the fractions of the bundles, that are not parameters themselves."""

@@ -43,10 +43,11 @@ def describe_methods(config: Config) -> str:
         fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
     if config.n_fibres == "auto":
         fits += (
-            " Where the protocol allowed it, models with a fibre direction were fitted with as many bundles as each voxel "
-            "has directions, up to three, found by multi-tissue constrained spherical deconvolution [@msmt]; peaks of the "
-            f"orientation distribution below {ABSOLUTE_PEAK:g} of that of a single fibre or below {RELATIVE_PEAK:g} of "
-            f"the highest, or within {MIN_SEPARATION:g} degrees of a higher one, did not count [@peaks]."
+            " Where the protocol allowed it, models with a fibre direction were fitted with as many bundles as each "
+            "voxel has directions, up to three, found by multi-tissue constrained spherical deconvolution [@msmt]. "
+            f"Peaks of the orientation distribution below {ABSOLUTE_PEAK:g} of that of a single fibre, below "
+            f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one did not count "
+            "[@peaks]."
         )
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
 App [@bidsapps] built on Nipype [@nipype].

@@ -119,6 +119,20 @@ def test_no_bundle_is_the_mean_over_all_directions(cls: type[Composition]) -> No
     assert model.direction(values).shape == (4, 0, 3)
 
 
+def test_bundles_are_reported_by_descending_fraction(model: Composition) -> None:
+    values = theta(model, 20)
+    ordered = model.canonical(values)
+    torch.testing.assert_close(model.signal(ordered, protocol()), model.signal(values, protocol()))
+    torch.testing.assert_close(model.canonical(ordered), ordered)
+    if model.n_bundles > 1:
+        first = ordered[:, len(model.parameters) - 3 * model.n_bundles + 1].unsqueeze(-1)
+        fractions = torch.cat([first, model.derive(ordered)[:, 1 - model.n_bundles :]], dim=-1)
+        assert (fractions.diff(dim=-1) <= 0).all()
+        alone = ordered.clone()
+        alone[:, len(model.parameters) - 3 * model.n_bundles + 1] = 1.0
+        assert model.canonical(alone).isfinite().all()
+
+
 def test_dispersion_is_no_parameter_without_a_direction() -> None:
     assert [p.name for p in Noddi.with_bundles(0).parameters] == ["s0", "fwf", "ndi"]
     assert [p.name for p in BallAndStick.with_bundles(0).parameters] == [p.name for p in BallAndStick.parameters[:-2]]
