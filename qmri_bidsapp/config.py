@@ -17,6 +17,8 @@ from qmri_bidsapp.errors import InputMissingError, UsageError
 
 LAYOUTS = ("bids", "legacy")
 LEVELS = ("participant", "group")
+#: Fibre directions per voxel: one, or as many as there are.
+N_FIBRES = ("1", "auto")
 #: What belongs to one call and is not given back with --config-file.
 PER_CALL = ("bids_dir", "output_dir", "analysis_level", "run_id")
 _KINDS = {
@@ -76,6 +78,7 @@ class Config:
     bids_database_dir: Path | None = None
     models: tuple[str, ...] = ("auto",)
     estimators: tuple[str, ...] = ("auto",)
+    n_fibres: str = "1"
     device: str = "auto"
     nprocs: int = 1
     omp_nthreads: int = 1
@@ -96,6 +99,8 @@ class Config:
         check_device(self.device)
         if self.output_layout not in LAYOUTS:
             raise UsageError(f"--output-layout must be {' or '.join(LAYOUTS)}, got {self.output_layout!r}.")
+        if self.n_fibres not in N_FIBRES:
+            raise UsageError(f"--n-fibres must be {' or '.join(N_FIBRES)}, got {self.n_fibres!r}.")
         for name in ("nprocs", "omp_nthreads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{_option(name)} must be at least 1, got {getattr(self, name)}.")

@@ -133,6 +133,7 @@ def test_wrong_type(name, value, expected):
         ({"output_layout": "flat"}, "--output-layout must be bids or legacy, got 'flat'"),
         ({"session_label": ["ses-1"]}, "--session-label takes labels of letters, digits and +, got 'ses-1'"),
         ({"device": "cuda:x"}, "--device must be"),
+        ({"n_fibres": "2"}, "--n-fibres must be 1 or auto, got '2'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

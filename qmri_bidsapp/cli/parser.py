@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
-from qmri_bidsapp.config import LAYOUTS, LEVELS, Config, make_config, read_toml
+from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, Config, make_config, read_toml
 from qmri_bidsapp.errors import UnknownLevelError, UsageError
 
 DESCRIPTION = (
@@ -114,6 +114,12 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="NAME",
         help="how to fit: a name for all models that it can fit, or model:name for one (default: auto)",
+    )
+    group.add_argument(
+        "--n-fibres",
+        choices=N_FIBRES,
+        help="fibre directions per voxel in models that have them (such as noddi): 1, or auto, 0 to 3 as found by "
+        "constrained spherical deconvolution (default: 1)",
     )
     group.add_argument(
         "--output-layout",

@@ -56,10 +56,8 @@ class NonLinearLeastSquares(Estimator):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether starting points can be found: by a dictionary, or by the direction of the only bundle."""
-        if isinstance(model, Composition):
-            return model.n_bundles == 1
-        return len(model.parameters) <= cls.MAX_PARAMETERS
+        """Tell whether starting points can be found: by a dictionary, once the direction of fibres is known."""
+        return isinstance(model, Composition) or len(model.parameters) <= cls.MAX_PARAMETERS
 
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
         """Compute the dictionary; nothing is random, so that `seed` has no effect."""
@@ -80,8 +78,14 @@ class NonLinearLeastSquares(Estimator):
         *,
         noise_std: npt.ArrayLike | None = None,
         covariates: npt.ArrayLike | None = None,
+        directions: npt.ArrayLike | None = None,
     ) -> ParameterMaps:
-        """Estimate; see `Estimator.predict`."""
+        """Estimate; see `Estimator.predict`.
+
+        `directions`, (n_voxels, n_bundles, 3), in the frame of the gradient directions, is where the search for
+        those of a composition begins; their lengths are in proportion to the bundles' shares. With several bundles
+        it is needed, with one the signals tell.
+        """
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         signals = np.asarray(signals)
@@ -90,6 +94,7 @@ class NonLinearLeastSquares(Estimator):
         values, status, usable = screen(signals, protocol.n_measurements, known, has_sign=protocol.has_sign)
         noise = noise_of(noise_std, usable)
         values, known = values[usable], known[usable]
+        toward = None if directions is None else np.asarray(directions, dtype=np.float32)[usable]
         n_columns = len(self.model.parameters) + len(self.model.derived)
         estimate, std = (np.empty((len(values), n_columns)) for _ in range(2))
         fitted = np.empty(len(values), dtype=np.uint8)
@@ -97,7 +102,10 @@ class NonLinearLeastSquares(Estimator):
             for first in range(0, len(values), CHUNK_SIZE):
                 part = slice(first, first + CHUNK_SIZE)
                 estimate[part], std[part], fitted[part] = self._solve(
-                    values[part], None if noise is None else noise[part], known[part]
+                    values[part],
+                    None if noise is None else noise[part],
+                    known[part],
+                    None if toward is None else toward[part],
                 )
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
@@ -106,6 +114,7 @@ class NonLinearLeastSquares(Estimator):
         values: npt.NDArray[np.float32],
         noise: npt.NDArray[np.float32] | None,
         covariates: npt.NDArray[np.float32],
+        directions: npt.NDArray[np.float32] | None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         """Return estimates and standard deviations in the parameters' units, and statuses."""
         signal = torch.as_tensor(values, device=self.device)
@@ -120,12 +129,19 @@ class NonLinearLeastSquares(Estimator):
             # The signal is proportional to the amplitude, so that its derivative holds the signal as well.
             return jacobian[..., 0] * scaled[:, :1] - target[index], jacobian
 
-        scaled, cost, converged = self._leave_bounds(evaluate, *self._best_minimum(evaluate, target))
+        if directions is None:
+            minimum = self._best_minimum(evaluate, target)
+        else:
+            minimum = self._descend(
+                evaluate, self._find_starts(target, torch.as_tensor(directions, device=self.device))
+            )
+        scaled, cost, converged = self._leave_bounds(evaluate, *minimum)
+        scaled = self.model.canonical(scaled * self._scale) / self._scale
         free = self._free(scaled)
         variance = self._variance(cost, noise, size.squeeze(-1))
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double()
-        theta = self.model.with_covariates(self.model.canonical(scaled.double() * unit), known.double())
+        theta = self.model.with_covariates(scaled.double() * unit, known.double())
         covariance = torch.cat(
             [
                 parameter_covariance(evaluate(scaled[index], index)[1], variance[index], free[index])
@@ -141,13 +157,21 @@ class NonLinearLeastSquares(Estimator):
     def _best_minimum(
         self, evaluate: Evaluate, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the minimum (n, n_parameters), scaled, its cost (n,) and whether it was reached (n,).
+        """Return the minimum (n, n_parameters), scaled, its cost (n,) and whether it was reached (n,)."""
+        return self._descend(evaluate, self._find_starts(target))
 
-        A few steps are made from the best entry of each promising basin; those not far from the deepest go
-        on.
+    def _find_starts(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (n_starts, n, n_parameters), scaled and within the bounds."""
+        parts = torch.split(target, START_BATCH)
+        along = [None] * len(parts) if directions is None else torch.split(directions, START_BATCH)
+        starts = torch.cat([self._starts(part, where) for part, where in zip(parts, along, strict=True)], dim=1)
+        return self._bounds.bring_back(starts / self._scale)
+
+    def _descend(self, evaluate: Evaluate, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `_best_minimum` does, from (n_starts, n, n_parameters) starting points, scaled.
+
+        A few steps are made from each of them; those not far from the deepest go on.
         """
-        starts = torch.cat([self._starts(part) for part in torch.split(target, START_BATCH)], dim=1)
-        starts = self._bounds.bring_back(starts / self._scale)
         n_starts, n_voxels, n_parameters = starts.shape
         start = starts.reshape(-1, n_parameters)
         voxel = torch.arange(n_voxels, device=self.device).repeat(n_starts)

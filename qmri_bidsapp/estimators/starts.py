@@ -14,6 +14,7 @@ from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, minimise
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of
+from qmri_bidsapp.models.layout import along
 
 #: Size of a dictionary, and most values per parameter.
 DICTIONARY_SIZE = 1500
@@ -24,13 +25,28 @@ N_BASINS = 5
 RIDGE = 1e-3
 #: Share of a parameter's range next to its bounds in which no oriented model is started.
 INSET = 0.05
+#: Least fraction of a bundle to begin with.
+SMALLEST_FRACTION = 0.1
 
 
 class Starts(Protocol):
     """Finds starting points."""
 
-    def __call__(self, target: torch.Tensor) -> torch.Tensor:
-        """Return parameters, (n_starts, n, n_parameters), for signals (n, n_measurements) weighted by averages."""
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return starting points.
+
+        Parameters
+        ----------
+        target : Tensor
+            (n, n_measurements) signals, weighted by averages.
+        directions : Tensor, optional
+            (n, n_bundles, 3) of the fibres; lengths are in proportion to the bundles' shares.
+
+        Returns
+        -------
+        Tensor
+            (n_starts, n, n_parameters).
+        """
 
 
 def starts_for(model: SignalModel, acquisition: Acquisition, device: str) -> Starts:
@@ -76,7 +92,7 @@ class DictionaryStarts:
         self._dictionary = _Dictionary(model.signal(grid, acquisition) * averages.sqrt())
         self._grid = grid[:, : len(model.parameters)]
 
-    def __call__(self, target: torch.Tensor) -> torch.Tensor:
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
         """Return the best entry of each of the best basins, with its amplitude; see `Starts`."""
         projection = self._dictionary.projections(target)
         tops = [part.max(-1) for part in torch.split_with_sizes(projection, self._basin_sizes, dim=-1)]
@@ -91,15 +107,15 @@ class DictionaryStarts:
 
 
 class OrientedStarts:
-    """Starts of a model with one fibre direction.
+    """Starts of a model with fibre directions.
 
-    The direction comes from the signals: the axis along which they are lowest. About it, each shell is described by
-    three Legendre coefficients, whatever its directions, and a dictionary of these gives the tissue.
+    The direction of a single bundle, where it is not given, comes from the signals: the axis along which they are
+    lowest. About the directions, each shell is described by three Legendre coefficients, whatever its measurements, and
+    a dictionary of these gives the tissue. Without a direction, the mean over each shell takes their place.
 
     Parameters
     ----------
     model : Composition
-        With one bundle.
     acquisition : Diffusion
     device : str
     """
@@ -114,23 +130,24 @@ class OrientedStarts:
         self._shells = [torch.as_tensor(index, device=device) for index in acquisition.shells()]
         self._direction = torch.tensor(acquisition.direction, dtype=torch.float32, device=device)
         b_value = torch.tensor(acquisition.b_value, device=device)
-        is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
+        self._is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
         self._quadratic = self._fit_of_quadratic_form(b_value)
         # On a bound, a fraction of nothing or of all, other parameters lose their effect: no place to start.
-        self._grid = _grid(model.tissue, device, inset=INSET)
-        self._model = model
+        self._model, self._acquisition, self._n_bundles = model, acquisition, model.n_bundles
+        tissue = model.parameters[1 : len(model.parameters) - 2 * model.n_bundles - max(0, model.n_bundles - 1)]
+        self._grid = _grid(tissue, device, inset=INSET)
         self._layout = model.layout(acquisition.select(np.array([int(index[0]) for index in self._shells])), self._grid)
-        # The mean square of P_l over the sphere is 1 / (2 l + 1); without weighting there is but a mean.
-        degree = 2.0 * torch.arange(self.N_COEFFICIENTS, device=device)
-        self._weights = torch.stack(
-            [
-                (len(index) / (2 * degree + 1)).sqrt() * (weighted | (degree == 0))
-                for index, weighted in zip(self._shells, is_weighted, strict=True)
-            ]
-        )
-        coefficients = model.series(self._grid[:, 1:], self._layout)[..., : self.N_COEFFICIENTS]
-        self._dictionary = _Dictionary((coefficients * self._weights).flatten(1))
-        parameters = (model.parameters[0], *model.tissue)
+        n_coefficients = self.N_COEFFICIENTS if model.n_bundles else 1
+        coefficients = model.series(model.complete(self._grid[:, 1:]), self._layout)[..., :n_coefficients]
+        degree = 2.0 * torch.arange(coefficients.shape[-1], device=device)
+        # The mean square of P_l over the sphere is 1 / (2 l + 1).
+        self._weights = [(len(index) / (2 * degree + 1)).sqrt() for index in self._shells]
+        features = [
+            row * weight if weighted else row[:, :1] * weight[:1]
+            for row, weight, weighted in zip(coefficients.unbind(1), self._weights, self._is_weighted, strict=True)
+        ]
+        self._dictionary = _Dictionary(torch.cat(features, dim=-1))
+        parameters = (model.parameters[0], *tissue)
         self._scale = torch.tensor([p.scale for p in parameters], device=device)
         lower, upper = (torch.tensor([p.bounds[i] for p in parameters], device=device) / self._scale for i in (0, 1))
         self._bounds = Bounds(lower, upper, torch.zeros_like(lower, dtype=torch.bool))
@@ -146,19 +163,43 @@ class OrientedStarts:
         elements: torch.Tensor = torch.linalg.pinv(design, rtol=1e-6)[:6]
         return elements.T.float()
 
-    def __call__(self, target: torch.Tensor) -> torch.Tensor:
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
         """Return one start; see `Starts`."""
-        axis = self._axis(target)
-        cosine = axis @ self._direction.T
-        coefficients = [
-            _legendre_coefficients(cosine[:, index], target[:, index], int(weights.count_nonzero()))
-            for index, weights in zip(self._shells, self._weights, strict=True)
-        ]
-        features = (torch.stack(coefficients, dim=1) * self._weights).flatten(1)
+        if directions is None:
+            if self._n_bundles > 1:
+                raise ValueError(f"A model with {self._n_bundles} bundles needs their directions.")
+            directions = self._axis(target).unsqueeze(1)[:, : self._n_bundles]
+        length = directions.norm(dim=-1, keepdim=True)
+        mu, fraction = directions / length, length.squeeze(-1) / length.sum(1)
+        tissue, amplitude = self._look_up(target, mu, fraction)
+        if self._n_bundles > 1:
+            # With fractions that are far off, a bundle would vanish on the way to the minimum.
+            fraction = self._fractions(target, tissue, mu)
+            tissue, amplitude = self._look_up(target, mu, fraction)
+        remaining = fraction.flip(-1).cumsum(-1).flip(-1)
+        shares = (fraction / remaining)[:, : max(0, self._n_bundles - 1)]
+        return torch.cat([amplitude, tissue, shares, angles_of(mu).flatten(1)], dim=-1).unsqueeze(0)
+
+    def _look_up(
+        self, target: torch.Tensor, mu: torch.Tensor, fraction: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tissue (n, n_tissue) and amplitude (n, 1) for unit vectors (n, n_bundles, 3) and their fractions."""
+        columns = _legendre_columns(mu @ self._direction.T, fraction) if self._n_bundles else None
+        features = torch.cat(
+            [
+                _least_squares([column[:, index] for column in columns], target[:, index]) * weight
+                if weighted and columns
+                else target[:, index].mean(-1, keepdim=True) * weight[:1]
+                for index, weight, weighted in zip(self._shells, self._weights, self._is_weighted, strict=True)
+            ],
+            dim=-1,
+        )
         best = self._dictionary.projections(features).max(-1)
         tissue = self._grid[best.indices].clone()
         tissue[:, 0] = self._dictionary.amplitude(best.values, best.indices)
-        return torch.cat([self._refine(tissue, features), angles_of(axis)], dim=-1).unsqueeze(0)
+        if self._n_bundles:
+            tissue = self._refine(tissue, features)
+        return tissue[:, 1:], tissue[:, :1]
 
     def _refine(self, tissue: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Return amplitude and tissue (n, 1 + n_tissue) fitted to the few coefficients, which is fast."""
@@ -167,13 +208,25 @@ class OrientedStarts:
             theta = scaled * self._scale
             coefficients, slopes = self._model.series_and_slopes(theta[:, 1:], self._layout)
             rows = torch.cat([coefficients.unsqueeze(-2), theta[:, :1, None, None] * slopes], dim=-2)
-            weighted = rows[..., : self.N_COEFFICIENTS] * self._weights.unsqueeze(1)
-            jacobian = weighted.transpose(-1, -2).flatten(1, 2)
+            parts = [
+                row[..., : self.N_COEFFICIENTS] * weight if weighted else row[..., :1] * weight[:1]
+                for row, weight, weighted in zip(rows.unbind(1), self._weights, self._is_weighted, strict=True)
+            ]
+            jacobian = torch.cat(parts, dim=-1).mT
             return jacobian[..., 0] * theta[:, :1] - features[index], jacobian * self._scale
 
         start = self._bounds.bring_back(tissue / self._scale)
         found, _, _ = minimise(evaluate, start, self._bounds, iterations=self.N_STEPS)
         return found * self._scale
+
+    def _fractions(self, target: torch.Tensor, tissue: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:
+        """Return the fractions (n, n_bundles) that explain the signals best with given tissue, none of them small."""
+        layout = self._model.layout(self._acquisition, target)
+        rows = self._model.series(self._model.complete(tissue), layout).unsqueeze(-2)
+        signals = [along(rows, axis, layout).squeeze(-2) for axis in mu.unbind(1)]
+        weights = _least_squares(signals, target)
+        least = SMALLEST_FRACTION * weights.sum(-1, keepdim=True).abs()
+        return torch.nn.functional.normalize(weights.clamp(min=least), p=1.0)
 
     def _axis(self, target: torch.Tensor) -> torch.Tensor:
         """Return the unit vectors (n, 3) along which signals are lowest."""
@@ -183,16 +236,26 @@ class OrientedStarts:
         return vectors[..., 0]
 
 
-def _legendre_coefficients(cosine: torch.Tensor, signal: torch.Tensor, n_terms: int) -> torch.Tensor:
-    """Return (n, 3) coefficients c_l, l = 0, 2, 4, of signals (n, m) as sums of c_l P_l(cosine), by least squares.
+def _legendre_columns(cosine: torch.Tensor, fraction: torch.Tensor) -> list[torch.Tensor]:
+    """Return the sums over bundles of P_l(cosine), l = 0, 2, 4, (n, m) each.
 
-    Those beyond the first `n_terms` are zero.
+    Parameters
+    ----------
+    cosine : Tensor
+        (n, n_bundles, m) of the angle between each bundle and each gradient.
+    fraction : Tensor
+        (n, n_bundles) of each bundle.
     """
     square = cosine.square()
-    columns = [torch.ones_like(square), 1.5 * square - 0.5, (4.375 * square - 3.75) * square + 0.375][:n_terms]
-    gram = [[(columns[i] * columns[j]).mean(-1) + RIDGE * (i == j) for j in range(i + 1)] for i in range(n_terms)]
-    found = solve(factorise(gram), [(column * signal).mean(-1) for column in columns])
-    return torch.nn.functional.pad(found, (0, 3 - n_terms))
+    polynomials = [1.5 * square - 0.5, (4.375 * square - 3.75) * square + 0.375]
+    sums = [(fraction.unsqueeze(-1) * polynomial).sum(1) for polynomial in polynomials]
+    return [torch.ones_like(sums[0]), *sums]
+
+
+def _least_squares(columns: list[torch.Tensor], signal: torch.Tensor) -> torch.Tensor:
+    """Return the (n, n_columns) coefficients of signals (n, m) in columns (n, m) each."""
+    gram = [[(columns[i] * columns[j]).mean(-1) + RIDGE * (i == j) for j in range(i + 1)] for i in range(len(columns))]
+    return solve(factorise(gram), [(column * signal).mean(-1) for column in columns])
 
 
 def _grid(parameters: tuple[Parameter, ...], device: str, inset: float = 0.0) -> torch.Tensor:

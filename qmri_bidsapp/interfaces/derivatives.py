@@ -32,6 +32,7 @@ class _SaveImagesInputSpec(_SaveInputSpec):
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="images to save")
     names = traits.List(traits.Str, mandatory=True, desc="their names, relative to out_dir")
     sidecars = traits.List(traits.Dict, mandatory=True, desc="their sidecars")
+    notes = traits.List(traits.Str, desc="what was left out or taken for granted, with its reason")
 
 
 class _RecordOutputSpec(TraitedSpec):
@@ -47,7 +48,8 @@ class SaveImages(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         _save_all(self.inputs.in_files, self.inputs.names, self.inputs.sidecars, self.inputs.out_dir)
-        self._results["record_file"] = _write_record(self.inputs.record, self.inputs.record_file)
+        notes = [*self.inputs.record["notes"], *(defined(self.inputs.notes) or [])]
+        self._results["record_file"] = _write_record({**self.inputs.record, "notes": notes}, self.inputs.record_file)
         return runtime
 
 

@@ -43,6 +43,7 @@ def fit_volume(
     *,
     noise_std: npt.NDArray[np.float32] | None = None,
     covariates: Sequence[npt.NDArray[np.float32]] = (),
+    directions: npt.NDArray[np.float32] | None = None,
     seed: int = 0,
 ) -> ParameterMaps:
     """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
@@ -62,6 +63,8 @@ def fit_volume(
         not known: there it comes from repeated b0 volumes, or standard deviations are NaN.
     covariates : sequence of ndarray
         (x, y, z) map of each covariate of the model, in its order; empty for neutral values.
+    directions : ndarray, optional
+        (x, y, z, 3, 3) of the fibres, for `BundlesByVoxel`.
     seed : int
         Passed to the estimator.
 
@@ -88,6 +91,7 @@ def fit_volume(
     estimator.fit(protocol, seed=seed)
     masked_noise = None if noise_std is None else noise_std[mask]
     known = np.stack([values[mask] for values in covariates], axis=-1) if covariates else None
+    toward = None if directions is None else directions[mask]
     maps = _allocate(estimator, int(mask.sum()))
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
@@ -95,7 +99,10 @@ def fit_volume(
         if masked_noise is not None:
             given = masked_noise[index]
             noise = given if noise is None else np.where(np.isnan(given), noise, given)
-        part = estimator.predict(values, noise_std=noise, covariates=None if known is None else known[index])
+        options: dict[str, Any] = {} if toward is None else {"directions": toward[index]}
+        if known is not None:
+            options["covariates"] = known[index]
+        part = estimator.predict(values, noise_std=noise, **options)
         maps.estimate[index], maps.std[index], maps.status[index] = part.estimate, part.std, part.status
     return maps
 
@@ -129,6 +136,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     covariates = InputMultiObject(
         File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
     )
+    directions = File(exists=True, desc="4-D fibre directions: as many bundles are fitted in each voxel")
     acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict()")
     direction = traits.List(desc="diffusion directions after alignment, in place of those of the acquisition")
     model = traits.Str(mandatory=True)
@@ -157,30 +165,48 @@ class Fit(SimpleInterface):
         import torch
 
         from qmri_bidsapp.images.volumes import load_image
-        from qmri_bidsapp.registry import get_estimator, get_model
 
         torch.set_num_threads(self.inputs.n_threads)
         acquisition = dict(self.inputs.acquisition)
         if defined(self.inputs.direction):
             acquisition["direction"] = self.inputs.direction
         noise_file = defined(self.inputs.noise_std)
-        estimator = get_estimator(self.inputs.estimator)(get_model(self.inputs.model), device=self.inputs.device)
+        directions_file = defined(self.inputs.directions)
         mask_image = load_image(self.inputs.in_mask, ndim=3)
         mask = np.asarray(mask_image.dataobj) > 0
         start = time.perf_counter()
         maps = fit_volume(
-            estimator,
+            self._estimator(by_voxel=bool(directions_file)),
             self.inputs.in_file,
             mask,
             Acquisition.from_dict(acquisition),
             noise_std=np.asarray(load_image(noise_file, ndim=3).dataobj) if noise_file else None,
             covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
+            directions=_load_directions(directions_file) if directions_file else None,
             seed=self.inputs.seed,
         )
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
         self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
         return runtime
+
+    def _estimator(self, *, by_voxel: bool) -> Estimator:
+        """Return the estimator; with a number of bundles of its own in every voxel, or with that of the model."""
+        from qmri_bidsapp.estimators.bundles import BundlesByVoxel
+        from qmri_bidsapp.registry import get_estimator, get_model
+
+        model, kind = get_model(self.inputs.model), get_estimator(self.inputs.estimator)
+        if by_voxel:
+            return BundlesByVoxel(model, kind, device=self.inputs.device)  # type: ignore[arg-type]
+        return kind(model, device=self.inputs.device)
+
+
+def _load_directions(name: str) -> npt.NDArray[np.float32]:
+    """Return (x, y, z, 3, 3) vectors; whole volumes may be undefined where no voxel has that many fibres."""
+    import nibabel as nib
+
+    values = np.asarray(nib.load(name).dataobj, dtype=np.float32)
+    return values.reshape(*values.shape[:3], 3, 3)
 
 
 def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:

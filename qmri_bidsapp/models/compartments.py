@@ -90,6 +90,11 @@ class Compartment(ABC):
         settings = (getattr(self, item.name) for item in fields(self))
         return tuple(setting for setting in settings if isinstance(setting, Parameter))
 
+    @property
+    def dispersion(self) -> Setting:
+        """Orientation dispersion index of the fibres about their mean direction."""
+        return 0.0
+
     @abstractmethod
     def attenuation(self, cosine: torch.Tensor, values: Values, encoding: Encoding) -> torch.Tensor:
         """Return the signal relative to the one without diffusion weighting.
@@ -244,6 +249,11 @@ class Watson(Compartment):
     def parameters(self) -> tuple[Parameter, ...]:
         """Those of the compartment which is dispersed, then the dispersion index."""
         return (*self.compartment.parameters, *super().parameters)
+
+    @property
+    def dispersion(self) -> Setting:
+        """That of the distribution."""
+        return self.odi
 
     def attenuation(self, cosine: torch.Tensor, values: Values, encoding: Encoding) -> torch.Tensor:
         """Return the convolution with the distribution: a product of Legendre coefficients."""

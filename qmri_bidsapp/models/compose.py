@@ -1,12 +1,12 @@
-"""Signal models that are sums of compartments, with one to three fibre directions."""
+"""Signal models that are sums of compartments, with up to three fibre directions."""
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-from typing import Any, ClassVar, NamedTuple, cast
+from dataclasses import replace
+from functools import cache
+from typing import Any, ClassVar, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
@@ -15,41 +15,15 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compartments import Compartment, Encoding
 from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
-from qmri_bidsapp.models.legendre import basis, n_terms, series
+from qmri_bidsapp.models.layout import Layout, along, n_distinct_axes, over_sphere, sort
+from qmri_bidsapp.models.legendre import n_terms, series
 from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY, HIGH_B_VALUE
 
 MAX_BUNDLES = 3
 #: Fewest distinct directions on each of two shells.
 MIN_DIRECTIONS = 6
-#: Axes closer than this are one: cosine of one degree.
-_SAME_DIRECTION = 0.99985
 
 _S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting")
-
-
-class Layout(NamedTuple):
-    """A protocol, sorted by encoding.
-
-    Attributes
-    ----------
-    encoding : Encoding
-        The distinct encodings.
-    counts : list of int
-        (n_encodings,) measurements of each.
-    direction : Tensor
-        (3, n_measurements) unit vectors, in the order of the encodings.
-    order : Tensor or None
-        (n_measurements,) position of each measurement of the protocol among them; None if they are in order.
-    """
-
-    encoding: Encoding
-    counts: list[int]
-    direction: torch.Tensor
-    order: torch.Tensor | None
-
-    def restore(self, values: torch.Tensor) -> torch.Tensor:
-        """Return (..., n_measurements) values in the order of the protocol."""
-        return values if self.order is None else values[..., self.order]
 
 
 def _fraction(name: str, description: str) -> Parameter:
@@ -74,7 +48,8 @@ class Composition(SignalModel):
     inside the other: the first compartment's fraction, the second's share of what the first leaves, and so
     on; the last takes the rest. All shares lie between 0 and 1. With several bundles, the oriented
     compartments are divided among them in the fractions p_n, parameterised in the same way; whatever else
-    describes the tissue is common to them.
+    describes the tissue is common to them. Without a bundle, fibres point in all directions alike: the signal is
+    the mean over the sphere of that of one bundle, and dispersion, which is complete, is not estimated.
 
     Order of the parameters: s0, shares, the compartments' own, shares of the bundles, then polar angle and
     azimuth (voxel axes) of each bundle.
@@ -89,7 +64,8 @@ class Composition(SignalModel):
     n_bundles : int
         Fibre directions; see `with_bundles`.
     tissue : tuple of Parameter
-        Shares and parameters of the compartments: the columns of theta after s0 and before the bundles'.
+        Shares and parameters of the compartments. They are the columns of theta after s0 and before the bundles',
+        without a bundle all but dispersion.
     largest_diffusivity : float
         Bound on every diffusivity that occurs, mm2/s: it decides the length of the Legendre series.
 
@@ -114,6 +90,7 @@ class Composition(SignalModel):
     acquisition_type: ClassVar[type[Acquisition]] = Diffusion
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
     tissue: ClassVar[tuple[Parameter, ...]]
+    _fixed: ClassVar[tuple[bool, ...]]
     _origin: ClassVar[type[Composition]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -128,19 +105,23 @@ class Composition(SignalModel):
         shares, derived = (cls.shares, ()) if cls.shares else _share_parameters(tuple(names), "the voxel")
         # Compartments may share parameters; a dictionary keeps the first of each name, in order.
         own = {p.name: p for compartment in cls.compartments for p in compartment.parameters}
+        dispersions = {c.dispersion.name for c in cls.compartments if isinstance(c.dispersion, Parameter)}
         bundles = ("",) if cls.n_bundles == 1 else tuple(str(n + 1) for n in range(cls.n_bundles))
         bundle_shares, bundle_derived = _share_parameters(tuple(f"bundle{n}" for n in bundles), "the fibres")
         angles = [angle for n in bundles for angle in _angles(n, f"bundle {n}" if n else "the fibres")]
         cls._origin = vars(cls).get("_origin", cls)
         cls.tissue = (*shares, *own.values())
-        cls.parameters = (_S0, *cls.tissue, *bundle_shares, *angles)
+        cls._fixed = tuple(cls.n_bundles == 0 and p.name in dispersions for p in cls.tissue)
+        estimated = (p for p, fixed in zip(cls.tissue, cls._fixed, strict=True) if not fixed)
+        first, others = bundle_shares[:1], (replace(share, saved=False) for share in bundle_shares[1:])
+        cls.parameters = (_S0, *estimated, *first, *others, *angles)
         cls.derived = (*derived, *bundle_derived)
 
     @classmethod
     def with_bundles(cls, n_bundles: int) -> type[Composition]:
-        """Return the same model with 1 to 3 fibre directions."""
-        if not 1 <= n_bundles <= MAX_BUNDLES:
-            raise ValueError(f"A composition has 1 to {MAX_BUNDLES} bundles, got {n_bundles}.")
+        """Return the same model with 0 to 3 fibre directions."""
+        if not 0 <= n_bundles <= MAX_BUNDLES:
+            raise ValueError(f"A composition has 0 to {MAX_BUNDLES} bundles, got {n_bundles}.")
         return _with_bundles(cls._origin, n_bundles)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -152,7 +133,7 @@ class Composition(SignalModel):
         if not isinstance(acquisition, Diffusion):
             raise ProtocolError(f"Model {self.name} needs a diffusion protocol, got {type(acquisition).__name__}.")
         timed = any(compartment.needs_timing for compartment in self.compartments)
-        distinct, counts, direction, order = _sort(acquisition, timed)
+        distinct, counts, direction, order = sort(acquisition, timed)
         columns = torch.as_tensor(distinct, dtype=like.dtype, device=like.device).unsqueeze(-1)
         terms = n_terms(float(distinct[0].max()) * self.largest_diffusivity)
         return Layout(
@@ -168,7 +149,7 @@ class Composition(SignalModel):
         Parameters
         ----------
         tissue : Tensor
-            (n, n_tissue) shares and parameters of the compartments: the columns of theta after s0.
+            (n, n_tissue) shares and parameters of the compartments.
         layout : Layout
 
         Returns
@@ -206,10 +187,10 @@ class Composition(SignalModel):
         s0, tissue, shares, angles = self._split(flat)
         rows = self.series(tissue, layout).unsqueeze(-2)
         mu = unit_vector(angles)
-        result = _along(rows, mu[:, -1], layout)
+        result = along(rows, mu[:, -1], layout) if self.n_bundles else over_sphere(rows, layout)
         for n in reversed(range(self.n_bundles - 1)):
             share = shares[:, n, None, None]
-            result = share * _along(rows, mu[:, n], layout) + (1 - share) * result
+            result = share * along(rows, mu[:, n], layout) + (1 - share) * result
         return (s0 * result.squeeze(-2)).reshape(*theta.shape[:-1], acquisition.n_measurements)
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
@@ -218,12 +199,13 @@ class Composition(SignalModel):
         layout = self.layout(acquisition, theta)
         s0, tissue, shares, angles = self._split(flat)
         coefficients, slopes = self.series_and_slopes(tissue, layout)
+        slopes = slopes[..., [k for k, fixed in enumerate(self._fixed) if not fixed], :]
         by_cosine = coefficients @ layout.encoding.series.differentiate
         rows = torch.cat([coefficients.unsqueeze(-2), slopes, by_cosine.unsqueeze(-2)], dim=-2)
         mu, rotation = unit_vector(angles), turns(angles)
-        tables = [_along(rows, mu[:, n], layout) for n in range(self.n_bundles)]
+        tables = [along(rows, mu[:, n], layout) for n in range(self.n_bundles)]
         # Sums over the bundles from the n-th on, and what of the fibres they share.
-        total = tables[-1][:, :-1]
+        total = tables[-1][:, :-1] if tables else over_sphere(rows[..., :-1, :], layout)
         by_share: list[torch.Tensor] = []
         remaining = torch.cat([torch.ones_like(s0), (1 - shares).cumprod(-1)], dim=-1)[..., None, None]
         for n in reversed(range(self.n_bundles - 1)):
@@ -245,9 +227,18 @@ class Composition(SignalModel):
         return unit_vector(self._split(theta)[-1])
 
     def canonical(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Bring the angles to the upper half of the sphere."""
-        n_angles = 2 * self.n_bundles
-        return torch.cat([parameters[..., :-n_angles], angles_of(self.direction(parameters)).flatten(-2)], dim=-1)
+        """Bring the angles to the upper half of the sphere, and the bundles into the order of their fractions."""
+        shares = self._split(parameters)[2]
+        others = parameters[..., : len(self.parameters) - 2 * self.n_bundles - shares.shape[-1]]
+        axes = self.direction(parameters)
+        if self.n_bundles > 1:
+            fractions = torch.cat([shares[..., :1], _later_fractions(shares)], dim=-1)
+            fractions, order = fractions.sort(dim=-1, descending=True, stable=True)
+            axes = axes.gather(-2, order.unsqueeze(-1).expand_as(axes))
+            # What is left before each bundle; nothing is left of nothing.
+            left = fractions.flip(-1).cumsum(-1).flip(-1)
+            shares = (fractions / left.clamp(min=torch.finfo(left.dtype).tiny))[..., :-1]
+        return torch.cat([others, shares, angles_of(axes).flatten(-2)], dim=-1)
 
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return the volume fractions, then the fractions of the bundles, that are not parameters themselves."""
@@ -262,7 +253,7 @@ class Composition(SignalModel):
         shells = diffusion.shells()
         b_value, direction = np.asarray(diffusion.b_value), np.asarray(diffusion.direction)
         weighted = {
-            float(b_value[i].mean()): _n_distinct(direction[i]) for i in shells if b_value[i].max() > B0_THRESHOLD
+            float(b_value[i].mean()): n_distinct_axes(direction[i]) for i in shells if b_value[i].max() > B0_THRESHOLD
         }
         counts = sorted(weighted.values())
         if b_value.min() > B0_THRESHOLD or sum(counts[:-1]) < MIN_DIRECTIONS or sum(counts) < 2 * MIN_DIRECTIONS:
@@ -288,14 +279,22 @@ class Composition(SignalModel):
 
     def _split(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return s0 (..., 1), tissue (..., n_tissue), bundle shares and angles (..., n_bundles, 2)."""
-        sizes = [1, len(self.tissue), self.n_bundles - 1, 2 * self.n_bundles]
+        sizes = [1, self._fixed.count(False), max(0, self.n_bundles - 1), 2 * self.n_bundles]
         s0, tissue, shares, angles = torch.split_with_sizes(theta, sizes, dim=-1)
-        return s0, tissue, shares, angles.reshape(*theta.shape[:-1], self.n_bundles, 2)
+        return s0, self.complete(tissue), shares, angles.reshape(*theta.shape[:-1], self.n_bundles, 2)
+
+    def complete(self, estimated: torch.Tensor) -> torch.Tensor:
+        """Return (..., n_tissue) values of `tissue` from the estimated ones; complete dispersion is an ODI of one."""
+        if not any(self._fixed):
+            return estimated
+        columns = iter(estimated.unbind(-1))
+        one = torch.ones_like(estimated[..., 0])
+        return torch.stack([one if fixed else next(columns) for fixed in self._fixed], dim=-1)
 
 
 def _share_parameters(names: tuple[str, ...], whole: str) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
     """Return the shares of all parts but the last, and the fractions that have to be derived from them."""
-    if len(names) == 1:
+    if len(names) < 2:
         return (), ()
     fractions = [_fraction(f"{name}_fraction", f"Fraction of {whole} in {name}") for name in names]
     shares = [
@@ -308,35 +307,6 @@ def _later_fractions(shares: torch.Tensor) -> torch.Tensor:
     """Return (..., n) fractions of the second to the last part from (..., n) shares of all but the last."""
     remaining = (1 - shares).cumprod(-1)
     return torch.cat([remaining[..., :-1] * shares[..., 1:], remaining[..., -1:]], dim=-1)
-
-
-def _along(rows: torch.Tensor, mu: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Return (n, k, n_measurements) values of (n, n_encodings, k, n_terms) series about the axes (n, 3)."""
-    rows = rows @ layout.encoding.series.to_basis
-    polynomials = basis(mu @ layout.direction, rows.shape[-1])
-    parts = zip(rows.unbind(-3), torch.split_with_sizes(polynomials, layout.counts, dim=-1), strict=True)
-    return layout.restore(torch.cat([row @ part.permute(1, 0, 2) for row, part in parts], dim=-1))
-
-
-@lru_cache(maxsize=32)
-def _sort(
-    acquisition: Diffusion, timed: bool
-) -> tuple[npt.NDArray[np.float64], list[int], npt.NDArray[np.float64], npt.NDArray[np.intp] | None]:
-    """Return the distinct encodings (1 or 3, n_encodings), their counts, directions (3, n_measurements) and order."""
-    table = [np.asarray(acquisition.b_value, dtype=float), *(acquisition.pulse_timing() if timed else ())]
-    distinct, index, counts = np.unique(np.stack(table), axis=1, return_inverse=True, return_counts=True)
-    direction = np.asarray(acquisition.direction, dtype=float).reshape(-1, 3)
-    norm = np.linalg.norm(direction, axis=1, keepdims=True)
-    direction = np.divide(direction, norm, out=np.zeros_like(direction), where=norm > 0)
-    by_encoding = np.argsort(index.ravel(), kind="stable")
-    order = None if np.all(np.diff(by_encoding) > 0) else np.argsort(by_encoding)
-    return distinct, counts.tolist(), direction[by_encoding].T, order
-
-
-def _n_distinct(direction: npt.NDArray[np.float64]) -> int:
-    """Return the number of axes among (n, 3) unit vectors that are not one another's repetition."""
-    same = np.abs(direction @ direction.T) > _SAME_DIRECTION
-    return int(np.sum(~np.any(np.tril(same, -1), axis=1)))
 
 
 @cache

@@ -9,7 +9,8 @@ import torch
 
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.models.compartments import ODI, Ball, Compartment, Stick, Values, Watson, Zeppelin, concentration
-from qmri_bidsapp.models.compose import Composition, Layout
+from qmri_bidsapp.models.compose import Composition
+from qmri_bidsapp.models.layout import Layout
 from qmri_bidsapp.models.legendre import watson_moments
 from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY
 

@@ -140,10 +140,35 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
     motion = np.asarray(series["motion"] or np.zeros((0, 6)), dtype=float)
     if np.abs(motion).max(initial=0) > VISIBLE_MOTION:
         reportlets.append(pages.figure(f"{name}motion", motion_figure(motion), subtitle="Motion against the reference"))
+    for found in record.get("orientations", ()):
+        if found["series"] == name:
+            reportlets.append(_orientation_reportlet(pages, found, inside, tissues))
     for fit in record["fits"]:
         if fit["series"] == name:
             reportlets += _fit_reportlets(pages, fit, inside, tissues)
     return {"name": name, "reportlets": reportlets}
+
+
+def _orientation_reportlet(
+    pages: _Reportlets,
+    found: Mapping[str, Any],
+    mask: npt.NDArray[np.bool_],
+    tissues: npt.NDArray[np.uint8] | None,
+) -> dict[str, Any]:
+    """Map and shares of the number of fibre directions."""
+    count = pages.volume(found["n_fibres"])
+    if count is None:
+        text = tables.notes([f"{found['n_fibres']} is not in the output folder."], "error")
+        return pages.html(f"{found['series']}nfibresmissing", text)
+    white = mask if tissues is None else mask & (tissues == 2)
+    known = count[white & np.isfinite(count)]
+    shares = ", ".join(f"{n}: {np.mean(known == n) if known.size else 0:.0%}" for n in range(4))
+    where = "the brain" if tissues is None else "white matter"
+    figure = map_figure(
+        count, None, mask, tissues, title="Number of fibre directions", unit="1", display_range=(0.0, 3.0)
+    )
+    caption = f"{found['n_fibres']}. Voxels of {where} by number of directions: {shares}. {' '.join(found['notes'])}"
+    return pages.figure(f"{found['series']}nfibres", figure, subtitle="Fibre directions", caption=caption)
 
 
 def _fit_reportlets(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
-from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, series_outputs
+from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, orientation_outputs, series_outputs
 from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan
-from qmri_bidsapp.workflows.series import Resources, init_anat_wf, init_fit_node, init_series_wf
+from qmri_bidsapp.workflows.series import Resources, init_anat_wf, init_fit_node, init_orientation_node, init_series_wf
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
@@ -120,7 +120,7 @@ def _add_series(
     resources: Resources,
 ) -> None:
     """Add preprocessing, fits and sinks of one series."""
-    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveSeries
+    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveImages, SaveSeries
     from qmri_bidsapp.registry import get_model
 
     size_gb = _size_gb(item)
@@ -149,6 +149,16 @@ def _add_series(
         fields.append("direction")
         fit_ports += [("direction", "direction"), ("noise_std", "noise_std")]
     wf.connect([(series_wf, save, [(f"outputnode.{field}", field) for field in fields])])
+    orientation = init_orientation_node(item, resources, size_gb=size_gb) if item.bundle_fits else None
+    if orientation is not None:
+        what = f"{item.group.name} fibre directions"
+        inputs = orientation_outputs(item, str(config.bids_dir))
+        name = f"save_{orientation.name}"
+        keep = _sink(config, subject_plan, SaveImages, name, what, f"orientation_{index}", **inputs)
+        ports = [("preproc", "in_file"), ("mask", "in_mask"), ("direction", "direction")]
+        ports += [("dseg", "in_dseg")] if anat_wf is not None else []
+        wf.connect([(series_wf, orientation, [(f"outputnode.{source}", target) for source, target in ports])])
+        wf.connect([(orientation, keep, [("images", "in_files"), ("notes", "notes")])])
     for number, (model, estimator) in enumerate(item.fits):
         fit = init_fit_node(item, model, estimator, resources, size_gb=size_gb)
         fit_save = _sink(
@@ -164,6 +174,8 @@ def _add_series(
         wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
         if item.group.covariates and get_model(model).covariates:
             wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
+        if (model, estimator) in item.bundle_fits:
+            wf.connect(orientation, "directions", fit, "directions")
         wf.connect([(fit, fit_save, results)])
 
 

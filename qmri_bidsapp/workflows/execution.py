@@ -257,6 +257,7 @@ def _write_subject_record(config: Config, item: SubjectPlan) -> None:
         "subject": item.subject,
         "version": __version__,
         "series": [json.loads(name.read_text()) for name in sorted(folder.glob("series_*.json"))],
+        "orientations": [json.loads(name.read_text()) for name in sorted(folder.glob("orientation_*.json"))],
         "fits": [json.loads(name.read_text()) for name in sorted(folder.glob("fit_*.json"))],
         "problems": problems,
         "notes": [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits],

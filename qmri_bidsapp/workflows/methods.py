@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.preprocess.orientation import ABSOLUTE_PEAK, MIN_SEPARATION, RELATIVE_PEAK
 from qmri_bidsapp.preprocess.relaxometry import NEGLIGIBLE
 from qmri_bidsapp.preprocess.rigid import MIN_SLICES
 
@@ -42,6 +43,14 @@ def describe_methods(config: Config) -> str:
     fits = " ".join(_MODELS[name] for name in chosen)
     if others:
         fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
+    if config.n_fibres == "auto":
+        fits += (
+            " Where the protocol allowed it, models with a fibre direction were fitted with as many bundles as each "
+            "voxel has directions, up to three, found by multi-tissue constrained spherical deconvolution [@msmt]. "
+            f"Peaks of the orientation distribution below {ABSOLUTE_PEAK:g} of that of a single fibre, below "
+            f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one did not count "
+            "[@peaks]."
+        )
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
 App [@bidsapps] built on Nipype [@nipype].
 

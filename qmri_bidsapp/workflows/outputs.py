@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: Suffixes that more than one model writes: the model is part of their ``desc``.
 SHARED_SUFFIXES = ("S0map",)
+CSD_REFERENCE = "Jeurissen et al. 2014, NeuroImage 103:411"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
 
@@ -132,6 +133,28 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     }
 
 
+def orientation_outputs(item: SeriesPlan, bids_dir: str) -> dict[str, Any]:
+    """Return inputs of `SaveImages` for the number and the directions of fibres."""
+    group = item.group
+    names = [_name(group, "dwimap", model="csd", param=param) for param in ("nfibres", "direction")]
+    fields = {
+        "Units": "1",
+        "EstimationAlgorithm": "Multi-tissue constrained spherical deconvolution",
+        "EstimationReference": CSD_REFERENCE,
+    }
+    vectors = (
+        "Fibre directions, by descending amplitude: x, y and z of the first, of the second and of the third; NaN where "
+        "absent. The length is the amplitude relative to that of a single coherent fibre"
+    )
+    frame = {"OrientationRepresentation": "3vector", "ReferenceAxes": "bvec"}
+    sidecars = [
+        _sidecar(group, bids_dir, "Number of fibre directions", skull_stripped=True, **fields),
+        _sidecar(group, bids_dir, vectors, skull_stripped=True, **fields, **frame),
+    ]
+    record = {"series": group.name, "n_fibres": names[0], "directions": names[1], "notes": []}
+    return {"names": names, "sidecars": sidecars, "record": record}
+
+
 def fit_outputs(
     item: SeriesPlan,
     model_name: str,
@@ -149,15 +172,20 @@ def fit_outputs(
     clashing : frozenset of str
         BIDS suffixes that another model of the same subject would write under the same name.
     """
+    from qmri_bidsapp.estimators.bundles import BundlesByVoxel
     from qmri_bidsapp.registry import get_estimator, get_model
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
+    title, maps_used = model.title, [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
+    if (model_name, estimator_name) in item.bundle_fits:
+        model = BundlesByVoxel(model).model  # type: ignore[arg-type]
+        title = f"{title}, 0 to 3 fibre directions"
+        maps_used.append(f"bids::{orientation_outputs(item, bids_dir)['names'][1]}")
     alone = sum(name == model_name for name, _ in item.fits) == 1
     algorithm = {
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
     }
-    maps_used = [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
     unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
     maps, sidecars, std_sidecars = [], [], []
     for parameter in (*model.parameters, *model.derived):
@@ -190,7 +218,7 @@ def fit_outputs(
         "series": group.name,
         "kind": group.kind,
         "model": model_name,
-        "model_title": model.title,
+        "model_title": title,
         "model_reference": model.reference,
         "estimator": estimator_name,
         "estimator_title": estimator.title,
@@ -198,7 +226,7 @@ def fit_outputs(
         "status": status_name,
         "maps": maps,
     }
-    description = f"Outcome of the estimation ({model.title}, {estimator.title}) in each voxel"
+    description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
     return {
         "record": record,
         "sidecars": sidecars,

@@ -19,11 +19,15 @@ NO_RESIDUALS = "as many parameters as images leave no residual that would tell t
 
 @dataclass(frozen=True)
 class SeriesPlan:
-    """One quantitative series with the (model, estimator) pairs that will be fitted to it."""
+    """One quantitative series with the (model, estimator) pairs that will be fitted to it.
+
+    Those in `bundle_fits` are fitted with as many bundles as the voxel has fibre directions.
+    """
 
     group: InputGroup
     fits: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
+    bundle_fits: tuple[tuple[str, str], ...] = ()
 
     @property
     def node_name(self) -> str:
@@ -104,7 +108,10 @@ class SubjectPlan:
         for item in self.series:
             t1w = self.t1w_for(item.group)
             mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
-            fits = ", ".join(f"{model} by {estimator}" for model, estimator in item.fits)
+            fits = ", ".join(
+                f"{model} by {estimator}{' with 0 to 3 bundles' * ((model, estimator) in item.bundle_fits)}"
+                for model, estimator in item.fits
+            )
             todo = f"{mask}; {fits}" if fits else "left out, no chosen model applies"
             lines.append(f"  {item.group.name}: {_protocol(item.group)}; {_covariates(item.group)}{todo}")
             lines.extend(f"    note: {note}" for note in item.notes)
@@ -158,7 +165,37 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
     if not group.covariates:
         notes += [f"{name}: {NO_FIELD}." for name in names if get_model(name).covariates]
     notes += [f"{name}: no standard deviations: {NO_RESIDUALS}." for name in names if not found.has_residuals(name)]
-    return SeriesPlan(group, tuple(fits), tuple(notes)), refused
+    bundle_fits, reasons = _bundle_fits(config, acquisition, fits)
+    return SeriesPlan(group, tuple(fits), (*notes, *reasons), bundle_fits), refused
+
+
+def _bundle_fits(
+    config: Config, acquisition: Acquisition, fits: list[tuple[str, str]]
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Return the fits with as many bundles as fibre directions, and why others of oriented models have one."""
+    from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+    from qmri_bidsapp.models.compose import MAX_BUNDLES, Composition
+    from qmri_bidsapp.preprocess.orientation import refusal
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    oriented = [(pair, model) for pair in fits if isinstance(model := get_model(pair[0]), Composition)]
+    if config.n_fibres == "1" or not oriented:
+        return (), ()
+    reason = refusal(acquisition)  # type: ignore[arg-type]
+    if reason is not None:
+        return (), (reason,)
+    chosen, notes = [], []
+    for (name, estimator), model in oriented:
+        try:
+            model.with_bundles(MAX_BUNDLES)().check(acquisition)
+        except ProtocolError as error:
+            notes.append(f"{name}: one bundle per voxel. {error}")
+            continue
+        if issubclass(get_estimator(estimator), NonLinearLeastSquares):
+            chosen.append((name, estimator))
+        else:
+            notes.append(f"{name}: one bundle per voxel: {estimator} takes no fibre directions.")
+    return tuple(chosen), tuple(notes)
 
 
 def _covariates(group: InputGroup) -> str:

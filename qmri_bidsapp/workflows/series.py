@@ -262,3 +262,18 @@ def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resou
         use_gpu=gpu,
         n_threads=resources.n_threads,
     )
+
+
+def init_orientation_node(item: SeriesPlan, resources: Resources, *, size_gb: float) -> Any:
+    """Build the node of fibre directions; its inputs in_file, in_mask, direction (, in_dseg) are to be connected."""
+    from qmri_bidsapp.interfaces.orientation import FindOrientations
+
+    return _node(
+        FindOrientations,
+        f"orientation_{item.node_name}",
+        f"{item.group.name} fibre directions",
+        n_procs=resources.n_threads,
+        mem_gb=1 + 4 * size_gb,
+        acquisition=item.group.acquisition.to_dict(),  # type: ignore[union-attr]
+        n_threads=resources.n_threads,
+    )

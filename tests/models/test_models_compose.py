@@ -54,7 +54,7 @@ def theta(model: SignalModel, n: int, dtype: torch.dtype = torch.float64) -> tor
     return values.to(dtype)
 
 
-@pytest.fixture(params=[(name, n) for name in MODELS for n in (1, 2, 3)], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(params=[(name, n) for name in MODELS for n in range(4)], ids=lambda p: f"{p[0]}-{p[1]}")
 def model(request: pytest.FixtureRequest) -> Composition:
     name, n_bundles = request.param
     return MODELS[name].with_bundles(n_bundles)()
@@ -80,9 +80,11 @@ def test_single_precision_is_close(model: Composition) -> None:
         )
 
 
-def test_bundles_are_a_mixture_of_single_fibres(model: Composition) -> None:
+@pytest.mark.parametrize("cls", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_bundles_are_a_mixture_of_single_fibres(cls: type[Composition], n: int) -> None:
+    model = cls.with_bundles(n)()
     values = theta(model, 5)
-    n = model.n_bundles
     single = type(model).with_bundles(1)()
     n_tissue = len(single.parameters) - 3
     shares = values[:, 1 + n_tissue : n_tissue + n]
@@ -97,6 +99,43 @@ def test_bundles_are_a_mixture_of_single_fibres(model: Composition) -> None:
     torch.testing.assert_close(model.signal(values, protocol()), expected)
     if n > 1:
         torch.testing.assert_close(model.derive(values)[:, 1 - n :], torch.stack(fractions[1:], dim=-1))
+
+
+@pytest.mark.parametrize("cls", MODELS.values(), ids=MODELS)
+def test_no_bundle_is_the_mean_over_all_directions(cls: type[Composition]) -> None:
+    """Gauss's rule in the polar angle, equal steps in azimuth."""
+    model, single = cls.with_bundles(0)(), cls()
+    values = theta(model, 4)
+    cosine, weight = np.polynomial.legendre.leggauss(24)
+    polar, azimuth = np.meshgrid(np.rad2deg(np.arccos(cosine)), np.arange(48) * 7.5, indexing="ij")
+    angles = torch.tensor(np.stack([polar.ravel(), azimuth.ravel()], axis=-1))
+    tissue = [values[:, i] for i in range(1, values.shape[1])]
+    if cls is Noddi:
+        tissue.append(torch.ones(4, dtype=torch.float64))
+    everywhere = torch.stack([values[:, 0], *tissue], dim=-1)[:, None].expand(-1, len(angles), -1)
+    signal = single.signal(torch.cat([everywhere, angles.expand(4, -1, -1)], dim=-1), protocol())
+    mean = (signal * torch.tensor(np.repeat(weight, 48) / 96)[:, None]).sum(1)
+    torch.testing.assert_close(model.signal(values, protocol()), mean, rtol=1e-5, atol=1e-5)
+    assert model.direction(values).shape == (4, 0, 3)
+
+
+def test_bundles_are_reported_by_descending_fraction(model: Composition) -> None:
+    values = theta(model, 20)
+    ordered = model.canonical(values)
+    torch.testing.assert_close(model.signal(ordered, protocol()), model.signal(values, protocol()))
+    torch.testing.assert_close(model.canonical(ordered), ordered)
+    if model.n_bundles > 1:
+        first = ordered[:, len(model.parameters) - 3 * model.n_bundles + 1].unsqueeze(-1)
+        fractions = torch.cat([first, model.derive(ordered)[:, 1 - model.n_bundles :]], dim=-1)
+        assert (fractions.diff(dim=-1) <= 0).all()
+        alone = ordered.clone()
+        alone[:, len(model.parameters) - 3 * model.n_bundles + 1] = 1.0
+        assert model.canonical(alone).isfinite().all()
+
+
+def test_dispersion_is_no_parameter_without_a_direction() -> None:
+    assert [p.name for p in Noddi.with_bundles(0).parameters] == ["s0", "fwf", "ndi"]
+    assert [p.name for p in BallAndStick.with_bundles(0).parameters] == [p.name for p in BallAndStick.parameters[:-2]]
 
 
 def test_ball_and_stick_in_closed_form() -> None:
@@ -151,7 +190,7 @@ class Renamed(Noddi):
 
 def test_pickles() -> None:
     assert Noddi.with_bundles(2).with_bundles(1) is Noddi
-    for cls in (Noddi, Noddi.with_bundles(2), Renamed, Renamed.with_bundles(3)):
+    for cls in (Noddi, Noddi.with_bundles(0), Noddi.with_bundles(2), Renamed, Renamed.with_bundles(3)):
         copy = pickle.loads(pickle.dumps(cls()))
         assert type(copy) is cls
 
@@ -163,7 +202,7 @@ def test_bad_compositions_are_refused() -> None:
         type("Round", (Composition,), {"compartments": (Ball(),)})
     with pytest.raises(ValueError, match="needs 1 shares"):
         type("Shares", (Composition,), {"compartments": (Ball(), Watson(Stick())), "shares": Noddi.shares})
-    with pytest.raises(ValueError, match="1 to 3 bundles"):
+    with pytest.raises(ValueError, match="0 to 3 bundles"):
         Noddi.with_bundles(4)
 
 
