@@ -34,12 +34,16 @@ class Estimator(ABC):
         How standard deviations are obtained.
     reference : str
         Author, year, journal of the method.
+    needs_raw_magnitudes : bool
+        Whether the noise is taken as that of magnitudes as they were acquired: preprocessing that takes their noise
+        floor away, as of diffusion series, does not go with it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     std_kind: ClassVar[str]
     reference: ClassVar[str]
+    needs_raw_magnitudes: ClassVar[bool] = False
 
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
         self.model = model
@@ -49,6 +53,11 @@ class Estimator(ABC):
     @abstractmethod
     def supports(cls, model: SignalModel) -> bool:
         """Tell whether this estimator can be used with a model."""
+
+    @classmethod
+    def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
+        """Raise ProtocolError if a protocol cannot identify the model's parameters, or is not for this estimator."""
+        model.check(acquisition)
 
     @abstractmethod
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.cholesky import factorise, solve
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate
+from qmri_bidsapp.estimators.levenberg_marquardt import Objective
 from qmri_bidsapp.estimators.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 
@@ -63,7 +63,7 @@ class VariableProjection(NonLinearLeastSquares):
         return self
 
     def _best_minimum(
-        self, evaluate: Evaluate, target: torch.Tensor
+        self, objective: Objective, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return minimum, cost and whether it was reached; see the base class."""
         parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
@@ -72,7 +72,7 @@ class VariableProjection(NonLinearLeastSquares):
         rest = torch.nonzero(~inside).squeeze(1)
         if len(rest):
             scaled[rest], cost[rest], settled[rest] = super()._best_minimum(
-                lambda theta, index: evaluate(theta, rest[index]), target[rest]
+                lambda theta, index: objective(theta, rest[index]), target[rest]
             )
         return scaled, cost, settled
 
