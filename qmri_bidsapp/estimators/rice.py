@@ -174,7 +174,7 @@ def rice_moments(s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
     .. math:: \mu(s) = \sqrt{\pi / 2}\, L_{1/2}(-s^2 / 2), \quad v(s) = 2 + s^2 - \mu(s)^2
 
-    with the Laguerre function :math:`L_{1/2}` (Koay and Basser 2006, J Magn Reson 179:317, eqs. 13 to 15).
+    with the Laguerre function :math:`L_{1/2}` (Koay and Basser 2006, J Magn Reson 179:317).
     """
     small, large = s.clamp(max=LARGE_SIGNAL), s.clamp(min=LARGE_SIGNAL)
     z = small.square() / 4

@@ -33,8 +33,8 @@ class RicianLikelihood(NonLinearLeastSquares):
 
     Sigma, the standard deviation of the real and of the imaginary part, is `noise_std` where that is known. Elsewhere
     each voxel has its own, estimated in turn with the parameters by its likelihood equation, corrected for the degrees
-    of freedom that the parameters take; voxels do not influence each other. Standard deviations are Cramer-Rao bounds of
-    the Rician likelihood, of parameters and sigma together where both are estimated.
+    of freedom that the parameters take; voxels do not influence each other. Standard deviations are Cramer-Rao bounds
+    of the Rician likelihood, of parameters and sigma together where both are estimated.
     """
 
     name: ClassVar[str] = "rician"
