@@ -122,7 +122,7 @@ class SmoothnessPrior:
         return sum(float(precision @ draw.square()) for draw in draws) / n_draws
 
     def variance(self, precision: torch.Tensor, *, n_draws: int, seed: int) -> torch.Tensor:
-        """Return the diagonal of (diag(precision) + L)^-1, (n,), from draws, each given its neighbours (Siden et al. 2018).
+        """Return the diagonal of (diag(precision) + L)^-1, (n,), from draws (Siden et al. 2018).
 
         The variance of a voxel is that given its neighbours, which is exact, plus that of its expectation given them,
         which is estimated from the draws.
