@@ -16,6 +16,9 @@ ESTIMATOR_GROUP = "qmri_bidsapp.estimators"
 AUTO = "auto"
 #: Estimators in the order in which ``auto`` tries them: the closed form where there is one.
 PREFERENCE = ("wls", "nlls")
+#: Series that the app denoises and clears of the noise floor before the fit.
+CLEARED_KINDS = ("dwi",)
+CLEARED = "the app denoises diffusion series and takes their noise floor away, so that their noise is not Rician"
 
 
 @cache
@@ -69,9 +72,12 @@ def check_choice(models: tuple[str, ...], estimators: tuple[str, ...]) -> None:
         model_name, _, estimator_name = item.rpartition(":")
         estimator = get_estimator(estimator_name)
         candidates = [get_model(model_name)] if model_name else chosen
-        if not any(estimator.supports(model) for model in candidates):
-            names = ", ".join(model.name for model in candidates)
+        supported = [model for model in candidates if estimator.supports(model)]
+        names = ", ".join(model.name for model in candidates)
+        if not supported:
             raise UsageError(f"Estimator {estimator_name} cannot be used with {names}; see `qmri models`.")
+        if all(_needs_the_noise_floor(estimator, model) for model in supported):
+            raise UsageError(f"Estimator {estimator_name} cannot be used with {names} in the app: {CLEARED}.")
 
 
 def choose(
@@ -95,12 +101,12 @@ def choose(
     pairs : tuple of (str, str)
         Model and estimator.
     notes : tuple of str
-        Why a model was left out.
+        Why a model, or an estimator for one, was left out.
 
     Raises
     ------
     ProtocolError
-        If a model that was asked for by name cannot be fitted to this protocol.
+        If a model that was asked for by name cannot be fitted to this protocol, or an estimator named for it not used.
     UsageError
         If a name is unknown.
     """
@@ -110,27 +116,54 @@ def choose(
         model = get_model(name)
         if kind not in model.bids_suffixes:
             continue
+        protocol, _ = model.adapt(acquisition)
         try:
-            model.check(model.adapt(acquisition)[0])
+            model.check(protocol)
         except ProtocolError as error:
             if AUTO not in models:
                 raise
             notes.append(str(error))
             continue
-        pairs += [(name, estimator) for estimator in _estimators_for(model, estimators)]
+        chosen, reasons = _estimators_for(model, protocol, estimators)
+        pairs += [(name, estimator) for estimator in chosen]
+        notes += reasons
     return tuple(pairs), tuple(notes)
 
 
-def _estimators_for(model: SignalModel, chosen: tuple[str, ...]) -> list[str]:
-    """Return the estimators to use with a model: named for it, else named for all, else the preferred one."""
+def _estimators_for(model: SignalModel, protocol: Acquisition, chosen: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the estimators to use with a model, named for it, else for all, else preferred; and notes."""
     named = [item.rpartition(":") for item in chosen if item != AUTO]
     own = [estimator for name, _, estimator in named if name == model.name]
-    general = [estimator for name, _, estimator in named if not name and get_estimator(estimator).supports(model)]
-    if own or general:
-        return own or general
+    for estimator in own:
+        if reason := _objection(get_estimator(estimator), model, protocol):
+            raise ProtocolError(f"{model.name} cannot be fitted by {estimator}: {reason}")
+    if own:
+        return own, []
+    supported = [estimator for name, _, estimator in named if not name and get_estimator(estimator).supports(model)]
+    objections = {estimator: _objection(get_estimator(estimator), model, protocol) for estimator in supported}
+    notes = [f"{model.name} is not fitted by {key}: {reason}" for key, reason in objections.items() if reason]
+    general = [estimator for estimator, reason in objections.items() if not reason]
+    if general:
+        return general, notes
     known = load_estimators()
     order = [
         *(name for name in PREFERENCE if name in known),
         *(name for name in known if name not in PREFERENCE),
     ]
-    return [next(name for name in order if known[name].supports(model))]
+    return [next(name for name in order if known[name].supports(model))], notes
+
+
+def _objection(estimator: type[Estimator], model: SignalModel, protocol: Acquisition) -> str:
+    """Return why an estimator that supports a model cannot be used with a protocol, if so."""
+    if _needs_the_noise_floor(estimator, model):
+        return f"{CLEARED}."
+    try:
+        estimator.check(model, protocol)
+    except ProtocolError as error:
+        return str(error)
+    return ""
+
+
+def _needs_the_noise_floor(estimator: type[Estimator], model: SignalModel) -> bool:
+    """Tell whether an estimator needs the noise floor that the app takes away from all series of a model."""
+    return estimator.needs_raw_magnitudes and not set(CLEARED_KINDS).isdisjoint(model.bids_suffixes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
@@ -34,12 +36,19 @@ class Estimator(ABC):
         How standard deviations are obtained.
     reference : str
         Author, year, journal of the method.
+    needs_raw_magnitudes : bool
+        Whether the noise is taken as that of magnitudes as they were acquired: preprocessing that takes their noise
+        floor away, as of diffusion series, does not go with it.
+    is_spatial : bool
+        Whether neighbouring voxels influence each other, so that `predict_volume` should be given the whole volume.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     std_kind: ClassVar[str]
     reference: ClassVar[str]
+    needs_raw_magnitudes: ClassVar[bool] = False
+    is_spatial: ClassVar[bool] = False
 
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
         self.model = model
@@ -49,6 +58,11 @@ class Estimator(ABC):
     @abstractmethod
     def supports(cls, model: SignalModel) -> bool:
         """Tell whether this estimator can be used with a model."""
+
+    @classmethod
+    def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
+        """Raise ProtocolError if a protocol cannot identify the model's parameters, or is not for this estimator."""
+        model.check(acquisition)
 
     @abstractmethod
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
@@ -91,3 +105,27 @@ class Estimator(ABC):
         ValueError
             If the shape of `signals` does not fit the protocol, or that of `covariates` the model.
         """
+
+    def predict_volume(
+        self,
+        signals: npt.ArrayLike,
+        mask: npt.NDArray[np.bool_],
+        *,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
+        """Estimate voxels of which it is known where they lie.
+
+        Parameters
+        ----------
+        signals : array_like
+            (n_voxels, n_measurements) of the voxels in the mask, in C order.
+        mask : ndarray
+            (x, y, z) bool.
+        spacing : sequence of float
+            Distance of neighbouring voxels along x, y and z, mm.
+        noise_std, covariates : array_like, optional
+            As in `predict`, which this is unless the estimator `is_spatial`.
+        """
+        return self.predict(signals, noise_std=noise_std, covariates=covariates)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,14 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.covariance import parameter_covariance, propagate
-from qmri_bidsapp.estimators.levenberg_marquardt import COST_TOLERANCE, Bounds, Evaluate, minimise
+from qmri_bidsapp.estimators.levenberg_marquardt import (
+    COST_TOLERANCE,
+    Bounds,
+    Evaluate,
+    Objective,
+    minimise,
+    sum_of_squares,
+)
 from qmri_bidsapp.estimators.starts import starts_for
 from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
@@ -36,6 +43,30 @@ CHUNK_SIZE = 32_768
 BATCH_VALUES = 2**18
 #: Voxels whose starting points are looked up at a time.
 START_BATCH = 2048
+
+
+class Voxels(NamedTuple):
+    """Voxels that are solved together.
+
+    Attributes
+    ----------
+    target : Tensor
+        (n, n_measurements) signals, relative to the voxel's largest, times the square root of the number of averages.
+    size : Tensor
+        (n,) largest absolute signal.
+    covariates : Tensor
+        (n, n_covariates).
+    noise_variance : Tensor or None
+        (n,) variance of one raw measurement, in the unit of `target`; None where it is to be estimated.
+    directions : Tensor or None
+        (n, n_bundles, 3) directions to start from.
+    """
+
+    target: torch.Tensor
+    size: torch.Tensor
+    covariates: torch.Tensor
+    noise_variance: torch.Tensor | None
+    directions: torch.Tensor | None = None
 
 
 class NonLinearLeastSquares(Estimator):
@@ -61,13 +92,14 @@ class NonLinearLeastSquares(Estimator):
 
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
         """Compute the dictionary; nothing is random, so that `seed` has no effect."""
-        self.model.check(acquisition)
+        self.check(self.model, acquisition)
         self.acquisition_ = acquisition
         parameters = self.model.parameters
         self._scale = self._tensor([p.scale for p in parameters])
         lower, upper = (self._tensor([p.bounds[i] for p in parameters]) / self._scale for i in (0, 1))
         self._bounds = Bounds(lower, upper, torch.tensor([p.is_periodic for p in parameters], device=self.device))
         self._root_averages = self._tensor(acquisition.n_averages).sqrt()
+        self._weight = self._root_averages.unsqueeze(-1) * self._scale
         self._batch = max(1, BATCH_VALUES // acquisition.n_measurements)
         self._starts = starts_for(self.model, acquisition, self.device)
         return self
@@ -118,33 +150,25 @@ class NonLinearLeastSquares(Estimator):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         """Return estimates and standard deviations in the parameters' units, and statuses."""
         signal = torch.as_tensor(values, device=self.device)
-        size = signal.abs().amax(-1, keepdim=True)
-        target = signal / size * self._root_averages
-        known = torch.as_tensor(covariates, device=self.device)
-        weight = self._root_averages.unsqueeze(-1) * self._scale
-
-        def evaluate(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            theta = self.model.with_covariates(scaled * self._scale, known[index])
-            jacobian = self.model.jacobian(theta, self.acquisition_) * weight
-            # The signal is proportional to the amplitude, so that its derivative holds the signal as well.
-            return jacobian[..., 0] * scaled[:, :1] - target[index], jacobian
-
-        if directions is None:
-            minimum = self._best_minimum(evaluate, target)
-        else:
-            minimum = self._descend(
-                evaluate, self._find_starts(target, torch.as_tensor(directions, device=self.device))
-            )
-        scaled, cost, converged = self._leave_bounds(evaluate, *minimum)
+        size = signal.abs().amax(-1)
+        voxels = Voxels(
+            target=signal / size.unsqueeze(-1) * self._root_averages,
+            size=size,
+            covariates=torch.as_tensor(covariates, device=self.device),
+            noise_variance=None if noise is None else (torch.as_tensor(noise, device=self.device) / size).square(),
+            directions=None if directions is None else torch.as_tensor(directions, device=self.device),
+        )
+        scaled, variance, converged = self._estimate(voxels)
         scaled = self.model.canonical(scaled * self._scale) / self._scale
         free = self._free(scaled)
-        variance = self._variance(cost, noise, size.squeeze(-1))
         unit = self._scale.double().expand(len(scaled), -1).clone()
-        unit[:, :1] *= size.double()
-        theta = self.model.with_covariates(scaled.double() * unit, known.double())
+        unit[:, :1] *= size.double().unsqueeze(-1)
+        theta = self.model.with_covariates(scaled.double() * unit, voxels.covariates.double())
         covariance = torch.cat(
             [
-                parameter_covariance(evaluate(scaled[index], index)[1], variance[index], free[index])
+                parameter_covariance(
+                    self._sensitivity(voxels, scaled[index], variance[index], index), variance[index], free[index]
+                )
                 for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch)
             ]
         )
@@ -154,11 +178,47 @@ class NonLinearLeastSquares(Estimator):
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
 
+    def _signal(self, voxels: Voxels, scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `Voxels.target` should be (n, m) at scaled parameters, and the Jacobian (n, m, p)."""
+        theta = self.model.with_covariates(scaled * self._scale, voxels.covariates[index])
+        jacobian = self.model.jacobian(theta, self.acquisition_) * self._weight
+        # The signal is proportional to the amplitude, so that its derivative holds the signal as well.
+        return jacobian[..., 0] * scaled[:, :1], jacobian
+
+    def _residuals(self, voxels: Voxels) -> Evaluate:
+        """Return what gives residuals and Jacobians of these voxels."""
+
+        def evaluate(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            signal, jacobian = self._signal(voxels, scaled, index)
+            return signal - voxels.target[index], jacobian
+
+        return evaluate
+
+    def _estimate(self, voxels: Voxels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return scaled parameters (n, n_parameters), noise variance (n,) and whether the minimum was reached (n,)."""
+        objective = sum_of_squares(self._residuals(voxels))
+        if voxels.directions is None:
+            minimum = self._best_minimum(objective, voxels.target)
+        else:
+            minimum = self._descend(objective, self._find_starts(voxels.target, voxels.directions))
+        scaled, cost, converged = self._leave_bounds(objective, *minimum)
+        if voxels.noise_variance is not None:
+            return scaled, voxels.noise_variance, converged
+        n_free = self.acquisition_.n_measurements - len(self.model.parameters)
+        variance = cost / n_free if n_free > 0 else torch.full_like(cost, torch.nan)
+        return scaled, variance, converged
+
+    def _sensitivity(
+        self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        """Return J (n, m, p), so that J^T J over the noise variance is the information on the scaled parameters."""
+        return self._signal(voxels, scaled, index)[1]
+
     def _best_minimum(
-        self, evaluate: Evaluate, target: torch.Tensor
+        self, objective: Objective, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the minimum (n, n_parameters), scaled, its cost (n,) and whether it was reached (n,)."""
-        return self._descend(evaluate, self._find_starts(target))
+        return self._descend(objective, self._find_starts(target))
 
     def _find_starts(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
         """Return (n_starts, n, n_parameters), scaled and within the bounds."""
@@ -167,7 +227,7 @@ class NonLinearLeastSquares(Estimator):
         starts = torch.cat([self._starts(part, where) for part, where in zip(parts, along, strict=True)], dim=1)
         return self._bounds.bring_back(starts / self._scale)
 
-    def _descend(self, evaluate: Evaluate, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _descend(self, objective: Objective, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what `_best_minimum` does, from (n_starts, n, n_parameters) starting points, scaled.
 
         A few steps are made from each of them; those not far from the deepest go on.
@@ -177,16 +237,18 @@ class NonLinearLeastSquares(Estimator):
         voxel = torch.arange(n_voxels, device=self.device).repeat(n_starts)
         row = torch.arange(len(start), device=self.device)
 
-        def evaluate_rows(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return evaluate(scaled, voxel[row[index]])
+        def objective_of_rows(
+            scaled: torch.Tensor, index: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return objective(scaled, voxel[row[index]])
 
         if n_starts > 1:
             start, cost, _ = minimise(
-                evaluate_rows, start, self._bounds, iterations=SCOUT_ITERATIONS, batch=self._batch
+                objective_of_rows, start, self._bounds, iterations=SCOUT_ITERATIONS, batch=self._batch
             )
             table = cost.reshape(n_starts, n_voxels)
             row = torch.nonzero((table <= PROMISING * table.amin(0)).flatten()).squeeze(1)
-        scaled, cost, converged = minimise(evaluate_rows, start[row], self._bounds, batch=self._batch)
+        scaled, cost, converged = minimise(objective_of_rows, start[row], self._bounds, batch=self._batch)
         final = torch.full((n_starts * n_voxels,), torch.inf, device=self.device)
         final[row] = cost
         deepest = final.reshape(n_starts, n_voxels).argmin(0) * n_voxels + voxel[:n_voxels]
@@ -196,7 +258,7 @@ class NonLinearLeastSquares(Estimator):
         return scaled[chosen], cost[chosen], converged[chosen]
 
     def _leave_bounds(
-        self, evaluate: Evaluate, scaled: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor
+        self, objective: Objective, scaled: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Start voxels that ended on a bound once more, from inside, and keep what is lower.
 
@@ -210,7 +272,7 @@ class NonLinearLeastSquares(Estimator):
         inset[0] = 0
         start = scaled[voxel].clamp(lower + inset, upper - inset)
         found, found_cost, found_converged = minimise(
-            lambda theta, index: evaluate(theta, voxel[index]), start, self._bounds, batch=self._batch
+            lambda theta, index: objective(theta, voxel[index]), start, self._bounds, batch=self._batch
         )
         better = found_cost < (1 - COST_TOLERANCE) * cost[voxel]
         chosen = voxel[better]
@@ -221,16 +283,6 @@ class NonLinearLeastSquares(Estimator):
     def _free(self, scaled: torch.Tensor) -> torch.Tensor:
         """Tell which parameters (n, n_parameters) are off their bounds."""
         return self._bounds.is_free(scaled, BOUND_TOLERANCE)
-
-    def _variance(self, cost: torch.Tensor, noise: npt.NDArray[np.float32] | None, size: torch.Tensor) -> torch.Tensor:
-        """Return the noise variance (n,) of one measurement relative to the voxel's size.
-
-        It is as given, or from the residuals, whose squares sum to `cost`; NaN where no residual is free.
-        """
-        if noise is not None:
-            return (torch.as_tensor(noise, device=self.device) / size).square()
-        n_free = self.acquisition_.n_measurements - len(self.model.parameters)
-        return cost / n_free if n_free > 0 else torch.full_like(cost, torch.nan)
 
     def _tensor(self, values: Sequence[float]) -> torch.Tensor:
         """Return values in the precision and on the device of the computation."""

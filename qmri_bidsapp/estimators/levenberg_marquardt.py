@@ -19,7 +19,11 @@ COMPACTION_SHARE = 0.2
 TRUSTED_DAMPING = 0.1
 _MAX_DAMPING = 1e8
 
+#: (theta (n, p), index (n,)) -> residuals (n, m), Jacobian (n, m, p); `index` says which problems these are.
 Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+#: (theta (n, p), index (n,)) -> cost (n,), not negative, half its gradient (n, p) and half its curvature (n, p, p),
+#: positive semidefinite: Gauss-Newton's matrix, or the Fisher information.
+Objective = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class Bounds(NamedTuple):
@@ -63,38 +67,48 @@ class _Problems(NamedTuple):
     active: torch.Tensor
 
 
+def sum_of_squares(evaluate: Evaluate) -> Objective:
+    """Return the sum of squared residuals as an objective."""
+
+    def objective(theta: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        residual, jacobian = evaluate(theta, index)
+        gradient = (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
+        return residual.square().sum(-1), gradient, jacobian.mT @ jacobian
+
+    return objective
+
+
 def minimise(
-    evaluate: Evaluate,
+    objective: Objective,
     start: torch.Tensor,
     bounds: Bounds,
     *,
     iterations: int = MAX_ITERATIONS,
     batch: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Minimise the sum of squared residuals of every problem.
+    """Minimise the cost of every problem by damped Newton-like steps.
 
     A parameter on a bound whose gradient points outwards is held there for the step (an active set); steps
     are projected onto the bounds. No problem influences another.
 
     Parameters
     ----------
-    evaluate : callable
-        (theta (n, p), index (n,)) -> residuals (n, m), jacobian (n, m, p); `index` are the rows of `start`
-        that `theta` belongs to.
+    objective : callable
+        See `Objective`; `index` are the rows of `start` that `theta` belongs to.
     start : Tensor
         (n, p), within the bounds.
     bounds : Bounds
     iterations : int
         Largest number of steps.
     batch : int, optional
-        Problems that are evaluated at a time: bounds the memory that residuals and Jacobians take.
+        Problems that are evaluated at a time: bounds the memory that Jacobians take.
 
     Returns
     -------
     theta : Tensor
         (n, p).
     cost : Tensor
-        (n,) sum of squared residuals there.
+        (n,) there.
     converged : Tensor
         (n,) bool.
     """
@@ -103,7 +117,7 @@ def minimise(
     cost = torch.full_like(start[:, 0], torch.inf)
     damping = torch.full_like(cost, 1e-3)
     size = batch or max(1, len(start))
-    problems = _Problems(index, start, *_normal_equations(evaluate, start, index, size), damping, ~converged)
+    problems = _Problems(index, start, *_in_batches(objective, start, index, size), damping, ~converged)
     for _ in range(iterations):
         n_active = int(problems.active.sum())
         if n_active <= (1 - COMPACTION_SHARE) * len(problems.active):
@@ -111,7 +125,7 @@ def minimise(
             problems = _Problems(*(values[problems.active] for values in problems))
         if n_active == 0:
             return theta, cost, converged
-        problems = _iterate(evaluate, problems, bounds, size)
+        problems = _iterate(objective, problems, bounds, size)
     _store(problems, theta, cost, converged)
     return theta, cost, converged
 
@@ -123,24 +137,22 @@ def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converg
     converged[problems.row] = ~problems.active
 
 
-def _normal_equations(
-    evaluate: Evaluate, theta: torch.Tensor, index: torch.Tensor, size: int
+def _in_batches(
+    objective: Objective, theta: torch.Tensor, index: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return cost (n,), half its gradient (n, p) and half its Gauss-Newton Hessian (n, p, p)."""
-    costs, gradients, hessians = [], [], []
-    for part, rows in zip(torch.split(theta, size), torch.split(index, size), strict=True):
-        residual, jacobian = evaluate(part, rows)
-        costs.append(residual.square().sum(-1))
-        gradients.append((jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1))
-        hessians.append(jacobian.mT @ jacobian)
-    return torch.cat(costs), torch.cat(gradients), torch.cat(hessians)
+    """Return what the objective returns, so many problems at a time."""
+    parts = [
+        objective(part, rows) for part, rows in zip(torch.split(theta, size), torch.split(index, size), strict=True)
+    ]
+    cost, gradient, hessian = (torch.cat(values) for values in zip(*parts, strict=True))
+    return cost, gradient, hessian
 
 
-def _iterate(evaluate: Evaluate, old: _Problems, bounds: Bounds, size: int) -> _Problems:
+def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) -> _Problems:
     """Try one step in every problem that is active and keep it where it helps."""
     step = _step(old, bounds)
     trial = bounds.bring_back(old.theta + step)
-    cost, gradient, hessian = _normal_equations(evaluate, trial, old.row, size)
+    cost, gradient, hessian = _in_batches(objective, trial, old.row, size)
     better = (cost <= old.cost) & old.active
     moved = (trial - old.theta).abs().amax(-1)
     short = moved <= STEP_TOLERANCE * (1e-3 + old.theta.abs().amax(-1))
@@ -161,7 +173,7 @@ def _iterate(evaluate: Evaluate, old: _Problems, bounds: Bounds, size: int) -> _
 
 
 def _step(problems: _Problems, bounds: Bounds) -> torch.Tensor:
-    """Return the damped Gauss-Newton step, (n, p)."""
+    """Return the damped step, (n, p)."""
     theta, gradient = problems.theta, problems.gradient
     outwards = ((theta <= bounds.lower) & (gradient > 0)) | ((theta >= bounds.upper) & (gradient < 0))
     free = bounds.is_periodic | ~outwards

@@ -10,7 +10,7 @@ import torch
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.estimators.cholesky import factorise, solve
-from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, minimise
+from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, minimise, sum_of_squares
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of
@@ -216,7 +216,7 @@ class OrientedStarts:
             return jacobian[..., 0] * theta[:, :1] - features[index], jacobian * self._scale
 
         start = self._bounds.bring_back(tissue / self._scale)
-        found, _, _ = minimise(evaluate, start, self._bounds, iterations=self.N_STEPS)
+        found, _, _ = minimise(sum_of_squares(evaluate), start, self._bounds, iterations=self.N_STEPS)
         return found * self._scale
 
     def _fractions(self, target: torch.Tensor, tissue: torch.Tensor, mu: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing_extensions import Self
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.cholesky import factorise, solve
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise
+from qmri_bidsapp.estimators.levenberg_marquardt import Objective, minimise
 from qmri_bidsapp.estimators.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 
@@ -68,7 +68,7 @@ class VariableProjection(NonLinearLeastSquares):
         return self
 
     def _best_minimum(
-        self, evaluate: Evaluate, target: torch.Tensor
+        self, objective: Objective, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return minimum, cost and whether it was reached; see the base class."""
         parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
@@ -76,13 +76,13 @@ class VariableProjection(NonLinearLeastSquares):
         inside = self._free(scaled).all(-1)
         near = torch.nonzero(inside & ~settled).squeeze(1)
         scaled[near], cost[near], settled[near] = minimise(
-            lambda theta, index: evaluate(theta, near[index]), scaled[near], self._bounds, batch=self._batch
+            lambda theta, index: objective(theta, near[index]), scaled[near], self._bounds, batch=self._batch
         )
         # Within the bounds the minimum may be another one altogether.
         beyond = torch.nonzero(~(inside & self._free(scaled).all(-1))).squeeze(1)
         if len(beyond):
             scaled[beyond], cost[beyond], settled[beyond] = super()._best_minimum(
-                lambda theta, index: evaluate(theta, beyond[index]), target[beyond]
+                lambda theta, index: objective(theta, beyond[index]), target[beyond]
             )
         return scaled, cost, settled
 

@@ -48,6 +48,8 @@ def fit_volume(
 ) -> ParameterMaps:
     """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
 
+    Estimators in which neighbours influence each other get all masked voxels at once.
+
     Parameters
     ----------
     estimator : Estimator
@@ -92,6 +94,10 @@ def fit_volume(
     masked_noise = None if noise_std is None else noise_std[mask]
     known = np.stack([values[mask] for values in covariates], axis=-1) if covariates else None
     toward = None if directions is None else directions[mask]
+    if estimator.is_spatial:
+        return _fit_whole(
+            estimator, image_file, mask, matrix, protocol.n_measurements, noise_std=masked_noise, covariates=known
+        )
     maps = _allocate(estimator, int(mask.sum()))
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
@@ -105,6 +111,28 @@ def fit_volume(
         part = estimator.predict(values, noise_std=noise, **options)
         maps.estimate[index], maps.std[index], maps.status[index] = part.estimate, part.std, part.status
     return maps
+
+
+def _fit_whole(
+    estimator: Estimator,
+    image_file: str | Path,
+    mask: npt.NDArray[np.bool_],
+    matrix: npt.NDArray[np.float64] | None,
+    n_measurements: int,
+    *,
+    noise_std: npt.NDArray[np.float32] | None,
+    covariates: npt.NDArray[np.float32] | None,
+) -> ParameterMaps:
+    """Fit all voxels of the mask at once, for estimators in which neighbours influence each other."""
+    import nibabel as nib
+
+    from qmri_bidsapp.images.volumes import iter_voxels
+
+    values = np.empty((int(mask.sum()), n_measurements), dtype=np.float32)
+    for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
+        values[index] = signals if matrix is None else signals @ matrix.astype(np.float32)
+    spacing = [float(size) for size in nib.load(image_file).header.get_zooms()[:3]]
+    return estimator.predict_volume(values, mask, spacing=spacing, noise_std=noise_std, covariates=covariates)
 
 
 def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:

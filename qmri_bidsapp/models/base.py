@@ -35,6 +35,8 @@ class SignalModel(ABC):
         What is known of a voxel from another map, such as the transmit field; not estimated. ``scale`` is the
         neutral value, which holds where there is no map; a value out of ``bounds`` is no measurement. In `theta`
         they are columns after the parameters.
+    smooth : str or None
+        Name of a parameter that varies smoothly over space, whatever the tissue, where that is known of one.
     acquisition_type : type
         Protocol that `signal` takes.
     bids_suffixes : tuple of str
@@ -47,6 +49,7 @@ class SignalModel(ABC):
     parameters: ClassVar[tuple[Parameter, ...]]
     derived: ClassVar[tuple[Parameter, ...]] = ()
     covariates: ClassVar[tuple[Parameter, ...]] = ()
+    smooth: ClassVar[str | None] = None
     acquisition_type: ClassVar[type[Acquisition]]
     bids_suffixes: ClassVar[tuple[str, ...]]
 

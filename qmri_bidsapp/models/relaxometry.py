@@ -61,6 +61,7 @@ class InversionRecoveryT1(SeparableModel):
     derived: ClassVar[tuple[Parameter, ...]] = (
         Parameter("r1", "1/s", (1 / 8.0, 50.0), 1.0, "Longitudinal relaxation rate R1", "R1map", (0.0, 2.0)),
     )
+    smooth: ClassVar[str | None] = "inversion_factor"
     acquisition_type: ClassVar[type[Acquisition]] = InversionRecovery
     bids_suffixes: ClassVar[tuple[str, ...]] = ("IRT1",)
     nonlinear: ClassVar[tuple[int, ...]] = (2,)

@@ -34,6 +34,13 @@ _MODELS = {
     "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "
     "signal [@salvador], from volumes of b up to 1500 s/mm2 where these suffice.",
 }
+#: What is not said of all fits.
+_ESTIMATORS = {
+    "map": "Where the maps say so, T1 is the maximum of the posterior with a smooth inversion factor [@sabidussi], the "
+    "strength of smoothing estimated from the data.",
+    "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
+    "[@rician], reached from the least-squares minimum by Fisher scoring; the noise level is that of each voxel.",
+}
 
 
 def describe_methods(config: Config) -> str:
@@ -51,6 +58,8 @@ def describe_methods(config: Config) -> str:
             f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one did not count "
             "[@peaks]."
         )
+    named = {item.rpartition(":")[2] for item in config.estimators}
+    fits += "".join(f" {sentence}" for name, sentence in _ESTIMATORS.items() if name in named)
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
 App [@bidsapps] built on Nipype [@nipype].
 

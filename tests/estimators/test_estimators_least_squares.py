@@ -11,7 +11,7 @@ from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho, Spherica
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.estimators import least_squares
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, minimise
+from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, minimise, sum_of_squares
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
@@ -34,7 +34,7 @@ def test_linear_problems_within_bounds_agree_with_scipy() -> None:
 
     low, high = torch.full((p,), -0.5).double(), torch.full((p,), 0.8).double()
     found, cost, converged = minimise(
-        evaluate, torch.zeros((n, p)).double(), Bounds(low, high, torch.zeros(p, dtype=torch.bool))
+        sum_of_squares(evaluate), torch.zeros((n, p)).double(), Bounds(low, high, torch.zeros(p, dtype=torch.bool))
     )
     assert converged.all()
     for i in range(n):
