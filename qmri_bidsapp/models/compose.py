@@ -199,7 +199,8 @@ class Composition(SignalModel):
         layout = self.layout(acquisition, theta)
         s0, tissue, shares, angles = self._split(flat)
         coefficients, slopes = self.series_and_slopes(tissue, layout)
-        slopes = slopes[..., [k for k, fixed in enumerate(self._fixed) if not fixed], :]
+        if any(self._fixed):
+            slopes = slopes[..., [k for k, fixed in enumerate(self._fixed) if not fixed], :]
         by_cosine = coefficients @ layout.encoding.series.differentiate
         rows = torch.cat([coefficients.unsqueeze(-2), slopes, by_cosine.unsqueeze(-2)], dim=-2)
         mu, rotation = unit_vector(angles), turns(angles)

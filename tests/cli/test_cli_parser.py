@@ -16,8 +16,8 @@ from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
 OPTIONS = {
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
-    "--bids-database-dir", "--models", "--estimators", "--device", "--nprocs", "--omp-nthreads", "--mem-gb",
-    "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
+    "--bids-database-dir", "--models", "--estimators", "--n-fibres", "--device", "--nprocs", "--omp-nthreads",
+    "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
     "--boilerplate-only", "--config-file", "--output-layout", "--verbose", "--version", "--help",
 }  # fmt: skip
 
