@@ -39,6 +39,10 @@ class ParameterMaps:
         How `std` was obtained, e.g. ``"Cramer-Rao"``.
     status : ndarray
         (n_voxels,) uint8, values of `Status`.
+    lower, upper : ndarray or None
+        (n_voxels, n_parameters) float32, limits of the central 95 % interval, from estimators that know the posterior.
+    log_evidence : ndarray or None
+        (n_voxels,) float32, natural logarithm of the density of the voxel's measurements, from such estimators.
     """
 
     parameters: tuple[Parameter, ...]
@@ -46,6 +50,9 @@ class ParameterMaps:
     std: npt.NDArray[np.float32]
     std_kind: str
     status: npt.NDArray[np.uint8]
+    lower: npt.NDArray[np.float32] | None = None
+    upper: npt.NDArray[np.float32] | None = None
+    log_evidence: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.status), len(self.parameters))

@@ -1,0 +1,360 @@
+"""Exact posterior of models with few non-linear parameters, by summation over points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.estimators.amplitude import Amplitude
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.lattice import Box, korobov_lattice, points_in, whole_cube
+from qmri_bidsapp.estimators.starts import is_logarithmic
+from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, scatter, screen
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.compose import Composition
+
+#: Points over the whole space, and in the box around the posterior, by number of non-linear parameters.
+N_COARSE = {1: 128, 2: 1024, 3: 2048}
+N_POINTS = {1: 64, 2: 256, 3: 1024}
+#: Half-width of the box in standard deviations.
+HALF_WIDTH = 12.0
+#: The posterior is resolved where this many points lie within so much of the largest log weight.
+N_NEAR = 16
+NEAR = 2.0
+#: Largest mass at the faces of the box, and largest difference between the two halves of the lattice.
+EDGE_MASS = 2e-3
+IMBALANCE = 0.1
+#: Boxes that are tried; by which factor the next may be narrower.
+N_LEVELS = 8
+SHRINK = 3.0
+#: Added to standard deviations, as a share of the parameter's range: no box is without extent.
+SMALLEST = 1e-6
+#: Least noise, relative to the voxel's largest signal: what single precision and digitised images can tell.
+NOISE_FLOOR = 1e-4
+#: Values that are evaluated at a time: few enough for the processor's cache.
+BATCH_VALUES = 2**18
+#: Probabilities of the interval's limits, and bins in which they are looked up. Neither limit can be further
+#: from the mean than this many standard deviations (Cantelli's inequality).
+LIMITS = (0.025, 0.975)
+N_BINS = 128
+REACH = 6.25
+
+
+class _Voxels(NamedTuple):
+    """What was measured in the voxels of a batch."""
+
+    target: torch.Tensor  #: (n, n_measurements), relative to the voxel's size, weighted by averages
+    variance: torch.Tensor  #: (n, 1) of the noise of one measurement, relative; NaN where it is not known
+    size: torch.Tensor  #: (n, 1) largest absolute signal
+    covariates: torch.Tensor  #: (n, n_covariates)
+
+    def select(self, index: torch.Tensor) -> _Voxels:
+        """Return some of the voxels."""
+        return _Voxels(*(values[index] for values in self))
+
+
+class _Posterior(NamedTuple):
+    """The posterior of some voxels at points."""
+
+    position: torch.Tensor  #: (n, n_points, n_axes) in the unit cube
+    log_weight: torch.Tensor  #: (n, n_points)
+    amplitude: Amplitude
+    at_edge: torch.Tensor  #: (n, n_points) bool, see `Points`
+
+    def select(self, index: torch.Tensor) -> _Posterior:
+        """Return those of some of the voxels."""
+        amplitude = Amplitude(*(values[index] for values in self.amplitude))
+        return _Posterior(self.position[index], self.log_weight[index], amplitude, self.at_edge[index])
+
+
+class _Sums(NamedTuple):
+    """Results: columns are the parameters, then the derived ones."""
+
+    estimate: torch.Tensor  #: (n, n_columns)
+    std: torch.Tensor  #: (n, n_columns)
+    lower: torch.Tensor  #: (n, n_columns)
+    upper: torch.Tensor  #: (n, n_columns)
+    log_evidence: torch.Tensor  #: (n,)
+    status: torch.Tensor  #: (n,)
+
+
+class GridPosterior(Estimator):
+    """Posterior mean, standard deviation, central 95 % interval and evidence, by summation over points.
+
+    The prior is uniform within the bounds of every parameter; bounds of the amplitude are relative to the voxel's
+    largest signal. Noise is Gaussian of known standard deviation or, where that is not given, its logarithm has a
+    uniform prior (Jeffreys). Amplitude and noise are integrated out in closed form (`Amplitude`), so that sums run over
+    the other parameters only: first over all of their space, then over the points of a lattice in a box around the
+    posterior, which is narrowed until the points resolve it.
+
+    Posteriors that remain unresolved are marked NOT_CONVERGED. As long as there are no more measurements than
+    parameters, the posterior exists only where the noise is known; elsewhere the voxel has FAILED.
+
+    The log evidence is the natural logarithm of the density of the voxel's measurements (of shells, their averages)
+    in the unit of the signals. It can be compared between models of the same measurements. Where the noise is not
+    known, it has an arbitrary constant, the same for all models: the density of the logarithm of the noise is one.
+    """
+
+    name: ClassVar[str] = "grid"
+    title: ClassVar[str] = "Posterior mean by summation over a lattice"
+    std_kind: ClassVar[str] = "Posterior standard deviation (uniform prior)"
+    reference: ClassVar[str] = "Bretthorst 1988, Lecture Notes in Statistics 48; Sloan and Joe 1994, Lattice Methods"
+    has_posterior: ClassVar[bool] = True
+
+    #: Models with more non-linear parameters would need too many points.
+    MAX_NONLINEAR: ClassVar[int] = 3
+
+    @classmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether there are few parameters beside the amplitude, none of them a direction."""
+        return not isinstance(model, Composition) and len(model.parameters) - 1 <= cls.MAX_NONLINEAR
+
+    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
+        """Compute the signals of the coarse points; nothing is random, so that `seed` has no effect."""
+        self.model.check(acquisition)
+        self.acquisition_ = acquisition
+        nonlinear = self.model.parameters[1:]
+        n_axes = len(nonlinear)
+        self._low, self._high = (self._tensor([p.bounds[i] for p in nonlinear]) for i in (0, 1))
+        self._is_log = torch.tensor([is_logarithmic(p) for p in nonlinear], device=self.device)
+        self._root_averages = self._tensor(acquisition.n_averages).sqrt()
+        # The amplitude gets a coordinate of its own, so that the points stand for the joint posterior.
+        lattice = self._tensor(korobov_lattice(N_POINTS[n_axes], n_axes + 1))
+        self._unit, self._share = lattice[:, :-1], lattice[:, -1]
+        self._coarse = self._tensor(korobov_lattice(N_COARSE[n_axes], n_axes)).unsqueeze(0)
+        if not self.model.covariates:
+            self._coarse_shape = self._shape(self._coarse, self._coarse[:, 0, :0])[0].double()
+        self._batch = max(1, BATCH_VALUES // (acquisition.n_measurements * N_POINTS[n_axes]))
+        return self
+
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
+        """Estimate; see `Estimator.predict`."""
+        if not hasattr(self, "acquisition_"):
+            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
+        signals = np.asarray(signals)
+        known = covariates_of(self.model, covariates, len(signals))
+        protocol = self.acquisition_
+        values, status, usable = screen(signals, protocol.n_measurements, known, has_sign=protocol.has_sign)
+        noise = noise_of(np.nan if noise_std is None else noise_std, usable)
+        inputs = [torch.as_tensor(array, device=self.device) for array in (values[usable], noise, known[usable])]
+        sums = self._empty(len(inputs[0]))
+        with torch.no_grad():
+            for rows in torch.split(torch.arange(len(inputs[0]), device=self.device), self._batch):
+                self._solve(sums, rows, *(array[rows] for array in inputs))
+        estimate, std, *interval, evidence, fitted = (array.cpu().numpy() for array in sums)
+        maps = assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+        lower, upper, log_evidence = (scatter(array, usable) for array in (*interval, evidence))
+        return replace(maps, lower=lower, upper=upper, log_evidence=log_evidence)
+
+    def _empty(self, n_voxels: int) -> _Sums:
+        """Return results of that many voxels, to be filled."""
+        n_columns = len(self.model.parameters) + len(self.model.derived)
+        blank = torch.full((n_voxels,), torch.nan, device=self.device)
+        columns = (blank[:, None].repeat(1, n_columns) for _ in range(4))
+        return _Sums(*columns, blank, torch.full((n_voxels,), float(Status.FAILED), device=self.device))
+
+    def _solve(
+        self, sums: _Sums, rows: torch.Tensor, values: torch.Tensor, noise: torch.Tensor, covariates: torch.Tensor
+    ) -> None:
+        """Fill in the results of a batch of voxels, which are to go into `rows`."""
+        size = values.abs().amax(-1, keepdim=True)
+        variance = (noise.unsqueeze(-1) / size).square().clamp(min=NOISE_FLOOR**2)
+        voxels = _Voxels(values / size * self._root_averages, variance, size, covariates)
+        box = self._first_box(voxels)
+        for level in range(N_LEVELS):
+            posterior = self._posterior(voxels, box)
+            settled = (_gap(posterior.log_weight) <= NEAR) & _is_balanced(posterior)
+            done = settled | posterior.log_weight.isneginf().all(-1) | (level == N_LEVELS - 1)
+            self._store(sums, rows[done], voxels.select(done), posterior.select(done), settled[done])
+            if done.all():
+                return
+            rest = ~done
+            rows, voxels = rows[rest], voxels.select(rest)
+            box = _next_box(posterior.position[rest], posterior.log_weight[rest], posterior.amplitude.freedom[rest])
+
+    def _first_box(self, voxels: _Voxels) -> Box:
+        """Return where the posterior lies; the whole space for models whose signals depend on covariates."""
+        n = len(voxels.target)
+        if self.model.covariates:
+            return whole_cube(n, self._low)
+        # One product with shapes that all voxels share; a small difference of large sums needs double precision.
+        target = voxels.target.double()
+        energy = self._coarse_shape.square().sum(-1)
+        product = target @ self._coarse_shape.T
+        residual = target.square().sum(-1, keepdim=True) - product.square() / energy
+        log_weight, amplitude = self._weigh(
+            voxels, (product / energy).float(), energy.float(), residual.clamp(min=0).float(), self._coarse
+        )
+        return _next_box(self._coarse.expand(n, -1, -1), log_weight, amplitude.freedom)
+
+    def _posterior(self, voxels: _Voxels, box: Box) -> _Posterior:
+        """Evaluate the posterior at the points of the lattice in the boxes."""
+        position, log_volume, at_edge = points_in(box, self._unit)
+        shape = self._shape(position, voxels.covariates)
+        target = voxels.target.unsqueeze(1)
+        energy = shape.square().sum(-1).clamp(min=torch.finfo(shape.dtype).tiny)
+        mean = (shape * target).sum(-1) / energy
+        residual = (target - mean.unsqueeze(-1) * shape).square().sum(-1)
+        log_weight, amplitude = self._weigh(voxels, mean, energy, residual, position)
+        return _Posterior(position, log_weight + log_volume, amplitude, at_edge)
+
+    def _shape(self, position: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
+        """Return signals of amplitude one, (n, n_points, n_measurements), weighted by averages."""
+        nonlinear = self._nonlinear(position)
+        parameters = torch.cat([torch.ones_like(nonlinear[..., :1]), nonlinear], dim=-1)
+        known = covariates.unsqueeze(1).expand(*position.shape[:-1], -1)
+        return self.model.signal(self.model.with_covariates(parameters, known), self.acquisition_) * self._root_averages
+
+    def _nonlinear(self, position: torch.Tensor) -> torch.Tensor:
+        """Return the parameters of a position in the unit cube; those of a wide range are logarithmic in it."""
+        linear = self._low + position * (self._high - self._low)
+        if not self._is_log.any():
+            return linear
+        return torch.where(self._is_log, self._low * (self._high / self._low).pow(position), linear)
+
+    def _weigh(
+        self,
+        voxels: _Voxels,
+        mean: torch.Tensor,
+        energy: torch.Tensor,
+        residual: torch.Tensor,
+        position: torch.Tensor,
+    ) -> tuple[torch.Tensor, Amplitude]:
+        """Return the logarithm of likelihood times prior, amplitude and noise integrated out.
+
+        Parameters
+        ----------
+        voxels : _Voxels
+        mean, energy, residual : Tensor
+            (n, n_points) amplitude that fits best, sum of squares of the signal of amplitude one, and of what the
+            fit leaves.
+        position : Tensor
+            (n or 1, n_points, n_axes).
+
+        Returns
+        -------
+        log_weight : Tensor
+            (n, n_points), for relative signals.
+        amplitude : Amplitude
+        """
+        freedom = len(self._root_averages) - 1
+        is_known = ~voxels.variance.isnan()
+        variance = torch.where(is_known, voxels.variance, residual / freedom + NOISE_FLOOR**2)
+        amplitude = Amplitude(
+            mean, (variance / energy).sqrt(), torch.where(is_known, torch.inf, float(freedom))
+        )
+        gaussian = -freedom / 2 * (2 * math.pi * variance).log() - residual / (2 * variance)
+        # Integral over the logarithm of the noise; without residuals it diverges where the signal is fitted exactly.
+        constant = math.lgamma(freedom / 2) - math.log(2) if freedom > len(self._low) else -math.inf
+        student = constant - freedom / 2 * (math.pi * freedom * variance).log()
+        low, high = self.model.parameters[0].bounds
+        log_weight = torch.where(is_known, gaussian, student) + amplitude.log_mass(low, high) - energy.log() / 2
+        return log_weight + self._log_prior(position) - math.log(high - low), amplitude
+
+    def _log_prior(self, position: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the density, in the unit cube, that is uniform in the parameters."""
+        slope = self._nonlinear(position) * (self._high / self._low).log() / (self._high - self._low)
+        return torch.where(self._is_log, slope, 1.0).log().sum(-1)
+
+    def _store(
+        self,
+        sums: _Sums,
+        rows: torch.Tensor,
+        voxels: _Voxels,
+        posterior: _Posterior,
+        settled: torch.Tensor,
+    ) -> None:
+        """Fill in the results of voxels, which are to go into `rows`."""
+        low, high = self.model.parameters[0].bounds
+        amplitude = posterior.amplitude.quantile(self._share, low, high) * voxels.size
+        parameters = torch.cat([amplitude.unsqueeze(-1), self._nonlinear(posterior.position)], dim=-1)
+        known = voxels.covariates.unsqueeze(1).expand(*amplitude.shape, -1)
+        derived = self.model.derive(self.model.with_covariates(parameters, known))
+        values = torch.cat([parameters, derived], dim=-1).mT.contiguous()
+        weight = posterior.log_weight.softmax(-1)
+        mean, std, lower, upper = _summary(values, weight)
+        log_sum = posterior.log_weight.logsumexp(-1) - math.log(posterior.log_weight.shape[-1])
+        in_unit = self._root_averages.log().sum() - len(self._root_averages) * voxels.size.squeeze(-1).log()
+        status = torch.where(settled, float(Status.OK), float(Status.NOT_CONVERGED))
+        for result, part in zip(sums, (mean, std, lower, upper, log_sum + in_unit, status), strict=True):
+            result[rows] = part
+
+    def _tensor(self, values: npt.ArrayLike) -> torch.Tensor:
+        """Return values in the precision and on the device of the computation."""
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+
+def _gap(log_weight: torch.Tensor) -> torch.Tensor:
+    """Return (n,) by how much the best of log weights (n, n_points) exceeds the last of the best `N_NEAR`."""
+    best = log_weight.topk(N_NEAR).values
+    return best[:, 0] - best[:, -1]
+
+
+def _next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: torch.Tensor) -> Box:
+    """Return the box around the posterior, as far as points that may not resolve it can tell.
+
+    Where few points share the mass, weights are tempered: noise is taken as larger, by a factor in variance. The true
+    covariance is then smaller by that factor if it is Gaussian; others are approached in steps. Student's t is
+    taken as the Gaussian of the noise at its best point first, as its tails would hide the peak.
+    """
+    below = log_weight - log_weight.amax(-1, keepdim=True)
+    gaussian = torch.where(freedom.isinf(), below, -freedom / 2 * torch.expm1(-2 / freedom * below))
+    temperature = (_gap(gaussian) / NEAR).clamp(1.0, 1e30).unsqueeze(-1)
+    weight = torch.where(temperature > 1, gaussian / temperature, below).softmax(-1).unsqueeze(-1)
+    centre = (weight * position).sum(1)
+    offset = position - centre.unsqueeze(1)
+    covariance = (weight * offset).mT @ offset + SMALLEST**2 * torch.eye(position.shape[-1], device=position.device)
+    root: torch.Tensor = torch.linalg.cholesky_ex(covariance)[0]
+    return Box(centre, root * (HALF_WIDTH * temperature.rsqrt().clamp(min=1 / SHRINK)).unsqueeze(-1))
+
+
+def _is_balanced(posterior: _Posterior) -> torch.Tensor:
+    """Tell whether (n,) little mass is at the faces of the box, and both halves of the lattice have the same mass."""
+    weight = posterior.log_weight.softmax(-1)
+    at_edge = (weight * posterior.at_edge).sum(-1)
+    imbalance = (weight[:, ::2].sum(-1) - weight[:, 1::2].sum(-1)).abs()
+    return (at_edge < EDGE_MASS) & (imbalance < IMBALANCE)
+
+
+def _summary(values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return mean, standard deviation, and the limits of the central interval, (n, n_columns) each.
+
+    Parameters
+    ----------
+    values : Tensor
+        (n, n_columns, n_points).
+    weight : Tensor
+        (n, n_points), of sum one.
+    """
+    weight = weight.unsqueeze(1)
+    mean = (values * weight).sum(-1, keepdim=True)
+    offset = values - mean
+    std = (offset.square() * weight).sum(-1, keepdim=True).sqrt()
+    start = torch.maximum(offset.amin(-1, keepdim=True), -REACH * std)
+    width = (torch.minimum(offset.amax(-1, keepdim=True), REACH * std) - start) / N_BINS
+    bins = ((offset - start) / width).nan_to_num().clamp(0, N_BINS - 1).long()
+    histogram = torch.zeros_like(values[..., :1]).repeat(1, 1, N_BINS)
+    histogram.scatter_add_(-1, bins, weight.expand_as(values))
+    cumulative = histogram.cumsum(-1)
+    limits = []
+    for probability in LIMITS:
+        index = (cumulative < probability).sum(-1, keepdim=True).clamp(max=N_BINS - 1)
+        within = histogram.gather(-1, index)
+        share = 1 - (cumulative.gather(-1, index) - probability) / within
+        limits.append(mean + start + (index + share) * width)
+    return tuple(part.squeeze(-1) for part in (mean, std, *limits))
