@@ -53,7 +53,7 @@ class _Voxels(NamedTuple):
     """What was measured in the voxels of a batch."""
 
     target: torch.Tensor  #: (n, n_measurements), relative to the voxel's size, weighted by averages
-    variance: torch.Tensor  #: (n, 1) of the noise of one measurement, relative; NaN where it is not known
+    variance: torch.Tensor  #: (n, 1) of the noise of one measurement, relative; NaN if it is not known
     size: torch.Tensor  #: (n, 1) largest absolute signal
     covariates: torch.Tensor  #: (n, n_covariates)
 
@@ -72,7 +72,8 @@ class _Posterior(NamedTuple):
 
     def select(self, index: torch.Tensor) -> _Posterior:
         """Return those of some of the voxels."""
-        amplitude = Amplitude(*(values[index] for values in self.amplitude))
+        mean, scale, freedom = self.amplitude
+        amplitude = Amplitude(mean[index], scale[index], freedom)
         return _Posterior(self.position[index], self.log_weight[index], amplitude, self.at_edge[index])
 
 
@@ -130,9 +131,13 @@ class GridPosterior(Estimator):
         # The amplitude gets a coordinate of its own, so that the points stand for the joint posterior.
         lattice = self._tensor(korobov_lattice(N_POINTS[n_axes], n_axes + 1))
         self._unit, self._share = lattice[:, :-1], lattice[:, -1]
-        self._coarse = self._tensor(korobov_lattice(N_COARSE[n_axes], n_axes)).unsqueeze(0)
+        self._coarse = self._tensor(korobov_lattice(N_COARSE[n_axes], n_axes))
         if not self.model.covariates:
-            self._coarse_shape = self._shape(self._coarse, self._coarse[:, 0, :0])[0].double()
+            shape = self._shape(self._coarse.unsqueeze(0), self._coarse[:1, :0])[0].double()
+            energy = shape.square().sum(-1)
+            self._coarse_atoms = (shape / energy.sqrt().unsqueeze(-1)).T.contiguous()
+            self._coarse_energy = energy.float()
+            self._coarse_prior = self._log_prior(self._coarse)
         self._batch = max(1, BATCH_VALUES // (acquisition.n_measurements * N_POINTS[n_axes]))
         return self
 
@@ -153,9 +158,13 @@ class GridPosterior(Estimator):
         noise = noise_of(np.nan if noise_std is None else noise_std, usable)
         inputs = [torch.as_tensor(array, device=self.device) for array in (values[usable], noise, known[usable])]
         sums = self._empty(len(inputs[0]))
+        is_known = inputs[1].isfinite()
+        n_measurements, n_parameters = protocol.n_measurements, len(self.model.parameters)
         with torch.no_grad():
-            for rows in torch.split(torch.arange(len(inputs[0]), device=self.device), self._batch):
-                self._solve(sums, rows, *(array[rows] for array in inputs))
+            self._solve_all(sums, inputs, is_known, freedom=math.inf)
+            # As many parameters as measurements fit them exactly: the integral over the noise diverges there.
+            if n_measurements > n_parameters:
+                self._solve_all(sums, inputs, ~is_known, freedom=n_measurements - 1.0)
         estimate, std, *interval, evidence, fitted = (array.cpu().numpy() for array in sums)
         maps = assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
         lower, upper, log_evidence = (scatter(array, usable) for array in (*interval, evidence))
@@ -168,16 +177,20 @@ class GridPosterior(Estimator):
         columns = (blank[:, None].repeat(1, n_columns) for _ in range(4))
         return _Sums(*columns, blank, torch.full((n_voxels,), float(Status.FAILED), device=self.device))
 
-    def _solve(
-        self, sums: _Sums, rows: torch.Tensor, values: torch.Tensor, noise: torch.Tensor, covariates: torch.Tensor
-    ) -> None:
+    def _solve_all(self, sums: _Sums, inputs: list[torch.Tensor], chosen: torch.Tensor, freedom: float) -> None:
+        """Fill in the results of the chosen voxels, whose inputs are signals, noise and covariates."""
+        for rows in torch.split(torch.nonzero(chosen).squeeze(1), self._batch):
+            values, noise, covariates = (array[rows] for array in inputs)
+            size = values.abs().amax(-1, keepdim=True)
+            variance = (noise.unsqueeze(-1) / size).square().clamp(min=NOISE_FLOOR**2)
+            voxels = _Voxels(values / size * self._root_averages, variance, size, covariates)
+            self._solve(sums, rows, voxels, freedom)
+
+    def _solve(self, sums: _Sums, rows: torch.Tensor, voxels: _Voxels, freedom: float) -> None:
         """Fill in the results of a batch of voxels, which are to go into `rows`."""
-        size = values.abs().amax(-1, keepdim=True)
-        variance = (noise.unsqueeze(-1) / size).square().clamp(min=NOISE_FLOOR**2)
-        voxels = _Voxels(values / size * self._root_averages, variance, size, covariates)
-        box = self._first_box(voxels)
+        box = self._first_box(voxels, freedom)
         for level in range(N_LEVELS):
-            posterior = self._posterior(voxels, box)
+            posterior = self._posterior(voxels, box, freedom)
             settled = (_gap(posterior.log_weight) <= NEAR) & _is_balanced(posterior)
             done = settled | posterior.log_weight.isneginf().all(-1) | (level == N_LEVELS - 1)
             self._store(sums, rows[done], voxels.select(done), posterior.select(done), settled[done])
@@ -185,24 +198,23 @@ class GridPosterior(Estimator):
                 return
             rest = ~done
             rows, voxels = rows[rest], voxels.select(rest)
-            box = _next_box(posterior.position[rest], posterior.log_weight[rest], posterior.amplitude.freedom[rest])
+            box = _next_box(posterior.position[rest], posterior.log_weight[rest], freedom)
 
-    def _first_box(self, voxels: _Voxels) -> Box:
+    def _first_box(self, voxels: _Voxels, freedom: float) -> Box:
         """Return where the posterior lies; the whole space for models whose signals depend on covariates."""
         n = len(voxels.target)
         if self.model.covariates:
             return whole_cube(n, self._low)
         # One product with shapes that all voxels share; a small difference of large sums needs double precision.
         target = voxels.target.double()
-        energy = self._coarse_shape.square().sum(-1)
-        product = target @ self._coarse_shape.T
-        residual = target.square().sum(-1, keepdim=True) - product.square() / energy
-        log_weight, amplitude = self._weigh(
-            voxels, (product / energy).float(), energy.float(), residual.clamp(min=0).float(), self._coarse
-        )
-        return _next_box(self._coarse.expand(n, -1, -1), log_weight, amplitude.freedom)
+        explained = target @ self._coarse_atoms
+        total = target.square().sum(-1, keepdim=True)
+        residual = torch.addcmul(total, explained, explained, value=-1).float().clamp(min=0)
+        mean = explained.float() * self._coarse_energy.rsqrt()
+        log_weight, _ = self._weigh(voxels, mean, self._coarse_energy, residual, freedom)
+        return _next_box(self._coarse, log_weight + self._coarse_prior, freedom)
 
-    def _posterior(self, voxels: _Voxels, box: Box) -> _Posterior:
+    def _posterior(self, voxels: _Voxels, box: Box, freedom: float) -> _Posterior:
         """Evaluate the posterior at the points of the lattice in the boxes."""
         position, log_volume, at_edge = points_in(box, self._unit)
         shape = self._shape(position, voxels.covariates)
@@ -210,8 +222,8 @@ class GridPosterior(Estimator):
         energy = shape.square().sum(-1).clamp(min=torch.finfo(shape.dtype).tiny)
         mean = (shape * target).sum(-1) / energy
         residual = (target - mean.unsqueeze(-1) * shape).square().sum(-1)
-        log_weight, amplitude = self._weigh(voxels, mean, energy, residual, position)
-        return _Posterior(position, log_weight + log_volume, amplitude, at_edge)
+        log_weight, amplitude = self._weigh(voxels, mean, energy, residual, freedom)
+        return _Posterior(position, log_weight + log_volume + self._log_prior(position), amplitude, at_edge)
 
     def _shape(self, position: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
         """Return signals of amplitude one, (n, n_points, n_measurements), weighted by averages."""
@@ -228,14 +240,9 @@ class GridPosterior(Estimator):
         return torch.where(self._is_log, self._low * (self._high / self._low).pow(position), linear)
 
     def _weigh(
-        self,
-        voxels: _Voxels,
-        mean: torch.Tensor,
-        energy: torch.Tensor,
-        residual: torch.Tensor,
-        position: torch.Tensor,
+        self, voxels: _Voxels, mean: torch.Tensor, energy: torch.Tensor, residual: torch.Tensor, freedom: float
     ) -> tuple[torch.Tensor, Amplitude]:
-        """Return the logarithm of likelihood times prior, amplitude and noise integrated out.
+        """Return the logarithm of the likelihood, amplitude and noise integrated out.
 
         Parameters
         ----------
@@ -243,31 +250,32 @@ class GridPosterior(Estimator):
         mean, energy, residual : Tensor
             (n, n_points) amplitude that fits best, sum of squares of the signal of amplitude one, and of what the
             fit leaves.
-        position : Tensor
-            (n or 1, n_points, n_axes).
+        freedom : float
+            Of the noise; infinite if it is known.
 
         Returns
         -------
-        log_weight : Tensor
+        log_likelihood : Tensor
             (n, n_points), for relative signals.
         amplitude : Amplitude
         """
-        freedom = len(self._root_averages) - 1
-        is_known = ~voxels.variance.isnan()
-        variance = torch.where(is_known, voxels.variance, residual / freedom + NOISE_FLOOR**2)
-        amplitude = Amplitude(
-            mean, (variance / energy).sqrt(), torch.where(is_known, torch.inf, float(freedom))
-        )
-        gaussian = -freedom / 2 * (2 * math.pi * variance).log() - residual / (2 * variance)
-        # Integral over the logarithm of the noise; without residuals it diverges where the signal is fitted exactly.
-        constant = math.lgamma(freedom / 2) - math.log(2) if freedom > len(self._low) else -math.inf
-        student = constant - freedom / 2 * (math.pi * freedom * variance).log()
+        dimension = len(self._root_averages) - 1
+        if math.isinf(freedom):
+            variance = voxels.variance
+            log_likelihood = -dimension / 2 * (2 * math.pi * variance).log() - residual / (2 * variance)
+        else:
+            variance = residual / dimension + NOISE_FLOOR**2
+            constant = math.lgamma(dimension / 2) - math.log(2)
+            log_likelihood = constant - dimension / 2 * (math.pi * dimension * variance).log()
+        amplitude = Amplitude(mean, (variance / energy).sqrt(), freedom)
         low, high = self.model.parameters[0].bounds
-        log_weight = torch.where(is_known, gaussian, student) + amplitude.log_mass(low, high) - energy.log() / 2
-        return log_weight + self._log_prior(position) - math.log(high - low), amplitude
+        mass = amplitude.log_mass(low, high) - math.log(high - low)
+        return log_likelihood + mass - energy.log() / 2, amplitude
 
     def _log_prior(self, position: torch.Tensor) -> torch.Tensor:
         """Return the logarithm of the density, in the unit cube, that is uniform in the parameters."""
+        if not self._is_log.any():
+            return torch.zeros_like(position[..., 0])
         slope = self._nonlinear(position) * (self._high / self._low).log() / (self._high - self._low)
         return torch.where(self._is_log, slope, 1.0).log().sum(-1)
 
@@ -305,7 +313,7 @@ def _gap(log_weight: torch.Tensor) -> torch.Tensor:
     return best[:, 0] - best[:, -1]
 
 
-def _next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: torch.Tensor) -> Box:
+def _next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: float) -> Box:
     """Return the box around the posterior, as far as points that may not resolve it can tell.
 
     Where few points share the mass, weights are tempered: noise is taken as larger, by a factor in variance. The true
@@ -313,14 +321,29 @@ def _next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: torch.T
     taken as the Gaussian of the noise at its best point first, as its tails would hide the peak.
     """
     below = log_weight - log_weight.amax(-1, keepdim=True)
-    gaussian = torch.where(freedom.isinf(), below, -freedom / 2 * torch.expm1(-2 / freedom * below))
+    gaussian = below if math.isinf(freedom) else -freedom / 2 * torch.expm1(-2 / freedom * below)
     temperature = (_gap(gaussian) / NEAR).clamp(1.0, 1e30).unsqueeze(-1)
-    weight = torch.where(temperature > 1, gaussian / temperature, below).softmax(-1).unsqueeze(-1)
-    centre = (weight * position).sum(1)
-    offset = position - centre.unsqueeze(1)
-    covariance = (weight * offset).mT @ offset + SMALLEST**2 * torch.eye(position.shape[-1], device=position.device)
+    if not math.isinf(freedom):
+        gaussian = torch.where(temperature > 1, gaussian, below)
+    weight = (gaussian / temperature).softmax(-1)
+    centre, covariance = _moments(position, weight)
+    covariance = covariance + SMALLEST**2 * torch.eye(centre.shape[-1], device=centre.device)
     root: torch.Tensor = torch.linalg.cholesky_ex(covariance)[0]
     return Box(centre, root * (HALF_WIDTH * temperature.rsqrt().clamp(min=1 / SHRINK)).unsqueeze(-1))
+
+
+def _moments(position: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean (n, n_axes) and covariance (n, n_axes, n_axes) of positions, ([n, ]n_points, n_axes)."""
+    if position.ndim == 2:
+        # All voxels share the positions: the sums are one product.
+        products = position.unsqueeze(1) * position.unsqueeze(2)
+        mean = weight @ position
+        square = (weight @ products.flatten(1)).unflatten(1, products.shape[1:])
+        return mean, square - mean.unsqueeze(1) * mean.unsqueeze(2)
+    weight = weight.unsqueeze(-1)
+    mean = (weight * position).sum(1)
+    offset = position - mean.unsqueeze(1)
+    return mean, (weight * offset).mT @ offset
 
 
 def _is_balanced(posterior: _Posterior) -> torch.Tensor:
