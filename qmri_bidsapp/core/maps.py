@@ -59,6 +59,13 @@ class ParameterMaps:
         if self.estimate.shape != shape or self.std.shape != shape:
             raise ValueError(f"Estimate {self.estimate.shape} and std {self.std.shape} must both have shape {shape}.")
 
+    def fill(self, index: slice | npt.NDArray[np.intp], part: ParameterMaps) -> None:
+        """Put the maps of some voxels, from the same estimator, into their places."""
+        for name in ("estimate", "std", "status", "lower", "upper", "log_evidence"):
+            values = getattr(self, name)
+            if values is not None:
+                values[index] = getattr(part, name)
+
     def counts(self) -> dict[str, int]:
         """Return the number of voxels per status name, for the statuses that occur."""
         values, counts = np.unique(self.status, return_counts=True)

@@ -34,12 +34,15 @@ class Estimator(ABC):
         How standard deviations are obtained.
     reference : str
         Author, year, journal of the method.
+    has_posterior : bool
+        Whether its maps hold intervals and the log evidence.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     std_kind: ClassVar[str]
     reference: ClassVar[str]
+    has_posterior: ClassVar[bool] = False
 
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
         self.model = model

@@ -96,15 +96,17 @@ def fit_volume(
             given = masked_noise[index]
             noise = given if noise is None else np.where(np.isnan(given), noise, given)
         part = estimator.predict(values, noise_std=noise, covariates=None if known is None else known[index])
-        maps.estimate[index], maps.std[index], maps.status[index] = part.estimate, part.std, part.status
+        maps.fill(index, part)
     return maps
 
 
 def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:
     """Return maps of that many voxels, to be filled."""
     parameters = (*estimator.model.parameters, *estimator.model.derived)
-    estimate, std = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(2))
-    return ParameterMaps(parameters, estimate, std, estimator.std_kind, np.empty(n_voxels, dtype=np.uint8))
+    columns = [np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(4 if estimator.has_posterior else 2)]
+    evidence = np.empty(n_voxels, dtype=np.float32) if estimator.has_posterior else None
+    status = np.empty(n_voxels, dtype=np.uint8)
+    return ParameterMaps(parameters, *columns[:2], estimator.std_kind, status, *columns[2:], log_evidence=evidence)
 
 
 def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:
@@ -142,6 +144,10 @@ class _FitInputSpec(BaseInterfaceInputSpec):
 class _FitOutputSpec(TraitedSpec):
     estimates = traits.List(File(exists=True), desc="one map per parameter")
     stds = traits.List(File(exists=True), desc="one standard-deviation map per parameter")
+    posterior = traits.List(
+        File(exists=True),
+        desc="lower limits, then upper limits of the intervals, then the log evidence; empty without a posterior",
+    )
     status = File(exists=True)
     counts = traits.Dict(desc="voxels per status")
     seconds = traits.Float(desc="time that the fit took")
@@ -192,9 +198,18 @@ def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -
     def save(values: npt.NDArray[Any], background: float, name: str) -> str:
         return str(save_image(make_image(fill(values, mask, background), mask_image), folder / name))
 
-    saved = [(i, p.name) for i, p in enumerate(maps.parameters) if p.saved]
+    def save_columns(values: npt.NDArray[np.float32] | None, ending: str) -> list[str]:
+        if values is None:
+            return []
+        saved = [(i, p.name) for i, p in enumerate(maps.parameters) if p.saved]
+        return [save(values[:, i], np.nan, f"{name}{ending}.nii") for i, name in saved]
+
+    posterior = [*save_columns(maps.lower, "_low"), *save_columns(maps.upper, "_high")]
+    if maps.log_evidence is not None:
+        posterior.append(save(maps.log_evidence, np.nan, "log_evidence.nii"))
     return {
-        "estimates": [save(maps.estimate[:, i], np.nan, f"{name}.nii") for i, name in saved],
-        "stds": [save(maps.std[:, i], np.nan, f"{name}_std.nii") for i, name in saved],
+        "estimates": save_columns(maps.estimate, ""),
+        "stds": save_columns(maps.std, "_std"),
+        "posterior": posterior,
         "status": save(maps.status, Status.OUTSIDE, "status.nii"),
     }
