@@ -35,7 +35,9 @@ class Amplitude(NamedTuple):
         return (self.mean + self.scale * deviate).clamp(low, high)
 
     def _cumulative(self, limit: float) -> torch.Tensor:
-        return torch.special.ndtr(_normal_of_student((limit - self.mean) / self.scale, self.freedom))
+        normal = _normal_of_student((limit - self.mean) / self.scale, self.freedom)
+        cumulative: torch.Tensor = torch.special.ndtr(normal)
+        return cumulative
 
 
 def _normal_of_student(t: torch.Tensor, freedom: float) -> torch.Tensor:

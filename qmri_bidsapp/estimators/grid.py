@@ -16,8 +16,9 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.amplitude import Amplitude
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.lattice import Box, korobov_lattice, points_in, whole_cube
+from qmri_bidsapp.estimators.lattice import NEAR, Box, gap_of, korobov_lattice, next_box, points_in, whole_cube
 from qmri_bidsapp.estimators.starts import is_logarithmic
+from qmri_bidsapp.estimators.summary import summarise
 from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, scatter, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
@@ -25,28 +26,19 @@ from qmri_bidsapp.models.compose import Composition
 #: Points over the whole space, and in the box around the posterior, by number of non-linear parameters.
 N_COARSE = {1: 128, 2: 1024, 3: 2048}
 N_POINTS = {1: 64, 2: 256, 3: 1024}
-#: Half-width of the box in standard deviations.
-HALF_WIDTH = 12.0
-#: The posterior is resolved where this many points lie within so much of the largest log weight.
-N_NEAR = 16
-NEAR = 2.0
 #: Largest mass at the faces of the box, and largest difference between the two halves of the lattice.
 EDGE_MASS = 2e-3
 IMBALANCE = 0.1
-#: Boxes that are tried; by which factor the next may be narrower.
-N_LEVELS = 8
-SHRINK = 3.0
-#: Added to standard deviations, as a share of the parameter's range: no box is without extent.
-SMALLEST = 1e-6
+#: Boxes that are tried, from which on with more points, and how many more.
+N_LEVELS = 10
+HARD_LEVEL = 5
+HARD_FACTOR = 4
 #: Least noise, relative to the voxel's largest signal: what single precision and digitised images can tell.
 NOISE_FLOOR = 1e-4
+#: Values of the amplitude per point.
+N_STRATA = 4
 #: Values that are evaluated at a time: few enough for the processor's cache.
-BATCH_VALUES = 2**18
-#: Probabilities of the interval's limits, and bins in which they are looked up. Neither limit can be further
-#: from the mean than this many standard deviations (Cantelli's inequality).
-LIMITS = (0.025, 0.975)
-N_BINS = 128
-REACH = 6.25
+BATCH_VALUES = 2**17
 
 
 class _Voxels(NamedTuple):
@@ -97,7 +89,9 @@ class GridPosterior(Estimator):
     the other parameters only: first over all of their space, then over the points of a lattice in a box around the
     posterior, which is narrowed until the points resolve it.
 
-    Posteriors that remain unresolved are marked NOT_CONVERGED. As long as there are no more measurements than
+    What lies outside of the box, less than half a per cent of the mass, does not count: where a thin tail reaches
+    far (unknown noise and few measurements), the standard deviation is that of the bulk. Posteriors that remain
+    unresolved are marked NOT_CONVERGED. As long as there are no more measurements than
     parameters, the posterior exists only where the noise is known; elsewhere the voxel has FAILED.
 
     The log evidence is the natural logarithm of the density of the voxel's measurements (of shells, their averages)
@@ -129,8 +123,7 @@ class GridPosterior(Estimator):
         self._is_log = torch.tensor([is_logarithmic(p) for p in nonlinear], device=self.device)
         self._root_averages = self._tensor(acquisition.n_averages).sqrt()
         # The amplitude gets a coordinate of its own, so that the points stand for the joint posterior.
-        lattice = self._tensor(korobov_lattice(N_POINTS[n_axes], n_axes + 1))
-        self._unit, self._share = lattice[:, :-1], lattice[:, -1]
+        self._lattices = [self._tensor(korobov_lattice(k * N_POINTS[n_axes], n_axes + 1)) for k in (1, HARD_FACTOR)]
         self._coarse = self._tensor(korobov_lattice(N_COARSE[n_axes], n_axes))
         if not self.model.covariates:
             shape = self._shape(self._coarse.unsqueeze(0), self._coarse[:1, :0])[0].double()
@@ -174,8 +167,8 @@ class GridPosterior(Estimator):
         """Return results of that many voxels, to be filled."""
         n_columns = len(self.model.parameters) + len(self.model.derived)
         blank = torch.full((n_voxels,), torch.nan, device=self.device)
-        columns = (blank[:, None].repeat(1, n_columns) for _ in range(4))
-        return _Sums(*columns, blank, torch.full((n_voxels,), float(Status.FAILED), device=self.device))
+        estimate, std, lower, upper = (blank[:, None].repeat(1, n_columns) for _ in range(4))
+        return _Sums(estimate, std, lower, upper, blank, torch.full_like(blank, float(Status.FAILED)))
 
     def _solve_all(self, sums: _Sums, inputs: list[torch.Tensor], chosen: torch.Tensor, freedom: float) -> None:
         """Fill in the results of the chosen voxels, whose inputs are signals, noise and covariates."""
@@ -190,15 +183,16 @@ class GridPosterior(Estimator):
         """Fill in the results of a batch of voxels, which are to go into `rows`."""
         box = self._first_box(voxels, freedom)
         for level in range(N_LEVELS):
-            posterior = self._posterior(voxels, box, freedom)
-            settled = (_gap(posterior.log_weight) <= NEAR) & _is_balanced(posterior)
+            lattice = self._lattices[level >= HARD_LEVEL]
+            posterior = self._posterior(voxels, box, lattice[:, :-1], freedom)
+            settled = (gap_of(posterior.log_weight) <= NEAR) & _is_balanced(posterior)
             done = settled | posterior.log_weight.isneginf().all(-1) | (level == N_LEVELS - 1)
-            self._store(sums, rows[done], voxels.select(done), posterior.select(done), settled[done])
+            self._store(sums, rows[done], voxels.select(done), posterior.select(done), lattice[:, -1], settled[done])
             if done.all():
                 return
             rest = ~done
             rows, voxels = rows[rest], voxels.select(rest)
-            box = _next_box(posterior.position[rest], posterior.log_weight[rest], freedom)
+            box = next_box(posterior.position[rest], posterior.log_weight[rest], freedom)
 
     def _first_box(self, voxels: _Voxels, freedom: float) -> Box:
         """Return where the posterior lies; the whole space for models whose signals depend on covariates."""
@@ -212,11 +206,11 @@ class GridPosterior(Estimator):
         residual = torch.addcmul(total, explained, explained, value=-1).float().clamp(min=0)
         mean = explained.float() * self._coarse_energy.rsqrt()
         log_weight, _ = self._weigh(voxels, mean, self._coarse_energy, residual, freedom)
-        return _next_box(self._coarse, log_weight + self._coarse_prior, freedom)
+        return next_box(self._coarse, log_weight + self._coarse_prior, freedom)
 
-    def _posterior(self, voxels: _Voxels, box: Box, freedom: float) -> _Posterior:
+    def _posterior(self, voxels: _Voxels, box: Box, unit: torch.Tensor, freedom: float) -> _Posterior:
         """Evaluate the posterior at the points of the lattice in the boxes."""
-        position, log_volume, at_edge = points_in(box, self._unit)
+        position, log_volume, at_edge = points_in(box, unit)
         shape = self._shape(position, voxels.covariates)
         target = voxels.target.unsqueeze(1)
         energy = shape.square().sum(-1).clamp(min=torch.finfo(shape.dtype).tiny)
@@ -285,65 +279,35 @@ class GridPosterior(Estimator):
         rows: torch.Tensor,
         voxels: _Voxels,
         posterior: _Posterior,
+        share: torch.Tensor,
         settled: torch.Tensor,
     ) -> None:
-        """Fill in the results of voxels, which are to go into `rows`."""
+        """Fill in the results of voxels, which are to go into `rows`.
+
+        `share` (n_points,) is the coordinate of the amplitude.
+        """
         low, high = self.model.parameters[0].bounds
-        amplitude = posterior.amplitude.quantile(self._share, low, high) * voxels.size
+        weight = posterior.log_weight.softmax(-1)
+        amplitude = posterior.amplitude.quantile(share, low, high) * voxels.size
         parameters = torch.cat([amplitude.unsqueeze(-1), self._nonlinear(posterior.position)], dim=-1)
         known = voxels.covariates.unsqueeze(1).expand(*amplitude.shape, -1)
         derived = self.model.derive(self.model.with_covariates(parameters, known))
-        values = torch.cat([parameters, derived], dim=-1).mT.contiguous()
-        weight = posterior.log_weight.softmax(-1)
-        mean, std, lower, upper = _summary(values, weight)
+        columns = summarise(torch.cat([parameters, derived], dim=-1).mT.contiguous(), weight)
+        # The spread of the amplitude at a point is as large as that between points: it needs more than one value each.
+        strata = [posterior.amplitude.quantile((share + k) / N_STRATA, low, high) for k in range(N_STRATA)]
+        amplitude = torch.cat(strata, dim=-1) * voxels.size
+        first = summarise(amplitude.unsqueeze(1), weight.repeat(1, N_STRATA) / N_STRATA)
+        for column, own in zip(columns, first, strict=True):
+            column[:, :1] = own
         log_sum = posterior.log_weight.logsumexp(-1) - math.log(posterior.log_weight.shape[-1])
         in_unit = self._root_averages.log().sum() - len(self._root_averages) * voxels.size.squeeze(-1).log()
         status = torch.where(settled, float(Status.OK), float(Status.NOT_CONVERGED))
-        for result, part in zip(sums, (mean, std, lower, upper, log_sum + in_unit, status), strict=True):
+        for result, part in zip(sums, (*columns, log_sum + in_unit, status), strict=True):
             result[rows] = part
 
     def _tensor(self, values: npt.ArrayLike) -> torch.Tensor:
         """Return values in the precision and on the device of the computation."""
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
-
-
-def _gap(log_weight: torch.Tensor) -> torch.Tensor:
-    """Return (n,) by how much the best of log weights (n, n_points) exceeds the last of the best `N_NEAR`."""
-    best = log_weight.topk(N_NEAR).values
-    return best[:, 0] - best[:, -1]
-
-
-def _next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: float) -> Box:
-    """Return the box around the posterior, as far as points that may not resolve it can tell.
-
-    Where few points share the mass, weights are tempered: noise is taken as larger, by a factor in variance. The true
-    covariance is then smaller by that factor if it is Gaussian; others are approached in steps. Student's t is
-    taken as the Gaussian of the noise at its best point first, as its tails would hide the peak.
-    """
-    below = log_weight - log_weight.amax(-1, keepdim=True)
-    gaussian = below if math.isinf(freedom) else -freedom / 2 * torch.expm1(-2 / freedom * below)
-    temperature = (_gap(gaussian) / NEAR).clamp(1.0, 1e30).unsqueeze(-1)
-    if not math.isinf(freedom):
-        gaussian = torch.where(temperature > 1, gaussian, below)
-    weight = (gaussian / temperature).softmax(-1)
-    centre, covariance = _moments(position, weight)
-    covariance = covariance + SMALLEST**2 * torch.eye(centre.shape[-1], device=centre.device)
-    root: torch.Tensor = torch.linalg.cholesky_ex(covariance)[0]
-    return Box(centre, root * (HALF_WIDTH * temperature.rsqrt().clamp(min=1 / SHRINK)).unsqueeze(-1))
-
-
-def _moments(position: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean (n, n_axes) and covariance (n, n_axes, n_axes) of positions, ([n, ]n_points, n_axes)."""
-    if position.ndim == 2:
-        # All voxels share the positions: the sums are one product.
-        products = position.unsqueeze(1) * position.unsqueeze(2)
-        mean = weight @ position
-        square = (weight @ products.flatten(1)).unflatten(1, products.shape[1:])
-        return mean, square - mean.unsqueeze(1) * mean.unsqueeze(2)
-    weight = weight.unsqueeze(-1)
-    mean = (weight * position).sum(1)
-    offset = position - mean.unsqueeze(1)
-    return mean, (weight * offset).mT @ offset
 
 
 def _is_balanced(posterior: _Posterior) -> torch.Tensor:
@@ -352,32 +316,3 @@ def _is_balanced(posterior: _Posterior) -> torch.Tensor:
     at_edge = (weight * posterior.at_edge).sum(-1)
     imbalance = (weight[:, ::2].sum(-1) - weight[:, 1::2].sum(-1)).abs()
     return (at_edge < EDGE_MASS) & (imbalance < IMBALANCE)
-
-
-def _summary(values: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return mean, standard deviation, and the limits of the central interval, (n, n_columns) each.
-
-    Parameters
-    ----------
-    values : Tensor
-        (n, n_columns, n_points).
-    weight : Tensor
-        (n, n_points), of sum one.
-    """
-    weight = weight.unsqueeze(1)
-    mean = (values * weight).sum(-1, keepdim=True)
-    offset = values - mean
-    std = (offset.square() * weight).sum(-1, keepdim=True).sqrt()
-    start = torch.maximum(offset.amin(-1, keepdim=True), -REACH * std)
-    width = (torch.minimum(offset.amax(-1, keepdim=True), REACH * std) - start) / N_BINS
-    bins = ((offset - start) / width).nan_to_num().clamp(0, N_BINS - 1).long()
-    histogram = torch.zeros_like(values[..., :1]).repeat(1, 1, N_BINS)
-    histogram.scatter_add_(-1, bins, weight.expand_as(values))
-    cumulative = histogram.cumsum(-1)
-    limits = []
-    for probability in LIMITS:
-        index = (cumulative < probability).sum(-1, keepdim=True).clamp(max=N_BINS - 1)
-        within = histogram.gather(-1, index)
-        share = 1 - (cumulative.gather(-1, index) - probability) / within
-        limits.append(mean + start + (index + share) * width)
-    return tuple(part.squeeze(-1) for part in (mean, std, *limits))

@@ -10,11 +10,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+#: Multipliers of a lattice that are compared.
+N_CANDIDATES = 128
 #: Share of an interval at either end that must hold hardly any mass, unless a bound is there.
 EDGE = 0.05
 #: Points lie at sinh(t) / SPREAD, in units of the box, for even steps of t up to REACH, which leads to a distance of 1.
 REACH = 3.0
 SPREAD = math.sinh(REACH)
+
+#: Half-width of the box in standard deviations.
+HALF_WIDTH = 12.0
+#: The posterior is resolved where this many points lie within so much of the largest log weight.
+N_NEAR = 16
+NEAR = 2.0
+#: Added to standard deviations, as a share of the parameter's range: no box is without extent.
+SMALLEST = 1e-6
+#: By which factor the next box may be narrower.
+SHRINK = 3.0
 
 
 @cache
@@ -30,7 +42,8 @@ def korobov_lattice(n_points: int, n_axes: int) -> npt.NDArray[np.float64]:
         A power of two.
     n_axes : int
     """
-    candidates = [_korobov(n_points, n_axes, multiplier) for multiplier in range(1, n_points // 2, 2)]
+    multipliers = range(1, n_points // 2, max(2, n_points // (2 * N_CANDIDATES)))
+    candidates = [_korobov(n_points, n_axes, multiplier) for multiplier in multipliers]
     return (min(candidates, key=_p2) + 0.5) / n_points
 
 
@@ -114,3 +127,42 @@ def points_in(box: Box, unit: torch.Tensor) -> Points:
         log_volume = log_volume + (half * width * step.cosh() / SPREAD).log()
         at_edge = at_edge | ((share < EDGE) & (lower <= -REACH)) | ((share > 1 - EDGE) & (upper >= REACH))
     return Points(torch.stack(columns, dim=-1), log_volume, at_edge)
+
+
+def gap_of(log_weight: torch.Tensor) -> torch.Tensor:
+    """Return (n,) by how much the best of log weights (n, n_points) exceeds the last of the best `N_NEAR`."""
+    best = log_weight.topk(N_NEAR).values
+    return best[:, 0] - best[:, -1]
+
+
+def next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: float) -> Box:
+    """Return the box around the posterior, as far as points that may not resolve it can tell.
+
+    Where few points share the mass, weights are tempered: noise is taken as larger, by a factor in variance. The true
+    covariance is then smaller by that factor if it is Gaussian; others are approached in steps. Student's t is
+    taken as the Gaussian of the noise at its best point first, as its tails would hide the peak.
+    """
+    below = log_weight - log_weight.amax(-1, keepdim=True)
+    gaussian = below if math.isinf(freedom) else -freedom / 2 * torch.expm1(-2 / freedom * below)
+    temperature = (gap_of(gaussian) / NEAR).clamp(1.0, 1e30).unsqueeze(-1)
+    if not math.isinf(freedom):
+        gaussian = torch.where(temperature > 1, gaussian, below)
+    weight = (gaussian / temperature).softmax(-1)
+    centre, covariance = _moments(position, weight)
+    covariance = covariance + SMALLEST**2 * torch.eye(centre.shape[-1], device=centre.device)
+    root: torch.Tensor = torch.linalg.cholesky_ex(covariance)[0]
+    return Box(centre, root * (HALF_WIDTH * temperature.rsqrt().clamp(min=1 / SHRINK)).unsqueeze(-1))
+
+
+def _moments(position: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean (n, n_axes) and covariance (n, n_axes, n_axes) of positions, ([n, ]n_points, n_axes)."""
+    if position.ndim == 2:
+        # All voxels share the positions: the sums are one product.
+        products = position.unsqueeze(1) * position.unsqueeze(2)
+        mean = weight @ position
+        square = (weight @ products.flatten(1)).reshape(-1, *products.shape[1:])
+        return mean, square - mean.unsqueeze(1) * mean.unsqueeze(2)
+    weight = weight.unsqueeze(-1)
+    mean = (weight * position).sum(1)
+    offset = position - mean.unsqueeze(1)
+    return mean, (weight * offset).mT @ offset

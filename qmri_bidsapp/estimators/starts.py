@@ -188,5 +188,9 @@ def axis_values(parameter: Parameter, n_values: int, inset: float = 0.0) -> list
     """Return values over a parameter's bounds, all but a share at either end; wide positive ranges are logarithmic."""
     low, high = parameter.bounds
     margin = inset * (high - low)
-    values = np.geomspace(low, high, n_values) if is_logarithmic(parameter) else np.linspace(low + margin, high - margin, n_values)
+    values = (
+        np.geomspace(low, high, n_values)
+        if is_logarithmic(parameter)
+        else np.linspace(low + margin, high - margin, n_values)
+    )
     return [float(value) for value in values]

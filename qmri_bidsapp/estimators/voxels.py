@@ -128,7 +128,7 @@ def assemble(
 
 
 def scatter(values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Return the values of the usable voxels, (n_usable, ...), among all, (n_voxels, ...) float32; the others are NaN."""
+    """Return values of all voxels, (n_voxels, ...) float32: those of the usable ones, (n_usable, ...), and NaN."""
     everywhere = np.full((len(usable), *values.shape[1:]), np.nan, dtype=np.float32)
     everywhere[usable] = values
     return everywhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +104,11 @@ def fit_volume(
 def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:
     """Return maps of that many voxels, to be filled."""
     parameters = (*estimator.model.parameters, *estimator.model.derived)
-    columns = [np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(4 if estimator.has_posterior else 2)]
-    evidence = np.empty(n_voxels, dtype=np.float32) if estimator.has_posterior else None
-    status = np.empty(n_voxels, dtype=np.uint8)
-    return ParameterMaps(parameters, *columns[:2], estimator.std_kind, status, *columns[2:], log_evidence=evidence)
+    estimate, std, lower, upper = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(4))
+    maps = ParameterMaps(parameters, estimate, std, estimator.std_kind, np.empty(n_voxels, dtype=np.uint8))
+    if not estimator.has_posterior:
+        return maps
+    return replace(maps, lower=lower, upper=upper, log_evidence=np.empty(n_voxels, dtype=np.float32))
 
 
 def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:
