@@ -36,7 +36,7 @@ HARD_FACTOR = 4
 #: Least noise, relative to the voxel's largest signal: what single precision and digitised images can tell.
 NOISE_FLOOR = 1e-4
 #: Values of the amplitude per point.
-N_STRATA = 4
+N_STRATA = 8
 #: Values that are evaluated at a time: few enough for the processor's cache.
 BATCH_VALUES = 2**17
 
@@ -90,9 +90,10 @@ class GridPosterior(Estimator):
     posterior, which is narrowed until the points resolve it.
 
     What lies outside of the box, less than half a per cent of the mass, does not count: where a thin tail reaches
-    far (unknown noise and few measurements), the standard deviation is that of the bulk. Posteriors that remain
-    unresolved are marked NOT_CONVERGED. As long as there are no more measurements than
-    parameters, the posterior exists only where the noise is known; elsewhere the voxel has FAILED.
+    far (unknown noise and few measurements), the standard deviation is that of the bulk. Limits of the interval are
+    precise to about a tenth of a standard deviation. Posteriors that remain unresolved are marked NOT_CONVERGED. With
+    no more measurements than parameters, the posterior exists only where the noise is known; elsewhere the voxel has
+    FAILED.
 
     The log evidence is the natural logarithm of the density of the voxel's measurements (of shells, their averages)
     in the unit of the signals. It can be compared between models of the same measurements. Where the noise is not
