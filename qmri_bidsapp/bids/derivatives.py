@@ -43,6 +43,7 @@ BIDSIGNORE = (
     "*.html",
     "*_dwimap.*",
     "*_IEmap.*",
+    "*_logevidence.*",
     "*_model-*",
     "group_*",
 )

@@ -39,6 +39,10 @@ class ParameterMaps:
         How `std` was obtained, e.g. ``"Cramer-Rao"``.
     status : ndarray
         (n_voxels,) uint8, values of `Status`.
+    lower, upper : ndarray or None
+        (n_voxels, n_parameters) float32, limits of the central 95 % interval, from estimators that know the posterior.
+    log_evidence : ndarray or None
+        (n_voxels,) float32, natural logarithm of the density of the voxel's measurements, from such estimators.
     """
 
     parameters: tuple[Parameter, ...]
@@ -46,11 +50,21 @@ class ParameterMaps:
     std: npt.NDArray[np.float32]
     std_kind: str
     status: npt.NDArray[np.uint8]
+    lower: npt.NDArray[np.float32] | None = None
+    upper: npt.NDArray[np.float32] | None = None
+    log_evidence: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.status), len(self.parameters))
         if self.estimate.shape != shape or self.std.shape != shape:
             raise ValueError(f"Estimate {self.estimate.shape} and std {self.std.shape} must both have shape {shape}.")
+
+    def fill(self, index: slice | npt.NDArray[np.intp], part: ParameterMaps) -> None:
+        """Put the maps of some voxels, from the same estimator, into their places."""
+        for name in ("estimate", "std", "status", "lower", "upper", "log_evidence"):
+            values = getattr(self, name)
+            if values is not None:
+                values[index] = getattr(part, name)
 
     def counts(self) -> dict[str, int]:
         """Return the number of voxels per status name, for the statuses that occur."""

@@ -41,6 +41,8 @@ class Estimator(ABC):
         floor away, as of diffusion series, does not go with it.
     is_spatial : bool
         Whether neighbouring voxels influence each other, so that `predict_volume` should be given the whole volume.
+    has_posterior : bool
+        Whether its maps hold intervals and the log evidence.
     """
 
     name: ClassVar[str]
@@ -49,6 +51,7 @@ class Estimator(ABC):
     reference: ClassVar[str]
     needs_raw_magnitudes: ClassVar[bool] = False
     is_spatial: ClassVar[bool] = False
+    has_posterior: ClassVar[bool] = False
 
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
         self.model = model

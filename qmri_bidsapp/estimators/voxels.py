@@ -119,12 +119,16 @@ def assemble(
         (n_usable,) uint8.
     """
     parameters = (*model.parameters, *model.derived)
-    shape = (len(status), len(parameters))
-    estimates = np.full(shape, np.nan, dtype=np.float32)
-    stds = np.full(shape, np.nan, dtype=np.float32)
     failed = ~np.isfinite(estimate).all(axis=1)
-    estimates[usable] = np.where(failed[:, None], np.nan, estimate)
-    stds[usable] = np.where(failed[:, None] | ~np.isfinite(std), np.nan, std)
+    estimates = scatter(np.where(failed[:, None], np.nan, estimate), usable)
+    stds = scatter(np.where(failed[:, None] | ~np.isfinite(std), np.nan, std), usable)
     status = status.copy()
     status[usable] = np.where(failed, Status.FAILED, fitted_status)
     return ParameterMaps(parameters, estimates, stds, std_kind, status)
+
+
+def scatter(values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Return values of all voxels, (n_voxels, ...) float32: those of the usable ones, (n_usable, ...), and NaN."""
+    everywhere = np.full((len(usable), *values.shape[1:]), np.nan, dtype=np.float32)
+    everywhere[usable] = values
+    return everywhere

@@ -99,11 +99,13 @@ class SaveSeries(SimpleInterface):
 class _SaveFitInputSpec(_SaveInputSpec):
     estimates = traits.List(File(exists=True), mandatory=True)
     stds = traits.List(File(exists=True), mandatory=True)
+    posterior = traits.List(File(exists=True), desc="intervals and log evidence, see `Fit`")
     status = File(exists=True, mandatory=True)
     counts = traits.Dict(mandatory=True)
     seconds = traits.Float(mandatory=True)
     sidecars = traits.List(traits.Dict, mandatory=True, desc="of the estimates")
     std_sidecars = traits.List(traits.Dict, mandatory=True)
+    posterior_sidecars = traits.List(traits.Dict, mandatory=True)
     status_sidecar = traits.Dict(mandatory=True)
 
 
@@ -121,6 +123,8 @@ class SaveFit(SimpleInterface):
         inputs, record = self.inputs, dict(self.inputs.record)
         _save_all(inputs.estimates, [item["map"] for item in record["maps"]], inputs.sidecars, inputs.out_dir)
         _save_all(inputs.stds, [item["std"] for item in record["maps"]], inputs.std_sidecars, inputs.out_dir)
+        posterior = defined(inputs.posterior) or []
+        _save_all(posterior, record["posterior"], inputs.posterior_sidecars, inputs.out_dir)
         _save_all([inputs.status], [record["status"]], [inputs.status_sidecar], inputs.out_dir)
         table = [{"index": int(status), "name": status.name} for status in Status]
         save_table(table, inputs.out_dir, record["status"].replace(".nii.gz", ".tsv"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,7 @@ def fit_volume(
         options: dict[str, Any] = {} if toward is None else {"directions": toward[index]}
         if known is not None:
             options["covariates"] = known[index]
-        part = estimator.predict(values, noise_std=noise, **options)
-        maps.estimate[index], maps.std[index], maps.status[index] = part.estimate, part.std, part.status
+        maps.fill(index, estimator.predict(values, noise_std=noise, **options))
     return maps
 
 
@@ -138,8 +138,11 @@ def _fit_whole(
 def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:
     """Return maps of that many voxels, to be filled."""
     parameters = (*estimator.model.parameters, *estimator.model.derived)
-    estimate, std = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(2))
-    return ParameterMaps(parameters, estimate, std, estimator.std_kind, np.empty(n_voxels, dtype=np.uint8))
+    estimate, std, lower, upper = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(4))
+    maps = ParameterMaps(parameters, estimate, std, estimator.std_kind, np.empty(n_voxels, dtype=np.uint8))
+    if not estimator.has_posterior:
+        return maps
+    return replace(maps, lower=lower, upper=upper, log_evidence=np.empty(n_voxels, dtype=np.float32))
 
 
 def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:
@@ -178,6 +181,10 @@ class _FitInputSpec(BaseInterfaceInputSpec):
 class _FitOutputSpec(TraitedSpec):
     estimates = traits.List(File(exists=True), desc="one map per parameter")
     stds = traits.List(File(exists=True), desc="one standard-deviation map per parameter")
+    posterior = traits.List(
+        File(exists=True),
+        desc="lower limits, then upper limits of the intervals, then the log evidence; empty without a posterior",
+    )
     status = File(exists=True)
     counts = traits.Dict(desc="voxels per status")
     seconds = traits.Float(desc="time that the fit took")
@@ -246,9 +253,18 @@ def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -
     def save(values: npt.NDArray[Any], background: float, name: str) -> str:
         return str(save_image(make_image(fill(values, mask, background), mask_image), folder / name))
 
-    saved = [(i, p.name) for i, p in enumerate(maps.parameters) if p.saved]
+    def save_columns(values: npt.NDArray[np.float32] | None, ending: str) -> list[str]:
+        if values is None:
+            return []
+        saved = [(i, p.name) for i, p in enumerate(maps.parameters) if p.saved]
+        return [save(values[:, i], np.nan, f"{name}{ending}.nii") for i, name in saved]
+
+    posterior = [*save_columns(maps.lower, "_low"), *save_columns(maps.upper, "_high")]
+    if maps.log_evidence is not None:
+        posterior.append(save(maps.log_evidence, np.nan, "log_evidence.nii"))
     return {
-        "estimates": [save(maps.estimate[:, i], np.nan, f"{name}.nii") for i, name in saved],
-        "stds": [save(maps.std[:, i], np.nan, f"{name}_std.nii") for i, name in saved],
+        "estimates": save_columns(maps.estimate, ""),
+        "stds": save_columns(maps.std, "_std"),
+        "posterior": posterior,
         "status": save(maps.status, Status.OUTSIDE, "status.nii"),
     }

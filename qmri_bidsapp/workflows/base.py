@@ -170,7 +170,7 @@ def _add_series(
             f"fit_{index}_{number}",
             **fit_outputs(item, model, estimator, str(config.bids_dir), subject_plan.clashing(item, model)),
         )
-        results = [(name, name) for name in ("estimates", "stds", "status", "counts", "seconds")]
+        results = [(name, name) for name in ("estimates", "stds", "posterior", "status", "counts", "seconds")]
         wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
         if item.group.covariates and get_model(model).covariates:
             wf.connect(series_wf, "outputnode.covariates", fit, "covariates")

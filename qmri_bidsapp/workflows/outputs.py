@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: Suffixes that more than one model writes: the model is part of their ``desc``.
 SHARED_SUFFIXES = ("S0map",)
 CSD_REFERENCE = "Jeurissen et al. 2014, NeuroImage 103:411"
+LOG_EVIDENCE = "Natural logarithm of the evidence: density of the measurements of a voxel, in the unit of the series"
+#: What a posterior adds to a map, by ending of ``desc``.
+INTERVAL = {"low": "Lower limit of the central 95 % interval", "high": "Upper limit of the central 95 % interval"}
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
 
@@ -30,15 +33,16 @@ def desc_meanings() -> dict[str, str]:
         meanings[f"{kind}brain"] = f"Brain mask on the grid of the {kind} series"
         meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
     for name, estimator in load_estimators().items():
-        spread = f"Standard deviation of the estimate ({estimator.std_kind})"
-        meanings |= {name: f"Estimate: {estimator.title}", f"{name}std": spread}
+        endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
+        endings |= INTERVAL if estimator.has_posterior else {}
+        meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
         for model in filter(estimator.supports, map(get_model, load_models())):
             if "dwi" in model.bids_suffixes:
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
-            meanings |= {f"{name}{model.name}": f"Estimate: {of}", f"{name}{model.name}std": f"{spread}: {of}"}
+            meanings |= {f"{name}{model.name}{ending}": f"{text}: {of}" for ending, text in endings.items()}
     return meanings
 
 
@@ -188,10 +192,12 @@ def fit_outputs(
     }
     unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
     maps, sidecars, std_sidecars = [], [], []
+    limits: dict[str, list[tuple[str, dict[str, Any]]]] = {ending: [] for ending in INTERVAL}
     for parameter in (*model.parameters, *model.derived):
         if not parameter.saved:
             continue
-        name, std_name = _map_names(group, model_name, parameter, estimator_name, alone, clashing)
+        name, *others = _map_names(group, model_name, parameter, estimator_name, alone, clashing)
+        std_name, *limit_names = others
         sidecar = _sidecar(
             group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
         )
@@ -199,6 +205,8 @@ def fit_outputs(
         std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}{unknown}"
         sidecars.append(sidecar)
         std_sidecars.append({**sidecar, "Description": std_description})
+        for (ending, text), limit_name in zip(INTERVAL.items(), limit_names, strict=True):
+            limits[ending].append((limit_name, {**sidecar, "Description": f"{text} of: {parameter.description}"}))
         maps.append(
             {
                 "parameter": parameter.name,
@@ -209,11 +217,14 @@ def fit_outputs(
                 "std": std_name,
             }
         )
-    status_name = (
-        _name(group, "dseg", model=model_name, desc=f"{estimator_name}status")
-        if group.kind == "dwi"
-        else _name(group, "dseg", desc=f"{estimator_name}{model_name}status")
-    )
+    # Relaxometry has no entity for the model.
+    entities = {"model": model_name} if group.kind == "dwi" else {}
+    desc = estimator_name if group.kind == "dwi" else f"{estimator_name}{model_name}"
+    evidence = _sidecar(group, bids_dir, LOG_EVIDENCE, skull_stripped=True, Units="arbitrary", **algorithm)
+    evidence["Sources"] += maps_used
+    evidence_name = _name(group, "logevidence", **entities, desc=desc)
+    posterior = [*(item for items in limits.values() for item in items), (evidence_name, evidence)]
+    posterior = posterior if estimator.has_posterior else []
     record = {
         "series": group.name,
         "kind": group.kind,
@@ -223,32 +234,32 @@ def fit_outputs(
         "estimator": estimator_name,
         "estimator_title": estimator.title,
         "std_kind": estimator.std_kind,
-        "status": status_name,
+        "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
         "maps": maps,
+        "posterior": [name for name, _ in posterior],
     }
     description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
     return {
         "record": record,
         "sidecars": sidecars,
         "std_sidecars": std_sidecars,
+        "posterior_sidecars": [sidecar for _, sidecar in posterior],
         "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
     }
 
 
 def _map_names(
     group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
-) -> tuple[str, str]:
-    """Return the names of a parameter's map and of its standard deviation."""
+) -> list[str]:
+    """Return the names of a parameter's map, of its standard deviation, and of what `INTERVAL` lists."""
+    endings = ("", "std", *INTERVAL)
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}
-        return (
-            _name(group, "dwimap", **entities, desc=estimator),
-            _name(group, "dwimap", **entities, desc=f"{estimator}std"),
-        )
+        return [_name(group, "dwimap", **entities, desc=f"{estimator}{ending}") for ending in endings]
     suffix = parameter.bids_suffix
     if suffix is None:
         raise ValueError(f"Parameter {parameter.name} of model {model} has no BIDS suffix.")
     if suffix in SHARED_SUFFIXES or suffix in clashing:
-        return _name(group, suffix, desc=f"{estimator}{model}"), _name(group, suffix, desc=f"{estimator}{model}std")
-    desc = {} if alone else {"desc": estimator}
-    return _name(group, suffix, **desc), _name(group, suffix, desc=f"{estimator}std")
+        return [_name(group, suffix, desc=f"{estimator}{model}{ending}") for ending in endings]
+    others = [_name(group, suffix, desc=f"{estimator}{ending}") for ending in endings]
+    return [_name(group, suffix) if alone else others[0], *others[1:]]

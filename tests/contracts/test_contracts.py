@@ -275,6 +275,9 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     truth = np.concatenate([middle, model.derive(theta).numpy()], axis=1)
     empirical = maps.estimate.std(axis=0)
     stated = np.sqrt(np.nanmean(maps.std.astype(float) ** 2, axis=0))
+    if estimator.has_posterior and not known_noise:
+        # Of unknown noise the posterior is Student's t, whose variance is larger than that of the estimate.
+        stated *= np.sqrt((n_free - 2) / n_free)
     np.testing.assert_allclose(stated, empirical, rtol=0.1)
     if known_noise:
         covered = np.abs(maps.estimate - truth) <= 1.96 * maps.std
