@@ -71,7 +71,7 @@ def test_maps_agree_with_the_truth(bids: Path, finished: Path) -> None:
 
 def test_every_map_has_a_standard_deviation_a_unit_and_a_reference(finished: Path) -> None:
     record = json.loads((finished / "out" / "logs" / "sub-02.json").read_text())
-    assert {fit["model"] for fit in record["fits"]} == {"t1", "t2", "smt", "tensor", "kurtosis"}
+    assert {fit["model"] for fit in record["fits"]} == {"t1", "t2", "smt", "tensor", "kurtosis", "noddi"}
     kurtosis = next(fit for fit in record["fits"] if fit["model"] == "kurtosis")
     assert {"mk", "ak", "rk", "fa"} <= {item["parameter"] for item in kurtosis["maps"]}
     assert "vxxxx" not in {item["parameter"] for item in kurtosis["maps"]}

@@ -1,0 +1,29 @@
+"""The same maps on a GPU as on the CPU, to the rounding of single precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_contracts import PAIRS, covariates, protocol, simulate
+
+from qmri_bidsapp.registry import get_estimator, get_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
+
+
+@pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
+def test_maps_agree_with_those_of_the_cpu(model_name: str, estimator_name: str) -> None:
+    """Where the data hardly determine a parameter, to a small part of its standard deviation."""
+    model = get_model(model_name)
+    _, signal = simulate(model, 2000, noise=1.0)
+    maps = [
+        get_estimator(estimator_name)(model, device=device)
+        .fit(protocol(model))
+        .predict(signal, noise_std=1.0, covariates=covariates(model, 2000))
+        for device in ("cpu", "cuda:0")
+    ]
+    first, second = (item.estimate for item in maps)
+    tolerance = 2e-3 * np.abs(first) + 0.05 * np.nan_to_num(maps[0].std) + 1e-6
+    assert (np.abs(first - second) <= tolerance).mean() > 0.995
+    assert (maps[0].status == maps[1].status).mean() > 0.995
