@@ -48,6 +48,12 @@ def describe_methods(config: Config) -> str:
     chosen = [name for name in _MODELS if "auto" in config.models or name in config.models]
     others = [name for name in config.models if name not in _MODELS and name != "auto"]
     fits = " ".join(_MODELS[name] for name in chosen)
+    if any(item.rpartition(":")[2] == "grid" for item in config.estimators):
+        fits += (
+            " With the estimator grid, estimates are posterior means for a uniform prior within bounds and Gaussian "
+            "noise, by summation over a lattice in place of the least squares below, and standard deviations are those "
+            "of the posterior."
+        )
     if others:
         fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
     if config.n_fibres == "auto":

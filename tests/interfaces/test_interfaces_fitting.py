@@ -61,3 +61,21 @@ def test_maps_have_the_whole_geometry_of_the_mask(tmp_path: Path) -> None:
         assert header.get_xyzt_units()[0] == "mm"
         assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
         np.testing.assert_allclose(nib.load(name).affine, affine)
+
+
+def test_a_posterior_adds_limits_and_evidence(tmp_path: Path) -> None:
+    acquisition = MultiEcho((0.01, 0.02, 0.04, 0.06, 0.09, 0.12))
+    data = 100 * np.exp(-np.array(acquisition.echo_time) / 0.08) * np.ones((2, 2, 2, 1))
+    data += NOISE * np.random.default_rng(0).standard_normal(data.shape)
+    nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), tmp_path / "series.nii")
+    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "mask.nii")
+    files = {"in_file": tmp_path / "series.nii", "in_mask": tmp_path / "mask.nii"}
+    for estimator, expected in (("nlls", []), ("grid", ["s0", "t2", "r2"])):
+        fit = Fit(**files, model="t2", estimator=estimator, acquisition=acquisition.to_dict())
+        outputs = fit.run(cwd=str(tmp_path)).outputs
+        names = [Path(name).name for name in outputs.posterior]
+        endings = [f"{name}_{limit}.nii" for limit in ("low", "high") for name in expected]
+        assert names == endings + (["log_evidence.nii"] if expected else [])
+    low, high = (np.asarray(nib.load(tmp_path / f"t2_{limit}.nii").dataobj) for limit in ("low", "high"))
+    estimate = np.asarray(nib.load(tmp_path / "t2.nii").dataobj)
+    assert ((low < estimate) & (estimate < high)).all()
