@@ -197,7 +197,8 @@ class OrientedStarts:
         best = self._dictionary.projections(features).max(-1)
         tissue = self._grid[best.indices].clone()
         tissue[:, 0] = self._dictionary.amplitude(best.values, best.indices)
-        if self._n_bundles:
+        # Coefficients of several bundles are known too roughly for more than an entry.
+        if self._n_bundles == 1:
             tissue = self._refine(tissue, features)
         return tissue[:, 1:], tissue[:, :1]
 
