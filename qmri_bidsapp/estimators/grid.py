@@ -17,6 +17,7 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.amplitude import Amplitude
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.cubature import NEAR, Box, gap_of, korobov_lattice, next_box, points_in, whole_cube
+from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.starts import is_logarithmic
 from qmri_bidsapp.estimators.summary import summarise
 from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, scatter, screen
@@ -154,11 +155,10 @@ class GridPosterior(Estimator):
         sums = self._empty(len(inputs[0]))
         is_known = inputs[1].isfinite()
         n_measurements, n_parameters = protocol.n_measurements, len(self.model.parameters)
-        with torch.no_grad():
-            self._solve_all(sums, inputs, is_known, freedom=math.inf)
-            # As many parameters as measurements fit them exactly: the integral over the noise diverges there.
-            if n_measurements > n_parameters:
-                self._solve_all(sums, inputs, ~is_known, freedom=n_measurements - 1.0)
+        self._solve_all(sums, inputs, is_known, freedom=math.inf)
+        # As many parameters as measurements fit them exactly: the integral over the noise diverges there.
+        if n_measurements > n_parameters:
+            self._solve_all(sums, inputs, ~is_known, freedom=n_measurements - 1.0)
         estimate, std, *interval, evidence, fitted = (array.cpu().numpy() for array in sums)
         maps = assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
         lower, upper, log_evidence = (scatter(array, usable) for array in (*interval, evidence))
@@ -173,12 +173,17 @@ class GridPosterior(Estimator):
 
     def _solve_all(self, sums: _Sums, inputs: list[torch.Tensor], chosen: torch.Tensor, freedom: float) -> None:
         """Fill in the results of the chosen voxels, whose inputs are signals, noise and covariates."""
-        for rows in torch.split(torch.nonzero(chosen).squeeze(1), self._batch):
+        index = torch.nonzero(chosen).squeeze(1)
+
+        def solve(part: slice) -> None:
+            rows = index[part]
             values, noise, covariates = (array[rows] for array in inputs)
             size = values.abs().amax(-1, keepdim=True)
             variance = (noise.unsqueeze(-1) / size).square().clamp(min=NOISE_FLOOR**2)
             voxels = _Voxels(values / size * self._root_averages, variance, size, covariates)
             self._solve(sums, rows, voxels, freedom)
+
+        for_each_chunk(solve, len(index), self._batch, self.device)
 
     def _solve(self, sums: _Sums, rows: torch.Tensor, voxels: _Voxels, freedom: float) -> None:
         """Fill in the results of a batch of voxels, which are to go into `rows`."""

@@ -23,6 +23,7 @@ from qmri_bidsapp.estimators.levenberg_marquardt import (
     minimise,
     sum_of_squares,
 )
+from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.starts import starts_for
 from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
@@ -38,9 +39,9 @@ BOUND_TOLERANCE = 1e-5
 #: How far inside its bounds, relative to the range, a parameter that ended on one is started again.
 INSET = 0.05
 #: Voxels that are solved together: enough that the few which take many steps share the cost of a call.
-CHUNK_SIZE = 32_768
+CHUNK_SIZE = 65_536
 #: Values that are evaluated at a time: few enough for the processor's cache.
-BATCH_VALUES = 2**18
+BATCH_VALUES = 2**17
 #: Voxels whose starting points are looked up at a time.
 START_BATCH = 2048
 
@@ -130,15 +131,16 @@ class NonLinearLeastSquares(Estimator):
         n_columns = len(self.model.parameters) + len(self.model.derived)
         estimate, std = (np.empty((len(values), n_columns)) for _ in range(2))
         fitted = np.empty(len(values), dtype=np.uint8)
-        with torch.no_grad():
-            for first in range(0, len(values), CHUNK_SIZE):
-                part = slice(first, first + CHUNK_SIZE)
-                estimate[part], std[part], fitted[part] = self._solve(
-                    values[part],
-                    None if noise is None else noise[part],
-                    known[part],
-                    None if toward is None else toward[part],
-                )
+
+        def solve(part: slice) -> None:
+            estimate[part], std[part], fitted[part] = self._solve(
+                values[part],
+                None if noise is None else noise[part],
+                known[part],
+                None if toward is None else toward[part],
+            )
+
+        for_each_chunk(solve, len(values), CHUNK_SIZE, self.device)
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
     def _solve(
@@ -197,11 +199,7 @@ class NonLinearLeastSquares(Estimator):
     def _estimate(self, voxels: Voxels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return scaled parameters (n, n_parameters), noise variance (n,) and whether the minimum was reached (n,)."""
         objective = sum_of_squares(self._residuals(voxels))
-        if voxels.directions is None:
-            minimum = self._best_minimum(objective, voxels.target)
-        else:
-            minimum = self._descend(objective, self._find_starts(voxels.target, voxels.directions))
-        scaled, cost, converged = self._leave_bounds(objective, *minimum)
+        scaled, cost, converged = self._best_minimum(objective, voxels.target, voxels.directions)
         if voxels.noise_variance is not None:
             return scaled, voxels.noise_variance, converged
         n_free = self.acquisition_.n_measurements - len(self.model.parameters)
@@ -215,12 +213,13 @@ class NonLinearLeastSquares(Estimator):
         return self._signal(voxels, scaled, index)[1]
 
     def _best_minimum(
-        self, objective: Objective, target: torch.Tensor
+        self, objective: Objective, target: torch.Tensor, directions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the minimum (n, n_parameters), scaled, its cost (n,) and whether it was reached (n,)."""
-        return self._descend(objective, self._find_starts(target))
+        deepest = self._descend(objective, self._find_starts(target, directions))
+        return self._leave_bounds(objective, *deepest)
 
-    def _find_starts(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+    def _find_starts(self, target: torch.Tensor, directions: torch.Tensor | None) -> torch.Tensor:
         """Return (n_starts, n, n_parameters), scaled and within the bounds."""
         parts = torch.split(target, START_BATCH)
         along = [None] * len(parts) if directions is None else torch.split(directions, START_BATCH)
@@ -228,7 +227,7 @@ class NonLinearLeastSquares(Estimator):
         return self._bounds.bring_back(starts / self._scale)
 
     def _descend(self, objective: Objective, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what `_best_minimum` does, from (n_starts, n, n_parameters) starting points, scaled.
+        """Return the deepest minimum, as `_best_minimum` does, from (n_starts, n, n_parameters) scaled starts.
 
         A few steps are made from each of them; those not far from the deepest go on.
         """

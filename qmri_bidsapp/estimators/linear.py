@@ -15,6 +15,7 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
 from qmri_bidsapp.estimators.covariance import propagate
+from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.cumulants import LogLinearModel
@@ -80,12 +81,11 @@ class WeightedLinearLeastSquares(Estimator):
         values = values[usable]
         estimate, std = (np.full((len(values), len(self._lower)), np.nan) for _ in range(2))
         fitted = np.full(len(values), Status.FAILED, dtype=np.uint8)
-        with torch.no_grad():
-            for first in range(0, len(values), CHUNK_SIZE):
-                part = slice(first, first + CHUNK_SIZE)
-                estimate[part], std[part], fitted[part] = self._solve(
-                    values[part], None if noise is None else noise[part]
-                )
+
+        def solve(part: slice) -> None:
+            estimate[part], std[part], fitted[part] = self._solve(values[part], None if noise is None else noise[part])
+
+        for_each_chunk(solve, len(values), CHUNK_SIZE, self.device)
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
     def _solve(

@@ -8,9 +8,9 @@ import torch
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.estimators.cholesky import factorise, solve
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.least_squares import BATCH_VALUES, NonLinearLeastSquares
 from qmri_bidsapp.estimators.levenberg_marquardt import Objective, minimise
+from qmri_bidsapp.estimators.projection import Equations, dot, gauss_newton, hold, newton, project
 from qmri_bidsapp.estimators.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 
@@ -27,6 +27,8 @@ COST_TOLERANCE = 1e-6
 ENERGY_TOLERANCE = 1e-12
 #: Directions in which the basis functions cannot be told apart, relative to the strongest, are left out.
 RANK_TOLERANCE = 1e-4
+#: Relative step of the differences that give second derivatives.
+DIFFERENCE = 1e-3
 #: Signs that leave no more than this multiple of the least unexplained energy are refined as well.
 AMBIGUITY = 1.5
 
@@ -68,7 +70,7 @@ class VariableProjection(NonLinearLeastSquares):
         return self
 
     def _best_minimum(
-        self, objective: Objective, target: torch.Tensor
+        self, objective: Objective, target: torch.Tensor, directions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return minimum, cost and whether it was reached; see the base class."""
         parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
@@ -111,11 +113,15 @@ class VariableProjection(NonLinearLeastSquares):
         """Return what the best entry explains of each signal (n,), and its interpolated position (n_nonlinear, n)."""
         n_values = self._axes.shape[1]
         n_entries = n_values ** len(self._axes)
-        explained = (signals @ self._spans).square().view(len(signals), -1, n_entries).sum(1)
-        return _interpolated_peak(explained.view(-1, *[n_values] * len(self._axes)))
+        peaks = []
+        for part in torch.split(signals, max(1, BATCH_VALUES // self._spans.shape[1])):
+            explained = (part @ self._spans).square().view(len(part), -1, n_entries).sum(1)
+            peaks.append(_interpolated_peak(explained.view(-1, *[n_values] * len(self._axes))))
+        heights, positions = zip(*peaks, strict=True)
+        return torch.cat(heights), torch.cat(positions, dim=1)
 
     def _refine(self, signals: torch.Tensor, entry: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the minimum in the cells around dictionary entries, scaled, its cost, and whether the steps settled.
+        """Return the minimum near dictionary entries, scaled, its cost, and whether the steps settled.
 
         Parameters
         ----------
@@ -124,57 +130,74 @@ class VariableProjection(NonLinearLeastSquares):
         entry : Tensor
             (n_nonlinear, n_voxels), position in the dictionary.
         """
-        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
-        nearest, floor = entry.round().long(), entry.floor().long().clamp(max=last - 1)
-        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
-        upper = self._axes.gather(1, (nearest + reach).clamp(max=last))
+        floor = entry.long().clamp(max=self._axes.shape[1] - 2)
         nonlinear = torch.lerp(self._axes.gather(1, floor), self._axes.gather(1, floor + 1), entry - floor)
         signals = signals.T.contiguous()
-        theta, cost, settled = self._round(nonlinear, lower, upper, signals)
+        theta, cost, settled = self._round(nonlinear, signals, careful=False)
         for _ in range(N_ROUNDS - 1):
             rest = torch.nonzero(~settled).squeeze(1)
             if not len(rest):
                 break
             start = theta[rest][:, self.model.nonlinear].T
-            theta[rest], cost[rest], settled[rest] = self._round(
-                start, lower[:, rest], upper[:, rest], signals[:, rest]
-            )
+            theta[rest], cost[rest], settled[rest] = self._round(start, signals[:, rest], careful=True)
         return theta / self._scale, cost, settled & theta.isfinite().all(-1)
 
     def _round(
-        self, nonlinear: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, signals: torch.Tensor
+        self, nonlinear: torch.Tensor, signals: torch.Tensor, *, careful: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Make some steps between limits; return theta (n, n_parameters), its cost, and whether it is the minimum."""
+        """Make some steps, not far; return theta (n, n_parameters), its cost, and whether it is the minimum."""
+        lower, upper = self._neighbours(nonlinear)
         for _ in range(N_STEPS):
-            nonlinear = (nonlinear + self._step(nonlinear, signals)[1]).clamp(lower, upper)
-        coefficients, _, cost, promise = self._step(nonlinear, signals)
+            nonlinear = (nonlinear + self._step(nonlinear, signals, careful=careful)[1]).clamp(lower, upper)
+        coefficients, _, promise, cost = self._step(nonlinear, signals, careful=careful)
         settled = promise <= COST_TOLERANCE * cost + ENERGY_TOLERANCE * signals.square().sum(0)
         return self.model.combine(coefficients, nonlinear), cost, settled
 
+    def _neighbours(self, nonlinear: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the entries up to which a round may go to either side, (n_nonlinear, n_voxels) each."""
+        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
+        above = torch.searchsorted(self._axes, nonlinear.contiguous()).clamp(1, last)
+        middle = (self._axes.gather(1, above - 1) + self._axes.gather(1, above)) / 2
+        nearest = torch.where(nonlinear < middle, above - 1, above)
+        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
+        return lower, self._axes.gather(1, (nearest + reach).clamp(max=last))
+
     def _step(
-        self, nonlinear: torch.Tensor, signed: torch.Tensor
+        self, nonlinear: torch.Tensor, signals: torch.Tensor, *, careful: bool
     ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return coefficients, the Gauss-Newton step (n_nonlinear, n_voxels), the cost and its promised decrease."""
+        """Return coefficients, the step (n_nonlinear, n_voxels), the decrease that it promises, and the cost.
+
+        A careful step is Newton's instead of Gauss and Newton's, and does not try to leave the bounds.
+        """
+        functions, slopes = self._basis(nonlinear)
+        equations = project(functions, slopes, signals)
+        cost = equations.residual.square().sum(0)
+        if not careful:
+            return equations.coefficients, *gauss_newton(equations), cost
+        uphill = [size * value for size, value in zip(equations.sizes, equations.gradient, strict=True)]
+        held = [
+            ((value <= axis[0]) & (rise < 0)) | ((value >= axis[-1]) & (rise > 0))
+            for value, axis, rise in zip(nonlinear, self._axes, uphill, strict=True)
+        ]
+        return equations.coefficients, *newton(hold(equations, held), self._bends(nonlinear, equations)), cost
+
+    def _basis(self, nonlinear: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
+        """Return the model's basis functions and slopes, weighted."""
         functions, slopes = self.model.basis(nonlinear, self.acquisition_)
         weight = self._root_averages.unsqueeze(-1)
-        functions = [function * weight for function in functions]
-        tangents = [slope * weight for _, slope in slopes]
-        n_functions, columns = len(functions), [*functions, *tangents]
-        gram = [[_dot(columns[i], columns[j]) for j in range(i + 1)] for i in range(len(columns))]
-        linear = [row[: i + 1] for i, row in enumerate(gram[:n_functions])]
-        coefficients = list(solve(factorise(linear), [_dot(function, signed) for function in functions]).unbind(-1))
-        residual = signed - sum(c * f for c, f in zip(coefficients, functions, strict=True))
-        gradient = [_dot(tangent, residual) for tangent in tangents]
-        right = [torch.zeros_like(gradient[0])] * n_functions + gradient
-        step = solve(factorise(gram), right).unbind(-1)[n_functions:]
-        promise = sum(g * s for g, s in zip(gradient, step, strict=True))
-        # The tangents were taken at coefficients of one.
-        steps = [value / coefficients[position] for value, (position, _) in zip(step, slopes, strict=True)]
-        return coefficients, torch.stack(steps), residual.square().sum(0), torch.as_tensor(promise)
+        return [function * weight for function in functions], [(i, slope * weight) for i, slope in slopes]
 
-
-def _dot(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return (first * second).sum(0)
+    def _bends(self, nonlinear: torch.Tensor, equations: Equations) -> list[list[torch.Tensor]]:
+        """Return what `newton` needs of the second derivatives, by differences: a few per cent off does no harm."""
+        here = [slope for _, slope in self._basis(nonlinear)[1]]
+        bends = []
+        for k, axis in enumerate(self._axes):
+            moved = nonlinear.clone()
+            moved[k] += DIFFERENCE * (nonlinear[k] + DIFFERENCE * axis[-1])
+            there = [slope for _, slope in self._basis(moved)[1]]
+            step = moved[k] - nonlinear[k]
+            bends.append([dot(there[j] - here[j], equations.residual) / step for j in range(k + 1)])
+        return bends
 
 
 def _interpolated_peak(explained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,46 @@
+"""Chunks of voxels, side by side in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def for_each_chunk(work: Callable[[slice], None], n_voxels: int, largest: int, device: str) -> None:
+    """Do some work on all voxels, chunk by chunk, without gradients.
+
+    A processor's threads are given a chunk each: torch would share single operations among them, and these are too
+    short, on chunks that fit the cache, to be worth the hand-over. On other devices one chunk follows the other.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the chunk as a slice of the voxels. Chunks must not influence each other.
+    n_voxels : int
+    largest : int
+        Most voxels of a chunk.
+    device : str
+        Where the work is done.
+    """
+    n_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    # Equally many for every thread, and of one size, so that none waits long for the last.
+    n_rounds = -(-n_voxels // (n_threads * largest))
+    size = max(1, -(-n_voxels // (n_threads * max(1, n_rounds))))
+
+    def run(first: int) -> None:
+        with torch.no_grad():
+            work(slice(first, first + size))
+
+    starts = range(0, n_voxels, size)
+    if min(n_threads, len(starts)) < 2:
+        for first in starts:
+            run(first)
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(run, starts))
+    finally:
+        torch.set_num_threads(n_threads)
