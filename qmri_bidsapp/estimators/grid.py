@@ -20,7 +20,7 @@ from qmri_bidsapp.estimators.cubature import NEAR, Box, gap_of, korobov_lattice,
 from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.starts import is_logarithmic
 from qmri_bidsapp.estimators.summary import summarise
-from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, scatter, screen
+from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, scatter, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 
@@ -146,12 +146,12 @@ class GridPosterior(Estimator):
         """Estimate; see `Estimator.predict`."""
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        signals = np.asarray(signals)
-        known = covariates_of(self.model, covariates, len(signals))
         protocol = self.acquisition_
-        values, status, usable = screen(signals, protocol.n_measurements, known, has_sign=protocol.has_sign)
-        noise = noise_of(np.nan if noise_std is None else noise_std, usable)
-        inputs = [torch.as_tensor(array, device=self.device) for array in (values[usable], noise, known[usable])]
+        signals = as_signals(signals, protocol.n_measurements)
+        known = covariates_of(self.model, covariates, len(signals))
+        values, status, usable = screen(signals, known, has_sign=protocol.has_sign)
+        noise = noise_of(np.nan if noise_std is None else noise_std, len(signals))
+        inputs = [torch.as_tensor(array[usable], device=self.device) for array in (values, noise, known)]
         sums = self._empty(len(inputs[0]))
         is_known = inputs[1].isfinite()
         n_measurements, n_parameters = protocol.n_measurements, len(self.model.parameters)

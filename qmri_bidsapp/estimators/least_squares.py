@@ -14,7 +14,7 @@ from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.covariance import parameter_covariance, propagate
+from qmri_bidsapp.estimators.covariance import covariance_root, propagate
 from qmri_bidsapp.estimators.levenberg_marquardt import (
     COST_TOLERANCE,
     Bounds,
@@ -23,9 +23,9 @@ from qmri_bidsapp.estimators.levenberg_marquardt import (
     minimise,
     sum_of_squares,
 )
-from qmri_bidsapp.estimators.parallel import for_each_chunk
+from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.starts import starts_for
-from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 
@@ -121,27 +121,22 @@ class NonLinearLeastSquares(Estimator):
         """
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        signals = np.asarray(signals)
+        signals = as_signals(signals, self.acquisition_.n_measurements)
         known = covariates_of(self.model, covariates, len(signals))
-        protocol = self.acquisition_
-        values, status, usable = screen(signals, protocol.n_measurements, known, has_sign=protocol.has_sign)
-        noise = noise_of(noise_std, usable)
-        values, known = values[usable], known[usable]
-        toward = None if directions is None else np.asarray(directions, dtype=np.float32)[usable]
-        n_columns = len(self.model.parameters) + len(self.model.derived)
-        estimate, std = (np.empty((len(values), n_columns)) for _ in range(2))
-        fitted = np.empty(len(values), dtype=np.uint8)
+        noise = None if noise_std is None else noise_of(noise_std, len(signals))
+        toward = None if directions is None else np.asarray(directions, dtype=np.float32)
 
-        def solve(part: slice) -> None:
-            estimate[part], std[part], fitted[part] = self._solve(
-                values[part],
-                None if noise is None else noise[part],
-                known[part],
-                None if toward is None else toward[part],
+        def predict(part: slice) -> ParameterMaps:
+            values, status, usable = screen(signals[part], known[part], has_sign=self.acquisition_.has_sign)
+            fitted = self._solve(
+                values[usable],
+                None if noise is None else noise[part][usable],
+                known[part][usable],
+                None if toward is None else toward[part][usable],
             )
+            return assemble(self.model, self.std_kind, status, usable, *fitted)
 
-        for_each_chunk(solve, len(values), CHUNK_SIZE, self.device)
-        return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+        return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
 
     def _solve(
         self,
@@ -166,16 +161,15 @@ class NonLinearLeastSquares(Estimator):
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double().unsqueeze(-1)
         theta = self.model.with_covariates(scaled.double() * unit, voxels.covariates.double())
-        covariance = torch.cat(
+        root = torch.cat(
             [
-                parameter_covariance(
+                covariance_root(
                     self._sensitivity(voxels, scaled[index], variance[index], index), variance[index], free[index]
                 )
                 for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch)
             ]
         )
-        covariance = covariance * unit.unsqueeze(1) * unit.unsqueeze(2)
-        estimate, std = propagate(self.model, theta, covariance, free)
+        estimate, std = propagate(self.model, theta, root * unit.unsqueeze(1), free)
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)

@@ -15,8 +15,8 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
 from qmri_bidsapp.estimators.covariance import propagate
-from qmri_bidsapp.estimators.parallel import for_each_chunk
-from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.cumulants import LogLinearModel
 
@@ -74,19 +74,17 @@ class WeightedLinearLeastSquares(Estimator):
         """Estimate; see `Estimator.predict`."""
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        values, status, usable = screen(signals, self.acquisition_.n_measurements)
-        # The tensor has none: what is given must be empty.
-        covariates_of(self.model, covariates, len(values))
-        noise = noise_of(noise_std, usable)
-        values = values[usable]
-        estimate, std = (np.full((len(values), len(self._lower)), np.nan) for _ in range(2))
-        fitted = np.full(len(values), Status.FAILED, dtype=np.uint8)
+        signals = as_signals(signals, self.acquisition_.n_measurements)
+        # Models whose logarithm is linear have none: what is given must be empty.
+        covariates_of(self.model, covariates, len(signals))
+        noise = None if noise_std is None else noise_of(noise_std, len(signals))
 
-        def solve(part: slice) -> None:
-            estimate[part], std[part], fitted[part] = self._solve(values[part], None if noise is None else noise[part])
+        def predict(part: slice) -> ParameterMaps:
+            values, status, usable = screen(signals[part])
+            fitted = self._solve(values[usable], None if noise is None else noise[part][usable])
+            return assemble(self.model, self.std_kind, status, usable, *fitted)
 
-        for_each_chunk(solve, len(values), CHUNK_SIZE, self.device)
-        return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+        return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
 
     def _solve(
         self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
@@ -121,7 +119,7 @@ class WeightedLinearLeastSquares(Estimator):
         unit[:, 0] = theta[:, 0] * size
         bounded[:, 0] *= size
         scaled_root = root * unit.unsqueeze(1) * variance.sqrt()[:, None, None]
-        estimate, std = propagate(self.model, bounded, scaled_root.mT @ scaled_root, free)
+        estimate, std = propagate(self.model, bounded, scaled_root, free)
         estimate[:, n:], inside = _within(estimate[:, n:], self._lower[n:], self._upper[n:])
         std[:, n:] = torch.where(inside, std[:, n:], torch.nan)
         status = torch.where(free.all(-1) & inside.all(-1), int(Status.OK), int(Status.AT_BOUND))

@@ -5,7 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+
+from qmri_bidsapp.core.maps import ParameterMaps
+from qmri_bidsapp.models.base import SignalModel
+
+
+def predict_chunks(
+    model: SignalModel,
+    std_kind: str,
+    predict: Callable[[slice], ParameterMaps],
+    n_voxels: int,
+    *,
+    largest: int,
+    device: str,
+) -> ParameterMaps:
+    """Return the maps of all voxels from a function that returns those of a chunk; see `for_each_chunk`."""
+    parameters = (*model.parameters, *model.derived)
+    estimate, std = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(2))
+    status = np.empty(n_voxels, dtype=np.uint8)
+
+    def work(part: slice) -> None:
+        maps = predict(part)
+        estimate[part], std[part], status[part] = maps.estimate, maps.std, maps.status
+
+    for_each_chunk(work, n_voxels, largest, device)
+    return ParameterMaps(parameters, estimate, std, std_kind, status)
 
 
 def for_each_chunk(work: Callable[[slice], None], n_voxels: int, largest: int, device: str) -> None:

@@ -13,10 +13,10 @@ from typing_extensions import Self
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.covariance import parameter_covariance, propagate
+from qmri_bidsapp.estimators.covariance import covariance_root, propagate
 from qmri_bidsapp.estimators.lattice import Lattice, SmoothnessPrior
 from qmri_bidsapp.estimators.least_squares import BOUND_TOLERANCE, NonLinearLeastSquares
-from qmri_bidsapp.estimators.voxels import assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.conditional import conditional
 
@@ -138,24 +138,23 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         Where `noise_std` is not known, one number for all voxels comes from the median of the residuals.
         """
         start = self.predict(signals, noise_std=noise_std, covariates=covariates)
-        signals = np.asarray(signals)
+        signals = as_signals(signals, self.acquisition_.n_measurements)
         known = covariates_of(self.model, covariates, len(signals))
-        values, _, usable = screen(
-            signals, self.acquisition_.n_measurements, known, has_sign=self.acquisition_.has_sign
-        )
+        values, _, usable = screen(signals, known, has_sign=self.acquisition_.has_sign)
         usable &= np.isfinite(start.estimate).all(axis=1)
         inside = np.zeros(mask.shape, dtype=bool)
         inside[mask] = usable
         lattice = Lattice(inside, spacing, self.device)
         if not lattice.axes:
             return start
+        noise = None if noise_std is None else noise_of(noise_std, len(signals))
         with torch.no_grad():
             first = torch.as_tensor(start.estimate[usable], dtype=torch.float64, device=self.device)
             spread = torch.as_tensor(start.std[usable, self._position], dtype=torch.float64, device=self.device)
             first = first[:, : len(self.model.parameters)]
             is_good = torch.as_tensor(start.status[usable] == Status.OK, device=self.device)
             data = _Data(values[usable], known[usable], torch.ones_like(spread))
-            data = data._replace(variance=self._noise_variance(data, first, noise_of(noise_std, usable)))
+            data = data._replace(variance=self._noise_variance(data, first, None if noise is None else noise[usable]))
             precision = torch.where(is_good, spread.pow(-2), 0.0).nan_to_num(nan=0.0, posinf=0.0)
             prior, state = self._maximise(data, lattice, first[:, self._position], precision)
             estimate, std = self._spread(data, prior, state)
@@ -270,19 +269,19 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         """
         variance = prior.variance(state.curvature, n_draws=N_DRAWS, seed=self._seed)
         added = (1 / variance - state.curvature).clamp(min=0).sqrt()
-        covariances = []
+        roots = []
         parts = zip(
             self._linearised(data, state.theta),
             *(torch.split(v, self._size()) for v in (added, state.free)),
             strict=True,
         )
-        for (_, jacobian), root, free in parts:
+        for (_, jacobian), weight, free in parts:
             row = torch.zeros_like(jacobian[:, :1])
-            row[:, 0, self._position] = root
-            covariances.append(parameter_covariance(torch.cat([jacobian, row], dim=1), torch.ones_like(root), free))
+            row[:, 0, self._position] = weight
+            roots.append(covariance_root(torch.cat([jacobian, row], dim=1), torch.ones_like(weight), free))
         known = torch.as_tensor(data.covariates, dtype=torch.float64, device=self.device)
         theta = self.model.with_covariates(state.theta, known)
-        estimate, std = propagate(self.model, theta, torch.cat(covariances), state.free)
+        estimate, std = propagate(self.model, theta, torch.cat(roots), state.free)
         return estimate.cpu().numpy(), std.cpu().numpy()
 
     def _size(self) -> int:

@@ -34,20 +34,23 @@ def covariates_of(model: SignalModel, covariates: npt.ArrayLike | None, n_voxels
     return np.where((values >= low) & (values <= high), values, np.float32(np.nan))
 
 
+def as_signals(signals: npt.ArrayLike, n_measurements: int) -> npt.NDArray[np.generic]:
+    """Return signals as an array, (n_voxels, n_measurements); ValueError if they do not fit the protocol."""
+    values = np.asarray(signals)
+    if values.ndim != 2 or values.shape[1] != n_measurements:
+        raise ValueError(f"Signals must have shape (n_voxels, {n_measurements}), got {values.shape}.")
+    return values
+
+
 def screen(
-    signals: npt.ArrayLike,
-    n_measurements: int,
-    covariates: npt.NDArray[np.float32] | None = None,
-    *,
-    has_sign: bool = False,
+    signals: npt.NDArray[np.generic], covariates: npt.NDArray[np.float32] | None = None, *, has_sign: bool = False
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Check the shape and find the voxels that can be fitted.
+    """Find the voxels that can be fitted.
 
     Parameters
     ----------
-    signals : array_like
+    signals : ndarray
         (n_voxels, n_measurements).
-    n_measurements : int
     covariates : ndarray, optional
         (n_voxels, n_covariates) from `covariates_of`; NaN where a voxel cannot be used.
     has_sign : bool
@@ -61,15 +64,8 @@ def screen(
         (n_voxels,) uint8; OK where the voxel can be fitted.
     usable : ndarray
         (n_voxels,) bool.
-
-    Raises
-    ------
-    ValueError
-        If the shape does not fit the protocol.
     """
     values = np.asarray(signals, dtype=np.float32)
-    if values.ndim != 2 or values.shape[1] != n_measurements:
-        raise ValueError(f"Signals must have shape (n_voxels, {n_measurements}), got {values.shape}.")
     status = np.full(len(values), Status.OK, dtype=np.uint8)
     signal = values != 0 if has_sign else values > 0
     status[~signal.any(axis=1)] = Status.NO_SIGNAL
@@ -79,19 +75,9 @@ def screen(
     return values, status, status == Status.OK
 
 
-def noise_of(noise_std: npt.ArrayLike | None, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32] | None:
-    """Return the noise of the usable voxels, (n_usable,) float32; None where it is not known.
-
-    Parameters
-    ----------
-    noise_std : array_like or None
-        (n_voxels,), or one number for all voxels.
-    usable : ndarray
-        (n_voxels,) bool.
-    """
-    if noise_std is None:
-        return None
-    return np.broadcast_to(np.asarray(noise_std, dtype=np.float32), usable.shape)[usable]
+def noise_of(noise_std: npt.ArrayLike, n_voxels: int) -> npt.NDArray[np.float32]:
+    """Return the noise of all voxels, (n_voxels,) float32; one number is that of all."""
+    return np.broadcast_to(np.asarray(noise_std, dtype=np.float32), (n_voxels,))
 
 
 def assemble(
