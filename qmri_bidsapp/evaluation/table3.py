@@ -11,13 +11,15 @@ noisy. Its scans have 12 of the same phase encoding; noise in them is what its n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import SphericalMean
+from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.evaluation import nelder_mead
 from qmri_bidsapp.evaluation.standards import add_noise, signals
@@ -68,6 +70,15 @@ PUBLISHED: dict[str, Errors] = {
 }
 
 
+class BoundedAsPublished(SphericalMeanTechnique):
+    """The model within the bounds of fitmcmicro, so that methods differ in nothing else."""
+
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        *SphericalMeanTechnique.parameters[:2],
+        replace(SphericalMeanTechnique.parameters[2], bounds=(0.0, MAX_DIFFUSIVITY * UM2_PER_MS)),
+    )
+
+
 def fit_traditionally(signal: Array) -> Array:
     """Fit as fitmcmicro does: S0 is the mean without diffusion weighting, the simplex method does the rest.
 
@@ -78,8 +89,8 @@ def fit_traditionally(signal: Array) -> Array:
 
 
 def _fit_chunk(signal: Array) -> Array:
-    model, measured = SphericalMeanTechnique(), torch.tensor(signal)
-    largest = torch.tensor([1.0, MAX_DIFFUSIVITY * UM2_PER_MS], dtype=torch.float64)
+    model, measured = BoundedAsPublished(), torch.tensor(signal)
+    largest = torch.tensor([p.bounds[1] for p in model.parameters[1:]], dtype=torch.float64)
     weight = torch.tensor(PROTOCOL.n_directions[1:], dtype=torch.float64)
 
     def cost(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -100,7 +111,7 @@ def _fit_chunk(signal: Array) -> Array:
 
 def _prepare(name: str) -> Fit:
     """Return the fit of a registered estimator, which knows the noise as the paper's networks do."""
-    fitted = get_estimator(name)(SphericalMeanTechnique()).fit(PROTOCOL)
+    fitted = get_estimator(name)(BoundedAsPublished()).fit(PROTOCOL)
 
     def fit(signal: Array) -> Array:
         maps = fitted.predict(signal, noise_std=np.full(len(signal), 1 / SNR))
@@ -122,7 +133,7 @@ def methods(chosen: list[str] | None = None) -> dict[str, Fit]:
     UsageError
         If a name is unknown.
     """
-    model = SphericalMeanTechnique()
+    model = BoundedAsPublished()
     known = ["traditional", *(key for key, estimator in load_estimators().items() if estimator.supports(model))]
     names = known if chosen is None else chosen
     for name in names:
@@ -147,7 +158,7 @@ def simulate(n_samples: int, *, seed: int = 0) -> Array:
     if n_samples < 2:
         raise UsageError(f"Errors need at least 2 samples per point, got {n_samples}.")
     theta = np.insert(truth() * [1.0, UM2_PER_MS], 0, 1.0, axis=1)
-    clean = signals(SphericalMeanTechnique(), theta, PROTOCOL)[:, None]
+    clean = signals(BoundedAsPublished(), theta, PROTOCOL)[:, None]
     return add_noise(np.repeat(clean, n_samples, axis=1), PROTOCOL, 1 / SNR, np.random.default_rng(seed))
 
 
