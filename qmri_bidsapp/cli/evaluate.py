@@ -118,8 +118,8 @@ def run_table3(arguments: argparse.Namespace) -> None:
     fits = table3.methods(chosen)
     n_samples = table3.N_SAMPLES if arguments.samples is None else arguments.samples
     noisy = table3.simulate(n_samples)
-    print(f"{n_samples:,} samples of each of {len(noisy)} points, SNR {table3.SNR:g}; as v | lambda (um2/ms)\n")
-    columns = ("RMSE", "mean &#124;bias&#124;", "std")
+    print(f"{n_samples:,} samples of each of {len(noisy)} points, SNR {table3.SNR:g}; v / lambda, um2/ms\n")
+    columns = ("RMSE", "mean absolute bias", "std")
     print("| method | " + " | ".join((*columns, *(f"{name}, lambda > 0" for name in columns))) + " |")
     print("| --- |" + " ---: |" * 6)
     for name, published in table3.PUBLISHED.items():
@@ -135,7 +135,7 @@ def run_table3(arguments: argparse.Namespace) -> None:
 
 def _print_errors(name: str, *errors: Errors) -> None:
     """Print a row of a Markdown table: over all points and, where given, those of a diffusivity above zero."""
-    cells = [f"{first:.4f} &#124; {second:.4f}" for part in errors for first, second in astuple(part)]
+    cells = [f"{first:.4f} / {second:.4f}" for part in errors for first, second in astuple(part)]
     print("| " + " | ".join([name, *cells, *[""] * (6 - len(cells))]) + " |", flush=True)
 
 

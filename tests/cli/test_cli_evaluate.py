@@ -92,9 +92,9 @@ def test_table3(tmp_path, capsys):
         assert 0 < row["bias"][1] < row["rmse"][1] < 0.2
     table = rows(capsys.readouterr().out)
     assert {len(row) for row in table} == {7}
-    assert table[2][:2] == ["Traditional fitting (paper)", "0.0883 &#124; 0.1106"]
+    assert table[2][:2] == ["Traditional fitting (paper)", "0.0883 / 0.1106"]
     assert [row[0] for row in table[-2:]] == ["traditional", "varpro"]
-    assert table[-1][3] == " &#124; ".join(f"{value:.4f}" for value in found["varpro"]["std"])
+    assert table[-1][3] == " / ".join(f"{value:.4f}" for value in found["varpro"]["std"])
 
 
 @pytest.mark.parametrize(
