@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.covariance import parameter_covariance
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares, Voxels
+from qmri_bidsapp.estimators.least_squares import BOUND_TOLERANCE, NonLinearLeastSquares, Voxels
 from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise, sum_of_squares
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
@@ -95,21 +94,9 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
         self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
         """Return the estimates (n, p) of the voxels `index` with their bias taken off."""
-        theta, covariates = scaled.double(), voxels.covariates[index].double()
-
-        def signal(values: torch.Tensor) -> torch.Tensor:
-            full = self.model.with_covariates(values * self._scale, covariates)
-            return self.model.signal(full, self.acquisition_) * self._root_averages
-
         sensitivity = self._sensitivity(voxels, scaled, variance, index).double()
         covariance = parameter_covariance(sensitivity, variance, self._free(scaled))
-        axes = torch.eye(theta.shape[-1], dtype=theta.dtype, device=self.device)
-        curvature = torch.stack(
-            [
-                _second_derivative(signal, theta, axis.expand_as(theta), covariance[..., i])
-                for i, axis in enumerate(axes)
-            ]
-        ).sum(0)
+        curvature = self._curvature(voxels, scaled.double(), covariance, index)
         prior = variance.sqrt().unsqueeze(-1) * self._root_precision * (scaled - self._centre)
         excess = torch.cat([curvature / 2, prior], dim=-1) / variance.unsqueeze(-1)
         bias = -(covariance @ (sensitivity.mT @ excess.unsqueeze(-1))).squeeze(-1)
@@ -119,15 +106,20 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
         correction = (bias / (1 + (size / TRUSTED_BIAS).square())).nan_to_num(posinf=0.0, neginf=0.0)
         return self._bounds.bring_back(scaled - correction.to(scaled))
 
+    def _curvature(
+        self, voxels: Voxels, scaled: torch.Tensor, covariance: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the trace of covariance times Hessian of every signal, (n, m), from differences of Jacobians."""
+        covariates = voxels.covariates[index].double()
 
-def _second_derivative(
-    function: Callable[[torch.Tensor], torch.Tensor], point: torch.Tensor, first: torch.Tensor, second: torch.Tensor
-) -> torch.Tensor:
-    """Return the derivatives (n, m) at points (n, p) along first one, then another direction (n, p)."""
+        def jacobian(values: torch.Tensor) -> torch.Tensor:
+            theta = self.model.with_covariates(values * self._scale, covariates)
+            return self.model.jacobian(theta, self.acquisition_) * self._weight
 
-    def slope(values: torch.Tensor) -> torch.Tensor:
-        derivative: torch.Tensor = torch.func.jvp(function, (values,), (first,))[1]
-        return derivative
-
-    derivative: torch.Tensor = torch.func.jvp(slope, (point,), (second,))[1]
-    return derivative
+        # Whatever is off its bounds stays within them.
+        steps = torch.diag(BOUND_TOLERANCE * (self._bounds.upper - self._bounds.lower)).double()
+        parts = []
+        for i, step in enumerate(steps):
+            second = (jacobian(scaled + step) - jacobian(scaled - step)) / (2 * step[i])
+            parts.append((second * covariance[:, i].unsqueeze(1)).sum(-1))
+        return torch.stack(parts).sum(0)
