@@ -11,6 +11,7 @@ from qmri_bidsapp.core.noise import add_gaussian
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.reduced import BiasReducedLeastSquares
 from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.evaluation.standards import signals
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_model, load_models
@@ -47,6 +48,16 @@ def test_what_the_signal_does_not_tell_stays_in_the_middle():
     off_bounds = reduced.status == Status.OK
     # The prior is as wide as the bounds are apart: all that is known.
     assert np.median(reduced.std[off_bounds, 1]) == pytest.approx(1, abs=0.1)
+
+
+def test_standard_deviations_are_honest_in_tissue():
+    model, rng, n = SphericalMeanTechnique(), np.random.default_rng(0), 4000
+    truth = np.column_stack([np.ones(n), rng.uniform(0.2, 0.8, n), rng.uniform(0.8e-3, 2.2e-3, n)])
+    noisy = add_gaussian(signals(model, truth, table3.PROTOCOL), 0.04 / np.sqrt(table3.PROTOCOL.n_averages), rng)
+    maps = BiasReducedLeastSquares(model).fit(table3.PROTOCOL).predict(noisy, noise_std=np.full(n, 0.04))
+    z = (maps.estimate - truth) / maps.std
+    # 95 %, uncertain by 0.35 % from chance.
+    np.testing.assert_allclose((np.abs(z) < 1.96).mean(0), 0.95, atol=0.015)
 
 
 def test_as_many_parameters_as_measurements_is_least_squares():
