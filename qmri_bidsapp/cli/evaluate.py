@@ -1,4 +1,7 @@
-"""``qmri evaluate speed``: voxels per second of every estimator and, for comparison, of other programs."""
+"""``qmri evaluate``: speed and errors of every estimator and, for comparison, of others.
+
+``speed`` measures voxels per second, of other programs too; ``table3`` repeats Table 3 of Gyori et al. 2021.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +24,7 @@ from qmri_bidsapp.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from qmri_bidsapp.core.acquisition import Acquisition
     from qmri_bidsapp.evaluation.speed import Signals, Speed
+    from qmri_bidsapp.evaluation.table3 import Errors
     from qmri_bidsapp.models.base import SignalModel
 
 #: Intended length of one repetition, s; peers, which are slow, take this many times longer.
@@ -45,6 +50,15 @@ def add_parser(commands: Any) -> None:
         "--seconds", type=float, default=SECONDS, metavar="S", help="length of one measurement (default: %(default)s)"
     )
     speed.set_defaults(run=run_speed)
+    table3 = what.add_parser("table3", help="errors of estimators of the spherical mean (Gyori et al. 2021, Table 3)")
+    table3.add_argument(
+        "--estimators", nargs="+", metavar="NAME", help="rows: traditional, or estimators of smt (default: all)"
+    )
+    table3.add_argument(
+        "--samples", type=int, metavar="N", help="noisy samples of each of 441 points (default: 10000, as in the paper)"
+    )
+    table3.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    table3.set_defaults(run=run_table3)
 
 
 def run_speed(arguments: argparse.Namespace) -> None:
@@ -61,8 +75,7 @@ def run_speed(arguments: argparse.Namespace) -> None:
     threads = available_cpus() if arguments.threads is None else arguments.threads
     if threads < 1 or not 0 < arguments.seconds < math.inf:
         raise UsageError("--threads must be at least 1 and --seconds positive.")
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        raise OutputError(f"--json: the folder of {arguments.json} does not exist.")
+    _check_folder(arguments.json)
 
     import torch
 
@@ -85,6 +98,45 @@ def run_speed(arguments: argparse.Namespace) -> None:
         print(reason)
     if arguments.json is not None:
         _write(results, arguments.json)
+
+
+def run_table3(arguments: argparse.Namespace) -> None:
+    """Measure, print one row at a time beside those of the paper, and write the results.
+
+    Raises
+    ------
+    UsageError
+        If an estimator is unknown, or there are fewer than 2 samples.
+    OutputError
+        If the results cannot be written.
+    """
+    _check_folder(arguments.json)
+
+    from qmri_bidsapp.evaluation import table3
+
+    chosen = None if arguments.estimators is None else words("estimators", arguments.estimators)
+    fits = table3.methods(chosen)
+    n_samples = table3.N_SAMPLES if arguments.samples is None else arguments.samples
+    noisy = table3.simulate(n_samples)
+    print(f"{n_samples:,} samples of each of {len(noisy)} points, SNR {table3.SNR:g}; v / lambda, um2/ms\n")
+    columns = ("RMSE", "mean absolute bias", "std")
+    print("| method | " + " | ".join((*columns, *(f"{name}, lambda > 0" for name in columns))) + " |")
+    print("| --- |" + " ---: |" * 6)
+    for name, published in table3.PUBLISHED.items():
+        _print_errors(f"{name} (paper)", published)
+    results = {}
+    for name, fit in fits.items():
+        pooled, identifiable = table3.measure(fit, noisy)
+        _print_errors(name, pooled, identifiable)
+        results[name] = {**asdict(pooled), "diffusivity_above_zero": asdict(identifiable)}
+    if arguments.json is not None:
+        _write(results, arguments.json)
+
+
+def _print_errors(name: str, *errors: Errors) -> None:
+    """Print a row of a Markdown table: over all points and, where given, those of a diffusivity above zero."""
+    cells = [f"{first:.4f} / {second:.4f}" for part in errors for first, second in astuple(part)]
+    print("| " + " | ".join([name, *cells, *[""] * (6 - len(cells))]) + " |", flush=True)
 
 
 def _models(chosen: list[str] | None) -> list[str]:
@@ -175,6 +227,12 @@ def _machine(device: str) -> str:
         return platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {available_cpus()} CPUs"
+
+
+def _check_folder(path: Path | None) -> None:
+    """Raise OutputError, before any work, if there is no folder to write results to."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OutputError(f"--json: the folder of {path} does not exist.")
 
 
 def _write(results: dict[str, Any], path: Path) -> None:

@@ -78,3 +78,37 @@ def test_code_and_cause_in_one_line(options, code, cause, capsys):
     assert cause in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+def test_table3(tmp_path, capsys):
+    command = ["evaluate", "table3", "--estimators", "traditional,varpro", "--samples", "2", "--json", "table3.json"]
+    assert tools.main(command) == 0
+    found = json.loads((tmp_path / "table3.json").read_text())
+    assert list(found) == ["traditional", "varpro"]
+    for row in found.values():
+        assert list(row) == ["rmse", "bias", "std", "diffusivity_above_zero"]
+        assert all(len(row[kind]) == 2 for kind in ("rmse", "bias", "std"))
+        # With two samples per point most of the mean of |bias| is chance.
+        assert 0 < row["bias"][1] < row["rmse"][1] < 0.2
+    table = rows(capsys.readouterr().out)
+    assert {len(row) for row in table} == {7}
+    assert table[2][:2] == ["Traditional fitting (paper)", "0.0883 / 0.1106"]
+    assert [row[0] for row in table[-2:]] == ["traditional", "varpro"]
+    assert table[-1][3] == " / ".join(f"{value:.4f}" for value in found["varpro"]["std"])
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "cause"),
+    [
+        (["--estimators", "median"], 64, "no row named 'median'; known: traditional, grid, nlls"),
+        (["--samples", "1"], 64, "at least 2 samples per point, got 1"),
+        (["--json", "absent/table3.json"], 73, "the folder of absent/table3.json does not exist"),
+    ],
+    ids=["unknown estimator", "one sample", "no folder"],
+)
+def test_table3_code_and_cause_in_one_line(options, code, cause, capsys):
+    assert tools.main(["evaluate", "table3", *options]) == code
+    captured = capsys.readouterr()
+    assert cause in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
