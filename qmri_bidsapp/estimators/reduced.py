@@ -8,7 +8,7 @@ import torch
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.estimators.covariance import parameter_covariance
+from qmri_bidsapp.estimators.covariance import covariance_root
 from qmri_bidsapp.estimators.least_squares import BOUND_TOLERANCE, NonLinearLeastSquares, Voxels
 from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise, sum_of_squares
 from qmri_bidsapp.models.base import SignalModel
@@ -95,7 +95,8 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
     ) -> torch.Tensor:
         """Return the estimates (n, p) of the voxels `index` with their bias taken off."""
         sensitivity = self._sensitivity(voxels, scaled, variance, index).double()
-        covariance = parameter_covariance(sensitivity, variance, self._free(scaled))
+        root = covariance_root(sensitivity, variance, self._free(scaled))
+        covariance = root.mT @ root
         curvature = self._curvature(voxels, scaled.double(), covariance, index)
         prior = variance.sqrt().unsqueeze(-1) * self._root_precision * (scaled - self._centre)
         excess = torch.cat([curvature / 2, prior], dim=-1) / variance.unsqueeze(-1)

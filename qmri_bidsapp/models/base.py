@@ -12,6 +12,7 @@ import torch
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.models.differentiation import derivatives
 
 
 class SignalModel(ABC):
@@ -77,8 +78,7 @@ class SignalModel(ABC):
         the test's oracle. `theta` is as in `signal`.
         """
         flat = theta.reshape(-1, theta.shape[-1])
-        single = torch.func.jacfwd(lambda value: self.signal(value, acquisition))
-        jacobian: torch.Tensor = torch.func.vmap(single)(flat)
+        _, jacobian = derivatives(lambda value: self.signal(value, acquisition), flat)
         return jacobian.reshape(*theta.shape[:-1], *jacobian.shape[1:])[..., : len(self.parameters)]
 
     def derive(self, theta: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compartments import Compartment, Encoding
+from qmri_bidsapp.models.differentiation import derivatives
 from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
 from qmri_bidsapp.models.layout import Layout, along, n_distinct_axes, over_sphere, sort
 from qmri_bidsapp.models.legendre import n_terms, series
@@ -172,12 +173,7 @@ class Composition(SignalModel):
 
         The derivatives are automatic; models override them with a closed form where that pays.
         """
-
-        def single(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            coefficients = self.series(value, layout)
-            return coefficients, coefficients
-
-        slopes, coefficients = torch.func.vmap(torch.func.jacfwd(single, has_aux=True))(tissue)
+        coefficients, slopes = derivatives(lambda value: self.series(value, layout), tissue)
         return coefficients, slopes.movedim(-1, -2)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
