@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -111,12 +112,12 @@ class VariableProjection(NonLinearLeastSquares):
 
     def _search(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the best entry explains of each signal (n,), and its interpolated position (n_nonlinear, n)."""
-        n_values = self._axes.shape[1]
-        n_entries = n_values ** len(self._axes)
+        sizes = [self._axes.shape[1]] * len(self._axes)
+        n_functions = self._spans.shape[1] // math.prod(sizes)
         peaks = []
         for part in torch.split(signals, max(1, BATCH_VALUES // self._spans.shape[1])):
-            explained = (part @ self._spans).square().view(len(part), -1, n_entries).sum(1)
-            peaks.append(_interpolated_peak(explained.view(-1, *[n_values] * len(self._axes))))
+            explained = (part @ self._spans).square().view(len(part), n_functions, *sizes).sum(1)
+            peaks.append(_interpolated_peak(explained))
         heights, positions = zip(*peaks, strict=True)
         return torch.cat(heights), torch.cat(positions, dim=1)
 

@@ -199,7 +199,7 @@ def test_every_option_in_the_documentation_exists():
     known = {option for action in build_parser()._actions for option in action.option_strings}
     # Of docker and pip, and of qmri.
     foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
-    foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads"}
+    foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads", "--samples"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name
