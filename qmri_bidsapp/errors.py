@@ -59,3 +59,11 @@ class InputError(QmriError):
 
 class ProtocolError(InputError):
     """A protocol cannot identify the parameters of the chosen model."""
+
+
+class PriorError(UsageError):
+    """A training distribution cannot be made, or does not suit the model."""
+
+
+class WeightsError(UsageError):
+    """Trained weights are damaged, or belong to another model, protocol or version."""

@@ -22,6 +22,9 @@ from qmri_bidsapp.config import check_device, find_device
 from qmri_bidsapp.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from qmri_bidsapp.core.acquisition import Acquisition
     from qmri_bidsapp.evaluation.speed import Signals, Speed
     from qmri_bidsapp.evaluation.table3 import Errors
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 #: Intended length of one repetition, s; peers, which are slow, take this many times longer.
 SECONDS = 1.0
 PEER_FACTOR = 2.0
+#: Simulated heads whose fits make the distribution "healthy", as many as in the paper, and their voxels, mm.
+N_SUBJECTS = 5
+VOXEL_SIZE = 4.0
 COLUMNS = ("model", "estimator", "measurements", "voxels", "voxels/s", "cores")
 WIDTHS = (7, 34, 12, 10, 11, 6)
 
@@ -52,7 +58,10 @@ def add_parser(commands: Any) -> None:
     speed.set_defaults(run=run_speed)
     table3 = what.add_parser("table3", help="errors of estimators of the spherical mean (Gyori et al. 2021, Table 3)")
     table3.add_argument(
-        "--estimators", nargs="+", metavar="NAME", help="rows: traditional, or estimators of smt (default: all)"
+        "--estimators",
+        nargs="+",
+        metavar="NAME",
+        help="rows: traditional, estimators of smt, or net-uniform, net-healthy, net-mixed (default: all)",
     )
     table3.add_argument(
         "--samples", type=int, metavar="N", help="noisy samples of each of 441 points (default: 10000, as in the paper)"
@@ -115,7 +124,7 @@ def run_table3(arguments: argparse.Namespace) -> None:
     from qmri_bidsapp.evaluation import table3
 
     chosen = None if arguments.estimators is None else words("estimators", arguments.estimators)
-    fits = table3.methods(chosen)
+    fits = table3.methods(chosen, _healthy_subjects)
     n_samples = table3.N_SAMPLES if arguments.samples is None else arguments.samples
     noisy = table3.simulate(n_samples)
     print(f"{n_samples:,} samples of each of {len(noisy)} points, SNR {table3.SNR:g}; v / lambda, um2/ms\n")
@@ -125,12 +134,25 @@ def run_table3(arguments: argparse.Namespace) -> None:
     for name, published in table3.PUBLISHED.items():
         _print_errors(f"{name} (paper)", published)
     results = {}
-    for name, fit in fits.items():
-        pooled, identifiable = table3.measure(fit, noisy)
+    for name, prepare in fits.items():
+        pooled, identifiable = table3.measure(prepare(), noisy)
         _print_errors(name, pooled, identifiable)
         results[name] = {**asdict(pooled), "diffusivity_above_zero": asdict(identifiable)}
     if arguments.json is not None:
         _write(results, arguments.json)
+
+
+def _healthy_subjects() -> list[npt.NDArray[np.float64]]:
+    """Return fraction and diffusivity of the brains of simulated heads without a lesion, (n_voxels, 2) each."""
+    import numpy as np
+
+    from qmri_bidsapp.demo.phantom import make_head
+
+    subjects = []
+    for seed in range(N_SUBJECTS):
+        head = make_head(1, VOXEL_SIZE, seed=seed)
+        subjects.append(np.stack([head.parameters[name][head.brain] for name in ("fraction", "diffusivity")], axis=1))
+    return subjects
 
 
 def _print_errors(name: str, *errors: Errors) -> None:
@@ -165,13 +187,15 @@ def _voxels(name: str) -> tuple[SignalModel, Acquisition, Callable[[int], Signal
 
 def _measure_estimators(name: str, device: str, seconds: float, threads: int) -> Iterator[tuple[str, float]]:
     """Yield voxels per second of each estimator that supports the model."""
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
     from qmri_bidsapp.evaluation.speed import measure
     from qmri_bidsapp.registry import load_estimators
 
     model, acquisition, draw = _voxels(name)
     for key, estimator in load_estimators().items():
         if estimator.supports(model):
-            fitted = estimator(model, device=device).fit(acquisition)
+            make = estimator.brief if issubclass(estimator, LearnedEstimator) else estimator
+            fitted = make(model, device=device).fit(acquisition)
             speed = measure(fitted.predict, draw, seconds)
             _print_speed(name, key, acquisition, speed, threads if device == "cpu" else device)
             yield key, round(speed.voxels_per_second, 1)

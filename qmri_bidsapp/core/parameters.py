@@ -43,6 +43,12 @@ class Parameter:
     saved: bool = True
 
     @property
+    def is_logarithmic(self) -> bool:
+        """Whether the range is positive and wide, so that even steps are those of the logarithm."""
+        low, high = self.bounds
+        return low > 0 and high / low > 20
+
+    @property
     def label(self) -> str:
         """Value of the BIDS ``param`` entity: the name without underscores."""
         return self.name.replace("_", "")

@@ -18,7 +18,6 @@ from qmri_bidsapp.estimators.amplitude import Amplitude
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.cubature import NEAR, Box, gap_of, korobov_lattice, next_box, points_in, whole_cube
 from qmri_bidsapp.estimators.parallel import for_each_chunk
-from qmri_bidsapp.estimators.starts import is_logarithmic
 from qmri_bidsapp.estimators.summary import summarise
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, scatter, screen
 from qmri_bidsapp.models.base import SignalModel
@@ -122,7 +121,7 @@ class GridPosterior(Estimator):
         nonlinear = self.model.parameters[1:]
         n_axes = len(nonlinear)
         self._low, self._high = (self._tensor([p.bounds[i] for p in nonlinear]) for i in (0, 1))
-        self._is_log = torch.tensor([is_logarithmic(p) for p in nonlinear], device=self.device)
+        self._is_log = torch.tensor([p.is_logarithmic for p in nonlinear], device=self.device)
         self._root_averages = self._tensor(acquisition.n_averages).sqrt()
         # The amplitude gets a coordinate of its own, so that the points stand for the joint posterior.
         self._lattices = [self._tensor(korobov_lattice(k * N_POINTS[n_axes], n_axes + 1)) for k in (1, HARD_FACTOR)]

@@ -267,19 +267,13 @@ def _grid(parameters: tuple[Parameter, ...], device: str, inset: float = 0.0) ->
     return torch.tensor(np.stack(columns, axis=-1), dtype=torch.float32, device=device)
 
 
-def is_logarithmic(parameter: Parameter) -> bool:
-    """Tell whether a parameter's range is positive and wide, so that even steps are those of its logarithm."""
-    low, high = parameter.bounds
-    return low > 0 and high / low > 20
-
-
 def axis_values(parameter: Parameter, n_values: int, inset: float = 0.0) -> list[float]:
     """Return values over a parameter's bounds, all but a share at either end; wide positive ranges are logarithmic."""
     low, high = parameter.bounds
     margin = inset * (high - low)
     values = (
         np.geomspace(low, high, n_values)
-        if is_logarithmic(parameter)
+        if parameter.is_logarithmic
         else np.linspace(low + margin, high - margin, n_values)
     )
     return [float(value) for value in values]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +21,10 @@ import torch
 
 from qmri_bidsapp.core.acquisition import SphericalMean
 from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.prior import Empirical, Mixed, Prior, Uniform
+from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
+from qmri_bidsapp.estimators.learned import LearnedEstimator
 from qmri_bidsapp.evaluation import nelder_mead
 from qmri_bidsapp.evaluation.standards import add_noise, signals
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
@@ -36,6 +40,9 @@ SNR = 25.0
 N_SAMPLES = 10_000
 FRACTIONS = np.linspace(0.0, 1.0, 21)
 DIFFUSIVITIES = np.linspace(0.0, 3.0, 21)
+#: Rows of learned estimators: prefix -> estimator; after it comes the training distribution.
+LEARNED = {"net": "mlp"}
+PRIORS = ("uniform", "healthy", "mixed")
 #: um2/ms in mm2/s.
 UM2_PER_MS = 1e-3
 
@@ -120,13 +127,50 @@ def _prepare(name: str) -> Fit:
     return fit
 
 
-def methods(chosen: list[str] | None = None) -> dict[str, Fit]:
-    """Return name -> fit: traditional fitting, then the registered estimators of the spherical mean.
+def training_distribution(name: str, subjects: Callable[[], list[Array]]) -> Prior:
+    """Return one of `PRIORS`.
 
     Parameters
     ----------
-    chosen : list of str, optional
+    name : str
+    subjects : callable
+        Returns (n_voxels, 2) true parameters of each of some healthy subjects, in the model's units. Their signals are
+        simulated and fitted, and the density of the fits is the distribution, as in the paper's section 2.3.3.
+    """
+    parameters = SphericalMeanTechnique.parameters[1:]
+    uniform = Uniform(parameters)
+    if name == "uniform":
+        return uniform
+    model = SphericalMeanTechnique()
+    fitted, rng = get_estimator("nlls")(model).fit(PROTOCOL), np.random.default_rng(0)
+    samples = []
+    for truth_of_subject in subjects():
+        clean = signals(model, np.insert(truth_of_subject, 0, 1.0, axis=1), PROTOCOL)
+        maps = fitted.predict(add_noise(clean, PROTOCOL, 1 / SNR, rng))
+        samples.append(maps.estimate[:, 1:3].astype(np.float64).clip(0, [p.bounds[1] for p in parameters]))
+    healthy = Empirical(parameters, samples)
+    return healthy if name == "healthy" else Mixed(uniform, healthy)
+
+
+def _train(name: str, subjects: Callable[[], list[Array]]) -> Fit:
+    """Return the fit of a learned estimator, trained at the ratio of the test data on a distribution."""
+    prefix, prior_name = name.split("-")
+    kind = get_estimator(LEARNED[prefix])
+    assert issubclass(kind, LearnedEstimator)
+    prior = training_distribution(prior_name, subjects)
+    fitted = kind(SphericalMeanTechnique(), prior=prior, noise=Noise("gaussian", (SNR, SNR))).fit(PROTOCOL)
+    return lambda signal: np.asarray(fitted.predict(signal).estimate[:, 1:3] / [1.0, UM2_PER_MS])
+
+
+def methods(chosen: list[str] | None, subjects: Callable[[], list[Array]]) -> dict[str, Callable[[], Fit]]:
+    """Return name -> what prepares a fit: traditional fitting, registered estimators, learned ones by distribution.
+
+    Parameters
+    ----------
+    chosen : list of str or None
         Names; all if not given.
+    subjects : callable
+        See `training_distribution`.
 
     Raises
     ------
@@ -134,12 +178,26 @@ def methods(chosen: list[str] | None = None) -> dict[str, Fit]:
         If a name is unknown.
     """
     model = BoundedAsPublished()
-    known = ["traditional", *(key for key, estimator in load_estimators().items() if estimator.supports(model))]
+    classical = [
+        key
+        for key, estimator in load_estimators().items()
+        if estimator.supports(model) and not issubclass(estimator, LearnedEstimator)
+    ]
+    learned = [f"{prefix}-{prior}" for prefix in LEARNED for prior in PRIORS]
+    known = ["traditional", *classical, *learned]
     names = known if chosen is None else chosen
     for name in names:
         if name not in known:
             raise UsageError(f"There is no row named {name!r}; known: {', '.join(known)}.")
-    return {name: fit_traditionally if name == "traditional" else _prepare(name) for name in names}
+    found: dict[str, Callable[[], Fit]] = {}
+    for name in names:
+        if name == "traditional":
+            found[name] = lambda: fit_traditionally
+        elif name in learned:
+            found[name] = partial(_train, name, subjects)
+        else:
+            found[name] = partial(_prepare, name)
+    return found
 
 
 def truth() -> Array:

@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli import evaluate, tools
+from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.training import Training
 from qmri_bidsapp.evaluation import peers
 from qmri_bidsapp.registry import get_model, load_estimators
 
@@ -95,6 +97,19 @@ def test_table3(tmp_path, capsys):
     assert table[2][:2] == ["Traditional fitting (paper)", "0.0883 / 0.1106"]
     assert [row[0] for row in table[-2:]] == ["traditional", "varpro"]
     assert table[-1][3] == " / ".join(f"{value:.4f}" for value in found["varpro"]["std"])
+
+
+def test_table3_of_networks(tmp_path, monkeypatch, capsys):
+    options = MultilayerPerceptron.__init__.__kwdefaults__
+    monkeypatch.setitem(options, "training", Training(steps=200, batch_size=256))
+    monkeypatch.setitem(options, "n_combinations", 2**14)
+    monkeypatch.setattr(evaluate, "VOXEL_SIZE", 8.0)
+    command = ["evaluate", "table3", "--estimators", "net-uniform,net-healthy", "--samples", "2", "--json", "t.json"]
+    assert tools.main(command) == 0
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert [row[0] for row in rows(capsys.readouterr().out)[-2:]] == list(found)
+    # What is trained on healthy tissue is wrong over the whole space, as in the paper.
+    assert found["net-uniform"]["rmse"][0] < 0.1 < found["net-healthy"]["rmse"][0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import cache
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -20,6 +21,8 @@ from qmri_bidsapp.core.acquisition import (
 )
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.learned import LearnedEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators, load_models
 
@@ -173,15 +176,24 @@ class TestModel:
         torch.testing.assert_close(model.with_covariates(theta), model.with_covariates(theta, neutral))
 
 
+@cache
+def fitted(model_name: str, estimator_name: str, device: str = "cpu") -> Estimator:
+    """An estimator of the model's protocol; learned ones learn for a moment only."""
+    model, kind = get_model(model_name), get_estimator(estimator_name)
+    make = kind.brief if issubclass(kind, LearnedEstimator) else kind
+    return make(model, device=device).fit(protocol(model))
+
+
 @pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
 class TestEstimator:
     @staticmethod
     def fitted(model_name: str, estimator_name: str):
-        model = get_model(model_name)
-        return model, get_estimator(estimator_name)(model).fit(protocol(model))
+        return get_model(model_name), fitted(model_name, estimator_name)
 
     def test_recovers_noise_free_parameters(self, model_name: str, estimator_name: str) -> None:
         model, estimator = self.fitted(model_name, estimator_name)
+        if isinstance(estimator, LearnedEstimator):
+            pytest.skip("a posterior mean under noise is not exact without it; see test_estimators_mlp")
         theta, signal = simulate(model, 500)
         maps = estimator.predict(signal, covariates=covariates(model, 500))
         scale = np.array([p.scale for p in model.parameters])
@@ -257,6 +269,9 @@ class TestEstimator:
 def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator_name: str, known_noise: bool) -> None:
     """Within 10 %, and 95 % intervals cover 93 to 97 %, at high SNR, where the Cramer-Rao bound applies."""
     model = get_model(model_name)
+    estimator = fitted(model_name, estimator_name)
+    if isinstance(estimator, LearnedEstimator):
+        pytest.skip("its standard deviation is that of the posterior; see test_estimators_mlp")
     acquisition = protocol(model)
     n_free = acquisition.n_measurements - len(model.parameters)
     if not known_noise and n_free < 6:
@@ -266,7 +281,6 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     n, noise = 20_000, 0.005 * clean.max()
     averages = np.sqrt(np.array(acquisition.n_averages))
     signal = clean + noise / averages * np.random.default_rng(8).standard_normal((n, acquisition.n_measurements))
-    estimator = get_estimator(estimator_name)(model).fit(acquisition)
     maps = estimator.predict(
         signal,
         noise_std=np.full(n, noise) if known_noise else None,

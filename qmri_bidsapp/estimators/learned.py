@@ -1,0 +1,368 @@
+"""What learned estimators share: simulated training data, scaling, weights on disk, maps."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.prior import Prior, Uniform
+from qmri_bidsapp.core.simulation import Noise, Simulation, reference
+from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.weights import key_of, load_weights, save_weights
+from qmri_bidsapp.models.base import SignalModel
+
+#: Parameter combinations that are simulated (Gyori et al. 2021, section 2.3.3), and most values of their signals.
+N_COMBINATIONS = 2**19
+MAX_VALUES = 2**25
+#: Signal-to-noise ratios of the default noise.
+SNR = (10.0, 100.0)
+#: Share of the training examples whose noise is not told, as of voxels in use where it is not known.
+UNTOLD = 0.5
+#: Voxels that are predicted together: activations of a wide network then stay in the processor's cache.
+CHUNK_SIZE = 2048
+#: Fresh voxels on which the errors in the card are measured.
+N_VALIDATION = 2**16
+
+
+def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
+    """Return the noise of the series that a model is fitted to in the app.
+
+    Magnitudes have Rician noise; signed signals have not, nor have diffusion series, whose floor the app takes away.
+    """
+    gaussian = acquisition.has_sign or "dwi" in model.bids_suffixes
+    return Noise("gaussian" if gaussian else "rician", SNR)
+
+
+class LearnedEstimator(Estimator):
+    """Regression from signals to parameters, trained on simulated voxels.
+
+    Signals are divided by the voxel's reference (`core.simulation.reference`), in training and in use. What is learned
+    is the position of each parameter and derived parameter within its bounds, and the logarithm of the amplitude over
+    the reference. Where the training has a range of noise levels the voxel's own is an input, unknown in half of the
+    examples, so that it may be left out in use.
+
+    Standard deviations are those of the posterior under the training distribution, as they were learned from the
+    squared errors: they tell nothing where a voxel is unlike those of the training. `noise_std` acts within the range
+    of the training, and not at all where that is a single level.
+
+    Parameters
+    ----------
+    model, device
+        As for `Estimator`.
+    prior : Prior, optional
+        Of all parameters but the amplitude; uniform within their bounds where not given.
+    noise : Noise, optional
+        `default_noise` where not given.
+    weights : path, optional
+        Folder with weights to be used in place of training.
+    n_combinations : int
+        Parameter combinations that are simulated; fewer where a signal has very many values.
+    """
+
+    std_kind: ClassVar[str] = "posterior standard deviation under the training distribution, learned"
+    #: Models with more parameters have bounds that say too little of the tissue.
+    MAX_PARAMETERS: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        model: SignalModel,
+        *,
+        device: str = "cpu",
+        prior: Prior | None = None,
+        noise: Noise | None = None,
+        weights: str | Path | None = None,
+        n_combinations: int = N_COMBINATIONS,
+    ) -> None:
+        super().__init__(model, device=device)
+        if weights is not None and (prior is not None or noise is not None):
+            raise UsageError(
+                "Weights bring the prior and the noise that they were trained with: give one or the other."
+            )
+        self.prior = prior
+        self.noise = noise
+        self.weights = weights
+        self.n_combinations = n_combinations
+
+    @classmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether the model's bounds make a training distribution, and no parameter is an angle."""
+        return len(model.parameters) <= cls.MAX_PARAMETERS and not any(p.is_periodic for p in model.parameters)
+
+    @classmethod
+    @abstractmethod
+    def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
+        """Return an estimator that learns next to nothing, in about a second: as fast in use as any other."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Return the options, beside prior and noise, that the weights depend on, as plain data."""
+
+    @abstractmethod
+    def _learn(
+        self,
+        examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]],
+        generator: torch.Generator,
+        progress: Callable[[int, float], None] | None,
+        checkpoint: Path | None,
+    ) -> None:
+        """Learn from (n, n_features) features and (n, n_targets) targets, scaled to mean zero and variance one."""
+
+    @abstractmethod
+    def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the targets, (n, n_targets) each, for scaled features."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Return what was learned."""
+
+    @abstractmethod
+    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
+        """Take over what was learned, from `_state` and `options`."""
+
+    def fit(
+        self,
+        acquisition: Acquisition,
+        *,
+        seed: int = 0,
+        progress: Callable[[int, float], None] | None = None,
+        checkpoint: Path | None = None,
+    ) -> Self:
+        """Train for a protocol, or load the weights that were trained for it.
+
+        Parameters
+        ----------
+        acquisition : Acquisition
+        seed : int
+            The same seed gives the same weights on a processor.
+        progress, checkpoint
+            As for `training.train`.
+
+        Raises
+        ------
+        ProtocolError
+            If the protocol cannot identify the model's parameters.
+        PriorError
+            If the prior is not of the model's parameters.
+        WeightsError
+            If the weights are damaged or for something else.
+        """
+        self.check(self.model, acquisition)
+        self.acquisition_ = acquisition
+        if self.weights is not None:
+            self._load(Path(self.weights))
+            return self
+        self.prior_ = self.prior or Uniform(self.model.parameters[1:])
+        if self.prior_.parameters != self.model.parameters[1:]:
+            raise PriorError(f"The prior is not of the parameters of model {self.model.name}.")
+        self.noise_ = self.noise or default_noise(self.model, acquisition)
+        n_threads = torch.get_num_threads()
+        # Rounding depends on the number of threads, and weights on rounding.
+        torch.set_num_threads(1)
+        try:
+            self._train(seed, progress, checkpoint)
+        finally:
+            torch.set_num_threads(n_threads)
+        return self
+
+    def identity(self, acquisition: Acquisition) -> dict[str, Any]:
+        """Return what must be the same in training and in use, as plain data."""
+        columns = (*self.model.parameters, *self.model.derived, *self.model.covariates)
+        return {
+            "estimator": self.name,
+            "model": {"name": self.model.name, "bounds": {p.name: list(p.bounds) for p in columns}},
+            "protocol": acquisition.to_dict(),
+            "version": __version__,
+        }
+
+    def cache_key(self, acquisition: Acquisition, seed: int = 0) -> str:
+        """Return the content hash of all that the weights depend on."""
+        prior = self.prior or Uniform(self.model.parameters[1:])
+        noise = self.noise or default_noise(self.model, acquisition)
+        return key_of(
+            {
+                **self.identity(acquisition),
+                "prior": prior.describe(),
+                "noise": asdict(noise),
+                "options": {**self.options(), "n_combinations": self.n_combinations},
+                "seed": seed,
+            }
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write what was learned, and a card, into a folder; see `weights.save_weights`."""
+        state = {name: getattr(self, f"_{name}") for name in ("input_mean", "input_std", "target_mean", "target_std")}
+        save_weights(Path(folder), {**self._state(), **state}, self.identity(self.acquisition_), self.notes_)
+
+    def _load(self, folder: Path) -> None:
+        state, notes = load_weights(folder, self.identity(self.acquisition_))
+        for name in ("input_mean", "input_std", "target_mean", "target_std"):
+            setattr(self, f"_{name}", state.pop(name).to(self.device))
+        self.notes_ = notes
+        self.noise_ = Noise(notes["noise"]["kind"], tuple(notes["noise"]["snr"]))
+        self._restore({name: value.to(self.device) for name, value in state.items()}, notes["options"])
+
+    def _train(self, seed: int, progress: Callable[[int, float], None] | None, checkpoint: Path | None) -> None:
+        rng = np.random.default_rng(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        simulation, position = self._simulate(rng)
+        covariates = simulation.theta[:, len(self.model.parameters) :].float()
+
+        def examples(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            index, signal, sigma = simulation.draw(n, generator)
+            size = reference(signal, self.acquisition_)
+            # Of noise alone there is no reference.
+            seen = (size > 0).squeeze(1)
+            told = torch.rand(n, 1, generator=generator, device=self.device) >= UNTOLD
+            relative = torch.where(told, sigma / size, torch.nan)
+            features = self._features(signal, size, relative, covariates[index])[seen]
+            targets = torch.cat([-size.clamp(min=1e-30).log(), position[index]], dim=1)[seen]
+            return features, targets
+
+        n_validation = min(N_VALIDATION, len(simulation))
+        self._scale_by(*examples(n_validation, generator))
+
+        def scaled(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+            features, targets = examples(n, generator)
+            return self._scaled(features), (targets - self._target_mean) / self._target_std
+
+        self._learn(scaled, generator, progress, checkpoint)
+        self.notes_ = {
+            "prior": self.prior_.describe(),
+            "noise": asdict(self.noise_),
+            "options": self.options(),
+            "n_combinations": len(simulation),
+            "seed": seed,
+            "validation": self._validate(*scaled(n_validation, generator)),
+        }
+
+    def _simulate(self, rng: np.random.Generator) -> tuple[Simulation, torch.Tensor]:
+        """Return simulated voxels of amplitude one, and the positions of their parameters, (n, n_targets - 1)."""
+        n = min(self.n_combinations, MAX_VALUES // self.acquisition_.n_measurements)
+        parameters = np.insert(self.prior_.draw(n, rng), 0, 1.0, axis=1)
+        covariates = Uniform(self.model.covariates).draw(n, rng)
+        theta = self.model.with_covariates(torch.tensor(parameters), torch.tensor(covariates)).to(self.device)
+        simulation = Simulation(
+            theta, lambda part: self.model.signal(part, self.acquisition_), self.acquisition_, self.noise_
+        )
+        with torch.no_grad():
+            derived = self.model.derive(theta)
+        values = torch.cat([theta[:, 1 : len(self.model.parameters)], derived], dim=1)
+        return simulation, _position(values, self._bounded()).float()
+
+    def _bounded(self) -> tuple[Parameter, ...]:
+        """Return all that is learned but the amplitude."""
+        return (*self.model.parameters[1:], *self.model.derived)
+
+    def _features(
+        self, signal: torch.Tensor, size: torch.Tensor, noise: torch.Tensor, covariates: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (n, n_features): relative signals, covariates and, where noise varies, its logarithm, if known.
+
+        `noise` is relative to the reference, NaN where it is not known.
+        """
+        parts = [signal / size, covariates]
+        if not self.noise_.is_fixed:
+            low, high = (math.log(value) for value in self.noise_.snr)
+            level = (-(noise.log()) - low) / (high - low)
+            known = torch.isfinite(level)
+            parts += [torch.where(known, level.clamp(0, 1), 0.5), known.float()]
+        return torch.cat(parts, dim=1)
+
+    def _scale_by(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        self._input_mean, self._target_mean = features.mean(0), targets.mean(0)
+        # What does not vary, such as a single measurement over itself, must not be magnified.
+        self._input_std, self._target_std = (values.std(0).clamp(min=1e-4) for values in (features, targets))
+
+    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self._input_mean) / self._input_std
+
+    def _validate(self, features: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
+        """Return, per output, the error relative to the spread of the prior, and the coverage of 95 % intervals."""
+        with torch.no_grad():
+            parts = [self._regress(part) for part in torch.split(features, CHUNK_SIZE)]
+        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+        error = mean - targets
+        relative, covered = error.square().mean(0).sqrt(), (error.abs() <= 1.96 * std).float().mean(0)
+        names = [p.name for p in (*self.model.parameters, *self.model.derived)]
+        return {
+            name: {"relative_rmse": round(float(e), 4), "coverage_of_95": round(float(c), 4)}
+            for name, e, c in zip(names, relative, covered, strict=True)
+        }
+
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
+        """Estimate; see `Estimator.predict`."""
+        if not hasattr(self, "acquisition_"):
+            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
+        signals = as_signals(signals, self.acquisition_.n_measurements)
+        known = covariates_of(self.model, covariates, len(signals))
+        noise = noise_of(np.nan if noise_std is None else noise_std, len(signals))
+
+        def predict(part: slice) -> ParameterMaps:
+            values, status, usable = screen(signals[part], known[part], has_sign=self.acquisition_.has_sign)
+            estimate, std = self._estimate(values[usable], noise[part][usable], known[part][usable])
+            fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
+            return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+
+        return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
+
+    def _estimate(
+        self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32], covariates: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return estimates and standard deviations in the parameters' units; NaN without a positive reference."""
+        signal, sigma, known = (torch.as_tensor(part, device=self.device) for part in (values, noise, covariates))
+        size = reference(signal, self.acquisition_)
+        size = torch.where(size > 0, size, torch.nan)
+        features = self._features(signal, size, sigma.unsqueeze(1) / size, known)
+        mean, std = self._regress(self._scaled(features))
+        mean, std = mean * self._target_std + self._target_mean, std * self._target_std
+        amplitude = size * mean[:, :1].exp()
+        value, slope = _value(mean[:, 1:].double(), self._bounded())
+        estimate = torch.cat([amplitude.double(), value], dim=1)
+        spread = std.double() * torch.cat([amplitude.double(), slope], dim=1)
+        return estimate.cpu().numpy(), spread.cpu().numpy()
+
+
+def _position(values: torch.Tensor, parameters: tuple[Parameter, ...]) -> torch.Tensor:
+    """Return where between its bounds each value lies, 0 to 1, by the logarithm for wide positive ranges."""
+    columns = []
+    for value, p in zip(values.unbind(1), parameters, strict=True):
+        low, high = p.bounds
+        columns.append((value / low).log() / math.log(high / low) if p.is_logarithmic else (value - low) / (high - low))
+    return torch.stack(columns, dim=1).clamp(0, 1)
+
+
+def _value(position: torch.Tensor, parameters: tuple[Parameter, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the values of positions, and their slopes."""
+    values, slopes = [], []
+    for share, p in zip(position.unbind(1), parameters, strict=True):
+        low, high = p.bounds
+        if p.is_logarithmic:
+            width = math.log(high / low)
+            values.append(low * (width * share).exp())
+            slopes.append(width * values[-1])
+        else:
+            values.append(low + (high - low) * share)
+            slopes.append(torch.full_like(share, high - low))
+    return torch.stack(values, dim=1), torch.stack(slopes, dim=1)

@@ -1,0 +1,124 @@
+"""Trained weights on disk: a folder with a safetensors file and a card that says what they are for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+
+from qmri_bidsapp.errors import OutputError, WeightsError
+
+TENSORS, CARD = "weights.safetensors", "card.json"
+#: Raised whenever the meaning of stored tensors changes.
+FORMAT = 1
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return the content hash of plain data, the same in every process."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save_weights(
+    folder: Path, tensors: Mapping[str, torch.Tensor], identity: Mapping[str, Any], notes: Mapping[str, Any]
+) -> None:
+    """Write a folder with the weights and their card; it appears whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Replaced if it holds weights.
+    tensors : mapping
+        Name -> tensor.
+    identity : mapping
+        Plain data that must be the same when the weights are used: model, protocol, estimator.
+    notes : mapping
+        Plain data to be read by people: prior, noise, options, errors on validation data.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, or holds anything else.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(name.name not in (TENSORS, CARD) for name in folder.iterdir()):
+        raise OutputError(f"{folder} holds other files: name a new folder for the weights.")
+    # Tensors carry the identity as well, so that a card of other weights does not go unnoticed.
+    data = save({key: value.contiguous().cpu() for key, value in tensors.items()}, {"identity": key_of(identity)})
+    card = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "identity": dict(identity),
+        "notes": dict(notes),
+    }
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            (temporary / TENSORS).write_bytes(data)
+            (temporary / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            temporary.chmod(0o755)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"The weights cannot be written to {folder} ({error.strerror}).") from error
+
+
+def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors of a folder, and the notes of its card.
+
+    Parameters
+    ----------
+    folder : Path
+    identity : mapping
+        What the weights are to be used for; see `save_weights`.
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing or damaged, or the weights are for something else.
+    """
+    folder = Path(folder)
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        data = (folder / TENSORS).read_bytes()
+        known, digest, version = card["identity"], card["sha256"], card["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{folder} holds no readable weights ({type(error).__name__}): train them again.") from error
+    if version != FORMAT:
+        raise WeightsError(f"The weights in {folder} have format {version}, this program needs {FORMAT}: train again.")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise WeightsError(f"{folder / TENSORS} is not what its card says (SHA-256): it was damaged or changed.")
+    wanted = json.loads(json.dumps(dict(identity)))
+    differing = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
+    if differing:
+        raise WeightsError(
+            f"The weights in {folder} are for another {' and '.join(differing)}: "
+            + "; ".join(f"{key} {_short(known.get(key))}, needed {_short(wanted.get(key))}" for key in differing)
+        )
+    try:
+        with safe_open(folder / TENSORS, "pt") as file:
+            stored = (file.metadata() or {}).get("identity")
+        tensors = load(data)
+    except SafetensorError as error:
+        raise WeightsError(f"{folder / TENSORS} cannot be read ({error}): train again.") from error
+    if stored != key_of(wanted):
+        raise WeightsError(f"The card in {folder} is not that of its weights.")
+    return tensors, card["notes"]
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message, not too long."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,90 @@
+"""The training loop: learns, repeats, resumes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.estimators import training
+from qmri_bidsapp.estimators.training import OPTIMISERS, Training, train
+
+
+def network() -> nn.Linear:
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.fill_(0.1)
+        layer.bias.zero_()
+    return layer
+
+
+def loss_of(layer: nn.Linear):
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        x = torch.randn(64, 2, generator=generator)
+        target = x @ torch.tensor([[2.0], [-1.0]]) + 0.5 + 0.1 * torch.randn(64, 1, generator=generator)
+        return (layer(x) - target).square().mean()
+
+    return loss
+
+
+def run(layer: nn.Linear, seed: int = 0, **options) -> nn.Linear:
+    checkpoint, progress = options.pop("checkpoint", None), options.pop("progress", None)
+    chance = torch.Generator().manual_seed(seed)
+    train(layer, loss_of(layer), Training(**options), chance, progress=progress, checkpoint=checkpoint)
+    return layer
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_finds_the_regression(optimiser):
+    layer = run(network(), steps=3000, optimiser=optimiser)
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[2.0, -1.0]]), atol=0.02, rtol=0)
+    torch.testing.assert_close(layer.bias.detach(), torch.tensor([0.5]), atol=0.02, rtol=0)
+
+
+def test_repeats_with_the_seed_and_only_with_it():
+    first, again, other = (run(network(), seed, steps=50).weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_goes_on_from_a_checkpoint_as_if_never_stopped(optimiser, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 20)
+    whole = run(network(), steps=100, optimiser=optimiser)
+    stopped, path = network(), tmp_path / "state.safetensors"
+
+    def stop(step: int, value: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "REPORT_EVERY", 50)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, steps=100, optimiser=optimiser, checkpoint=path, progress=stop)
+    assert path.exists()
+    resumed = run(network(), seed=9, steps=100, optimiser=optimiser, checkpoint=path)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert not path.exists()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match="no checkpoint of this training"):
+        run(network(), checkpoint=path)
+
+
+def test_reports_progress_and_divergence():
+    seen: list[tuple[int, float]] = []
+    run(network(), steps=200, progress=lambda step, value: seen.append((step, value)))
+    assert [step for step, _ in seen] == [100, 200]
+    assert seen[1][1] < seen[0][1]
+    layer = network()
+    with pytest.raises(WeightsError, match="Training failed after 100 steps"):
+        train(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=100), torch.Generator())
+
+
+def test_unknown_optimiser_and_no_step():
+    with pytest.raises(UsageError, match="no optimiser 'magic'; known: adam, sgd"):
+        Training(optimiser="magic")
+    with pytest.raises(UsageError, match="at least one step"):
+        Training(steps=0)
