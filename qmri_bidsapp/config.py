@@ -78,6 +78,7 @@ class Config:
     bids_database_dir: Path | None = None
     models: tuple[str, ...] = ("auto",)
     estimators: tuple[str, ...] = ("auto",)
+    weights: Path | None = None
     n_fibres: str = "1"
     device: str = "auto"
     nprocs: int = 1
@@ -124,6 +125,8 @@ class Config:
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise InputMissingError(f"{_option(name)}: the file {path} does not exist.")
+        if self.weights is not None and not self.weights.is_dir():
+            raise InputMissingError(f"--weights: the folder {self.weights} does not exist; make it with `qmri train`.")
         work, source = self.work_dir.resolve(), self.bids_dir.resolve()
         if work == source or source in work.parents:
             raise UsageError(f"The work folder {self.work_dir} lies in the input folder; name another with --work-dir.")

@@ -116,6 +116,12 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         help="how to fit: a name for all models that it can fit, or model:name for one (default: auto)",
     )
     group.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="weights of learned estimators (such as mlp) from 'qmri train' (default: trained during the run, once for "
+        "each protocol, on parameters uniform within their bounds)",
+    )
+    group.add_argument(
         "--n-fibres",
         choices=N_FIBRES,
         help="fibre directions per voxel in models that have them (such as noddi): 1, or auto, 0 to 3 as found by "

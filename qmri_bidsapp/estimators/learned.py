@@ -24,7 +24,7 @@ from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
-from qmri_bidsapp.estimators.weights import key_of, load_weights, save_weights
+from qmri_bidsapp.estimators.weights import find_weights, key_of, load_weights, save_weights
 from qmri_bidsapp.models.base import SignalModel
 
 #: Parameter combinations that are simulated (Gyori et al. 2021, section 2.3.3), and most values of their signals.
@@ -36,6 +36,8 @@ SNR = (10.0, 100.0)
 UNTOLD = 0.5
 #: Voxels that are predicted together: activations of a wide network then stay in the processor's cache.
 CHUNK_SIZE = 2048
+#: Distance from a bound, relative to its range, that counts as on the bound.
+BOUND_TOLERANCE = 1e-5
 #: Fresh voxels on which the errors in the card are measured.
 N_VALIDATION = 2**16
 
@@ -70,7 +72,7 @@ class LearnedEstimator(Estimator):
     noise : Noise, optional
         `default_noise` where not given.
     weights : path, optional
-        Folder with weights to be used in place of training.
+        Folder with weights to be used in place of training, or of such folders, one of them for the protocol.
     n_combinations : int
         Parameter combinations that are simulated; fewer where a signal has very many values.
     """
@@ -210,7 +212,8 @@ class LearnedEstimator(Estimator):
         save_weights(Path(folder), {**self._state(), **state}, self.identity(self.acquisition_), self.notes_)
 
     def _load(self, folder: Path) -> None:
-        state, notes = load_weights(folder, self.identity(self.acquisition_))
+        identity = self.identity(self.acquisition_)
+        state, notes = load_weights(find_weights(folder, identity), identity)
         for name in ("input_mean", "input_std", "target_mean", "target_std"):
             setattr(self, f"_{name}", state.pop(name).to(self.device))
         self.notes_ = notes
@@ -321,16 +324,19 @@ class LearnedEstimator(Estimator):
 
         def predict(part: slice) -> ParameterMaps:
             values, status, usable = screen(signals[part], known[part], has_sign=self.acquisition_.has_sign)
-            estimate, std = self._estimate(values[usable], noise[part][usable], known[part][usable])
-            fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
-            return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+            fitted = self._estimate(values[usable], noise[part][usable], known[part][usable])
+            return assemble(self.model, self.std_kind, status, usable, *fitted)
 
         return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
 
     def _estimate(
         self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32], covariates: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return estimates and standard deviations in the parameters' units; NaN without a positive reference."""
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+        """Return estimates and standard deviations in the parameters' units, and statuses.
+
+        Without a positive reference they are NaN. A posterior mean is never on a bound, unless the voxel is unlike
+        those of the training: it has no standard deviation there.
+        """
         signal, sigma, known = (torch.as_tensor(part, device=self.device) for part in (values, noise, covariates))
         size = reference(signal, self.acquisition_)
         size = torch.where(size > 0, size, torch.nan)
@@ -338,10 +344,14 @@ class LearnedEstimator(Estimator):
         mean, std = self._regress(self._scaled(features))
         mean, std = mean * self._target_std + self._target_mean, std * self._target_std
         amplitude = size * mean[:, :1].exp()
-        value, slope = _value(mean[:, 1:].double(), self._bounded())
+        position = mean[:, 1:].double()
+        is_free = (position > BOUND_TOLERANCE) & (position < 1 - BOUND_TOLERANCE)
+        value, slope = _value(position, self._bounded())
+        slope = torch.where(is_free, slope, torch.nan)
         estimate = torch.cat([amplitude.double(), value], dim=1)
         spread = std.double() * torch.cat([amplitude.double(), slope], dim=1)
-        return estimate.cpu().numpy(), spread.cpu().numpy()
+        status = torch.where(is_free.all(1), int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
+        return estimate.cpu().numpy(), spread.cpu().numpy(), status.cpu().numpy()
 
 
 def _position(values: torch.Tensor, parameters: tuple[Parameter, ...]) -> torch.Tensor:

@@ -118,6 +118,44 @@ def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, t
     return tensors, card["notes"]
 
 
+def digest_of(folder: Path) -> str:
+    """Return the content hash of all cards in a folder, each of which holds that of its weights."""
+    cards = sorted(path for path in Path(folder).rglob(CARD))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in cards)).hexdigest()
+
+
+def find_weights(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """Return which folder holds the weights for something: this one, or one of those in it.
+
+    Raises
+    ------
+    WeightsError
+        If none is for that, or several are.
+    """
+    folder = Path(folder)
+    if (folder / CARD).is_file() or not folder.is_dir():
+        return folder
+    wanted = json.loads(json.dumps(dict(identity)))
+    cards = sorted(folder.glob(f"*/{CARD}"))
+    found = []
+    for card in cards:
+        try:
+            if json.loads(card.read_text(encoding="utf-8"))["identity"] == wanted:
+                found.append(card.parent)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WeightsError(f"{card} cannot be read ({type(error).__name__}): train the weights again.") from error
+    if len(found) != 1:
+        what = (
+            f"None of the {len(cards)} weights in {folder} is" if not found else f"{len(found)} weights in {folder} are"
+        )
+        raise WeightsError(
+            f"{what} for estimator {wanted.get('estimator')}, model {_short(wanted.get('model'))} and protocol "
+            f"{_short(wanted.get('protocol'))} in version {wanted.get('version')}: "
+            + ("train some with `qmri train`." if not found else "name the folder of one of them.")
+        )
+    return found[0]
+
+
 def _short(value: Any) -> str:
     """Return a value for a message, not too long."""
     text = json.dumps(value)

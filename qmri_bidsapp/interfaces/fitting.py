@@ -174,6 +174,8 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     estimator = traits.Str(mandatory=True)
     seed = traits.Int(0, usedefault=True)
     device = traits.Str("cpu", usedefault=True, nohash=True)
+    weights = traits.Directory(desc="weights of a learned estimator, or folder of such")
+    weights_digest = traits.Str(desc="content hash of a folder that the user named: other weights, other maps")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
 
@@ -228,11 +230,14 @@ class Fit(SimpleInterface):
     def _estimator(self, *, by_voxel: bool) -> Estimator:
         """Return the estimator; with a number of bundles of its own in every voxel, or with that of the model."""
         from qmri_bidsapp.estimators.bundles import BundlesByVoxel
+        from qmri_bidsapp.estimators.learned import LearnedEstimator
         from qmri_bidsapp.registry import get_estimator, get_model
 
         model, kind = get_model(self.inputs.model), get_estimator(self.inputs.estimator)
         if by_voxel:
             return BundlesByVoxel(model, kind, device=self.inputs.device)  # type: ignore[arg-type]
+        if issubclass(kind, LearnedEstimator):
+            return kind(model, device=self.inputs.device, weights=defined(self.inputs.weights) or None)
         return kind(model, device=self.inputs.device)
 
 

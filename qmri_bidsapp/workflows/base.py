@@ -10,7 +10,14 @@ from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, orientation_outputs, series_outputs
 from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan
-from qmri_bidsapp.workflows.series import Resources, init_anat_wf, init_fit_node, init_orientation_node, init_series_wf
+from qmri_bidsapp.workflows.series import (
+    Resources,
+    init_anat_wf,
+    init_fit_node,
+    init_orientation_node,
+    init_series_wf,
+    init_train_node,
+)
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
@@ -120,8 +127,10 @@ def _add_series(
     resources: Resources,
 ) -> None:
     """Add preprocessing, fits and sinks of one series."""
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.weights import digest_of
     from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveImages, SaveSeries
-    from qmri_bidsapp.registry import get_model
+    from qmri_bidsapp.registry import get_estimator, get_model
 
     size_gb = _size_gb(item)
     series_wf = init_series_wf(item, resources, has_t1w=anat_wf is not None, size_gb=size_gb)
@@ -172,6 +181,12 @@ def _add_series(
         )
         results = [(name, name) for name in ("estimates", "stds", "posterior", "status", "counts", "seconds")]
         wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
+        if issubclass(get_estimator(estimator), LearnedEstimator):
+            if config.weights is not None:
+                fit.inputs.trait_set(weights=str(config.weights), weights_digest=digest_of(config.weights))
+            else:
+                train = init_train_node(fit, cache_dir(config) / "weights", resources)
+                wf.connect(train, "weights", fit, "weights")
         if item.group.covariates and get_model(model).covariates:
             wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
         if (model, estimator) in item.bundle_fits:

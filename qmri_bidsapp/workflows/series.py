@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nipype.pipeline.engine import Workflow
 
     from qmri_bidsapp.bids.queries import InputGroup
@@ -261,6 +263,22 @@ def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resou
         device=resources.device,
         use_gpu=gpu,
         n_threads=resources.n_threads,
+    )
+
+
+def init_train_node(fit: Any, cache: Path, resources: Resources) -> Any:
+    """Build the node that trains the estimator of a fit node; all subjects share its cache."""
+    from qmri_bidsapp.interfaces.training import Train
+
+    inputs = {name: getattr(fit.inputs, name) for name in ("acquisition", "model", "estimator", "seed", "device")}
+    return _node(
+        Train,
+        fit.name.replace("fit_", "train_", 1),
+        fit.title.replace(" fit ", " training "),
+        mem_gb=2,
+        cache=str(cache),
+        use_gpu=fit.inputs.use_gpu,
+        **inputs,
     )
 
 

@@ -16,7 +16,8 @@ from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
 OPTIONS = {
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
-    "--bids-database-dir", "--models", "--estimators", "--n-fibres", "--device", "--nprocs", "--omp-nthreads",
+    "--bids-database-dir", "--models", "--estimators", "--n-fibres",
+    "--weights", "--device", "--nprocs", "--omp-nthreads",
     "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
     "--boilerplate-only", "--config-file", "--output-layout", "--verbose", "--version", "--help",
 }  # fmt: skip
@@ -200,6 +201,7 @@ def test_every_option_in_the_documentation_exists():
     # Of docker and pip, and of qmri.
     foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
     foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads", "--samples"}
+    foreign |= {"--bids-derivatives", "--prior", "--range", "--snr"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -164,3 +166,14 @@ def test_all_that_the_weights_depend_on_is_in_the_key():
     }
     assert len(keys) == 8
     assert MultilayerPerceptron(model).cache_key(protocol) in keys
+
+
+def test_an_estimate_on_a_bound_says_so(trained):
+    saturated = copy.deepcopy(trained)
+    with torch.no_grad():
+        saturated._network[-1].bias[1] += 100
+    maps = saturated.predict(table3.simulate(2).reshape(-1, 5)[500:520])
+    assert (maps.status == Status.AT_BOUND).all()
+    np.testing.assert_allclose(maps.estimate[:, 1], 1.0, rtol=1e-6)
+    assert np.isnan(maps.std[:, 1]).all()
+    assert np.isfinite(maps.std[:, [0, 2]]).all()

@@ -8,7 +8,7 @@ import numpy as np
 from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import MultiEcho
-from qmri_bidsapp.workflows.base import init_subject_wf
+from qmri_bidsapp.workflows.base import cache_dir, init_subject_wf
 from qmri_bidsapp.workflows.plan import plan
 
 
@@ -29,3 +29,23 @@ def test_steps_of_two_series_are_told_apart(tmp_path: Path) -> None:
     assert "run-1_MESE alignment" in titles
     assert "run-2_T1w brain mask" in titles
     assert sorted(set(titles)) == sorted(titles)
+
+
+def test_learned_estimators_are_trained_or_given_their_weights(tmp_path: Path) -> None:
+    for weights in (None, tmp_path):
+        config = Config(
+            tmp_path,
+            tmp_path / "out",
+            "participant",
+            "run",
+            tmp_path.parent / "work",
+            estimators=("mlp",),
+            weights=weights,
+        )
+        (found,) = plan(config, (SubjectInputs("01", (group(tmp_path, "MESE", "1"),)),))
+        nodes = {node.name.partition("_")[0]: node for node in init_subject_wf(config, found)._get_all_nodes()}
+        assert ("train" in nodes) == (weights is None)
+        if weights is None:
+            assert nodes["train"].inputs.cache == str(cache_dir(config) / "weights")
+        else:
+            assert nodes["fit"].inputs.weights == str(weights)

@@ -1,0 +1,123 @@
+"""What an earlier run of the app found: protocols of its fits, and the parameters of its voxels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import Status
+from qmri_bidsapp.errors import InputMissingError
+from qmri_bidsapp.estimators.learned import LearnedEstimator
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.registry import load_estimators
+
+#: Labels of the tissue segmentation.
+TISSUES = {"gm": 1, "wm": 2}
+
+
+@dataclass(frozen=True)
+class FoundFit:
+    """One fit of an output folder.
+
+    Attributes
+    ----------
+    folder : Path
+        Output folder.
+    subject : str
+        Label, without ``sub-``.
+    acquisition : Acquisition
+        Protocol of the series, as the model uses it.
+    estimator : str
+        Registry name.
+    maps : dict
+        Parameter -> path of its map, relative to the folder.
+    status : str
+        Path of the status map.
+    tissues : str or None
+        Path of the tissue segmentation.
+    """
+
+    folder: Path
+    subject: str
+    acquisition: Acquisition
+    estimator: str
+    maps: dict[str, str]
+    status: str
+    tissues: str | None
+
+    def values(self, names: tuple[str, ...], tissue: str | None) -> npt.NDArray[np.float64]:
+        """Return (n_voxels, n_names) parameters of the voxels that were fitted, of one tissue or of all."""
+        import nibabel as nib
+
+        inside = np.isin(np.asarray(nib.load(self.folder / self.status).dataobj), (Status.OK, Status.AT_BOUND))
+        if tissue is not None:
+            if self.tissues is None:
+                raise InputMissingError(
+                    f"sub-{self.subject} in {self.folder} has no tissue segmentation: it has no T1w. Use prior healthy."
+                )
+            inside &= np.asarray(nib.load(self.folder / self.tissues).dataobj) == TISSUES[tissue]
+        columns = [np.asarray(nib.load(self.folder / self.maps[name]).dataobj)[inside] for name in names]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+
+def find_fits(folder: Path, model: SignalModel) -> list[FoundFit]:
+    """Return the fits of a model in an output folder of the app, by subject.
+
+    Raises
+    ------
+    InputMissingError
+        If there is none, or a record cannot be read.
+    """
+    found = []
+    for path in sorted((folder / "logs").glob("sub-*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            series = {item["name"]: item for item in record["series"]}
+            fits = [fit for fit in record["fits"] if fit["model"] == model.name]
+            found += [_found(folder, path.stem.removeprefix("sub-"), model, fit, series[fit["series"]]) for fit in fits]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputMissingError(f"{path} cannot be used ({error!r}): run the participant again.") from error
+    if not found:
+        raise InputMissingError(
+            f"{folder} holds no fit of model {model.name}: it must be an output folder of qmri-bids."
+        )
+    return found
+
+
+def _found(folder: Path, subject: str, model: SignalModel, fit: dict[str, Any], series: dict[str, Any]) -> FoundFit:
+    return FoundFit(
+        folder=folder,
+        subject=subject,
+        acquisition=model.adapt(Acquisition.from_dict(series["protocol"]))[0],
+        estimator=fit["estimator"],
+        maps={item["parameter"]: item["map"] for item in fit["maps"]},
+        status=fit["status"],
+        tissues=series["tissues"],
+    )
+
+
+def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> list[npt.NDArray[np.float64]]:
+    """Return the parameters of each subject but the amplitude, from its first fit that is not itself learned.
+
+    Parameters
+    ----------
+    fits : list of FoundFit
+    model : SignalModel
+    tissue : {"gm", "wm"} or None
+    """
+    estimators = load_estimators()
+    names = tuple(p.name for p in model.parameters[1:])
+    bounds = np.array([p.bounds for p in model.parameters[1:]]).T
+    first: dict[str, FoundFit] = {}
+    for fit in fits:
+        kind = estimators.get(fit.estimator)
+        if kind is not None and not issubclass(kind, LearnedEstimator):
+            first.setdefault(fit.subject, fit)
+    # Maps in single precision may lie beyond a bound by rounding.
+    return [fit.values(names, tissue).clip(*bounds) for fit in first.values()]

@@ -1,0 +1,139 @@
+"""``qmri train``: weights of learned estimators for the protocols of an output folder of the app."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.config import check_device, find_device
+from qmri_bidsapp.errors import UsageError
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.bids.fits import FoundFit
+    from qmri_bidsapp.core.acquisition import Acquisition
+    from qmri_bidsapp.core.prior import Prior
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.models.base import SignalModel
+
+PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``train`` to the commands of ``qmri``."""
+    train = commands.add_parser("train", help="train a learned estimator for the protocols of a data set")
+    train.add_argument("model", help="name of the model; 'qmri models' lists them")
+    train.add_argument("folder", type=Path, help="where the weights go, one folder for each protocol")
+    train.add_argument(
+        "--bids-derivatives",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="output folders of qmri-bids in which the model was fitted: they tell the protocols and, for all priors "
+        "but uniform, the parameters of healthy subjects",
+    )
+    train.add_argument("--estimator", default="mlp", metavar="NAME", help="learned estimator (default: %(default)s)")
+    train.add_argument(
+        "--prior", choices=PRIORS, default="uniform", help="training distribution (default: %(default)s)"
+    )
+    train.add_argument(
+        "--range",
+        action="append",
+        nargs=3,
+        default=[],
+        metavar=("NAME", "LOW", "HIGH"),
+        help="range of a parameter in the uniform part, in its BIDS unit (default: its bounds); may be repeated",
+    )
+    train.add_argument(
+        "--noise", choices=("gaussian", "rician"), help="default: rician, but gaussian for diffusion and signed series"
+    )
+    train.add_argument(
+        "--snr", type=float, nargs="+", metavar="SNR", help="one signal-to-noise ratio, or lowest and highest"
+    )
+    train.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    train.add_argument("--device", default="cpu", metavar="auto|cpu|cuda[:n]", help="default: %(default)s")
+    train.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train for every distinct protocol; what is there already is left as it is.
+
+    Raises
+    ------
+    UsageError
+        If the estimator is not learned, or an option does not suit the model.
+    InputMissingError
+        If there is no fit of the model.
+    """
+    check_device(arguments.device)
+
+    from qmri_bidsapp.bids.fits import find_fits
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    model, kind = get_model(arguments.model), get_estimator(arguments.estimator)
+    if not issubclass(kind, LearnedEstimator):
+        raise UsageError(f"Estimator {arguments.estimator} is not learned: there is nothing to train.")
+    if not kind.supports(model):
+        raise UsageError(f"Estimator {arguments.estimator} cannot be used with {model.name}; see `qmri models`.")
+    fits = [fit for folder in arguments.bids_derivatives for fit in find_fits(folder, model)]
+    prior = _prior(arguments, model, fits)
+    for protocol in dict.fromkeys(fit.acquisition for fit in fits):
+        estimator = kind(
+            model, device=find_device(arguments.device), prior=prior, noise=_noise(arguments, model, protocol)
+        )
+        _train(estimator, protocol, arguments.folder, arguments.seed)
+
+
+def _train(estimator: LearnedEstimator, protocol: Acquisition, folder: Path, seed: int) -> None:
+    """Train and save, going on from a checkpoint where there is one."""
+    key = estimator.cache_key(protocol, seed)
+    target = folder / f"{estimator.model.name}-{estimator.name}-{key[:12]}"
+    if target.exists():
+        print(f"{target}: there already")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def say(step: int, loss: float) -> None:
+        print(f"\r{target.name}: step {step}, loss {loss:.4f} ", end="", flush=True)
+
+    estimator.fit(protocol, seed=seed, progress=say, checkpoint=folder / f".{target.name}.checkpoint")
+    estimator.save(target)
+    print(f"\n{target}")
+    for name, errors in estimator.notes_["validation"].items():
+        rmse, coverage = errors["relative_rmse"], errors["coverage_of_95"]
+        print(f"  {name}: error {rmse:.3f} of the prior's spread, 95 % intervals cover {100 * coverage:.1f} %")
+
+
+def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFit]) -> Prior:
+    """Return the training distribution that was asked for."""
+    from qmri_bidsapp.bids.fits import samples
+    from qmri_bidsapp.core.prior import Empirical, Mixed, Uniform
+
+    parameters = model.parameters[1:]
+    try:
+        ranges = {name: (float(low), float(high)) for name, low, high in arguments.range}
+    except ValueError as error:
+        raise UsageError(f"--range takes a name and two numbers: {error}.") from error
+    uniform = Uniform(parameters, ranges)
+    if arguments.prior == "uniform":
+        return uniform
+    if ranges and arguments.prior != "mixed":
+        raise UsageError(f"--range is for a uniform distribution; prior {arguments.prior} has none.")
+    tissue = arguments.prior.partition("-")[2] or None
+    name = "healthy" if arguments.prior == "mixed" else arguments.prior
+    healthy = Empirical(parameters, samples(fits, model, tissue), name=name)
+    return Mixed(uniform, healthy) if arguments.prior == "mixed" else healthy
+
+
+def _noise(arguments: argparse.Namespace, model: SignalModel, protocol: Acquisition) -> Any:
+    """Return the noise that was asked for."""
+    from qmri_bidsapp.core.simulation import Noise
+    from qmri_bidsapp.estimators.learned import default_noise
+
+    usual = default_noise(model, protocol)
+    snr = arguments.snr or usual.snr
+    if len(snr) > 2:
+        raise UsageError(f"--snr takes one or two numbers, got {len(snr)}.")
+    return Noise(arguments.noise or usual.kind, (snr[0], snr[-1]))

@@ -1,0 +1,66 @@
+"""The node that trains a learned estimator, once for all subjects of a protocol."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, SimpleInterface, TraitedSpec, traits
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.estimators.learned import LearnedEstimator
+
+
+def train_once(estimator: LearnedEstimator, acquisition: Acquisition, cache: Path, *, seed: int = 0) -> Path:
+    """Return the folder of an estimator's weights, trained by whoever comes first.
+
+    Parameters
+    ----------
+    estimator : LearnedEstimator
+        Not yet fitted.
+    acquisition : Acquisition
+        Protocol, as the model uses it.
+    cache : Path
+        Folder of all weights; each has a folder named by the hash of everything that it depends on.
+    seed : int
+    """
+    folder = cache / estimator.cache_key(acquisition, seed)
+    cache.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        # Other subjects of this protocol wait here, and then find the weights.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            estimator.fit(acquisition, seed=seed).save(folder)
+    return folder
+
+
+class _TrainInputSpec(BaseInterfaceInputSpec):
+    acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict(), as it was acquired")
+    model = traits.Str(mandatory=True)
+    estimator = traits.Str(mandatory=True)
+    seed = traits.Int(0, usedefault=True)
+    cache = Directory(mandatory=True, nohash=True, desc="folder of all weights")
+    device = traits.Str("cpu", usedefault=True, nohash=True)
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
+
+
+class _TrainOutputSpec(TraitedSpec):
+    weights = Directory(exists=True)
+
+
+class Train(SimpleInterface):
+    """Train a learned estimator for a protocol, or find that it was done."""
+
+    input_spec = _TrainInputSpec
+    output_spec = _TrainOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.registry import get_estimator, get_model
+
+        model = get_model(self.inputs.model)
+        estimator = get_estimator(self.inputs.estimator)(model, device=self.inputs.device)
+        assert isinstance(estimator, LearnedEstimator)
+        protocol, _ = model.adapt(Acquisition.from_dict(self.inputs.acquisition))
+        self._results["weights"] = str(train_once(estimator, protocol, Path(self.inputs.cache), seed=self.inputs.seed))
+        return runtime
