@@ -60,9 +60,16 @@ def _get(known: dict[str, Any], name: str, what: str) -> Any:
     return known[name]
 
 
+def _named(models: tuple[str, ...]) -> list[str]:
+    """Return the names of the chosen models; ``auto`` stands for all but those that are fitted only by request."""
+    if AUTO not in models:
+        return list(models)
+    return [name for name, model in load_models().items() if name in models or not model.by_request]
+
+
 def check_choice(models: tuple[str, ...], estimators: tuple[str, ...]) -> None:
     """Raise UsageError unless all names are known, have BIDS series, and every estimator fits a chosen model."""
-    chosen = [get_model(name) for name in (load_models() if AUTO in models else models)]
+    chosen = [get_model(name) for name in _named(models)]
     for model in chosen:
         if model.name in models and not model.bids_suffixes:
             raise UsageError(f"BIDS has no series for model {model.name}: it is for use from Python only.")
@@ -112,7 +119,7 @@ def choose(
     """
     pairs: list[tuple[str, str]] = []
     notes: list[str] = []
-    for name in load_models() if AUTO in models else models:
+    for name in _named(models):
         model = get_model(name)
         if kind not in model.bids_suffixes:
             continue

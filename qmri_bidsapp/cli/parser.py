@@ -107,7 +107,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "--models",
         nargs="+",
         metavar="NAME",
-        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow)",
+        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow but those by request)",
     )
     group.add_argument(
         "--estimators",

@@ -62,7 +62,8 @@ def _models(arguments: argparse.Namespace) -> None:
         model = get_model(name)
         fitting = [key for key, estimator in estimators.items() if estimator.supports(model)]
         print(f"{name}: {model.title}")
-        print(f"  from        {', '.join(model.bids_suffixes) or 'Python only'}")
+        source = ", ".join(model.bids_suffixes) or "Python only"
+        print(f"  from        {source}{', only by request' if model.by_request else ''}")
         print(f"  estimators  {', '.join(fitting)}")
         for parameter in (p for p in (*model.parameters, *model.derived) if p.saved):
             target = parameter.bids_suffix or f"param-{parameter.label}"

@@ -58,6 +58,11 @@ class Estimator(ABC):
         self.device = device
 
     @classmethod
+    def label(cls) -> str:
+        """Return the value of the BIDS ``desc`` entity: the name without hyphens, which BIDS does not allow."""
+        return cls.name.replace("-", "")
+
+    @classmethod
     @abstractmethod
     def supports(cls, model: SignalModel) -> bool:
         """Tell whether this estimator can be used with a model."""

@@ -117,7 +117,7 @@ def minimise(
     cost = torch.full_like(start[:, 0], torch.inf)
     damping = torch.full_like(cost, 1e-3)
     size = batch or max(1, len(start))
-    problems = _Problems(index, start, *_in_batches(objective, start, index, size), damping, ~converged)
+    problems = _Problems(index, start, *in_batches(objective, start, index, size), damping, ~converged)
     for _ in range(iterations):
         n_active = int(problems.active.sum())
         if n_active <= (1 - COMPACTION_SHARE) * len(problems.active):
@@ -137,7 +137,7 @@ def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converg
     converged[problems.row] = ~problems.active
 
 
-def _in_batches(
+def in_batches(
     objective: Objective, theta: torch.Tensor, index: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what the objective returns, so many problems at a time."""
@@ -152,7 +152,7 @@ def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) ->
     """Try one step in every problem that is active and keep it where it helps."""
     step = _step(old, bounds)
     trial = bounds.bring_back(old.theta + step)
-    cost, gradient, hessian = _in_batches(objective, trial, old.row, size)
+    cost, gradient, hessian = in_batches(objective, trial, old.row, size)
     better = (cost <= old.cost) & old.active
     moved = (trial - old.theta).abs().amax(-1)
     short = moved <= STEP_TOLERANCE * (1e-3 + old.theta.abs().amax(-1))

@@ -59,6 +59,11 @@ class IntravoxelIncoherentMotion(SeparableModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
     nonlinear: ClassVar[tuple[int, ...]] = (2, 3)
 
+    @property
+    def mixing(self) -> tuple[int, ...]:
+        """The perfusion fraction."""
+        return (1,)
+
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 4) parameters s0, fraction, D*, D."""
         s0, fraction, fast, slow = (column.unsqueeze(-1) for column in theta.unbind(-1))

@@ -32,7 +32,8 @@ def desc_meanings() -> dict[str, str]:
     for kind in SERIES_AXIS:
         meanings[f"{kind}brain"] = f"Brain mask on the grid of the {kind} series"
         meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
-    for name, estimator in load_estimators().items():
+    for estimator in load_estimators().values():
+        name = estimator.label()
         endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
         endings |= INTERVAL if estimator.has_posterior else {}
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
@@ -196,7 +197,7 @@ def fit_outputs(
     for parameter in (*model.parameters, *model.derived):
         if not parameter.saved:
             continue
-        name, *others = _map_names(group, model_name, parameter, estimator_name, alone, clashing)
+        name, *others = _map_names(group, model_name, parameter, estimator.label(), alone, clashing)
         std_name, *limit_names = others
         sidecar = _sidecar(
             group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
@@ -219,7 +220,7 @@ def fit_outputs(
         )
     # Relaxometry has no entity for the model.
     entities = {"model": model_name} if group.kind == "dwi" else {}
-    desc = estimator_name if group.kind == "dwi" else f"{estimator_name}{model_name}"
+    desc = estimator.label() if group.kind == "dwi" else f"{estimator.label()}{model_name}"
     evidence = _sidecar(group, bids_dir, LOG_EVIDENCE, skull_stripped=True, Units="arbitrary", **algorithm)
     evidence["Sources"] += maps_used
     evidence_name = _name(group, "logevidence", **entities, desc=desc)

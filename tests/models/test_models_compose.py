@@ -236,9 +236,9 @@ def test_shells_or_many_b_values_will_do() -> None:
 def test_pulse_timings_are_asked_for(name: str) -> None:
     acquisition = table((0, 1), (1000, 20), (2000, 20))
     model = MODELS[name]()
-    with pytest.raises(ProtocolError, match=f"Model {name} needs duration.*SmallDelta and LargeDelta .s. missing"):
+    with pytest.raises(ProtocolError, match=f"Model {name} needs duration.*SmallDelta and BigDelta .s. missing"):
         model.check(acquisition)
-    with pytest.raises(ProtocolError, match="unknown: LargeDelta"):
+    with pytest.raises(ProtocolError, match="unknown: BigDelta"):
         model.check(replace(acquisition, small_delta=0.01))
     with pytest.raises(ProtocolError, match="pulses overlap"):
         model.check(replace(acquisition, small_delta=0.03, large_delta=0.01))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -59,6 +60,19 @@ def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
     assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO)[0] == expected
+
+
+def test_models_by_request_are_fitted_only_when_named() -> None:
+    timed = replace(TWO_SHELLS, small_delta=0.01, large_delta=0.03)
+    automatic, notes = registry.choose("dwi", timed, models=AUTO, estimators=AUTO)
+    assert not {"activeax", "zcd"} & set(dict(automatic))
+    assert not [note for note in notes if "activeax" in note or "zcd" in note]
+    named, _ = registry.choose("dwi", timed, models=("activeax", "zcd"), estimators=AUTO)
+    assert named == (("activeax", "nlls"), ("zcd", "nlls"))
+    both, _ = registry.choose("dwi", timed, models=(*AUTO, "zcd"), estimators=AUTO)
+    assert dict(both) == {**dict(automatic), "zcd": "nlls"}
+    with pytest.raises(ProtocolError, match="SmallDelta and BigDelta"):
+        registry.choose("dwi", TWO_SHELLS, models=("activeax",), estimators=AUTO)
 
 
 def test_auto_says_why_a_model_is_left_out() -> None:
