@@ -38,9 +38,10 @@ BOUND_TOLERANCE = 1e-5
 #: How far inside its bounds, relative to the range, a parameter that ended on one is started again.
 INSET = 0.05
 #: Voxels that are solved together: enough that the few which take many steps share the cost of a call.
-CHUNK_SIZE = 65_536
-#: Values that are evaluated at a time: few enough for the processor's cache.
-BATCH_VALUES = 2**17
+CHUNK_SIZE = 131_072
+#: Values that are evaluated at a time: few enough for the processor's cache, enough that threads, which take turns in
+#: the interpreter between operations, seldom wait for each other.
+BATCH_VALUES = 2**19
 #: Voxels whose starting points are looked up at a time.
 START_BATCH = 2048
 

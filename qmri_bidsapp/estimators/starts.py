@@ -137,7 +137,7 @@ class OrientedStarts:
     n_scout = 0
     N_COEFFICIENTS = 3
     #: Steps of the fit to these coefficients.
-    N_STEPS = 6
+    N_STEPS = 3
 
     def __init__(self, model: SignalModel, acquisition: Acquisition, device: str) -> None:
         assert isinstance(model, Composition)
