@@ -86,8 +86,9 @@ class GlobalSearch:
         members, _ = evolve(
             cost, len(target), self._bounds, population=population, generations=GENERATIONS, seed=self._seed
         )
-        theta, _, _, amounts = self._solve(members[:, :N_POLISHED], target)
-        return self._mixture.combine(theta, amounts).reshape(len(target), -1, self._n_parameters).transpose(0, 1)
+        best = members[:, :N_POLISHED]
+        theta, _, _, amounts = self._solve(best, target)
+        return self._mixture.combine(theta, amounts).reshape(*best.shape[:2], self._n_parameters).transpose(0, 1)
 
     def _solve(
         self, candidates: torch.Tensor, target: torch.Tensor

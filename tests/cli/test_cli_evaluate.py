@@ -100,7 +100,7 @@ def test_table3(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "cause"),
     [
-        (["--estimators", "median"], 64, "no row named 'median'; known: traditional, grid, nlls"),
+        (["--estimators", "median"], 64, "no row named 'median'; known: traditional, grid, interior-point, nlls"),
         (["--samples", "1"], 64, "at least 2 samples per point, got 1"),
         (["--json", "absent/table3.json"], 73, "the folder of absent/table3.json does not exist"),
     ],
