@@ -14,7 +14,7 @@ from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.covariance import covariance_root, propagate
+from qmri_bidsapp.estimators.covariance import covariance_root, propagate, scale_columns
 from qmri_bidsapp.estimators.levenberg_marquardt import (
     COST_TOLERANCE,
     MAX_ITERATIONS,
@@ -165,15 +165,13 @@ class NonLinearLeastSquares(Estimator):
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double().unsqueeze(-1)
         theta = self.model.with_covariates(scaled.double() * unit, voxels.covariates.double())
-        root = torch.cat(
-            [
-                covariance_root(
-                    self._sensitivity(voxels, scaled[index], variance[index], index), variance[index], free[index]
-                )
-                for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch)
-            ]
-        )
-        estimate, std = propagate(self.model, theta, root * unit.unsqueeze(1), free)
+        spreads = []
+        for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch):
+            sensitivity = self._sensitivity(voxels, scaled[index], variance[index], index)
+            root = covariance_root(sensitivity, variance[index], free[index])
+            root = scale_columns(root, unit[index].unbind(-1))
+            spreads.append(propagate(self.model, theta[index], root, free[index]))
+        estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)

@@ -138,7 +138,9 @@ class VariableProjection(NonLinearLeastSquares):
         found = []
         everything = torch.arange(len(signals), device=self.device)
         for index in torch.split(everything, max(1, BATCH_VALUES // self._spans.shape[1])):
-            explained = (signals[index] @ self._spans).square().unflatten(1, (n_functions, -1)).sum(1)
+            explained = (signals[index] @ self._spans).square()
+            if n_functions > 1:
+                explained = explained.unflatten(1, (n_functions, -1)).sum(1)
             eligible = explained
             if outside is not None:
                 eligible = explained.masked_fill(self._basins == outside[index].unsqueeze(1), -torch.inf)
@@ -159,34 +161,35 @@ class VariableProjection(NonLinearLeastSquares):
         floor = entry.long().clamp(max=self._axes.shape[1] - 2)
         nonlinear = torch.lerp(self._axes.gather(1, floor), self._axes.gather(1, floor + 1), entry - floor)
         signals = signals.T.contiguous()
-        theta, cost, settled = self._round(nonlinear, signals, careful=False)
+        theta, cost, settled = self._round(nonlinear, entry.round().long(), signals, careful=False)
         for _ in range(N_ROUNDS - 1):
             rest = torch.nonzero(~settled).squeeze(1)
             if not len(rest):
                 break
             start = theta[rest][:, self.model.nonlinear].T
-            theta[rest], cost[rest], settled[rest] = self._round(start, signals[:, rest], careful=True)
+            theta[rest], cost[rest], settled[rest] = self._round(
+                start, self._nearest(start), signals[:, rest], careful=True
+            )
         return theta / self._scale, cost, settled & theta.isfinite().all(-1)
 
     def _round(
-        self, nonlinear: torch.Tensor, signals: torch.Tensor, *, careful: bool
+        self, nonlinear: torch.Tensor, nearest: torch.Tensor, signals: torch.Tensor, *, careful: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Make some steps, not far; return theta (n, n_parameters), its cost, and whether it is the minimum."""
-        lower, upper = self._neighbours(nonlinear)
+        """Make some steps near an entry; return theta (n, n_parameters), its cost, and whether it is the minimum."""
+        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
+        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
+        upper = self._axes.gather(1, (nearest + reach).clamp(max=last))
         for _ in range(N_STEPS):
             nonlinear = (nonlinear + self._step(nonlinear, signals, careful=careful)[1]).clamp(lower, upper)
         coefficients, _, promise, cost = self._step(nonlinear, signals, careful=careful)
         settled = promise <= COST_TOLERANCE * cost + ENERGY_TOLERANCE * signals.square().sum(0)
         return self.model.combine(coefficients, nonlinear), cost, settled
 
-    def _neighbours(self, nonlinear: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the entries up to which a round may go to either side, (n_nonlinear, n_voxels) each."""
-        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
-        above = torch.searchsorted(self._axes, nonlinear.contiguous()).clamp(1, last)
+    def _nearest(self, nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return the position of the nearest entry, (n_nonlinear, n_voxels)."""
+        above = torch.searchsorted(self._axes, nonlinear.contiguous()).clamp(1, self._axes.shape[1] - 1)
         middle = (self._axes.gather(1, above - 1) + self._axes.gather(1, above)) / 2
-        nearest = torch.where(nonlinear < middle, above - 1, above)
-        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
-        return lower, self._axes.gather(1, (nearest + reach).clamp(max=last))
+        return torch.where(nonlinear < middle, above - 1, above)
 
     def _step(
         self, nonlinear: torch.Tensor, signals: torch.Tensor, *, careful: bool
