@@ -110,8 +110,19 @@ def test_an_estimator_may_be_named_for_one_model() -> None:
         (("t1",), ("wls",)),
         (AUTO, ("t1:wls",)),
         (AUTO, ("t9:nlls",)),
+        (("smt",), ("noddi:mix",)),
+        (AUTO, ("activeax:mix",)),
     ],
-    ids=["model", "no-series", "estimator", "no-use", "no-use-for-this-model", "model-of-a-pair"],
+    ids=[
+        "model",
+        "no-series",
+        "estimator",
+        "no-use",
+        "no-use-for-this-model",
+        "model-of-a-pair",
+        "model-not-chosen",
+        "model-by-request",
+    ],
 )
 def test_choices_are_checked_before_the_work(models, estimators) -> None:
     with pytest.raises(UsageError):
@@ -121,3 +132,4 @@ def test_choices_are_checked_before_the_work(models, estimators) -> None:
 def test_good_choices_pass() -> None:
     registry.check_choice(AUTO, AUTO)
     registry.check_choice(("t1", "tensor"), ("nlls", "tensor:wls"))
+    registry.check_choice(("auto", "activeax"), ("activeax:mix",))
