@@ -98,7 +98,9 @@ class Estimator(ABC):
             (n_voxels, n_measurements), in any unit; the amplitude parameter comes in the same unit.
         noise_std : array_like, optional
             (n_voxels,) standard deviation of the noise of one raw measurement, in the unit of the signals; it
-            scales the standard deviations. Without it, it is estimated from each voxel's residuals.
+            scales the standard deviations. Without it, it is estimated from each voxel's residuals. What is not a
+            finite positive number says that it is not known: standard deviations are NaN there, unless the class
+            says otherwise.
         covariates : array_like, optional
             (n_voxels, n_covariates) values of the model's covariates, in its order and their units; without it
             they are neutral. A voxel with a value that is not finite or out of its bounds is INVALID_INPUT.

@@ -170,7 +170,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         if noise is None:
             return variance
         given = torch.as_tensor(noise, dtype=torch.float64, device=self.device).square()
-        return torch.where(given.isfinite() & (given > 0), given, variance)
+        return torch.where(given.isfinite(), given, variance)
 
     def _linearised(self, data: _Data, theta: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield residuals (k, m) and Jacobians (k, m, p) over sigma, float64, for some voxels after the other."""

@@ -247,6 +247,13 @@ class TestEstimator:
         expected = 1e-4 * np.abs(clean.estimate) + 0.01 * np.nan_to_num(clean.std) + 1e-7
         assert (difference <= expected)[others].all()
 
+    def test_a_noise_of_zero_makes_no_estimate_exact(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        _, signal = simulate(model, 3, noise=1.0)
+        maps = estimator.predict(signal, noise_std=[0.0, np.nan, -1.0])
+        assert np.isfinite(maps.estimate).all()
+        assert not (maps.std == 0).any()
+
     def test_scale_of_the_signal_only_scales_the_amplitude(self, model_name: str, estimator_name: str) -> None:
         model, estimator = self.fitted(model_name, estimator_name)
         _, signal = simulate(model, number(model, estimator_name, 50), noise=1.0)
