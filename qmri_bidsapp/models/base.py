@@ -42,6 +42,8 @@ class SignalModel(ABC):
         Protocol that `signal` takes.
     bids_suffixes : tuple of str
         BIDS suffixes of the series that the model is fitted to.
+    needs : str
+        What `check` asks of a protocol, in words.
     by_request : bool
         Whether it is fitted only when named: what it is for can be seen only in data that were made for it, which a
         protocol alone does not tell.
@@ -56,6 +58,7 @@ class SignalModel(ABC):
     smooth: ClassVar[str | None] = None
     acquisition_type: ClassVar[type[Acquisition]]
     bids_suffixes: ClassVar[tuple[str, ...]]
+    needs: ClassVar[str] = ""
     by_request: ClassVar[bool] = False
 
     @property

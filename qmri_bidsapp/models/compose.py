@@ -19,11 +19,9 @@ from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
 from qmri_bidsapp.models.layout import Layout, along, n_distinct_axes, over_sphere, sort
 from qmri_bidsapp.models.legendre import n_terms, series
 from qmri_bidsapp.models.mixture import names_used
-from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY, HIGH_B_VALUE
+from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY, HIGH_B_VALUE, MIN_DIRECTIONS, SphericalMeanTechnique
 
 MAX_BUNDLES = 3
-#: Fewest distinct directions on each of two shells.
-MIN_DIRECTIONS = 6
 
 _S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting")
 
@@ -71,7 +69,7 @@ class Composition(SignalModel):
     needs_timing : bool
         Whether the signal depends on duration and separation of the gradient pulses.
     largest_diffusivity : float
-        Bound on every diffusivity that occurs, mm2/s: it decides the length of the Legendre series.
+        Bound on every diffusivity along fibres, mm2/s: it decides the length of the Legendre series.
 
     Examples
     --------
@@ -117,6 +115,8 @@ class Composition(SignalModel):
         cls._origin = vars(cls).get("_origin", cls)
         cls.tissue = (*shares, *own.values())
         cls.needs_timing = any(compartment.needs_timing for compartment in cls.compartments)
+        timing = ", and the timing of the gradient pulses (SmallDelta, BigDelta)" if cls.needs_timing else ""
+        cls.needs = SphericalMeanTechnique.needs + timing
         cls._fixed = tuple(cls.n_bundles == 0 and p.name in dispersions for p in cls.tissue)
         estimated = (p for p, fixed in zip(cls.tissue, cls._fixed, strict=True) if not fixed)
         first, others = bundle_shares[:1], (replace(share, saved=False) for share in bundle_shares[1:])

@@ -178,6 +178,7 @@ class TestModel:
         model = get_model(name)
         everything = (*model.parameters, *model.derived, *model.covariates)
         assert len({p.name for p in everything}) == len(everything)
+        assert model.needs
         for parameter in everything:
             assert parameter.bounds[0] < parameter.bounds[1]
             assert parameter.scale > 0
