@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
 
 _MODELS = {
-    "activeax": "Axon diameter index and volume fractions of axons, of the space around them, of trapped and of free water "
-    "were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase approximation "
+    "activeax": "Axon diameter index and volume fractions of axons, of the space around them, of trapped and of free "
+    "water were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase approximation "
     "[@vangelderen].",
     "t1": "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
     "parts came with them, from images of restored polarity [@barral].",
@@ -50,8 +50,8 @@ _ESTIMATORS = {
     "mix": "With the estimator mix, starting points came from a global search in place of the dictionary: differential "
     "evolution [@evolution] over the non-linear parameters, with the fractions of compartments from non-negative least "
     "squares [@mix].",
-    "reduced": "With the estimator reduced, least squares were penalised by a weak prior around the middle of the bounds, "
-    "and the bias of second order was taken off [@box] [@cook].",
+    "reduced": "With the estimator reduced, least squares were penalised by a weak prior around the middle of the "
+    "bounds, and the bias of second order was taken off [@box] [@cook].",
     "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
     "[@rician], reached from the least-squares minimum by Fisher scoring; the noise level is that of each voxel.",
     "varpro": "With the estimator varpro, the linear parameters were eliminated by variable projection [@golub] "
@@ -93,8 +93,8 @@ image to each series by rigid registration; without a T1-weighted image the mask
 (threshold of Otsu [@otsu], opening, largest part).
 
 {fits} Unless maps say otherwise, non-linear models were fitted by least squares within bounds with the
-Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans the
-parameter space. Standard deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals or,
-for denoised diffusion series, from MP-PCA.{special} Voxels whose estimate is on a bound, did not converge or failed are
-marked in a status map.
+Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
+the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals
+or, for denoised diffusion series, from MP-PCA.{special} Voxels whose estimate is on a bound, did not converge or failed
+are marked in a status map.
 """
