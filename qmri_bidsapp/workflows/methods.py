@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _MODELS = {
     "activeax": "Axon diameter index and volume fractions of axons, of the space around them, of trapped and of free "
-    "water were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase approximation "
-    "[@vangelderen].",
+    "water were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase "
+    "approximation [@vangelderen].",
     "t1": "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
     "parts came with them, from images of restored polarity [@barral].",
     "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
