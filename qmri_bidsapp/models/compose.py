@@ -106,8 +106,11 @@ class Composition(SignalModel):
         if cls.shares and len(cls.shares) != len(names) - 1:
             raise ValueError(f"{cls.__name__} needs {len(names) - 1} shares, got {len(cls.shares)}.")
         shares, derived = (cls.shares, ()) if cls.shares else _share_parameters(tuple(names), "the voxel")
-        # Compartments may share parameters; a dictionary keeps the first of each name, in order.
-        own = {p.name: p for compartment in cls.compartments for p in compartment.parameters}
+        # Compartments may share parameters.
+        own: dict[str, Parameter] = {}
+        for parameter in (p for compartment in cls.compartments for p in compartment.parameters):
+            if own.setdefault(parameter.name, parameter) != parameter:
+                raise ValueError(f"{cls.__name__} has two different parameters named {parameter.name}.")
         dispersions = {c.dispersion.name for c in cls.compartments if isinstance(c.dispersion, Parameter)}
         bundles = ("",) if cls.n_bundles == 1 else tuple(str(n + 1) for n in range(cls.n_bundles))
         bundle_shares, bundle_derived = _share_parameters(tuple(f"bundle{n}" for n in bundles), "the fibres")
