@@ -200,8 +200,8 @@ def test_bad_compositions_are_refused() -> None:
         type("Twice", (Composition,), {"compartments": (Stick(), Stick())})
     with pytest.raises(ValueError, match="with an orientation"):
         type("Round", (Composition,), {"compartments": (Ball(),)})
+    other = replace(PARALLEL_DIFFUSIVITY, bounds=(0.0, 2e-3))
     with pytest.raises(ValueError, match="two different parameters named parallel_diffusivity"):
-        other = replace(PARALLEL_DIFFUSIVITY, bounds=(0.0, 2e-3))
         type("Clash", (Composition,), {"compartments": (Stick(), Ball(other))})
     with pytest.raises(ValueError, match="needs 1 shares"):
         type("Shares", (Composition,), {"compartments": (Ball(), Watson(Stick())), "shares": Noddi.shares})
