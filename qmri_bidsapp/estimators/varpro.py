@@ -100,8 +100,10 @@ class VariableProjection(NonLinearLeastSquares):
     def _among_basins(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return what `_project` does: where the best entry leads to a bound, another basin may hold a lower cost."""
         results = self._refine(target, self._search(target)[1])
+        if not bool((self._basins != self._basins[0]).any()):
+            return self._inside(results)
         bound = torch.nonzero(~self._free(results[0])[:, self.model.nonlinear].all(-1)).squeeze(1)
-        if len(bound) and bool((self._basins != self._basins[0]).any()):
+        if len(bound):
             basin = self.model.basins(results[0][bound] * self._scale, self.acquisition_)
             _, entries = self._search(target[bound], outside=basin)
             _keep_lower(results, self._refine(target[bound], entries), bound)
@@ -122,7 +124,12 @@ class VariableProjection(NonLinearLeastSquares):
         second = order[1, close]
         others = self._refine(target[close] * signs[second, close], entries[second, :, close].T)
         _keep_lower(results, others, close)
-        # Other signs may reach a lower cost within the bounds.
+        return self._inside(results)
+
+    def _inside(
+        self, results: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return results that do not count as settled on a bound, as there may be a lower cost within the bounds."""
         scaled, cost, settled = results
         return scaled, cost, settled & self._free(scaled)[:, self.model.nonlinear].all(-1)
 
