@@ -12,7 +12,9 @@ from qmri_bidsapp.estimators.cholesky import factorise, solve
 #: Relative decrease of the cost, and relative length of the step, that count as converged.
 COST_TOLERANCE = 1e-6
 STEP_TOLERANCE = 3e-5
-MAX_ITERATIONS = 60
+MAX_ITERATIONS = 100
+#: Relative length of a last step that is made untried: the cost is as good as quadratic that far.
+UNTRIED_LENGTH = 1e-2
 #: Problems that have converged leave the batch once they are this share of it; until then they are frozen.
 COMPACTION_SHARE = 0.2
 #: Damping up to which a step shows how much there is to gain.
@@ -173,12 +175,15 @@ def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) ->
 
 
 def _prepare(problems: _Problems, bounds: Bounds) -> _Problems:
-    """Return the problems with the next step; those in which it is not worth being tried are no longer active."""
+    """Return the problems with the next step; where it is not worth being tried, it is made if short, and the last."""
     step = _step(problems, bounds)
     # Along what the data do not determine, a step may be long and yet promise nothing.
     promise = -(problems.gradient * step).sum(-1)
     settled = (problems.damping <= TRUSTED_DAMPING) & (promise <= COST_TOLERANCE * problems.cost)
-    return problems._replace(step=step, active=problems.active & ~settled)
+    last = problems.active & settled
+    short = step.abs().amax(-1) <= UNTRIED_LENGTH * (1e-3 + problems.theta.abs().amax(-1))
+    theta = torch.where((last & short).unsqueeze(-1), bounds.bring_back(problems.theta + step), problems.theta)
+    return problems._replace(theta=theta, step=step, active=problems.active & ~settled)
 
 
 def _step(problems: _Problems, bounds: Bounds) -> torch.Tensor:

@@ -41,8 +41,7 @@ def test_linear_problems_within_bounds_agree_with_scipy_and_no_bound_is_met() ->
     for i in range(n):
         expected = lsq_linear(matrix[i], right[i], bounds=(-0.5, 0.8), tol=1e-12)
         assert cost[i].item() == pytest.approx(2 * expected.cost, rel=1e-4)
-        # A step that promises less than 1e-6 of the cost is not made.
-        np.testing.assert_allclose(found[i].numpy(), expected.x, atol=5e-3)
+        np.testing.assert_allclose(found[i].numpy(), expected.x, atol=2e-3)
 
 
 def test_a_periodic_parameter_has_no_barrier() -> None:
