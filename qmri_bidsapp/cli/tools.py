@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import evaluate
+from qmri_bidsapp.cli import evaluate, train_spatial
 from qmri_bidsapp.cli.parser import Parser
 from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import QmriError
@@ -25,6 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list models and estimators")
     models.set_defaults(run=_models)
     evaluate.add_parser(commands)
+    train = commands.add_parser("train", help="train an estimator")
+    train_spatial.add_parsers(train.add_subparsers(dest="what", required=True, metavar="WHAT", parser_class=Parser))
     boutiques = commands.add_parser("boutiques", help="print the Boutiques descriptor of qmri-bids")
     boutiques.set_defaults(run=_boutiques)
     return parser
