@@ -7,15 +7,18 @@ from typing import cast
 import torch
 from torch import nn
 
+from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
 from qmri_bidsapp.estimators.series import Coordinates, Series
 from qmri_bidsapp.models.base import SignalModel
 
 #: Features of all layers, and steps (Sabidussi et al. 2021, section 4.4.4).
 N_FEATURES = 36
 N_STEPS = 6
-#: Brings the logarithms of scores and of informations near one.
+#: Brings the logarithms of scores and of standard deviations near one.
 SCORE_SCALE = 3.0
-INFORMATION_SCALE = 5.0
+SPREAD_SCALE = 2.0
+#: Longest step that the network is shown, in normalised parameters.
+MAX_STEP = 3.0
 #: Values of the first parameters after the amplitude in the grid of the first guess, by how many there are, and how far
 #: from the centre they reach in normalised form.
 GRID_SIZES = {1: (32,), 2: (6, 24)}
@@ -41,9 +44,9 @@ class GatedUnit(nn.Module):
 class RecurrentInferenceMachine(nn.Module):
     """Iterates estimates of all parameters of a slice (Putzky and Welling 2017; Sabidussi et al. 2021, section 3).
 
-    In every step the network sees, voxel by voxel, the current parameters, the score, which is the gradient of the
-    log-likelihood, and the information, without which the score of an unknown protocol cannot be read. The number of
-    measurements does not matter: both are sums over them.
+    In every step the network sees the current parameters and the evidence of each voxel's measurements: the gradient of
+    the log-likelihood and, so that it can be read whatever the protocol, its curvature; see `evidence`. The number of
+    measurements does not matter, for both are sums over them.
 
     Parameters
     ----------
@@ -60,7 +63,7 @@ class RecurrentInferenceMachine(nn.Module):
         self.n_steps = n_steps
         self.n_features = n_features
         n_parameters = len(model.parameters)
-        self.first = nn.Conv2d(3 * n_parameters, n_features, 3, padding=1)
+        self.first = nn.Conv2d(4 * n_parameters, n_features, 3, padding=1)
         self.first_unit = GatedUnit(n_features)
         self.middle = nn.Sequential(
             nn.Conv2d(n_features, n_features, 3, padding=1),
@@ -87,10 +90,10 @@ class RecurrentInferenceMachine(nn.Module):
         steps = []
         for _ in range(self.n_steps):
             parts = torch.split(normal.detach().movedim(1, -1), [len(series.signals) for series in batch])
-            evidence = torch.cat(
-                [likelihood(self.model, coordinates, series, part) for series, part in zip(batch, parts, strict=True)]
+            measured = torch.cat(
+                [evidence(self.model, coordinates, series, part) for series, part in zip(batch, parts, strict=True)]
             )
-            seen = torch.cat([normal, evidence.movedim(-1, 1)], dim=1) * inside
+            seen = torch.cat([normal, measured.movedim(-1, 1)], dim=1) * inside
             memories[0] = self.first_unit(torch.tanh(self.first(seen)), memories[0])
             memories[1] = self.second_unit(self.middle(memories[0]), memories[1])
             normal = (normal + self.last(memories[1])) * inside
@@ -99,12 +102,17 @@ class RecurrentInferenceMachine(nn.Module):
 
 
 @torch.no_grad()
-def likelihood(model: SignalModel, coordinates: Coordinates, series: Series, normal: torch.Tensor) -> torch.Tensor:
-    r"""Return score and information, their size compressed, (n_slices, height, width, 2 n_parameters).
+def evidence(model: SignalModel, coordinates: Coordinates, series: Series, normal: torch.Tensor) -> torch.Tensor:
+    r"""Return what the measurements say of every voxel on its own, (n_slices, height, width, 3 n_parameters).
 
-    .. math:: g_i = \sum_n J_{ni} (S_n - f_n) / \sigma^2, \quad F_{ii} = \sum_n J_{ni}^2 / \sigma^2
+    These are the score, its size compressed, the step to the maximum of the posterior and the logarithm of the
+    posterior's standard deviations,
 
-    with the Jacobian by normalised parameters, for Gaussian noise.
+    .. math:: g = J^T (S - f) / \sigma^2, \quad (J^T J / \sigma^2 + 1)^{-1} (g - \theta), \quad
+        \ln \operatorname{diag}\left[(J^T J / \sigma^2 + 1)^{-1}\right]^{1/2}
+
+    with the Jacobian by normalised parameters, Gaussian noise, and the standard normal distribution as the prior of
+    normalised parameters. Without the curvature the score of an unknown protocol could not be read.
 
     Parameters
     ----------
@@ -112,19 +120,28 @@ def likelihood(model: SignalModel, coordinates: Coordinates, series: Series, nor
     coordinates : Coordinates
     series : Series
     normal : Tensor
-        (n_slices, height, width, n_parameters).
+        (n_slices, height, width, n_parameters), normalised parameters.
     """
     theta = coordinates.physical(normal)
     jacobian = model.jacobian(theta, series.acquisition)
-    slope = coordinates.slope(theta)
     # The signal is proportional to the amplitude, the first parameter, so that its derivative holds the signal.
-    residual = (series.signals - jacobian[..., 0] * theta[..., :1]).unsqueeze(-1)
-    precision = series.noise_std.unsqueeze(-1).pow(-2)
-    score = (jacobian * residual).sum(-2) * slope * precision
-    information = jacobian.square().sum(-2) * slope.square() * precision
-    return torch.cat(
-        [score.sign() * score.abs().log1p() / SCORE_SCALE, information.log1p() / INFORMATION_SCALE], dim=-1
-    )
+    residual = series.signals - jacobian[..., 0] * theta[..., :1]
+    scale = coordinates.slope(theta) / series.noise_std.unsqueeze(-1)
+    columns = [jacobian[..., i].flatten(0, -2) for i in range(theta.shape[-1])]
+    size = [scale[..., i].flatten() for i in range(theta.shape[-1])]
+    misfit = (residual / series.noise_std.unsqueeze(-1)).flatten(0, -2)
+    score = [(column * misfit).sum(-1) * unit for column, unit in zip(columns, size, strict=True)]
+    precision = [
+        [(columns[i] * columns[j]).sum(-1) * size[i] * size[j] + (i == j) for j in range(i + 1)]
+        for i in range(len(columns))
+    ]
+    factor = factorise(precision)
+    pull = [g - value for g, value in zip(score, normal.flatten(0, -2).unbind(-1), strict=True)]
+    step = solve(factor, pull).clamp(-MAX_STEP, MAX_STEP)
+    spread = inverse_factor(factor).square().sum(1).log() / 2
+    gradient = torch.stack(score, dim=-1)
+    compressed = gradient.sign() * gradient.abs().log1p()
+    return torch.cat([compressed / SCORE_SCALE, step, spread / SPREAD_SCALE], dim=-1).view(*normal.shape[:-1], -1)
 
 
 @torch.no_grad()

@@ -133,8 +133,7 @@ def train(
             row = {"iteration": iteration + 1, "loss": float(np.mean(losses)), "cpu_s": time.process_time() - began}
             losses, began = [], time.process_time()
             if validate is not None:
-                with torch.no_grad():
-                    row |= validate(average)
+                row |= validate(average)
             if folder is not None:
                 state = {
                     "card": card,

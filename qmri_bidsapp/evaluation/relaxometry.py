@@ -136,6 +136,7 @@ def estimate_with(estimator: Estimator, trial: Trial) -> npt.NDArray[np.float64]
     return np.stack(found)
 
 
+@torch.no_grad()
 def estimate_by_network(network: nn.Module, model: SignalModel, trial: Trial) -> npt.NDArray[np.float64]:
     """Return the relaxation times of the brain's voxels, (n_repetitions, n_voxels), from a spatial network."""
     coordinates = Coordinates(model)

@@ -13,11 +13,12 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import InputError, ProtocolError, UsageError
 from qmri_bidsapp.estimators.patches import draw_batch, draw_protocol
 from qmri_bidsapp.estimators.recurrent import (
-    INFORMATION_SCALE,
+    MAX_STEP,
     SCORE_SCALE,
+    SPREAD_SCALE,
     RecurrentInferenceMachine,
+    evidence,
     first_guess,
-    likelihood,
 )
 from qmri_bidsapp.estimators.residual import ResidualNetwork
 from qmri_bidsapp.estimators.series import Coordinates, Series
@@ -54,7 +55,7 @@ def test_normalised_parameters_invert(model: InversionRecoveryT1 | SpinEchoT2) -
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["magnitude", "signed"])
-def test_score_is_the_gradient_of_the_log_likelihood(signed: bool) -> None:
+def test_evidence_agrees_with_automatic_derivatives(signed: bool) -> None:
     acquisition = InversionRecovery((0.05, 0.3, 0.9, 2.0), signed)
     coordinates = Coordinates(T1)
     rng = torch.Generator().manual_seed(0)
@@ -62,15 +63,18 @@ def test_score_is_the_gradient_of_the_log_likelihood(signed: bool) -> None:
     normal = torch.randn(1, 2, 3, 3, generator=rng).requires_grad_()
     series = Series(acquisition, signals, torch.ones(1, 2, 3, dtype=torch.bool), torch.full((1, 1, 1), 0.1))
     residual = signals - T1.signal(coordinates.physical(normal), acquisition)
-    (expected,) = torch.autograd.grad(-residual.square().sum() / (2 * 0.1**2), normal)
-    found = likelihood(T1, coordinates, series, normal)
-    compressed = expected.sign() * expected.abs().log1p() / SCORE_SCALE
+    (score,) = torch.autograd.grad(-residual.square().sum() / (2 * 0.1**2), normal)
+    found = evidence(T1, coordinates, series, normal)
+    compressed = score.sign() * score.abs().log1p() / SCORE_SCALE
     torch.testing.assert_close(found[..., :3], compressed, rtol=1e-3, atol=1e-4)
     jacobian = torch.autograd.functional.jacobian(
-        lambda value: T1.signal(coordinates.physical(value), acquisition), normal[0, 0, 0]
+        lambda value: T1.signal(coordinates.physical(value), acquisition), normal[0, 1, 2]
     )
-    information = (jacobian / 0.1).square().sum(0).log1p() / INFORMATION_SCALE
-    torch.testing.assert_close(found[0, 0, 0, 3:], information, rtol=1e-3, atol=1e-4)
+    covariance = torch.linalg.inv(jacobian.T @ jacobian / 0.1**2 + torch.eye(3))
+    step = covariance @ (score - normal)[0, 1, 2]
+    torch.testing.assert_close(found[0, 1, 2, 3:6], step.clamp(-MAX_STEP, MAX_STEP), rtol=1e-3, atol=1e-4)
+    spread = covariance.diagonal().log() / 2 / SPREAD_SCALE
+    torch.testing.assert_close(found[0, 1, 2, 6:], spread, rtol=1e-3, atol=1e-4)
 
 
 def test_the_first_guess_is_the_posterior_mean() -> None:
