@@ -36,7 +36,8 @@ def _write_models() -> None:
         equation = (type(model).__doc__ or "").partition(".. math::")[2].split("\n\n")[0].strip()
         text += f"## {model.title} (`{name}`)\n\n$$\n{' '.join(equation.split())}\n$$\n\n"
         source = ", ".join(model.bids_suffixes) or "Python only"
-        text += f"From: {source}. Estimators: {fitting}. Source: {model.reference}.\n\n"
+        needs = f" Needs: {model.needs}." if model.needs else ""
+        text += f"From: {source}.{needs} Estimators: {fitting}. Source: {model.reference}.\n\n"
         rows = [
             [
                 f"`{p.bids_suffix or 'param-' + p.label}`" if p.saved else "not written",

@@ -60,10 +60,17 @@ def _get(known: dict[str, Any], name: str, what: str) -> Any:
     return known[name]
 
 
+def named_models(models: tuple[str, ...]) -> list[str]:
+    """Return the names of the chosen models; ``auto`` stands for all but those that are fitted only by request."""
+    if AUTO not in models:
+        return list(models)
+    return [name for name, model in load_models().items() if name in models or not model.by_request]
+
+
 def check_choice(models: tuple[str, ...], estimators: tuple[str, ...]) -> None:
-    """Raise UsageError unless all names are known, have BIDS series, and every estimator fits a chosen model."""
-    chosen = [get_model(name) for name in (load_models() if AUTO in models else models)]
-    for model in chosen:
+    """Raise UsageError unless all names are known, have BIDS series, and every estimator is for a chosen model."""
+    chosen = {name: get_model(name) for name in named_models(models)}
+    for model in chosen.values():
         if model.name in models and not model.bids_suffixes:
             raise UsageError(f"BIDS has no series for model {model.name}: it is for use from Python only.")
     for item in estimators:
@@ -71,7 +78,9 @@ def check_choice(models: tuple[str, ...], estimators: tuple[str, ...]) -> None:
             continue
         model_name, _, estimator_name = item.rpartition(":")
         estimator = get_estimator(estimator_name)
-        candidates = [get_model(model_name)] if model_name else chosen
+        candidates = [get_model(model_name)] if model_name else list(chosen.values())
+        if model_name and model_name not in chosen:
+            raise UsageError(f"{item} is of no use: model {model_name} is not fitted; name it with --models as well.")
         supported = [model for model in candidates if estimator.supports(model)]
         names = ", ".join(model.name for model in candidates)
         if not supported:
@@ -112,7 +121,7 @@ def choose(
     """
     pairs: list[tuple[str, str]] = []
     notes: list[str] = []
-    for name in load_models() if AUTO in models else models:
+    for name in named_models(models):
         model = get_model(name)
         if kind not in model.bids_suffixes:
             continue

@@ -341,7 +341,8 @@ def _make_group(
     elif kind == "dwi":
         bval, bvec = (_gradient_file(Path(layout.root), paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
-    metadata = tuple((field, sidecars[0][field]) for field in SHOWN_FIELDS if field in sidecars[0])
+    shown = ((field, sidecars[0].get(field)) for field in SHOWN_FIELDS)
+    metadata = tuple((field, value) for field, value in shown if isinstance(value, (str, int, float)))
     group = InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
     if not (complement and isinstance(acquisition, InversionRecovery)):
         return group

@@ -18,6 +18,7 @@ SHOWN_FIELDS = (
     "RepetitionTime",
     "FlipAngle",
     "PulseSequenceType",
+    "BigDelta",
     "LargeDelta",
     "SmallDelta",
 )
@@ -92,6 +93,19 @@ def _number(path: str, sidecar: Mapping[str, Any], *fields: str, unit: str = "se
     return float(value)
 
 
+def _pulse_time(path: str, sidecar: Mapping[str, Any], *fields: str) -> float | tuple[float, ...] | None:
+    """Return the first of these fields that the sidecar holds: a number, or one for each volume; None if it has none.
+
+    BIDS names them since version 1.11.2; some data sets say ``LargeDelta``.
+    """
+    field = next((field for field in fields if field in sidecar), None)
+    if field is None:
+        return None
+    if isinstance(sidecar[field], list):
+        return tuple(_number(path, {field: value}, field) for value in sidecar[field])
+    return _number(path, sidecar, field)
+
+
 def image_fields(kind: str, acquisition: Acquisition) -> list[dict[str, Any]]:
     """Return the sidecar fields by which the images of a relaxometry series differ, for each image."""
     if isinstance(acquisition, SpoiledGradientEcho):
@@ -122,8 +136,8 @@ def diffusion_protocol(
         return Diffusion(
             b_value=tuple(float(value) for value in b_value),
             direction=tuple(tuple(float(value) for value in row) for row in direction),
-            small_delta=sidecar.get("SmallDelta"),
-            large_delta=sidecar.get("LargeDelta"),
+            small_delta=_pulse_time(path, sidecar, "SmallDelta"),
+            large_delta=_pulse_time(path, sidecar, "BigDelta", "LargeDelta"),
         )
     except ProtocolError as error:
         raise InputError(f"{path}: {error}") from error

@@ -75,7 +75,7 @@ def run_speed(arguments: argparse.Namespace) -> None:
     threads = available_cpus() if arguments.threads is None else arguments.threads
     if threads < 1 or not 0 < arguments.seconds < math.inf:
         raise UsageError("--threads must be at least 1 and --seconds positive.")
-    _check_folder(arguments.json)
+    _check_json(arguments.json)
 
     import torch
 
@@ -110,7 +110,7 @@ def run_table3(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written.
     """
-    _check_folder(arguments.json)
+    _check_json(arguments.json)
 
     from qmri_bidsapp.evaluation import table3
 
@@ -229,10 +229,14 @@ def _machine(device: str) -> str:
     return f"{names[0] if names else platform.machine()}, {available_cpus()} CPUs"
 
 
-def _check_folder(path: Path | None) -> None:
-    """Raise OutputError, before any work, if there is no folder to write results to."""
-    if path is not None and not path.absolute().parent.is_dir():
+def _check_json(path: Path | None) -> None:
+    """Raise OutputError, before any work, if results cannot be written to a file of this name."""
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
         raise OutputError(f"--json: the folder of {path} does not exist.")
+    if path.is_dir():
+        raise OutputError(f"--json: {path} is a folder; name a file.")
 
 
 def _write(results: dict[str, Any], path: Path) -> None:

@@ -88,7 +88,8 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--bids-filter-file",
         metavar="FILE",
-        help='JSON: pybids queries for t1w, irt1, mese, megre and dwi, such as {"dwi": {"acquisition": "hires"}}',
+        help="JSON: pybids queries for t1w, irt1, mese, megre, vfa, mts, tb1map and dwi, such as "
+        '{"dwi": {"acquisition": "hires"}}',
     )
     group.add_argument(
         "--skip-bids-validation",
@@ -107,7 +108,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "--models",
         nargs="+",
         metavar="NAME",
-        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow)",
+        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow but those by request)",
     )
     group.add_argument(
         "--estimators",

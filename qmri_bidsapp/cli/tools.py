@@ -64,13 +64,16 @@ def _models(arguments: argparse.Namespace) -> None:
         model = get_model(name)
         fitting = [key for key, estimator in estimators.items() if estimator.supports(model)]
         print(f"{name}: {model.title}")
-        print(f"  from        {', '.join(model.bids_suffixes) or 'Python only'}")
+        source = ", ".join(model.bids_suffixes) or "Python only"
+        print(f"  from        {source}{', only by request' if model.by_request else ''}")
+        if model.needs:
+            print(f"  needs       {model.needs}")
+        for covariate in model.covariates:
+            print(f"  uses        {covariate.bids_suffix}: {covariate.description}; {covariate.scale:g} without a map")
         print(f"  estimators  {', '.join(fitting)}")
         for parameter in (p for p in (*model.parameters, *model.derived) if p.saved):
             target = parameter.bids_suffix or f"param-{parameter.label}"
-            print(f"  {target:<22} {parameter.description} [{parameter.unit}]")
-        for covariate in model.covariates:
-            print(f"  needs       {covariate.bids_suffix}: {covariate.description}; {covariate.scale:g} without a map")
+            print(f"  {target:<30} {parameter.description} [{parameter.unit}]")
         print(f"  reference   {model.reference}")
     for name, estimator in estimators.items():
         print(f"{name}: {estimator.title}; standard deviation: {estimator.std_kind}")

@@ -207,7 +207,7 @@ class Diffusion(Acquisition):
         (n_measurements, 3) unit vectors; zeros where ``b_value`` is at most `B0_THRESHOLD`.
     small_delta, large_delta : float or tuple of float or None
         Gradient pulse duration and separation, s, where the sidecar states them: one value for the series, or
-        (n_measurements,) where series of different timings were joined.
+        (n_measurements,) where volumes of different timings were joined.
     """
 
     b_value: tuple[float, ...]
@@ -229,7 +229,7 @@ class Diffusion(Acquisition):
                 f"Directions of diffusion-weighted volumes must be unit vectors; volume {index} "
                 f"(b = {b_value[index]:g} s/mm2) has norm {norm[index]:.3g}."
             )
-        for name, time in (("SmallDelta", self.small_delta), ("LargeDelta", self.large_delta)):
+        for name, time in (("SmallDelta", self.small_delta), ("BigDelta", self.large_delta)):
             if isinstance(time, tuple) and len(time) != len(self.b_value):
                 raise ProtocolError(f"{len(self.b_value)} b-values but {len(time)} values of {name}.")
 
@@ -246,7 +246,7 @@ class Diffusion(Acquisition):
         ProtocolError
             If one is unknown, is not in seconds, or the pulses overlap.
         """
-        times = {"SmallDelta": self.small_delta, "LargeDelta": self.large_delta}
+        times = {"SmallDelta": self.small_delta, "BigDelta": self.large_delta}
         missing = [name for name, time in times.items() if time is None]
         if missing:
             raise ProtocolError(
@@ -256,7 +256,7 @@ class Diffusion(Acquisition):
         for name, values in zip(times, (small, large), strict=True):
             _check_times(name, tuple(values.tolist()), longest=MAX_PULSE_TIME)
         if np.any(small > large):
-            raise ProtocolError("The gradient pulses overlap: SmallDelta is larger than LargeDelta.")
+            raise ProtocolError("The gradient pulses overlap: SmallDelta is larger than BigDelta.")
         return small, large
 
     def select(self, index: npt.NDArray[np.intp]) -> Diffusion:
@@ -287,6 +287,23 @@ class Diffusion(Acquisition):
         sorted_b = b_value[order]
         gap = np.maximum(tolerance, 0.05 * sorted_b[1:])
         return [np.sort(part) for part in np.split(order, np.flatnonzero(np.diff(sorted_b) > gap) + 1)]
+
+    def timed_shells(self) -> list[npt.NDArray[np.intp]]:
+        """Group volumes by b-value, as `shells` does, and by the timing of their gradient pulses.
+
+        They come by ascending b-value, duration and separation of the first volume of each.
+
+        Raises
+        ------
+        ProtocolError
+            See `pulse_timing`.
+        """
+        timing = np.stack(self.pulse_timing())
+        parts = []
+        for shell in self.shells():
+            _, index = np.unique(timing[:, shell], axis=1, return_inverse=True)
+            parts += [shell[index.ravel() == i] for i in range(index.max() + 1)]
+        return sorted(parts, key=lambda part: (self.b_value[part[0]], *timing[:, part[0]]))
 
     def up_to(self, b_value: float) -> tuple[Diffusion, npt.NDArray[np.float64]]:
         """Return the protocol of the volumes of at most this b-value (s/mm2), and the matrix that selects them.

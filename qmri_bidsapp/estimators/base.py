@@ -58,6 +58,11 @@ class Estimator(ABC):
         self.device = device
 
     @classmethod
+    def label(cls) -> str:
+        """Return the value of the BIDS ``desc`` entity: the name without hyphens, which BIDS does not allow."""
+        return cls.name.replace("-", "")
+
+    @classmethod
     @abstractmethod
     def supports(cls, model: SignalModel) -> bool:
         """Tell whether this estimator can be used with a model."""
@@ -93,7 +98,9 @@ class Estimator(ABC):
             (n_voxels, n_measurements), in any unit; the amplitude parameter comes in the same unit.
         noise_std : array_like, optional
             (n_voxels,) standard deviation of the noise of one raw measurement, in the unit of the signals; it
-            scales the standard deviations. Without it, it is estimated from each voxel's residuals.
+            scales the standard deviations. Without it, it is estimated from each voxel's residuals. What is not a
+            finite positive number says that it is not known: standard deviations are NaN there, unless the class
+            says otherwise.
         covariates : array_like, optional
             (n_voxels, n_covariates) values of the model's covariates, in its order and their units; without it
             they are neutral. A voxel with a value that is not finite or out of its bounds is INVALID_INPUT.

@@ -49,19 +49,22 @@ def solve(factor: Triangle, right: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(partial, dim=-1)
 
 
-def inverse_factor(factor: Triangle) -> torch.Tensor:
-    """Return L^-1, (n, p, p) lower triangular: the inverse of the matrix is L^-T L^-1."""
-    size = len(factor)
-    inverse = factor[0][0].new_zeros((len(factor[0][0]), size, size))
-    for column in range(size):
-        entries: list[torch.Tensor] = []
-        for row in range(column, size):
-            if row == column:
-                value = torch.ones_like(factor[0][0])
-            else:
-                value = torch.zeros_like(factor[0][0])
-                for k in range(column, row):
-                    value = torch.addcmul(value, factor[row][k], entries[k - column], value=-1)
-            entries.append(value / factor[row][row])
-        inverse[:, column:, column] = torch.stack(entries, dim=-1)
+def inverse_factor(factor: Triangle) -> Triangle:
+    """Return L^-1, which is lower triangular as well: the inverse of the matrix is L^-T L^-1."""
+    inverse: Triangle = []
+    for row in range(len(factor)):
+        inverse.append([])
+        for column in range(row):
+            value = -factor[row][column] * inverse[column][column]
+            for k in range(column + 1, row):
+                value = torch.addcmul(value, factor[row][k], inverse[k][column], value=-1)
+            inverse[row].append(value / factor[row][row])
+        inverse[row].append(1 / factor[row][row])
     return inverse
+
+
+def dense(triangle: Triangle) -> torch.Tensor:
+    """Return (n, p, p) matrices, zero above the diagonal."""
+    zero = torch.zeros_like(triangle[0][0])
+    rows = [torch.stack([*row, *[zero] * (len(triangle) - len(row))], dim=-1) for row in triangle]
+    return torch.stack(rows, dim=-2)

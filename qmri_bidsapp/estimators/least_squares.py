@@ -14,9 +14,10 @@ from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.covariance import covariance_root, propagate
+from qmri_bidsapp.estimators.covariance import covariance_root, propagate, scale_columns
 from qmri_bidsapp.estimators.levenberg_marquardt import (
     COST_TOLERANCE,
+    MAX_ITERATIONS,
     Bounds,
     Evaluate,
     Objective,
@@ -24,24 +25,23 @@ from qmri_bidsapp.estimators.levenberg_marquardt import (
     sum_of_squares,
 )
 from qmri_bidsapp.estimators.parallel import predict_chunks
-from qmri_bidsapp.estimators.starts import starts_for
+from qmri_bidsapp.estimators.starts import Starts, starts_for
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 
-#: Steps after which starts are compared, and cost relative to the lowest at which one still goes on. Minima
-#: at which a magnitude changes its sign are reached slowly: a stricter choice would now and then keep the
-#: wrong start.
-SCOUT_ITERATIONS = 4
+#: Cost relative to the lowest at which a start still goes on. Minima at which a magnitude changes its sign are reached
+#: slowly: a stricter choice would now and then keep the wrong start.
 PROMISING = 2.0
 #: Distance from a bound, relative to its range, that counts as on the bound.
 BOUND_TOLERANCE = 1e-5
 #: How far inside its bounds, relative to the range, a parameter that ended on one is started again.
 INSET = 0.05
 #: Voxels that are solved together: enough that the few which take many steps share the cost of a call.
-CHUNK_SIZE = 65_536
-#: Values that are evaluated at a time: few enough for the processor's cache.
-BATCH_VALUES = 2**17
+CHUNK_SIZE = 131_072
+#: Values that are evaluated at a time: few enough for the processor's cache, enough that threads, which take turns in
+#: the interpreter between operations, seldom wait for each other.
+BATCH_VALUES = 2**19
 #: Voxels whose starting points are looked up at a time.
 START_BATCH = 2048
 
@@ -92,7 +92,7 @@ class NonLinearLeastSquares(Estimator):
         return isinstance(model, Composition) or len(model.parameters) <= cls.MAX_PARAMETERS
 
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Compute the dictionary; nothing is random, so that `seed` has no effect."""
+        """Compute the dictionary; nothing is random in it, so that `seed` has no effect."""
         self.check(self.model, acquisition)
         self.acquisition_ = acquisition
         parameters = self.model.parameters
@@ -102,8 +102,12 @@ class NonLinearLeastSquares(Estimator):
         self._root_averages = self._tensor(acquisition.n_averages).sqrt()
         self._weight = self._root_averages.unsqueeze(-1) * self._scale
         self._batch = max(1, BATCH_VALUES // acquisition.n_measurements)
-        self._starts = starts_for(self.model, acquisition, self.device)
+        self._starts = self._make_starts(acquisition, seed)
         return self
+
+    def _make_starts(self, acquisition: Acquisition, seed: int) -> Starts:
+        """Return what finds starting points."""
+        return starts_for(self.model, acquisition, self.device)
 
     def predict(
         self,
@@ -161,15 +165,13 @@ class NonLinearLeastSquares(Estimator):
         unit = self._scale.double().expand(len(scaled), -1).clone()
         unit[:, :1] *= size.double().unsqueeze(-1)
         theta = self.model.with_covariates(scaled.double() * unit, voxels.covariates.double())
-        root = torch.cat(
-            [
-                covariance_root(
-                    self._sensitivity(voxels, scaled[index], variance[index], index), variance[index], free[index]
-                )
-                for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch)
-            ]
-        )
-        estimate, std = propagate(self.model, theta, root * unit.unsqueeze(1), free)
+        spreads = []
+        for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch):
+            sensitivity = self._sensitivity(voxels, scaled[index], variance[index], index)
+            root = covariance_root(sensitivity, variance[index], free[index])
+            root = scale_columns(root, unit[index].unbind(-1))
+            spreads.append(propagate(self.model, theta[index], root, free[index]))
+        estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
@@ -223,7 +225,7 @@ class NonLinearLeastSquares(Estimator):
     def _descend(self, objective: Objective, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the deepest minimum, as `_best_minimum` does, from (n_starts, n, n_parameters) scaled starts.
 
-        A few steps are made from each of them; those not far from the deepest go on.
+        Where they are to be compared, a few steps are made from each of them; those not far from the deepest go on.
         """
         n_starts, n_voxels, n_parameters = starts.shape
         start = starts.reshape(-1, n_parameters)
@@ -235,13 +237,11 @@ class NonLinearLeastSquares(Estimator):
         ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             return objective(scaled, voxel[row[index]])
 
-        if n_starts > 1:
-            start, cost, _ = minimise(
-                objective_of_rows, start, self._bounds, iterations=SCOUT_ITERATIONS, batch=self._batch
-            )
+        if n_starts > 1 and self._starts.n_scout:
+            start, cost, _ = self._minimise(objective_of_rows, start, self._starts.n_scout)
             table = cost.reshape(n_starts, n_voxels)
             row = torch.nonzero((table <= PROMISING * table.amin(0)).flatten()).squeeze(1)
-        scaled, cost, converged = minimise(objective_of_rows, start[row], self._bounds, batch=self._batch)
+        scaled, cost, converged = self._minimise(objective_of_rows, start[row])
         final = torch.full((n_starts * n_voxels,), torch.inf, device=self.device)
         final[row] = cost
         deepest = final.reshape(n_starts, n_voxels).argmin(0) * n_voxels + voxel[:n_voxels]
@@ -249,6 +249,12 @@ class NonLinearLeastSquares(Estimator):
         position[row] = torch.arange(len(row), device=self.device)
         chosen = position[deepest]
         return scaled[chosen], cost[chosen], converged[chosen]
+
+    def _minimise(
+        self, objective: Objective, start: torch.Tensor, iterations: int = MAX_ITERATIONS
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return minimum (n, n_parameters), cost (n,) and convergence (n,) of a local search, scaled."""
+        return minimise(objective, start, self._bounds, iterations=iterations, batch=self._batch)
 
     def _leave_bounds(
         self, objective: Objective, scaled: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor

@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
 class _Problems(NamedTuple):
     """State of n problems: all that a step needs, so that residuals and Jacobians need not be kept.
 
-    Shapes: row, cost, damping and active (n,); theta and gradient (n, p); hessian (n, p, p).
+    Shapes: row, cost, damping and active (n,); theta, gradient and step (n, p); hessian (n, p, p).
     """
 
     row: torch.Tensor
@@ -65,6 +65,7 @@ class _Problems(NamedTuple):
     hessian: torch.Tensor
     damping: torch.Tensor
     active: torch.Tensor
+    step: torch.Tensor
 
 
 def sum_of_squares(evaluate: Evaluate) -> Objective:
@@ -117,7 +118,8 @@ def minimise(
     cost = torch.full_like(start[:, 0], torch.inf)
     damping = torch.full_like(cost, 1e-3)
     size = batch or max(1, len(start))
-    problems = _Problems(index, start, *_in_batches(objective, start, index, size), damping, ~converged)
+    values = in_batches(objective, start, index, size)
+    problems = _prepare(_Problems(index, start, *values, damping, ~converged, torch.zeros_like(start)), bounds)
     for _ in range(iterations):
         n_active = int(problems.active.sum())
         if n_active <= (1 - COMPACTION_SHARE) * len(problems.active):
@@ -137,7 +139,7 @@ def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converg
     converged[problems.row] = ~problems.active
 
 
-def _in_batches(
+def in_batches(
     objective: Objective, theta: torch.Tensor, index: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return what the objective returns, so many problems at a time."""
@@ -150,18 +152,14 @@ def _in_batches(
 
 def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) -> _Problems:
     """Try one step in every problem that is active and keep it where it helps."""
-    step = _step(old, bounds)
-    trial = bounds.bring_back(old.theta + step)
-    cost, gradient, hessian = _in_batches(objective, trial, old.row, size)
+    trial = bounds.bring_back(old.theta + old.step)
+    cost, gradient, hessian = in_batches(objective, trial, old.row, size)
     better = (cost <= old.cost) & old.active
     moved = (trial - old.theta).abs().amax(-1)
     short = moved <= STEP_TOLERANCE * (1e-3 + old.theta.abs().amax(-1))
     # A short step that does not help either has met the precision of the numbers: there is no more to gain.
     settled = short & ~(better & (old.cost - cost > COST_TOLERANCE * old.cost))
-    # Nor is there where a hardly damped step promises nothing: along what the data do not determine, it may be long.
-    promise = -(old.gradient * step).sum(-1)
-    settled |= (old.damping <= TRUSTED_DAMPING) & (promise <= COST_TOLERANCE * old.cost)
-    return _Problems(
+    new = _Problems(
         row=old.row,
         theta=torch.where(better.unsqueeze(-1), trial, old.theta),
         cost=torch.where(better, cost, old.cost),
@@ -169,7 +167,18 @@ def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) ->
         hessian=torch.where(better[:, None, None], hessian, old.hessian),
         damping=torch.where(better, (old.damping * 0.2).clamp(min=1e-7), old.damping * 6),
         active=old.active & ~settled & (old.damping <= _MAX_DAMPING),
+        step=old.step,
     )
+    return _prepare(new, bounds)
+
+
+def _prepare(problems: _Problems, bounds: Bounds) -> _Problems:
+    """Return the problems with the next step; those in which it is not worth being tried are no longer active."""
+    step = _step(problems, bounds)
+    # Along what the data do not determine, a step may be long and yet promise nothing.
+    promise = -(problems.gradient * step).sum(-1)
+    settled = (problems.damping <= TRUSTED_DAMPING) & (promise <= COST_TOLERANCE * problems.cost)
+    return problems._replace(step=step, active=problems.active & ~settled)
 
 
 def _step(problems: _Problems, bounds: Bounds) -> torch.Tensor:

@@ -13,8 +13,8 @@ from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
-from qmri_bidsapp.estimators.covariance import propagate
+from qmri_bidsapp.estimators.cholesky import Triangle, factorise, inverse_factor, solve
+from qmri_bidsapp.estimators.covariance import propagate, scale_columns
 from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
@@ -94,8 +94,9 @@ class WeightedLinearLeastSquares(Estimator):
         size = measured.amax(-1)
         signal = (measured / size.unsqueeze(-1)).clamp(min=SIGNAL_FLOOR)
         solution, root = self._iterate(signal)
-        known = solution.isfinite().all(-1) & root.isfinite().all(-1).all(-1)
-        solution, root, size = solution[known], root[known], size[known]
+        known = solution.isfinite().all(-1) & torch.stack([row[-1] for row in root]).isfinite().all(0)
+        solution, size = solution[known], size[known]
+        root = [[element[known] for element in row] for row in root]
         if noise is None:
             n_free = signal.shape[1] - solution.shape[1]
             residual = ((solution @ self._design.T).exp() - signal[known]).square().sum(-1)
@@ -108,7 +109,7 @@ class WeightedLinearLeastSquares(Estimator):
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
 
     def _finish(
-        self, solution: torch.Tensor, root: torch.Tensor, size: torch.Tensor, variance: torch.Tensor
+        self, solution: torch.Tensor, root: Triangle, size: torch.Tensor, variance: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return estimates and standard deviations, within the bounds and in the parameters' units, and statuses."""
         n = solution.shape[1]
@@ -118,15 +119,15 @@ class WeightedLinearLeastSquares(Estimator):
         unit = self._scale.expand_as(theta).clone()
         unit[:, 0] = theta[:, 0] * size
         bounded[:, 0] *= size
-        scaled_root = root * unit.unsqueeze(1) * variance.sqrt()[:, None, None]
-        estimate, std = propagate(self.model, bounded, scaled_root, free)
+        root = scale_columns(root, (unit * variance.sqrt().unsqueeze(-1)).unbind(-1))
+        estimate, std = propagate(self.model, bounded, root, free)
         estimate[:, n:], inside = _within(estimate[:, n:], self._lower[n:], self._upper[n:])
         std[:, n:] = torch.where(inside, std[:, n:], torch.nan)
         status = torch.where(free.all(-1) & inside.all(-1), int(Status.OK), int(Status.AT_BOUND))
         return estimate, std, status
 
-    def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return unknowns (n, p) and L^-1 (n, p, p), with L L^T the information matrix; NaN where it is singular."""
+    def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, Triangle]:
+        """Return unknowns (n, p) and L^-1, with L L^T the information matrix; NaN where it is singular."""
         log_signal, fitted = signal.log(), signal
         n_parameters = len(self._scale)
         for _ in range(N_ROUNDS):

@@ -8,6 +8,7 @@ import torch
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.estimators.cholesky import dense
 from qmri_bidsapp.estimators.covariance import covariance_root
 from qmri_bidsapp.estimators.least_squares import BOUND_TOLERANCE, NonLinearLeastSquares, Voxels
 from qmri_bidsapp.estimators.levenberg_marquardt import Evaluate, minimise, sum_of_squares
@@ -95,7 +96,7 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
     ) -> torch.Tensor:
         """Return the estimates (n, p) of the voxels `index` with their bias taken off."""
         sensitivity = self._sensitivity(voxels, scaled, variance, index).double()
-        root = covariance_root(sensitivity, variance, self._free(scaled))
+        root = dense(covariance_root(sensitivity, variance, self._free(scaled)))
         covariance = root.mT @ root
         curvature = self._curvature(voxels, scaled.double(), covariance, index)
         prior = variance.sqrt().unsqueeze(-1) * self._root_precision * (scaled - self._centre)

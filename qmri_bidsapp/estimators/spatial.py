@@ -170,7 +170,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         if noise is None:
             return variance
         given = torch.as_tensor(noise, dtype=torch.float64, device=self.device).square()
-        return torch.where(given.isfinite() & (given > 0), given, variance)
+        return torch.where(given.isfinite(), given, variance)
 
     def _linearised(self, data: _Data, theta: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield residuals (k, m) and Jacobians (k, m, p) over sigma, float64, for some voxels after the other."""
@@ -269,19 +269,20 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         """
         variance = prior.variance(state.curvature, n_draws=N_DRAWS, seed=self._seed)
         added = (1 / variance - state.curvature).clamp(min=0).sqrt()
-        roots = []
-        parts = zip(
-            self._linearised(data, state.theta),
-            *(torch.split(v, self._size()) for v in (added, state.free)),
-            strict=True,
-        )
-        for (_, jacobian), weight, free in parts:
-            row = torch.zeros_like(jacobian[:, :1])
-            row[:, 0, self._position] = weight
-            roots.append(covariance_root(torch.cat([jacobian, row], dim=1), torch.ones_like(weight), free))
         known = torch.as_tensor(data.covariates, dtype=torch.float64, device=self.device)
         theta = self.model.with_covariates(state.theta, known)
-        estimate, std = propagate(self.model, theta, torch.cat(roots), state.free)
+        spreads = []
+        parts = zip(
+            self._linearised(data, state.theta),
+            *(torch.split(v, self._size()) for v in (theta, added, state.free)),
+            strict=True,
+        )
+        for (_, jacobian), here, weight, free in parts:
+            row = torch.zeros_like(jacobian[:, :1])
+            row[:, 0, self._position] = weight
+            root = covariance_root(torch.cat([jacobian, row], dim=1), torch.ones_like(weight), free)
+            spreads.append(propagate(self.model, here, root, free))
+        estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
         return estimate.cpu().numpy(), std.cpu().numpy()
 
     def _size(self) -> int:

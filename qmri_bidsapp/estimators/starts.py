@@ -16,9 +16,12 @@ from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of
 from qmri_bidsapp.models.layout import along
 
-#: Size of a dictionary, and most values per parameter.
+#: Size of a dictionary, and most values per parameter. With many parameters it is larger, up to a limit, as fewer
+#: values than these would miss minima.
 DICTIONARY_SIZE = 1500
 MAX_VALUES = 100
+MIN_VALUES = 7
+MAX_SIZE = 20_000
 #: Basins of the model from which a fit is started.
 N_BASINS = 5
 #: Added to the information of Legendre coefficients, per measurement: few directions do not determine all of them.
@@ -30,7 +33,16 @@ SMALLEST_FRACTION = 0.1
 
 
 class Starts(Protocol):
-    """Finds starting points."""
+    """Finds starting points.
+
+    Attributes
+    ----------
+    n_scout : int
+        Steps after which the starts of a voxel can be compared, so that only the promising ones go on; none where the
+        lowest minimum may be reached too slowly for that.
+    """
+
+    n_scout: int
 
     def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
         """Return starting points.
@@ -81,6 +93,8 @@ class DictionaryStarts:
     device : str
     """
 
+    n_scout = 4
+
     def __init__(self, model: SignalModel, acquisition: Acquisition, device: str) -> None:
         grid = model.with_covariates(_grid(model.parameters[1:], device))
         labels = model.basins(grid, acquisition)
@@ -120,14 +134,16 @@ class OrientedStarts:
     device : str
     """
 
+    n_scout = 0
     N_COEFFICIENTS = 3
     #: Steps of the fit to these coefficients.
-    N_STEPS = 6
+    N_STEPS = 3
 
     def __init__(self, model: SignalModel, acquisition: Acquisition, device: str) -> None:
         assert isinstance(model, Composition)
         assert isinstance(acquisition, Diffusion)
-        self._shells = [torch.as_tensor(index, device=device) for index in acquisition.shells()]
+        shells = acquisition.timed_shells() if model.needs_timing else acquisition.shells()
+        self._shells = [torch.as_tensor(index, device=device) for index in shells]
         self._direction = torch.tensor(acquisition.direction, dtype=torch.float32, device=device)
         b_value = torch.tensor(acquisition.b_value, device=device)
         self._is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
@@ -146,7 +162,13 @@ class OrientedStarts:
             row * weight if weighted else row[:, :1] * weight[:1]
             for row, weight, weighted in zip(coefficients.unbind(1), self._weights, self._is_weighted, strict=True)
         ]
-        self._dictionary = _Dictionary(torch.cat(features, dim=-1))
+        table = torch.cat(features, dim=-1)
+        whole = torch.nn.functional.pad(self._grid, (0, len(model.parameters) - self._grid.shape[1]))
+        labels = model.basins(whole, acquisition)
+        # Entries and dictionary of each part of the tissue's space.
+        self._basins = [
+            (self._grid[labels == i], _Dictionary(table[labels == i])) for i in range(int(labels.max()) + 1)
+        ]
         parameters = (model.parameters[0], *tissue)
         self._scale = torch.tensor([p.scale for p in parameters], device=device)
         lower, upper = (torch.tensor([p.bounds[i] for p in parameters], device=device) / self._scale for i in (0, 1))
@@ -164,26 +186,35 @@ class OrientedStarts:
         return elements.T.float()
 
     def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return one start; see `Starts`."""
+        """Return one start in each basin; see `Starts`."""
         if directions is None:
             if self._n_bundles > 1:
                 raise ValueError(f"A model with {self._n_bundles} bundles needs their directions.")
             directions = self._axis(target).unsqueeze(1)[:, : self._n_bundles]
         length = directions.norm(dim=-1, keepdim=True)
         mu, fraction = directions / length, length.squeeze(-1) / length.sum(1)
-        tissue, amplitude = self._look_up(target, mu, fraction)
+        return torch.stack([self._start(target, mu, fraction, *basin) for basin in self._basins])
+
+    def _start(
+        self, target: torch.Tensor, mu: torch.Tensor, fraction: torch.Tensor, grid: torch.Tensor, entries: _Dictionary
+    ) -> torch.Tensor:
+        """Return a start (n, n_parameters) from one basin; see `_look_up`."""
+        tissue, amplitude = self._look_up(target, mu, fraction, grid, entries)
         if self._n_bundles > 1:
             # With fractions that are far off, a bundle would vanish on the way to the minimum.
             fraction = self._fractions(target, tissue, mu)
-            tissue, amplitude = self._look_up(target, mu, fraction)
+            tissue, amplitude = self._look_up(target, mu, fraction, grid, entries)
         remaining = fraction.flip(-1).cumsum(-1).flip(-1)
         shares = (fraction / remaining)[:, : max(0, self._n_bundles - 1)]
-        return torch.cat([amplitude, tissue, shares, angles_of(mu).flatten(1)], dim=-1).unsqueeze(0)
+        return torch.cat([amplitude, tissue, shares, angles_of(mu).flatten(1)], dim=-1)
 
     def _look_up(
-        self, target: torch.Tensor, mu: torch.Tensor, fraction: torch.Tensor
+        self, target: torch.Tensor, mu: torch.Tensor, fraction: torch.Tensor, grid: torch.Tensor, entries: _Dictionary
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return tissue (n, n_tissue) and amplitude (n, 1) for unit vectors (n, n_bundles, 3) and their fractions."""
+        """Return tissue (n, n_tissue) and amplitude (n, 1) for unit vectors (n, n_bundles, 3) and their fractions.
+
+        They are looked up among the dictionary's entries, whose tissue the grid holds.
+        """
         columns = _legendre_columns(mu @ self._direction.T, fraction) if self._n_bundles else None
         features = torch.cat(
             [
@@ -194,9 +225,9 @@ class OrientedStarts:
             ],
             dim=-1,
         )
-        best = self._dictionary.projections(features).max(-1)
-        tissue = self._grid[best.indices].clone()
-        tissue[:, 0] = self._dictionary.amplitude(best.values, best.indices)
+        best = entries.projections(features).max(-1)
+        tissue = grid[best.indices].clone()
+        tissue[:, 0] = entries.amplitude(best.values, best.indices)
         # Coefficients of several bundles are known too roughly for more than an entry.
         if self._n_bundles == 1:
             tissue = self._refine(tissue, features)
@@ -261,7 +292,8 @@ def _least_squares(columns: list[torch.Tensor], signal: torch.Tensor) -> torch.T
 
 def _grid(parameters: tuple[Parameter, ...], device: str, inset: float = 0.0) -> torch.Tensor:
     """Return (n_entries, 1 + n_parameters) starts of amplitude one; wide positive ranges are logarithmic."""
-    n_values = min(MAX_VALUES, int(DICTIONARY_SIZE ** (1 / max(1, len(parameters)))))
+    usual, most = (int(size ** (1 / max(1, len(parameters)))) for size in (DICTIONARY_SIZE, MAX_SIZE))
+    n_values = min(MAX_VALUES, max(usual, min(MIN_VALUES, most)))
     mesh = np.meshgrid(*(axis_values(parameter, n_values, inset) for parameter in parameters), indexing="ij")
     columns = [np.ones(mesh[0].size), *(axis.ravel() for axis in mesh)]
     return torch.tensor(np.stack(columns, axis=-1), dtype=torch.float32, device=device)

@@ -64,6 +64,8 @@ class VariableProjection(NonLinearLeastSquares):
         functions, _ = self.model.basis(mesh, acquisition)
         # (n_entries, n_measurements, n_functions)
         basis = torch.stack([f.expand(-1, mesh.shape[1]) for f in functions], dim=-1).transpose(0, 1)
+        ones = [torch.ones_like(mesh[0])] * len(functions)
+        self._basins = self.model.basins(self.model.combine(ones, mesh), acquisition)
         left, strength, _ = torch.linalg.svd(basis * self._root_averages.unsqueeze(-1), full_matrices=False)
         left = left * (strength > RANK_TOLERANCE * strength[:, :1]).unsqueeze(1)
         # (n_measurements, n_functions * n_entries): one product projects a voxel on all entries.
@@ -76,13 +78,14 @@ class VariableProjection(NonLinearLeastSquares):
         """Return minimum, cost and whether it was reached; see the base class."""
         parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
         scaled, cost, settled = (torch.cat(part) for part in parts)
-        inside = self._free(scaled).all(-1)
-        near = torch.nonzero(inside & ~settled).squeeze(1)
+        near = torch.nonzero(self._free(scaled).all(-1) & ~settled).squeeze(1)
         scaled[near], cost[near], settled[near] = minimise(
             lambda theta, index: objective(theta, near[index]), scaled[near], self._bounds, batch=self._batch
         )
+        settled[near] &= self._free(scaled[near]).all(-1)
         # Within the bounds the minimum may be another one altogether.
-        beyond = torch.nonzero(~(inside & self._free(scaled).all(-1))).squeeze(1)
+        within = ((scaled >= self._bounds.lower) & (scaled <= self._bounds.upper)).all(-1)
+        beyond = torch.nonzero(~(within & settled)).squeeze(1)
         if len(beyond):
             scaled[beyond], cost[beyond], settled[beyond] = super()._best_minimum(
                 lambda theta, index: objective(theta, beyond[index]), target[beyond]
@@ -90,35 +93,66 @@ class VariableProjection(NonLinearLeastSquares):
         return scaled, cost, settled
 
     def _project(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the unbounded minimum, scaled, its cost, and whether the steps settled."""
+        """Return the minimum without regard to the linear parameters' bounds, scaled, its cost and if it is settled."""
         signs = self.model.signs(target, self.acquisition_)
-        if signs is None:
-            return self._refine(target, self._search(target)[1])
+        return self._among_basins(target) if signs is None else self._among_signs(target, signs)
+
+    def _among_basins(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `_project` does: where the best entry leads to a bound, another basin may hold a lower cost."""
+        results = self._refine(target, self._search(target)[1])
+        if not bool((self._basins != self._basins[0]).any()):
+            return self._inside(results)
+        bound = torch.nonzero(~self._free(results[0])[:, self.model.nonlinear].all(-1)).squeeze(1)
+        if len(bound):
+            basin = self.model.basins(results[0][bound] * self._scale, self.acquisition_)
+            _, entries = self._search(target[bound], outside=basin)
+            _keep_lower(results, self._refine(target[bound], entries), bound)
+        return results
+
+    def _among_signs(
+        self, target: torch.Tensor, signs: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `_project` does: signs that explain the signal nearly as well may do better once refined."""
         peaks = [self._search(target * pattern) for pattern in signs]
         explained = torch.stack([height for height, _ in peaks])
         entries = torch.stack([entry for _, entry in peaks])
         order = explained.argsort(0, descending=True)
         voxel = torch.arange(len(target), device=self.device)
         results = self._refine(target * signs[order[0], voxel], entries[order[0], :, voxel].T)
-        # Signs that explain the signal nearly as well may do better once refined.
         missed = target.square().sum(-1) - explained.gather(0, order)
         close = torch.nonzero(missed[1] < AMBIGUITY * missed[0]).squeeze(1)
         second = order[1, close]
         others = self._refine(target[close] * signs[second, close], entries[second, :, close].T)
-        better = others[1] < results[1][close]
-        for result, other in zip(results, others, strict=True):
-            result[close[better]] = other[better]
-        return results
+        _keep_lower(results, others, close)
+        return self._inside(results)
 
-    def _search(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the best entry explains of each signal (n,), and its interpolated position (n_nonlinear, n)."""
+    def _inside(
+        self, results: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return results that do not count as settled on a bound, as there may be a lower cost within the bounds."""
+        scaled, cost, settled = results
+        return scaled, cost, settled & self._free(scaled)[:, self.model.nonlinear].all(-1)
+
+    def _search(
+        self, signals: torch.Tensor, *, outside: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the best entry explains of each signal (n,), and its interpolated position (n_nonlinear, n).
+
+        With `outside`, (n,), entries of these basins do not count.
+        """
         sizes = [self._axes.shape[1]] * len(self._axes)
         n_functions = self._spans.shape[1] // math.prod(sizes)
-        peaks = []
-        for part in torch.split(signals, max(1, BATCH_VALUES // self._spans.shape[1])):
-            explained = (part @ self._spans).square().view(len(part), n_functions, *sizes).sum(1)
-            peaks.append(_interpolated_peak(explained))
-        heights, positions = zip(*peaks, strict=True)
+        found = []
+        everything = torch.arange(len(signals), device=self.device)
+        for index in torch.split(everything, max(1, BATCH_VALUES // self._spans.shape[1])):
+            explained = (signals[index] @ self._spans).square()
+            if n_functions > 1:
+                explained = explained.unflatten(1, (n_functions, -1)).sum(1)
+            eligible = explained
+            if outside is not None:
+                eligible = explained.masked_fill(self._basins == outside[index].unsqueeze(1), -torch.inf)
+            found.append(_interpolate(explained.view(len(index), *sizes), eligible.argmax(-1)))
+        heights, positions = zip(*found, strict=True)
         return torch.cat(heights), torch.cat(positions, dim=1)
 
     def _refine(self, signals: torch.Tensor, entry: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -134,34 +168,35 @@ class VariableProjection(NonLinearLeastSquares):
         floor = entry.long().clamp(max=self._axes.shape[1] - 2)
         nonlinear = torch.lerp(self._axes.gather(1, floor), self._axes.gather(1, floor + 1), entry - floor)
         signals = signals.T.contiguous()
-        theta, cost, settled = self._round(nonlinear, signals, careful=False)
+        theta, cost, settled = self._round(nonlinear, entry.round().long(), signals, careful=False)
         for _ in range(N_ROUNDS - 1):
             rest = torch.nonzero(~settled).squeeze(1)
             if not len(rest):
                 break
             start = theta[rest][:, self.model.nonlinear].T
-            theta[rest], cost[rest], settled[rest] = self._round(start, signals[:, rest], careful=True)
+            theta[rest], cost[rest], settled[rest] = self._round(
+                start, self._nearest(start), signals[:, rest], careful=True
+            )
         return theta / self._scale, cost, settled & theta.isfinite().all(-1)
 
     def _round(
-        self, nonlinear: torch.Tensor, signals: torch.Tensor, *, careful: bool
+        self, nonlinear: torch.Tensor, nearest: torch.Tensor, signals: torch.Tensor, *, careful: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Make some steps, not far; return theta (n, n_parameters), its cost, and whether it is the minimum."""
-        lower, upper = self._neighbours(nonlinear)
+        """Make some steps near an entry; return theta (n, n_parameters), its cost, and whether it is the minimum."""
+        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
+        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
+        upper = self._axes.gather(1, (nearest + reach).clamp(max=last))
         for _ in range(N_STEPS):
             nonlinear = (nonlinear + self._step(nonlinear, signals, careful=careful)[1]).clamp(lower, upper)
         coefficients, _, promise, cost = self._step(nonlinear, signals, careful=careful)
         settled = promise <= COST_TOLERANCE * cost + ENERGY_TOLERANCE * signals.square().sum(0)
         return self.model.combine(coefficients, nonlinear), cost, settled
 
-    def _neighbours(self, nonlinear: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the entries up to which a round may go to either side, (n_nonlinear, n_voxels) each."""
-        last, reach = self._axes.shape[1] - 1, REACH[len(self._axes)]
-        above = torch.searchsorted(self._axes, nonlinear.contiguous()).clamp(1, last)
+    def _nearest(self, nonlinear: torch.Tensor) -> torch.Tensor:
+        """Return the position of the nearest entry, (n_nonlinear, n_voxels)."""
+        above = torch.searchsorted(self._axes, nonlinear.contiguous()).clamp(1, self._axes.shape[1] - 1)
         middle = (self._axes.gather(1, above - 1) + self._axes.gather(1, above)) / 2
-        nearest = torch.where(nonlinear < middle, above - 1, above)
-        lower = self._axes.gather(1, (nearest - reach).clamp(min=0))
-        return lower, self._axes.gather(1, (nearest + reach).clamp(max=last))
+        return torch.where(nonlinear < middle, above - 1, above)
 
     def _step(
         self, nonlinear: torch.Tensor, signals: torch.Tensor, *, careful: bool
@@ -201,14 +236,25 @@ class VariableProjection(NonLinearLeastSquares):
         return bends
 
 
-def _interpolated_peak(explained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the height (n,) and the position (n_axes, n), in entries, of the highest peak of (n, *axes) values.
+def _keep_lower(
+    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    others: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    rows: torch.Tensor,
+) -> None:
+    """Replace minimum, cost and whether it is settled, in place, by those others of these rows that cost less."""
+    better = others[1] < results[1][rows]
+    for result, other in zip(results, others, strict=True):
+        result[rows[better]] = other[better]
 
-    A parabola through the highest entry and its neighbours, one axis at a time, refines both.
+
+def _interpolate(explained: torch.Tensor, entry: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return height (n,) and position (n_axes, n), in entries, of the peaks of (n, *axes) values near entries (n,).
+
+    A parabola through the entry and its neighbours, one axis at a time, refines both.
     """
     n_axes, size = explained.dim() - 1, explained.shape[1]
     flat = explained.flatten(1)
-    height, entry = flat.max(-1)
+    height = flat.gather(1, entry.unsqueeze(1)).squeeze(1)
     positions, gain = [], torch.zeros_like(height)
     for axis in range(n_axes):
         stride = size ** (n_axes - 1 - axis)

@@ -76,8 +76,9 @@ def screen(
 
 
 def noise_of(noise_std: npt.ArrayLike, n_voxels: int) -> npt.NDArray[np.float32]:
-    """Return the noise of all voxels, (n_voxels,) float32; one number is that of all."""
-    return np.broadcast_to(np.asarray(noise_std, dtype=np.float32), (n_voxels,))
+    """Return the noise of all voxels, (n_voxels,) float32; NaN where it is not known. One number is that of all."""
+    values = np.broadcast_to(np.asarray(noise_std, dtype=np.float32), (n_voxels,))
+    return np.where((values > 0) & (values < np.inf), values, np.float32(np.nan))
 
 
 def assemble(

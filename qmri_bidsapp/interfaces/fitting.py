@@ -62,8 +62,8 @@ def fit_volume(
     acquisition : Acquisition
         Protocol of the series, as it was acquired.
     noise_std : ndarray, optional
-        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image; NaN where it is
-        not known: there it comes from repeated b0 volumes, or standard deviations are NaN.
+        (x, y, z) standard deviation of the noise of one measurement, in the unit of the image; NaN or zero where it
+        is not known: there it comes from repeated b0 volumes, or standard deviations are NaN.
     covariates : sequence of ndarray
         (x, y, z) map of each covariate of the model, in its order; empty for neutral values.
     directions : ndarray, optional
@@ -105,7 +105,7 @@ def fit_volume(
         noise = _noise_of_repeats(signals, acquisition)
         if masked_noise is not None:
             given = masked_noise[index]
-            noise = given if noise is None else np.where(np.isnan(given), noise, given)
+            noise = given if noise is None else np.where(given > 0, given, noise)
         options: dict[str, Any] = {} if toward is None else {"directions": toward[index]}
         if known is not None:
             options["covariates"] = known[index]

@@ -42,6 +42,11 @@ class SignalModel(ABC):
         Protocol that `signal` takes.
     bids_suffixes : tuple of str
         BIDS suffixes of the series that the model is fitted to.
+    needs : str
+        What `check` asks of a protocol, in words.
+    by_request : bool
+        Whether it is fitted only when named: what it is for can be seen only in data that were made for it, which a
+        protocol alone does not tell.
     """
 
     name: ClassVar[str]
@@ -53,6 +58,17 @@ class SignalModel(ABC):
     smooth: ClassVar[str | None] = None
     acquisition_type: ClassVar[type[Acquisition]]
     bids_suffixes: ClassVar[tuple[str, ...]]
+    needs: ClassVar[str] = ""
+    by_request: ClassVar[bool] = False
+
+    @property
+    def mixing(self) -> tuple[int, ...]:
+        """Positions of the shares that mix signals: with all other parameters known, the signal is linear in them.
+
+        Each is a share, between 0 and 1, of what those before it leave; a single one may have other bounds. None by
+        default.
+        """
+        return ()
 
     @abstractmethod
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:

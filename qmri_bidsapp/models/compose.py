@@ -18,11 +18,10 @@ from qmri_bidsapp.models.differentiation import derivatives
 from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
 from qmri_bidsapp.models.layout import Layout, along, n_distinct_axes, over_sphere, sort
 from qmri_bidsapp.models.legendre import n_terms, series
-from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY, HIGH_B_VALUE
+from qmri_bidsapp.models.mixture import names_used
+from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY, HIGH_B_VALUE, MIN_DIRECTIONS, SphericalMeanTechnique
 
 MAX_BUNDLES = 3
-#: Fewest distinct directions on each of two shells.
-MIN_DIRECTIONS = 6
 
 _S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting")
 
@@ -67,8 +66,10 @@ class Composition(SignalModel):
     tissue : tuple of Parameter
         Shares and parameters of the compartments. They are the columns of theta after s0 and before the bundles',
         without a bundle all but dispersion.
+    needs_timing : bool
+        Whether the signal depends on duration and separation of the gradient pulses.
     largest_diffusivity : float
-        Bound on every diffusivity that occurs, mm2/s: it decides the length of the Legendre series.
+        Bound on every diffusivity along fibres, mm2/s: it decides the length of the Legendre series.
 
     Examples
     --------
@@ -91,6 +92,7 @@ class Composition(SignalModel):
     acquisition_type: ClassVar[type[Acquisition]] = Diffusion
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
     tissue: ClassVar[tuple[Parameter, ...]]
+    needs_timing: ClassVar[bool]
     _fixed: ClassVar[tuple[bool, ...]]
     _origin: ClassVar[type[Composition]]
 
@@ -104,14 +106,20 @@ class Composition(SignalModel):
         if cls.shares and len(cls.shares) != len(names) - 1:
             raise ValueError(f"{cls.__name__} needs {len(names) - 1} shares, got {len(cls.shares)}.")
         shares, derived = (cls.shares, ()) if cls.shares else _share_parameters(tuple(names), "the voxel")
-        # Compartments may share parameters; a dictionary keeps the first of each name, in order.
-        own = {p.name: p for compartment in cls.compartments for p in compartment.parameters}
+        # Compartments may share parameters.
+        own: dict[str, Parameter] = {}
+        for parameter in (p for compartment in cls.compartments for p in compartment.parameters):
+            if own.setdefault(parameter.name, parameter) != parameter:
+                raise ValueError(f"{cls.__name__} has two different parameters named {parameter.name}.")
         dispersions = {c.dispersion.name for c in cls.compartments if isinstance(c.dispersion, Parameter)}
         bundles = ("",) if cls.n_bundles == 1 else tuple(str(n + 1) for n in range(cls.n_bundles))
         bundle_shares, bundle_derived = _share_parameters(tuple(f"bundle{n}" for n in bundles), "the fibres")
         angles = [angle for n in bundles for angle in _angles(n, f"bundle {n}" if n else "the fibres")]
         cls._origin = vars(cls).get("_origin", cls)
         cls.tissue = (*shares, *own.values())
+        cls.needs_timing = any(compartment.needs_timing for compartment in cls.compartments)
+        timing = ", and the timing of the gradient pulses (SmallDelta, BigDelta)" if cls.needs_timing else ""
+        cls.needs = SphericalMeanTechnique.needs + timing
         cls._fixed = tuple(cls.n_bundles == 0 and p.name in dispersions for p in cls.tissue)
         estimated = (p for p, fixed in zip(cls.tissue, cls._fixed, strict=True) if not fixed)
         first, others = bundle_shares[:1], (replace(share, saved=False) for share in bundle_shares[1:])
@@ -129,11 +137,17 @@ class Composition(SignalModel):
         """Pickle by class and number of bundles, as classes made by `with_bundles` have no module of their own."""
         return _rebuild, (self._origin, self.n_bundles)
 
+    @property
+    def mixing(self) -> tuple[int, ...]:
+        """The shares on which no quantity of a compartment depends, as a diffusivity does by tortuosity."""
+        used = _names_used(self._origin)
+        return tuple(i for i in range(1, len(self.compartments)) if self.parameters[i].name not in used)
+
     def layout(self, acquisition: Acquisition, like: torch.Tensor) -> Layout:
         """Return the protocol in sorted form, with the dtype and device of `like`."""
         if not isinstance(acquisition, Diffusion):
             raise ProtocolError(f"Model {self.name} needs a diffusion protocol, got {type(acquisition).__name__}.")
-        timed = any(compartment.needs_timing for compartment in self.compartments)
+        timed = self.needs_timing
         distinct, counts, direction, order = sort(acquisition, timed)
         columns = torch.as_tensor(distinct, dtype=like.dtype, device=like.device).unsqueeze(-1)
         terms = n_terms(float(distinct[0].max()) * self.largest_diffusivity)
@@ -265,13 +279,13 @@ class Composition(SignalModel):
                 f"Model {self.name} needs b-values of at least {HIGH_B_VALUE:.0f} s/mm2, where compartments differ, "
                 f"got {b_value.max():g} s/mm2 at most; leave the model out with --models."
             )
-        if any(compartment.needs_timing for compartment in self.compartments):
+        if self.needs_timing:
             try:
                 diffusion.pulse_timing()
             except ProtocolError as error:
                 raise ProtocolError(
                     f"Model {self.name} needs duration and separation of the gradient pulses. {error} Add SmallDelta "
-                    "and LargeDelta to the sidecar of the dwi series or leave the model out with --models."
+                    "and BigDelta to the sidecar of the dwi series or leave the model out with --models."
                 ) from error
 
     def _split(self, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -304,6 +318,11 @@ def _later_fractions(shares: torch.Tensor) -> torch.Tensor:
     """Return (..., n) fractions of the second to the last part from (..., n) shares of all but the last."""
     remaining = (1 - shares).cumprod(-1)
     return torch.cat([remaining[..., :-1] * shares[..., 1:], remaining[..., -1:]], dim=-1)
+
+
+@cache
+def _names_used(cls: type[Composition]) -> frozenset[str]:
+    return names_used(cls.compartments, cls.tissue)
 
 
 @cache

@@ -61,12 +61,9 @@ class CumulantExpansion(LogLinearModel):
     max_b_value : float
         s/mm2, up to which the polynomial holds in tissue: volumes above it are left out where the others
         determine the parameters.
-    needs : str
-        What a protocol must have, for the message that refuses one.
     """
 
     max_b_value: ClassVar[float]
-    needs: ClassVar[str]
     acquisition_type: ClassVar[type[Acquisition]] = Diffusion
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
 

@@ -57,7 +57,15 @@ class IntravoxelIncoherentMotion(SeparableModel):
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+    needs: ClassVar[str] = (
+        f"b = 0, at least 2 b-values up to {PERFUSION_B_VALUE:g} and 2 from there to {MAX_B_VALUE:g} s/mm2"
+    )
     nonlinear: ClassVar[tuple[int, ...]] = (2, 3)
+
+    @property
+    def mixing(self) -> tuple[int, ...]:
+        """The perfusion fraction."""
+        return (1,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 4) parameters s0, fraction, D*, D."""
@@ -113,7 +121,7 @@ class IntravoxelIncoherentMotion(SeparableModel):
         n_high = sum(b >= PERFUSION_B_VALUE for b in acquisition.b_value)
         if lowest > MAX_BASELINE or n_low < 2 or n_high < 2:
             raise ProtocolError(
-                f"Model {self.name} needs b = 0, at least 2 b-values up to {PERFUSION_B_VALUE:g} and 2 from there to "
-                f"{MAX_B_VALUE:g} s/mm2, got b = {', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; "
+                f"Model {self.name} needs {self.needs}, got b = "
+                f"{', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; "
                 "leave the model out with --models."
             )

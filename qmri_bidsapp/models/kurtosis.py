@@ -8,6 +8,7 @@ from math import factorial, prod
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
@@ -86,9 +87,9 @@ class DiffusionKurtosis(CumulantExpansion):
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return FA, mean, axial and radial diffusivity, mean, axial and radial kurtosis, (..., 7)."""
         diffusion, kurtosis = theta[..., 1:7], theta[..., 7:]
-        quadratic, quartic, weight = (table.to(theta) for table in _quadrature())
-        along = (diffusion @ quadratic.T).clamp(min=MIN_DIFFUSIVITY)
-        mean = (kurtosis @ quartic.T / along.square()) @ weight
+        direction, weight = (torch.as_tensor(table).to(theta) for table in _quadrature())
+        along = (diffusion @ quadratic_form(direction).T).clamp(min=MIN_DIFFUSIVITY)
+        mean = (kurtosis @ quartic_form(direction).T / along.square()) @ weight
         principal, first, second = _frame(full_tensor(diffusion))
         angle = (torch.arange(N_AROUND).to(theta) * (torch.pi / N_AROUND)).unsqueeze(-1)
         around = angle.cos() * first.unsqueeze(-2) + angle.sin() * second.unsqueeze(-2)
@@ -98,19 +99,19 @@ class DiffusionKurtosis(CumulantExpansion):
 
 
 @cache
-def _quadrature() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the forms (n, 6) and (n, 15) and the weights (n,) of a mean over all directions.
+def _quadrature() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the directions (n, 3) and the weights (n,) of a mean over all directions.
 
     Gauss-Legendre nodes in the cosine to the pole, equal steps around it: exact for polynomials in g of
-    degree below 2 `N_POLAR`. A direction counts as its opposite, so that half a turn is enough.
+    degree below 2 `N_POLAR`. A direction counts as its opposite, so that half a turn is enough. Tensors are not kept,
+    as they may belong to a transform.
     """
     cosine, polar_weight = np.polynomial.legendre.leggauss(N_POLAR)
     azimuth = np.arange(N_POLAR) * np.pi / N_POLAR
     sine = np.sqrt(1 - cosine**2)
     x, y = np.outer(sine, np.cos(azimuth)), np.outer(sine, np.sin(azimuth))
-    direction = torch.tensor(np.stack([x, y, np.broadcast_to(cosine[:, None], x.shape)], axis=-1)).reshape(-1, 3)
-    weight = torch.tensor(np.repeat(polar_weight / (2 * N_POLAR), N_POLAR))
-    return quadratic_form(direction), quartic_form(direction), weight
+    direction = np.stack([x, y, np.broadcast_to(cosine[:, None], x.shape)], axis=-1).reshape(-1, 3)
+    return direction, np.repeat(polar_weight / (2 * N_POLAR), N_POLAR)
 
 
 def _kurtosis_along(direction: torch.Tensor, diffusion: torch.Tensor, kurtosis: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def along(rows: torch.Tensor, mu: torch.Tensor, layout: Layout) -> torch.Tensor:
     rows = rows @ layout.encoding.series.to_basis
     polynomials = basis(mu @ layout.direction, rows.shape[-1])
     parts = zip(rows.unbind(-3), torch.split_with_sizes(polynomials, layout.counts, dim=-1), strict=True)
-    return layout.restore(torch.cat([row @ part.permute(1, 0, 2) for row, part in parts], dim=-1))
+    return layout.restore(torch.cat([row @ part for row, part in parts], dim=-1))
 
 
 def over_sphere(rows: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -89,7 +89,7 @@ def _constants(terms: int) -> tuple[npt.NDArray[np.float64], ...]:
 
 
 def basis(cosine: torch.Tensor, terms: int) -> torch.Tensor:
-    """Return (terms, ...) polynomials of the cosine that `Series.to_basis` refers to.
+    """Return (n, terms, m) polynomials of cosines (n, m), which `Series.to_basis` refers to.
 
     They are Chebyshev's T_k(2 x^2 - 1), with signs + + - - + + ... for which their recurrence,
     T_k = 2 u T_(k-1) - T_(k-2), is a single multiplication and addition; this is where most time goes.
@@ -98,7 +98,7 @@ def basis(cosine: torch.Tensor, terms: int) -> torch.Tensor:
     values = [torch.ones_like(argument), argument]
     for k in range(2, terms):
         values.append(torch.addcmul(values[k - 2], argument, values[k - 1], value=2.0 if k % 2 else -2.0))
-    return torch.stack(values[:terms])
+    return torch.stack(values[:terms], dim=-2)
 
 
 @lru_cache(maxsize=64)

@@ -64,6 +64,7 @@ class InversionRecoveryT1(SeparableModel):
     smooth: ClassVar[str | None] = "inversion_factor"
     acquisition_type: ClassVar[type[Acquisition]] = InversionRecovery
     bids_suffixes: ClassVar[tuple[str, ...]] = ("IRT1",)
+    needs: ClassVar[str] = "3 distinct inversion times"
     nonlinear: ClassVar[tuple[int, ...]] = (2,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
@@ -139,6 +140,7 @@ class _MonoExponential(SeparableModel):
     """A exp(-TE / T): the shape that T2 and T2* share."""
 
     acquisition_type: ClassVar[type[Acquisition]] = MultiEcho
+    needs: ClassVar[str] = "2 distinct echo times"
     nonlinear: ClassVar[tuple[int, ...]] = (1,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
@@ -253,6 +255,7 @@ class PreparedT2(SeparableModel):
     )
     acquisition_type: ClassVar[type[Acquisition]] = T2Preparation
     bids_suffixes: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[str] = "3 distinct preparation times"
     nonlinear: ClassVar[tuple[int, ...]] = (1,)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:

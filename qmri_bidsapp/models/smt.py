@@ -19,6 +19,8 @@ SERIES_LIMIT = 0.05
 FREE_DIFFUSIVITY = 3.0e-3
 #: b-value, s/mm2, below which the signals of compartments are hardly told apart.
 HIGH_B_VALUE = 1400.0
+#: Fewest directions of a shell.
+MIN_DIRECTIONS = 6
 
 
 def stick_mean(x: torch.Tensor) -> torch.Tensor:
@@ -64,6 +66,7 @@ class SphericalMeanTechnique(SeparableModel):
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
+    needs: ClassVar[str] = f"b = 0 and 2 shells of {MIN_DIRECTIONS} directions, one of {HIGH_B_VALUE:.0f} s/mm2 or more"
     nonlinear: ClassVar[tuple[int, ...]] = (1, 2)
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
@@ -116,9 +119,9 @@ class SphericalMeanTechnique(SeparableModel):
                 f"neurites differs, got {max(shells):g} s/mm2 at most; leave the model out with --models."
             )
         for b_value, count in zip(acquisition.b_value, acquisition.n_directions, strict=True):
-            if b_value > 0 and count < 6:
+            if b_value > 0 and count < MIN_DIRECTIONS:
                 raise ProtocolError(
-                    f"Model {self.name} needs at least 6 directions per shell for a powder average, got "
+                    f"Model {self.name} needs at least {MIN_DIRECTIONS} directions per shell for a powder average, got "
                     f"{count} at b = {b_value:g} s/mm2; leave the model out with --models."
                 )
 

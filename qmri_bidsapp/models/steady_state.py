@@ -46,6 +46,7 @@ class VariableFlipAngleT1(SignalModel):
     covariates: ClassVar[tuple[Parameter, ...]] = (B1,)
     acquisition_type: ClassVar[type[Acquisition]] = SpoiledGradientEcho
     bids_suffixes: ClassVar[tuple[str, ...]] = ("VFA",)
+    needs: ClassVar[str] = "2 distinct flip angles, without a magnetization transfer pulse"
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) signals for the columns m0, t1, b1 of `theta`."""
@@ -115,6 +116,7 @@ class MagnetizationTransferSaturation(SignalModel):
     covariates: ClassVar[tuple[Parameter, ...]] = (B1,)
     acquisition_type: ClassVar[type[Acquisition]] = SpoiledGradientEcho
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MTS",)
+    needs: ClassVar[str] = "2 distinct flip angles without a magnetization transfer pulse, and an image with it"
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) signals for the columns m0, t1, mtsat, b1 of `theta`."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.models.compartments import Compartment, Cylinder, Dot, Zeppelin
 from qmri_bidsapp.models.compose import Composition
+
+#: Diameter, mm, that parts the minima of the cost.
+BASIN_BORDER = 1e-2
 
 
 class ZeppelinCylinderDot(Composition):
@@ -21,3 +27,9 @@ class ZeppelinCylinderDot(Composition):
     title: ClassVar[str] = "Zeppelin, cylinder and dot"
     reference: ClassVar[str] = "Panagiotaki et al. 2012, NeuroImage 59:2241"
     compartments: ClassVar[tuple[Compartment, ...]] = (Dot(), Cylinder(name="intra"), Zeppelin(name="extra"))
+    by_request: ClassVar[bool] = True
+
+    def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
+        """Tell thin cylinders from thick ones: thick ones in slow surroundings look like thin ones in fast."""
+        diameter = [parameter.name for parameter in self.parameters].index("diameter")
+        return (theta[:, diameter] > BASIN_BORDER).long()

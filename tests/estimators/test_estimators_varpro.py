@@ -42,6 +42,6 @@ def test_a_parameter_beyond_its_bound_is_found_on_it() -> None:
 def test_the_peak_of_a_parabola_is_found_between_entries() -> None:
     x, y = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
     heights = 5 - 0.3 * (x - 4.3) ** 2 - 0.2 * (y - 2.8) ** 2
-    value, position = varpro._interpolated_peak(heights.unsqueeze(0))
+    value, position = varpro._interpolate(heights.unsqueeze(0), heights.argmax()[None])
     torch.testing.assert_close(position[:, 0], torch.tensor([4.3, 2.8]))
     torch.testing.assert_close(value, torch.tensor([5.0]))

@@ -77,7 +77,7 @@ def test_simplex_method_against_scipy():
 
 
 def test_unknown_row_and_too_few_samples():
-    with pytest.raises(UsageError, match="no row named 'wls'; known: traditional, grid, nlls"):
+    with pytest.raises(UsageError, match="no row named 'wls'; known: traditional, grid, interior-point, nlls"):
         table3.methods(["nlls", "wls"])
     with pytest.raises(UsageError, match="at least 2 samples per point, got 1"):
         table3.simulate(1)

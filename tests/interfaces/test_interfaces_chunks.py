@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.evaluation.standards import simulate, standard
+from qmri_bidsapp.evaluation.standards import shells, simulate, standard
 from qmri_bidsapp.interfaces import fitting
 from qmri_bidsapp.registry import get_estimator, get_model
 
@@ -37,6 +37,25 @@ def test_chunks_change_nothing(image, monkeypatch, known_noise: bool):
     np.testing.assert_allclose(maps.std, expected.std, rtol=1e-3)
     np.testing.assert_array_equal(maps.status, expected.status)
     assert (maps.parameters, maps.std_kind) == (expected.parameters, expected.std_kind)
+
+
+def test_a_noise_of_zero_is_not_known(tmp_path: Path):
+    """As denoising finds it next to voxels that a scanner has set to zero; repeated b0 volumes tell it then."""
+    protocol, model = shells(4, (1000.0, 30)), get_model("tensor")
+    signals = simulate(model, protocol, int(np.prod(SHAPE))).reshape(*SHAPE, -1)
+    nib.save(nib.Nifti1Image(signals, np.eye(4)), tmp_path / "x.nii")
+    first, second = (
+        fitting.fit_volume(
+            get_estimator("wls")(model),
+            tmp_path / "x.nii",
+            np.ones(SHAPE, dtype=bool),
+            protocol,
+            noise_std=np.full(SHAPE, noise, dtype=np.float32),
+        )
+        for noise in (0.0, np.nan)
+    )
+    assert (first.std[:, 0] > 0).all()
+    np.testing.assert_array_equal(first.std, second.std)
 
 
 def test_empty_mask(image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from scipy.integrate import quad
 from scipy.special import erf, erfi
 
+from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.compartments import (
     Ball,
     Compartment,
@@ -22,6 +25,7 @@ from qmri_bidsapp.models.compartments import (
     concentration,
     restricted_diffusivity,
 )
+from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.legendre import TRUNCATION_ERROR, basis, even_legendre, n_terms, series, watson_moments
 
 LIKE = torch.ones(1, dtype=torch.float64)
@@ -78,7 +82,7 @@ def test_series_is_as_exact_as_it_says(exponent: float) -> None:
     coefficients = torch.exp(-exponent * constants.nodes**2) @ constants.project
     exact = torch.exp(-exponent * x**2)
     np.testing.assert_allclose(coefficients.numpy() @ even_legendre(x.numpy(), terms).T, exact, atol=2e-6)
-    polynomials = basis(x, terms)
+    polynomials = basis(x.unsqueeze(0), terms).squeeze(0)
     assert polynomials.abs().max() <= 1 + 1e-12
     torch.testing.assert_close(coefficients @ constants.to_basis @ polynomials, exact, atol=2e-6, rtol=0)
     slope = x * (coefficients @ constants.differentiate @ constants.to_basis @ polynomials)
@@ -153,3 +157,33 @@ def test_cylinder_agrees_with_amico(radius: float, perpendicular: float, oblique
     cosine = torch.tensor([0.0, 0.9617636786063787], dtype=dtype)
     found = Cylinder(D, 2 * radius).attenuation(cosine, {}, single)
     np.testing.assert_allclose(found.numpy(), [[perpendicular, oblique]], rtol=5e-6)
+
+
+def test_wide_cylinders_in_single_precision() -> None:
+    """Between short pulses little is lost: differences of exponentials near one would be rounding."""
+    for diffusivity in (1e-4, 6e-4):
+        exact = across(18e-3, 1e-3, 15e-3, diffusivity)
+        values = (torch.tensor(value) for value in (diffusivity, 9e-3, 1e-3, 15e-3))
+        assert restricted_diffusivity(*values).item() == pytest.approx(exact, rel=5e-4)
+
+
+def test_dispersed_cylinders_need_the_timing_of_the_pulses() -> None:
+    class DispersedCylinders(Composition):
+        name = "dispersed"
+        title = "Dispersed cylinders"
+        reference = "None"
+        compartments = (Watson(Cylinder(D)), Ball(3e-3))
+
+    table = np.random.default_rng(0).standard_normal((40, 3))
+    axes = tuple(map(tuple, (table / np.linalg.norm(table, axis=1, keepdims=True)).tolist()))
+    protocol = Diffusion((0.0, *(1000.0,) * 20, *(3000.0,) * 20), ((0.0, 0.0, 0.0), *axes))
+    with pytest.raises(ProtocolError, match="SmallDelta and BigDelta"):
+        DispersedCylinders().check(protocol)
+    timed = replace(protocol, small_delta=0.02, large_delta=0.04)
+    thin = torch.tensor([1.0, 0.6, 1e-4, 0.3, 30.0, 50.0], dtype=torch.float64)
+
+    class DispersedSticks(DispersedCylinders):
+        compartments = (Watson(Stick(D)), Ball(3e-3))
+
+    expected = DispersedSticks().signal(thin[[0, 1, 3, 4, 5]], protocol)
+    torch.testing.assert_close(DispersedCylinders().signal(thin, timed), expected, atol=1e-6, rtol=0)

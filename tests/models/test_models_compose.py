@@ -200,6 +200,9 @@ def test_bad_compositions_are_refused() -> None:
         type("Twice", (Composition,), {"compartments": (Stick(), Stick())})
     with pytest.raises(ValueError, match="with an orientation"):
         type("Round", (Composition,), {"compartments": (Ball(),)})
+    other = replace(PARALLEL_DIFFUSIVITY, bounds=(0.0, 2e-3))
+    with pytest.raises(ValueError, match="two different parameters named parallel_diffusivity"):
+        type("Clash", (Composition,), {"compartments": (Stick(), Ball(other))})
     with pytest.raises(ValueError, match="needs 1 shares"):
         type("Shares", (Composition,), {"compartments": (Ball(), Watson(Stick())), "shares": Noddi.shares})
     with pytest.raises(ValueError, match="0 to 3 bundles"):
@@ -236,9 +239,9 @@ def test_shells_or_many_b_values_will_do() -> None:
 def test_pulse_timings_are_asked_for(name: str) -> None:
     acquisition = table((0, 1), (1000, 20), (2000, 20))
     model = MODELS[name]()
-    with pytest.raises(ProtocolError, match=f"Model {name} needs duration.*SmallDelta and LargeDelta .s. missing"):
+    with pytest.raises(ProtocolError, match=f"Model {name} needs duration.*SmallDelta and BigDelta .s. missing"):
         model.check(acquisition)
-    with pytest.raises(ProtocolError, match="unknown: LargeDelta"):
+    with pytest.raises(ProtocolError, match="unknown: BigDelta"):
         model.check(replace(acquisition, small_delta=0.01))
     with pytest.raises(ProtocolError, match="pulses overlap"):
         model.check(replace(acquisition, small_delta=0.03, large_delta=0.01))

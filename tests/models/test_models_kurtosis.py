@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.models.kurtosis import AXES, DiffusionKurtosis
+from qmri_bidsapp.models.kurtosis import AXES, DiffusionKurtosis, _quadrature
 
 MODEL = DiffusionKurtosis()
 
@@ -115,3 +115,10 @@ def test_high_shells_are_left_out_where_low_ones_suffice() -> None:
 def test_tables_that_leave_kurtosis_open_are_refused(protocol: Diffusion) -> None:
     with pytest.raises(ProtocolError, match="kurtosis needs at least two shells beside b = 0 and 15 directions"):
         MODEL.check(protocol)
+
+
+def test_what_a_derivative_computes_first_is_kept_for_all_threads() -> None:
+    """Tensors made inside a transform belong to it; what is kept must not."""
+    _quadrature.cache_clear()
+    torch.func.vjp(MODEL.derive, mixture(FIBRE))
+    assert all(isinstance(table, np.ndarray) for table in _quadrature())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
     assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO)[0] == expected
 
 
+def test_models_by_request_are_fitted_only_when_named() -> None:
+    timed = replace(TWO_SHELLS, small_delta=0.01, large_delta=0.03)
+    automatic, notes = registry.choose("dwi", timed, models=AUTO, estimators=AUTO)
+    assert not {"activeax", "zcd"} & set(dict(automatic))
+    assert not [note for note in notes if "activeax" in note or "zcd" in note]
+    named, _ = registry.choose("dwi", timed, models=("activeax", "zcd"), estimators=AUTO)
+    assert named == (("activeax", "nlls"), ("zcd", "nlls"))
+    both, _ = registry.choose("dwi", timed, models=(*AUTO, "zcd"), estimators=AUTO)
+    assert dict(both) == {**dict(automatic), "zcd": "nlls"}
+    with pytest.raises(ProtocolError, match="SmallDelta and BigDelta"):
+        registry.choose("dwi", TWO_SHELLS, models=("activeax",), estimators=AUTO)
+
+
 def test_auto_says_why_a_model_is_left_out() -> None:
     pairs, notes = registry.choose("dwi", ONE_SHELL, models=AUTO, estimators=AUTO)
     assert pairs == (("tensor", "wls"),)
@@ -96,8 +110,19 @@ def test_an_estimator_may_be_named_for_one_model() -> None:
         (("t1",), ("wls",)),
         (AUTO, ("t1:wls",)),
         (AUTO, ("t9:nlls",)),
+        (("smt",), ("noddi:mix",)),
+        (AUTO, ("activeax:mix",)),
     ],
-    ids=["model", "no-series", "estimator", "no-use", "no-use-for-this-model", "model-of-a-pair"],
+    ids=[
+        "model",
+        "no-series",
+        "estimator",
+        "no-use",
+        "no-use-for-this-model",
+        "model-of-a-pair",
+        "model-not-chosen",
+        "model-by-request",
+    ],
 )
 def test_choices_are_checked_before_the_work(models, estimators) -> None:
     with pytest.raises(UsageError):
@@ -107,3 +132,4 @@ def test_choices_are_checked_before_the_work(models, estimators) -> None:
 def test_good_choices_pass() -> None:
     registry.check_choice(AUTO, AUTO)
     registry.check_choice(("t1", "tensor"), ("nlls", "tensor:wls"))
+    registry.check_choice(("auto", "activeax"), ("activeax:mix",))
