@@ -14,8 +14,7 @@ from qmri_bidsapp.models.base import SignalModel
 #: Features of all layers, and steps (Sabidussi et al. 2021, section 4.4.4).
 N_FEATURES = 36
 N_STEPS = 6
-#: Brings the logarithms of scores and of standard deviations near one.
-SCORE_SCALE = 3.0
+#: Brings the logarithms of standard deviations near one.
 SPREAD_SCALE = 2.0
 #: Longest step that the network is shown, in normalised parameters.
 MAX_STEP = 3.0
@@ -44,8 +43,8 @@ class GatedUnit(nn.Module):
 class RecurrentInferenceMachine(nn.Module):
     """Iterates estimates of all parameters of a slice (Putzky and Welling 2017; Sabidussi et al. 2021, section 3).
 
-    In every step the network sees the current parameters and the evidence of each voxel's measurements: the gradient of
-    the log-likelihood and, so that it can be read whatever the protocol, its curvature; see `evidence`. The number of
+    In every step the network sees the current parameters and the evidence of each voxel's measurements: gradient and
+    curvature of the likelihood, in a form that can be read whatever the protocol; see `evidence`. The number of
     measurements does not matter, for both are sums over them.
 
     Parameters
@@ -63,7 +62,7 @@ class RecurrentInferenceMachine(nn.Module):
         self.n_steps = n_steps
         self.n_features = n_features
         n_parameters = len(model.parameters)
-        self.first = nn.Conv2d(4 * n_parameters, n_features, 3, padding=1)
+        self.first = nn.Conv2d(3 * n_parameters, n_features, 3, padding=1)
         self.first_unit = GatedUnit(n_features)
         self.middle = nn.Sequential(
             nn.Conv2d(n_features, n_features, 3, padding=1),
@@ -103,16 +102,17 @@ class RecurrentInferenceMachine(nn.Module):
 
 @torch.no_grad()
 def evidence(model: SignalModel, coordinates: Coordinates, series: Series, normal: torch.Tensor) -> torch.Tensor:
-    r"""Return what the measurements say of every voxel on its own, (n_slices, height, width, 3 n_parameters).
+    r"""Return what the measurements say of every voxel on its own, (n_slices, height, width, 2 n_parameters).
 
-    These are the score, its size compressed, the step to the maximum of the posterior and the logarithm of the
-    posterior's standard deviations,
+    These are the gradient of the log-posterior in the metric of its curvature, which is the step to the maximum, and
+    the logarithm of the posterior's standard deviations,
 
-    .. math:: g = J^T (S - f) / \sigma^2, \quad (J^T J / \sigma^2 + 1)^{-1} (g - \theta), \quad
-        \ln \operatorname{diag}\left[(J^T J / \sigma^2 + 1)^{-1}\right]^{1/2}
+    .. math:: C \left[J^T (S - f) / \sigma^2 - \theta\right], \quad \ln \operatorname{diag}(C)^{1/2}, \quad
+        C = (J^T J / \sigma^2 + 1)^{-1}
 
     with the Jacobian by normalised parameters, Gaussian noise, and the standard normal distribution as the prior of
-    normalised parameters. Without the curvature the score of an unknown protocol could not be read.
+    normalised parameters. From the bare gradient, whose size depends on the protocol, a network for all protocols
+    learns less.
 
     Parameters
     ----------
@@ -138,10 +138,10 @@ def evidence(model: SignalModel, coordinates: Coordinates, series: Series, norma
     factor = factorise(precision)
     pull = [g - value for g, value in zip(score, normal.flatten(0, -2).unbind(-1), strict=True)]
     step = solve(factor, pull).clamp(-MAX_STEP, MAX_STEP)
-    spread = inverse_factor(factor).square().sum(1).log() / 2
-    gradient = torch.stack(score, dim=-1)
-    compressed = gradient.sign() * gradient.abs().log1p()
-    return torch.cat([compressed / SCORE_SCALE, step, spread / SPREAD_SCALE], dim=-1).view(*normal.shape[:-1], -1)
+    inverse = inverse_factor(factor)
+    variance = [torch.stack([row[i].square() for row in inverse[i:]]).sum(0) for i in range(len(columns))]
+    spread = torch.stack(variance, dim=-1).log() / (2 * SPREAD_SCALE)
+    return torch.cat([step, spread], dim=-1).view(*normal.shape[:-1], -1)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,22 +97,11 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network = build()
-    average = copy.deepcopy(network).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    start, losses, began = 0, [], time.process_time()
-    if folder is not None and (folder / CHECKPOINT).exists():
-        state = read_checkpoint(folder)
-        if state["card"] != card:
-            raise UsageError(
-                f"{folder} holds the training of another network ({state['card']}); choose another folder."
-            )
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start = state["iteration"]
+    run = _Run(network, copy.deepcopy(network).eval().requires_grad_(False), optimiser)
+    start = 0 if folder is None else run.restore(folder, card)
+    losses, began = [], time.process_time()
     for iteration in range(start, options.n_iterations):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(iteration, options)
         batch = draw_batch(
             model,
             heads,
@@ -122,30 +111,62 @@ def train(
             size=options.size,
             protocol=protocol,
         )
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(network(batch.series), batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT)
-        optimiser.step()
-        _follow(average, network, iteration)
-        losses.append(loss.item())
+        losses.append(run.step(batch, learning_rate(iteration, options), iteration))
         if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
             row = {"iteration": iteration + 1, "loss": float(np.mean(losses)), "cpu_s": time.process_time() - began}
             losses, began = [], time.process_time()
             if validate is not None:
-                row |= validate(average)
+                row |= validate(run.average)
             if folder is not None:
-                state = {
-                    "card": card,
-                    "options": asdict(options),
-                    "iteration": iteration + 1,
-                    "network": network.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                }
+                state = {"card": card, "options": asdict(options), "iteration": iteration + 1, **run.state()}
                 _save(folder, state, row)
             report(row)
-    return average
+    return run.average
+
+
+class _Run(NamedTuple):
+    """A network in training, the running average of its weights, and its optimiser."""
+
+    network: nn.Module
+    average: nn.Module
+    optimiser: torch.optim.Optimizer
+
+    def step(self, batch: Batch, rate: float, iteration: int) -> float:
+        """Make one step and return the loss before it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(self.network(batch.series), batch)
+        if not loss.isfinite():
+            raise UsageError(f"Training failed at iteration {iteration + 1}: the loss is no number any more.")
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT)
+        self.optimiser.step()
+        # The average is short while the network is young.
+        memory = min(MEMORY, (iteration + 1) / (iteration + 10))
+        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - memory)
+            else:
+                mean.copy_(value)
+        return float(loss.detach())
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs."""
+        return {name: part.state_dict() for name, part in self._asdict().items()}
+
+    def restore(self, folder: Path, card: dict[str, Any]) -> int:
+        """Take up the state of a checkpoint, if there is one, and return the iterations that were done."""
+        if not (folder / CHECKPOINT).exists():
+            return 0
+        state = read_checkpoint(folder)
+        if state["card"] != card:
+            raise UsageError(
+                f"{folder} holds the training of another network ({state['card']}); choose another folder."
+            )
+        for name, part in self._asdict().items():
+            part.load_state_dict(state[name])
+        return int(state["iteration"])
 
 
 def loss_of(steps: list[torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -167,16 +188,6 @@ def learning_rate(iteration: int, options: TrainingOptions) -> float:
     risen = (iteration + 1) / (WARM_UP_SHARE * options.n_iterations)
     left = (options.n_iterations - iteration) / (DECAY_SHARE * options.n_iterations)
     return options.learning_rate * min(1.0, risen, left)
-
-
-def _follow(average: nn.Module, network: nn.Module, iteration: int) -> None:
-    """Move the average of weights; it is short while the network is young."""
-    memory = min(MEMORY, (iteration + 1) / (iteration + 10))
-    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - memory)
-        else:
-            mean.copy_(value)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
