@@ -1,4 +1,4 @@
-"""``qmri train``: weights of learned estimators for the protocols of an output folder of the app."""
+"""``qmri train``: weights of learned estimators, for the protocols of a data set or for any."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.cli import train_spatial
 from qmri_bidsapp.config import check_device, find_device
 from qmri_bidsapp.errors import UsageError
 
@@ -21,23 +22,27 @@ PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
 
 def add_parser(commands: Any) -> None:
     """Add ``train`` to the commands of ``qmri``."""
-    train = commands.add_parser("train", help="train a learned estimator for the protocols of a data set")
+    train = commands.add_parser("train", help="train a learned estimator")
     train.add_argument("model", help="name of the model; 'qmri models' lists them")
-    train.add_argument("folder", type=Path, help="where the weights go, one folder for each protocol")
     train.add_argument(
+        "folder", type=Path, help="where the weights go; for voxelwise estimators one folder for each protocol"
+    )
+    train.add_argument("--estimator", default="mlp", metavar="NAME", help="learned estimator (default: %(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    voxelwise = train.add_argument_group("voxelwise estimators")
+    voxelwise.add_argument(
         "--bids-derivatives",
         type=Path,
         nargs="+",
-        required=True,
+        default=[],
         metavar="DIR",
         help="output folders of qmri-bids in which the model was fitted: they tell the protocols and, for all priors "
         "but uniform, the parameters of healthy subjects",
     )
-    train.add_argument("--estimator", default="mlp", metavar="NAME", help="learned estimator (default: %(default)s)")
-    train.add_argument(
+    voxelwise.add_argument(
         "--prior", choices=PRIORS, default="uniform", help="training distribution (default: %(default)s)"
     )
-    train.add_argument(
+    voxelwise.add_argument(
         "--range",
         action="append",
         nargs=3,
@@ -45,19 +50,21 @@ def add_parser(commands: Any) -> None:
         metavar=("NAME", "LOW", "HIGH"),
         help="range of a parameter in the uniform part, in its BIDS unit (default: its bounds); may be repeated",
     )
-    train.add_argument(
+    voxelwise.add_argument(
         "--noise", choices=("gaussian", "rician"), help="default: rician, but gaussian for diffusion and signed series"
     )
-    train.add_argument(
+    voxelwise.add_argument(
         "--snr", type=float, nargs="+", metavar="SNR", help="one signal-to-noise ratio, or lowest and highest"
     )
-    train.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
-    train.add_argument("--device", default="cpu", metavar="auto|cpu|cuda[:n]", help="default: %(default)s")
+    voxelwise.add_argument("--device", default="cpu", metavar="auto|cpu|cuda[:n]", help="default: %(default)s")
+    train_spatial.add_options(train.add_argument_group("spatial networks (rim, resnet)"))
     train.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train for every distinct protocol; what is there already is left as it is.
+    """Train a spatial network, or a voxelwise estimator for every distinct protocol.
+
+    What is there already is left as it is.
 
     Raises
     ------
@@ -66,6 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
     InputMissingError
         If there is no fit of the model.
     """
+    if arguments.estimator in train_spatial.NETWORKS:
+        train_spatial.run(arguments)
+        return
     check_device(arguments.device)
 
     from qmri_bidsapp.bids.fits import find_fits
@@ -77,6 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"Estimator {arguments.estimator} is not learned: there is nothing to train.")
     if not kind.supports(model):
         raise UsageError(f"Estimator {arguments.estimator} cannot be used with {model.name}; see `qmri models`.")
+    if not arguments.bids_derivatives:
+        raise UsageError(f"Estimator {kind.name} is trained for the protocols of --bids-derivatives DIR: name one.")
     fits = [fit for folder in arguments.bids_derivatives for fit in find_fits(folder, model)]
     prior = _prior(arguments, model, fits)
     for protocol in dict.fromkeys(fit.acquisition for fit in fits):

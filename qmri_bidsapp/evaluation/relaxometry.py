@@ -1,0 +1,165 @@
+"""Errors of relaxation times on slices of virtual heads, whatever estimated them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
+from qmri_bidsapp.core.noise import add_gaussian
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.patches import QUANTITIES
+from qmri_bidsapp.estimators.series import Coordinates, Series, typical_signal
+from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, draw_values
+from qmri_bidsapp.models.base import SignalModel
+
+#: Signal to which the SNR refers: A of white matter (Sabidussi et al. 2021, Table 1), which gives their noise levels.
+SNR_SIGNAL = 0.65
+#: Side of a slice, voxels.
+SLICE_SIZE = 96
+
+#: Their inversion times, ms; the 25 add two to the 23.
+_MS_23 = "172 204 237 270 303 335 368 401 434 467 499 532 565 598 630 663 696 729 761 794 827 860 893"
+_MS_31 = (
+    "139 166 193 219 246 272 299 325 352 379 405 432 458 485 511 538 565 591 618 644 671 697 724 751 777 804 838 857 "
+    "883 915 937"
+)
+#: Sabidussi et al. 2021, Table 2.
+PROTOCOLS: dict[str, dict[str, Acquisition]] = {
+    "t1": {
+        name: InversionRecovery(tuple(float(time) / 1000 for time in text.split()))
+        for name, text in (("23", _MS_23), ("25", f"{_MS_23} 925 958"), ("31", _MS_31))
+    },
+    "t2": {"6": MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.32))},
+}
+
+
+class Trial(NamedTuple):
+    """Repeated measurements of slices.
+
+    Attributes
+    ----------
+    acquisition : Acquisition
+    signals : ndarray
+        (n_repetitions, n_slices, height, width, n_measurements) float32.
+    truth : ndarray
+        (n_slices, height, width) relaxation time, s.
+    brain : ndarray
+        (n_slices, height, width) bool.
+    noise_std : float
+        In the unit of the signals.
+    """
+
+    acquisition: Acquisition
+    signals: npt.NDArray[np.float32]
+    truth: npt.NDArray[np.float32]
+    brain: npt.NDArray[np.bool_]
+    noise_std: float
+
+
+class Errors(NamedTuple):
+    """Medians over the voxels of the brain, relative to the true value.
+
+    Attributes
+    ----------
+    error : float
+        Of the absolute error.
+    bias : float
+        Of the bias, with its sign (Sabidussi et al. 2021, eq. 7).
+    cv : float
+        Of the coefficient of variation over repetitions (their eq. 8).
+    """
+
+    error: float
+    bias: float
+    cv: float
+
+
+def simulate(
+    model: SignalModel,
+    heads: Sequence[npt.NDArray[np.uint8]],
+    acquisition: Acquisition,
+    snr: float,
+    *,
+    n_repetitions: int = 2,
+    seed: int = 0,
+) -> Trial:
+    """Return repeated measurements of the middle axial slice of each head, with Gaussian noise.
+
+    Parameters
+    ----------
+    model : SignalModel
+        Of `PROTOCOLS`.
+    heads : sequence of ndarray
+        Structures, cropped to the brain, with z the last axis.
+    acquisition : Acquisition
+    snr : float
+        `SNR_SIGNAL` over the standard deviation of the noise.
+    n_repetitions : int
+    seed : int
+        The tissue's values depend on nothing else.
+    """
+    rng = np.random.default_rng(seed)
+    structures = np.stack([_middle(head[..., head.shape[2] // 2]) for head in heads])
+    values = [draw_values(part, rng) for part in structures]
+    maps = [np.stack([part[QUANTITIES[parameter.name]] for part in values]) for parameter in model.parameters]
+    theta = torch.as_tensor(np.stack(maps, axis=-1))
+    clean = np.where((structures > 0)[..., None], model.signal(theta, acquisition).numpy(), 0)
+    noise_std = SNR_SIGNAL / snr
+    signals = add_gaussian(np.broadcast_to(clean, (n_repetitions, *clean.shape)), noise_std, rng)
+    return Trial(acquisition, signals.astype(np.float32), maps[-1], np.isin(structures, BRAIN_STRUCTURES), noise_std)
+
+
+def _middle(plane: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the middle of a slice, (`SLICE_SIZE`, `SLICE_SIZE`)."""
+    corner = [max(0, (n - SLICE_SIZE) // 2) for n in plane.shape]
+    return plane[corner[0] : corner[0] + SLICE_SIZE, corner[1] : corner[1] + SLICE_SIZE]
+
+
+def estimate_with(estimator: Estimator, trial: Trial) -> npt.NDArray[np.float64]:
+    """Return the relaxation times of the brain's voxels, (n_repetitions, n_voxels), from a fitted estimator."""
+    position = len(estimator.model.parameters) - 1
+    mask = np.moveaxis(trial.brain, 0, -1)
+    # The voxels in the order of the mask, and from it back to that of the slices.
+    order = np.moveaxis(np.arange(trial.brain.size).reshape(trial.brain.shape), 0, -1)[mask].argsort()
+    found = []
+    for signals in trial.signals:
+        voxels = np.moveaxis(signals, 0, 2)[mask]
+        # A slice of each head: far apart, so that they do not touch.
+        maps = estimator.predict_volume(voxels, mask, spacing=(1.0, 1.0, 1e3), noise_std=trial.noise_std)
+        found.append(maps.estimate[order, position].astype(float))
+    return np.stack(found)
+
+
+@torch.no_grad()
+def estimate_by_network(network: nn.Module, model: SignalModel, trial: Trial) -> npt.NDArray[np.float64]:
+    """Return the relaxation times of the brain's voxels, (n_repetitions, n_voxels), from a spatial network."""
+    coordinates = Coordinates(model)
+    inside = torch.as_tensor(trial.brain)
+    found = []
+    for values in trial.signals:
+        signals = torch.as_tensor(values)
+        unit = typical_signal(signals, inside)
+        noise = (trial.noise_std / unit).expand(len(signals), 1, 1)
+        normal = network([Series(trial.acquisition, signals / unit, inside, noise)])[-1]
+        found.append(coordinates.physical(normal.movedim(1, -1))[inside][:, -1].double().numpy())
+    return np.stack(found)
+
+
+def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
+    """Return the errors of estimates, (n_repetitions, n_voxels); those that failed count as infinite."""
+    truth = trial.truth[trial.brain].astype(float)
+    values = np.where(np.isfinite(estimates), estimates, np.inf)
+    mean = values.mean(0)
+    with np.errstate(invalid="ignore"):
+        cv = np.nan_to_num(values.std(0, ddof=1) / mean, nan=np.inf)
+    return Errors(
+        error=float(np.median(abs(values - truth) / truth)),
+        bias=float(np.median((mean - truth) / truth)),
+        cv=float(np.median(cv)),
+    )

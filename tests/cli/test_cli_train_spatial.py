@@ -1,0 +1,48 @@
+"""``qmri train ... --estimator rim``: from label maps to a checkpoint, and on from it."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.train_spatial import N_HELD_OUT
+from qmri_bidsapp.core.acquisition import MultiEcho
+from qmri_bidsapp.estimators.spatial_network import RecurrentInference
+from qmri_bidsapp.estimators.virtual_heads import label_phantom
+from qmri_bidsapp.models.relaxometry import SpinEchoT2
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labels")
+    for index in range(N_HELD_OUT + 1):
+        nib.save(nib.Nifti1Image(label_phantom((60, 60, 60)), np.eye(4)), folder / f"seg_{index}.nii.gz")
+    return folder
+
+
+def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
+    arguments = ["train", "t2", str(tmp_path), "--estimator", "rim", "--labels", str(labels), "--every", "1"]
+    assert tools.main([*arguments, "--iterations", "1"]) == 0
+    assert tools.main([*arguments, "--iterations", "2"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert {"loss", "error_snr10", "bias_snr50", "cv_snr50"} <= set(rows[0])
+    assert "iteration=2" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "baseline.json").read_text())) == {"varpro_snr10", "varpro_snr50"}
+    protocol = MultiEcho((0.01, 0.03, 0.05, 0.1))
+    maps = RecurrentInference(SpinEchoT2(), weights=tmp_path).fit(protocol).predict(np.array([[1.0, 0.8, 0.6, 0.3]]))
+    assert maps.counts() == {"OK": 1}
+
+
+def test_too_few_or_foreign_label_maps_are_refused(labels, tmp_path, capsys):
+    arguments = ["train", "t2", str(tmp_path / "out"), "--estimator", "rim", "--labels"]
+    assert tools.main([*arguments, str(tmp_path)]) == 1
+    assert "more than 5 label maps" in capsys.readouterr().err
+    for index in range(N_HELD_OUT + 1):
+        nib.save(nib.Nifti1Image(np.full((4, 4, 4), 777, dtype=np.int16), np.eye(4)), tmp_path / f"{index}.nii.gz")
+    assert tools.main([*arguments, str(tmp_path)]) == 1
+    assert "777" in capsys.readouterr().err

@@ -1,0 +1,222 @@
+"""Spatial networks: what they are shown against automatic derivatives, and what a short training gains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
+from qmri_bidsapp.core.maps import Status
+from qmri_bidsapp.errors import InputError, ProtocolError, UsageError
+from qmri_bidsapp.estimators.patches import draw_batch, draw_protocol
+from qmri_bidsapp.estimators.recurrent import (
+    MAX_STEP,
+    SPREAD_SCALE,
+    RecurrentInferenceMachine,
+    evidence,
+    first_guess,
+)
+from qmri_bidsapp.estimators.residual import ResidualNetwork
+from qmri_bidsapp.estimators.series import Coordinates, Series
+from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
+from qmri_bidsapp.estimators.spatial_training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train
+from qmri_bidsapp.estimators.virtual_heads import label_phantom, structures_of
+from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, SpinEchoT2
+
+T1, T2 = InversionRecoveryT1(), SpinEchoT2()
+ECHOES = MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.32))
+HEAD = structures_of(label_phantom())
+CARD = {"network": "rim", "model": "t2", "protocol": None}
+SMALL = TrainingOptions(n_iterations=100, n_protocols=2, n_patches=2, size=24, learning_rate=3e-3)
+
+
+def small_machine() -> RecurrentInferenceMachine:
+    return RecurrentInferenceMachine(T2, n_features=8, n_steps=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a machine of full size that has hardly been trained."""
+    folder = tmp_path_factory.mktemp("rim")
+    options = TrainingOptions(n_iterations=3, n_protocols=2, n_patches=1, size=16)
+    train(lambda: RecurrentInferenceMachine(T2), T2, [HEAD], options, card=CARD, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", [T1, T2], ids=["t1", "t2"])
+def test_normalised_parameters_invert(model: InversionRecoveryT1 | SpinEchoT2) -> None:
+    coordinates = Coordinates(model)
+    normal = torch.linspace(-2, 2, 5).unsqueeze(-1).expand(-1, len(model.parameters))
+    torch.testing.assert_close(coordinates.normal(coordinates.physical(normal)), normal)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["magnitude", "signed"])
+def test_evidence_agrees_with_automatic_derivatives(signed: bool) -> None:
+    acquisition = InversionRecovery((0.05, 0.3, 0.9, 2.0), signed)
+    coordinates = Coordinates(T1)
+    rng = torch.Generator().manual_seed(0)
+    signals = torch.rand(1, 2, 3, 4, generator=rng)
+    normal = torch.randn(1, 2, 3, 3, generator=rng).requires_grad_()
+    series = Series(acquisition, signals, torch.ones(1, 2, 3, dtype=torch.bool), torch.full((1, 1, 1), 0.1))
+    residual = signals - T1.signal(coordinates.physical(normal), acquisition)
+    (score,) = torch.autograd.grad(-residual.square().sum() / (2 * 0.1**2), normal)
+    found = evidence(T1, coordinates, series, normal)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda value: T1.signal(coordinates.physical(value), acquisition), normal[0, 1, 2]
+    )
+    covariance = torch.linalg.inv(jacobian.T @ jacobian / 0.1**2 + torch.eye(3))
+    step = covariance @ (score - normal)[0, 1, 2]
+    torch.testing.assert_close(found[0, 1, 2, :3], step.clamp(-MAX_STEP, MAX_STEP), rtol=1e-3, atol=1e-4)
+    spread = covariance.diagonal().log() / 2 / SPREAD_SCALE
+    torch.testing.assert_close(found[0, 1, 2, 3:], spread, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_guess_is_the_posterior_mean() -> None:
+    # Against numerical integration over both parameters.
+    coordinates = Coordinates(T2)
+    truth = torch.tensor([1.0, 0.09])
+    signals = T2.signal(truth, ECHOES) + 0.1 * torch.tensor([0.3, -1.0, 0.5, 0.8, -0.2, 0.1])
+    series = Series(
+        ECHOES, signals.view(1, 1, 1, -1), torch.ones(1, 1, 1, dtype=torch.bool), torch.full((1, 1, 1), 0.1)
+    )
+    axis = torch.linspace(-6, 6, 401)
+    normal = torch.cartesian_prod(axis, axis)
+    theta = coordinates.centre + coordinates.width * normal
+    theta = torch.where(coordinates.is_log, theta.exp(), theta)
+    cost = (signals - T2.signal(theta, ECHOES)).square().sum(-1) / 0.1**2 + normal.square().sum(-1)
+    expected = (-cost / 2).softmax(0) @ normal
+    torch.testing.assert_close(first_guess(T2, coordinates, series)[0, 0, 0], expected, rtol=0.02, atol=0.02)
+
+
+def test_voxels_outside_tell_nothing() -> None:
+    batch = draw_batch(T2, [HEAD], (0,), n_protocols=1, n_patches=2, size=20)
+    machine = small_machine()
+    torch.nn.init.normal_(machine.last.weight)
+    (series,) = batch.series
+    wild = torch.where(series.inside.unsqueeze(-1), series.signals, 1e3)
+    for network in (machine, ResidualNetwork(T2, series.signals.shape[-1], (8, 6)).eval()):
+        torch.testing.assert_close(network([series])[-1], network([series._replace(signals=wild)])[-1])
+
+
+@pytest.mark.parametrize("model", [T1, T2], ids=["t1", "t2"])
+def test_drawn_protocols_vary_and_are_valid(model: InversionRecoveryT1 | SpinEchoT2) -> None:
+    rng = np.random.default_rng(0)
+    protocols = [draw_protocol(model, rng) for _ in range(200)]
+    for protocol in protocols:
+        model.check(protocol)
+    counts = [protocol.n_measurements for protocol in protocols]
+    assert min(counts) == 4
+    assert max(counts) > 30
+    assert len(set(protocols)) == 200
+
+
+def test_batches_repeat_with_the_seed() -> None:
+    first, same, other = (draw_batch(T1, [HEAD], seed, n_protocols=2, size=20) for seed in ((0, 1), (0, 1), (0, 2)))
+    torch.testing.assert_close(first.truth, same.truth)
+    torch.testing.assert_close(first.series[1].signals, same.series[1].signals)
+    assert not torch.equal(first.truth, other.truth)
+
+
+def test_learning_rate_rises_stays_and_falls() -> None:
+    options = TrainingOptions(n_iterations=10_000, learning_rate=1.0)
+    assert learning_rate(0, options) == pytest.approx(0.01)
+    assert learning_rate(5000, options) == 1
+    assert learning_rate(8500, options) == pytest.approx(0.5)
+    assert learning_rate(9999, options) < 0.001
+
+
+def test_training_lowers_the_error_on_fresh_patches() -> None:
+    network = train(small_machine, T2, [HEAD], SMALL, card=CARD)
+    batch = draw_batch(T2, [HEAD], (99,), n_protocols=4, n_patches=2, size=24)
+    with torch.no_grad():
+        before, after = (float(loss_of(machine(batch.series)[-1:], batch)) for machine in (small_machine(), network))
+    assert after < 0.85 * before
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    options = TrainingOptions(n_iterations=4, n_protocols=1, n_patches=1, size=16)
+    whole = train(small_machine, T2, [HEAD], options, card=CARD)
+    stop = RuntimeError("stop")
+
+    def interrupt(row: dict[str, float]) -> None:
+        if row["iteration"] == 2:
+            raise stop
+
+    with pytest.raises(RuntimeError, match="stop"):
+        train(small_machine, T2, [HEAD], options, card=CARD, folder=tmp_path, every=2, report=interrupt)
+    resumed = train(small_machine, T2, [HEAD], options, card=CARD, folder=tmp_path, every=2)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+    with pytest.raises(UsageError, match="another network"):
+        train(small_machine, T2, [HEAD], options, card={**CARD, "model": "t1"}, folder=tmp_path)
+
+
+def test_estimates_do_not_depend_on_scale_order_or_nan_neighbours(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random((9, 8, 3)) > 0.2
+    signals = 0.5 + rng.random((int(mask.sum()), ECHOES.n_measurements))
+    signals[5], signals[7] = np.nan, 0
+    estimator = RecurrentInference(T2, weights=folder).fit(ECHOES)
+    maps = estimator.predict_volume(signals, mask, noise_std=0.1)
+    assert maps.counts() == {"OK": len(signals) - 2, "NO_SIGNAL": 1, "INVALID_INPUT": 1}
+    assert np.isnan(maps.estimate[[5, 7]]).all()
+    assert np.isfinite(np.delete(maps.estimate, [5, 7], axis=0)).all()
+    assert np.isnan(maps.std).all()
+    np.testing.assert_allclose(maps.estimate[:, 2], 1 / maps.estimate[:, 1], rtol=1e-5)
+    larger = estimator.predict_volume(40 * signals, mask, noise_std=4.0)
+    np.testing.assert_allclose(larger.estimate[:, :2], maps.estimate[:, :2] * [40, 1], rtol=1e-3)
+    # Slices lie across the widest spacing: with the axes swapped, the same slices.
+    volume = np.full((*mask.shape, ECHOES.n_measurements), np.nan)
+    volume[mask] = signals
+    turned = np.moveaxis(mask, 2, 0)
+    other = estimator.predict_volume(np.moveaxis(volume, 2, 0)[turned], turned, spacing=(3, 1, 1), noise_std=0.1)
+    back = np.full(mask.shape, np.nan)
+    np.moveaxis(back, 2, 0)[turned] = other.estimate[:, 1]
+    np.testing.assert_allclose(back[mask], maps.estimate[:, 1], rtol=1e-4)
+
+
+def test_the_noise_is_found_from_residuals(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    theta = torch.tensor(np.stack([rng.uniform(50, 150, 3000), rng.uniform(0.05, 0.2, 3000)], axis=-1))
+    signals = T2.signal(theta, ECHOES).numpy() + 3 * rng.standard_normal((3000, 6))
+    estimator = RecurrentInference(T2, weights=folder).fit(ECHOES)
+    assert estimator._noise(signals.astype(np.float32)) == pytest.approx(3, rel=0.05)
+
+
+def test_voxels_without_neighbours_are_estimated_alone(folder: Path) -> None:
+    signals = np.random.default_rng(0).random((7, 6)) + 0.2
+    estimator = RecurrentInference(T2, weights=folder).fit(ECHOES)
+    maps = estimator.predict(signals, noise_std=0.1)
+    assert maps.counts() == {Status.OK.name: 7}
+
+
+def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert not RecurrentInference.supports(GradientEchoT2star())
+    with pytest.raises(ProtocolError, match="at least 4"):
+        RecurrentInference(T2, weights=folder).fit(MultiEcho((0.01, 0.02, 0.03)))
+    with pytest.raises(UsageError, match="needs weights"):
+        RecurrentInference(T2).fit(ECHOES)
+    with pytest.raises(UsageError, match="rim for t2"):
+        ResidualEstimation(T2, weights=folder).fit(ECHOES)
+    with pytest.raises(InputError, match="cannot be read"):
+        RecurrentInference(T2, weights=tmp_path).fit(ECHOES)
+    (tmp_path / CHECKPOINT).write_bytes((folder / CHECKPOINT).read_bytes()[:1000])
+    with pytest.raises(InputError, match="cannot be read"):
+        RecurrentInference(T2, weights=tmp_path).fit(ECHOES)
+
+
+def test_a_residual_network_is_for_one_protocol(tmp_path: Path) -> None:
+    card = {"network": "resnet", "model": "t2", "protocol": ECHOES.to_dict()}
+    options = TrainingOptions(n_iterations=1, n_protocols=1, n_patches=2, size=16)
+    train(lambda: ResidualNetwork(T2, 6), T2, [HEAD], options, card=card, folder=tmp_path, protocol=ECHOES)
+    maps = (
+        ResidualEstimation(T2, weights=tmp_path)
+        .fit(ECHOES)
+        .predict_volume(np.random.default_rng(0).random((60, 6)) + 0.2, np.ones((5, 6, 2), dtype=bool))
+    )
+    assert np.isfinite(maps.estimate).all()
+    with pytest.raises(ProtocolError, match="another protocol"):
+        ResidualEstimation(T2, weights=tmp_path).fit(MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.3)))
