@@ -23,6 +23,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 #: Weight of the spread's likelihood beside the squared error of the mean, and least variance of a scaled target.
 SPREAD_WEIGHT = 0.1
 LEAST_VARIANCE = 1e-8
+#: Range of the logarithm of the amplitude's scaled variance: a voxel unlike all others must not make it overflow.
+LOG_VARIANCE = (-18.0, 18.0)
 
 
 class MultilayerPerceptron(LearnedEstimator):
@@ -116,7 +118,7 @@ class MultilayerPerceptron(LearnedEstimator):
         mean = torch.cat([centre[:, :1], (share - self._target_mean[1:]) / scale], dim=1)
         fixed = share.detach()
         bounded = fixed * (1 - fixed) * spread[:, 1:].sigmoid() / scale.square()
-        return mean, torch.cat([spread[:, :1].exp(), bounded], dim=1)
+        return mean, torch.cat([spread[:, :1].clamp(*LOG_VARIANCE).exp(), bounded], dim=1)
 
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, variance = self._moments(self._network(features))
