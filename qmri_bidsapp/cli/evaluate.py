@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 #: Intended length of one repetition, s; peers, which are slow, take this many times longer.
 SECONDS = 1.0
 PEER_FACTOR = 2.0
-#: Simulated heads whose fits make the distribution "healthy", as many as in the paper, and their voxels, mm.
+#: Simulated heads whose fits make the distribution "healthy": number, voxels (mm), how many of them (135,000 in all),
+#: and echo time (s), as in the paper.
 N_SUBJECTS = 5
-VOXEL_SIZE = 4.0
+VOXEL_SIZE = 2.0
+N_VOXELS = 27_000
+ECHO_TIME = 0.094
 COLUMNS = ("model", "estimator", "measurements", "voxels", "voxels/s", "cores")
 WIDTHS = (7, 34, 12, 10, 11, 6)
 
@@ -67,6 +70,7 @@ def add_parser(commands: Any) -> None:
         "--samples", type=int, metavar="N", help="noisy samples of each of 441 points (default: 10000, as in the paper)"
     )
     table3.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    table3.add_argument("--figures", type=Path, metavar="DIR", help="draw where each method's estimates lead (PNG)")
     table3.set_defaults(run=run_table3)
 
 
@@ -120,8 +124,11 @@ def run_table3(arguments: argparse.Namespace) -> None:
         If the results cannot be written.
     """
     _check_json(arguments.json)
+    if arguments.figures is not None and arguments.figures.exists() and not arguments.figures.is_dir():
+        raise OutputError(f"--figures: {arguments.figures} is no folder.")
 
     from qmri_bidsapp.evaluation import table3
+    from qmri_bidsapp.evaluation.bias_figure import draw_bias
 
     chosen = None if arguments.estimators is None else words("estimators", arguments.estimators)
     fits = table3.methods(chosen, _healthy_subjects)
@@ -133,25 +140,36 @@ def run_table3(arguments: argparse.Namespace) -> None:
     print("| --- |" + " ---: |" * 6)
     for name, published in table3.PUBLISHED.items():
         _print_errors(f"{name} (paper)", published)
-    results = {}
+    results, means = {}, {}
     for name, prepare in fits.items():
-        pooled, identifiable = table3.measure(prepare(), noisy)
+        found = table3.estimate(prepare(), noisy)
+        pooled, identifiable = table3.measure(found)
         _print_errors(name, pooled, identifiable)
-        results[name] = {**asdict(pooled), "diffusivity_above_zero": asdict(identifiable)}
+        results[name], means[name] = asdict(pooled), found.mean(1)
+    if arguments.figures is not None:
+        print(f"\n{draw_bias(means, arguments.figures)}")
     if arguments.json is not None:
         _write(results, arguments.json)
 
 
 def _healthy_subjects() -> list[npt.NDArray[np.float64]]:
-    """Return fraction and diffusivity of the brains of simulated heads without a lesion, (n_voxels, 2) each."""
+    """Return noise-free signals of the brains of simulated heads without a lesion, (n_voxels, 5) each."""
     import numpy as np
 
-    from qmri_bidsapp.demo.phantom import make_head
+    from qmri_bidsapp.demo.phantom import BRAIN_TISSUES, TISSUES, make_head
+    from qmri_bidsapp.evaluation.healthy_brain import brain_signals
+    from qmri_bidsapp.evaluation.table3 import PROTOCOL
+    from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
     subjects = []
     for seed in range(N_SUBJECTS):
-        head = make_head(1, VOXEL_SIZE, seed=seed)
-        subjects.append(np.stack([head.parameters[name][head.brain] for name in ("fraction", "diffusivity")], axis=1))
+        head, rng = make_head(1, VOXEL_SIZE, seed=seed), np.random.default_rng(seed)
+        chosen = rng.choice(np.flatnonzero(head.brain), N_VOXELS, replace=False)
+        weights = {
+            name: head.fractions[name].ravel()[chosen] * TISSUES[name].density * np.exp(-ECHO_TIME / TISSUES[name].t2)
+            for name in BRAIN_TISSUES
+        }
+        subjects.append(brain_signals(weights, SphericalMeanTechnique(), PROTOCOL, rng))
     return subjects
 
 

@@ -157,19 +157,26 @@ class Empirical(Prior):
         }
 
     def _histogram(self) -> Any:
-        """Return what makes one round of rejection sampling."""
-        from scipy.ndimage import map_coordinates, spline_filter
+        """Return what makes one round of rejection sampling.
+
+        Proposals fall into each bin in proportion to the largest value that the density may take there: values that
+        pile up on a bound, as fits do, would else make nearly all of them in vain. A spline is nowhere above the
+        largest of its coefficients nearby.
+        """
+        from scipy.ndimage import map_coordinates, maximum_filter, spline_filter
 
         edges = [np.linspace(low, high, N_BINS + 1) for low, high in zip(self._low, self._high, strict=True)]
         counts, _ = np.histogramdd(self._samples, bins=edges)
         # Half the mass of values on a bound would be lost between its bin's centre and the bound: mode "nearest".
         spline = spline_filter(counts, order=3, mode="nearest")
-        largest = float(counts.max())
+        largest = maximum_filter(spline, size=5, mode="nearest").ravel().clip(min=0)
+        share = np.cumsum(largest) / largest.sum()
 
         def propose(rng: np.random.Generator) -> Array:
-            unit = rng.random((N_PROPOSALS, 2))
+            chosen = np.searchsorted(share, rng.random(N_PROPOSALS), side="right").clip(max=share.size - 1)
+            unit = (np.stack(np.unravel_index(chosen, counts.shape), axis=1) + rng.random((N_PROPOSALS, 2))) / N_BINS
             density = map_coordinates(spline, unit.T * N_BINS - 0.5, order=3, mode="nearest", prefilter=False)
-            accepted = rng.random(N_PROPOSALS) * largest < density
+            accepted = rng.random(N_PROPOSALS) * largest[chosen] < density
             return np.asarray(self._low + unit[accepted] * (self._high - self._low))
 
         return propose

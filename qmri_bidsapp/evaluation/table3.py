@@ -134,8 +134,8 @@ def training_distribution(name: str, subjects: Callable[[], list[Array]]) -> Pri
     ----------
     name : str
     subjects : callable
-        Returns (n_voxels, 2) true parameters of each of some healthy subjects, in the model's units. Their signals are
-        simulated and fitted, and the density of the fits is the distribution, as in the paper's section 2.3.3.
+        Returns (n_voxels, 5) noise-free signals of each of some healthy subjects. Noise is added and they are fitted,
+        and the density of the fits is the distribution, as in the paper's section 2.3.3.
     """
     parameters = SphericalMeanTechnique.parameters[1:]
     uniform = Uniform(parameters)
@@ -144,8 +144,7 @@ def training_distribution(name: str, subjects: Callable[[], list[Array]]) -> Pri
     model = SphericalMeanTechnique()
     fitted, rng = get_estimator("nlls")(model).fit(PROTOCOL), np.random.default_rng(0)
     samples = []
-    for truth_of_subject in subjects():
-        clean = signals(model, np.insert(truth_of_subject, 0, 1.0, axis=1), PROTOCOL)
+    for clean in subjects():
         maps = fitted.predict(add_noise(clean, PROTOCOL, 1 / SNR, rng))
         samples.append(maps.estimate[:, 1:3].astype(np.float64).clip(0, [p.bounds[1] for p in parameters]))
     healthy = Empirical(parameters, samples)
@@ -220,8 +219,13 @@ def simulate(n_samples: int, *, seed: int = 0) -> Array:
     return add_noise(np.repeat(clean, n_samples, axis=1), PROTOCOL, 1 / SNR, np.random.default_rng(seed))
 
 
-def measure(fit: Fit, noisy: Array) -> tuple[Errors, Errors]:
-    """Return the errors of a fit over all points, and over those of a diffusivity above zero.
+def estimate(fit: Fit, noisy: Array) -> Array:
+    """Return the estimates of the signals of `simulate`, (441, n_samples, 2)."""
+    return fit(noisy.reshape(-1, noisy.shape[-1])).reshape(*noisy.shape[:2], 2)
+
+
+def measure(found: Array) -> tuple[Errors, Errors]:
+    """Return the errors over all points, and over those of a diffusivity above zero.
 
     Where the diffusivity is zero the signal does not depend on the fraction: no estimate can be right there, and one
     in 21 points dominates the fraction's errors. Chance adds to the mean of |bias|, up to 0.8 standard deviations
@@ -229,13 +233,11 @@ def measure(fit: Fit, noisy: Array) -> tuple[Errors, Errors]:
 
     Parameters
     ----------
-    fit : callable
-        See `Fit`.
-    noisy : ndarray
-        From `simulate`.
+    found : ndarray
+        From `estimate`.
     """
     points = truth()
-    error = fit(noisy.reshape(-1, noisy.shape[-1])).reshape(*noisy.shape[:2], 2) - points[:, None]
+    error = found - points[:, None]
     # (3, 441, 2): kind of error, point, parameter.
     table = np.array([np.sqrt((error**2).mean(1)), np.abs(error.mean(1)), error.std(1)])
     return _mean(table), _mean(table[:, points[:, 1] > 0])

@@ -1,0 +1,82 @@
+"""Signals of healthy brains for the spherical mean: tissues that vary from voxel to voxel, and partial volume.
+
+What is taken from where, none of it chosen for its effect on results:
+
+- means of grey and white matter: Gyori et al. 2021, Table 2 (traditional fitting of five healthy adults);
+- standard deviations and correlations within a tissue: estimates of this package (`nlls`) in a public data set of the
+  living brain, the sample of MDT (Harms et al. 2017, NeuroImage 155:82; 2 mm, b = 1000 and 2000 s/mm2, 8,865 voxels of
+  two slices). Of a mixture of four normal distributions those two whose means are nearest to the ones above, less the
+  variance that noise has there by the Cramer-Rao bound;
+- standard deviation between subjects: that of the intra-axonal diffusivity, relative (Dhital et al. 2019, NeuroImage
+  189:543: 2.25 +- 0.03 um2/ms);
+- fluid: free water at body temperature, no neurites; its mixture with tissue is one of signals, not of parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.core.acquisition import SphericalMean
+from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.models.base import SignalModel
+
+Array = npt.NDArray[np.float64]
+
+#: Standard deviation of a subject's means over that of all subjects, relative to the mean.
+SUBJECT_SPREAD = 0.03 / 2.25
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Neurite fraction and diffusivity (mm2/s) of a tissue's voxels: means, standard deviations and correlation."""
+
+    mean: tuple[float, float]
+    std: tuple[float, float] = (0.0, 0.0)
+    correlation: float = 0.0
+
+    def draw(self, n: int, rng: np.random.Generator) -> Array:
+        """Return (n, 2) values of one subject."""
+        centre = np.array(self.mean) * (1 + SUBJECT_SPREAD * rng.standard_normal(2))
+        normal = rng.standard_normal((n, 2))
+        normal[:, 1] = self.correlation * normal[:, 0] + np.sqrt(1 - self.correlation**2) * normal[:, 1]
+        return np.asarray(centre + np.array(self.std) * normal)
+
+
+TISSUES = {
+    "gm": Tissue((0.16, 1.14e-3), (0.08, 0.18e-3), 0.85),
+    "wm": Tissue((0.67, 2.20e-3), (0.08, 0.24e-3), 0.67),
+    "csf": Tissue((0.0, 3.00e-3)),
+}
+
+
+def brain_signals(
+    weights: dict[str, Array], model: SignalModel, acquisition: SphericalMean, rng: np.random.Generator
+) -> Array:
+    """Return noise-free signals of the voxels of one subject.
+
+    Parameters
+    ----------
+    weights : dict
+        Name in `TISSUES` -> (n_voxels,) signal of that part of each voxel without diffusion weighting.
+    model : SignalModel
+        With neurite fraction and diffusivity as second and third parameter.
+    acquisition : SphericalMean
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray
+        (n_voxels, n_measurements). The mean over voxels that are mostly grey or white matter, without diffusion
+        weighting, is one.
+    """
+    bounds = np.array([p.bounds for p in model.parameters[1:3]]).T
+    parts = []
+    for name, weight in weights.items():
+        theta = TISSUES[name].draw(len(weight), rng).clip(*bounds)
+        parts.append(signals(model, np.column_stack([weight, theta]), acquisition))
+    total = np.sum(list(weights.values()), axis=0)
+    is_tissue = weights["gm"] + weights["wm"] > 0.5 * total
+    return np.asarray(np.sum(parts, axis=0) / total[is_tissue].mean())
