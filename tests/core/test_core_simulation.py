@@ -35,6 +35,23 @@ def test_rician_noise_has_the_distribution_of_rice_before_averages_are_taken():
     np.testing.assert_allclose(mean.std(0), rice.std(1.0, scale=0.1) / np.sqrt([4, 16, 32]), rtol=0.02)
 
 
+def test_rician_powder_averages_of_tissue_and_the_noise_of_b0():
+    model, theta = get_model("smt"), torch.tensor([[1.0, 0.16, 1.14e-3]])
+    simulation = Simulation(theta, lambda part: model.signal(part, SHELLS), SHELLS, Noise("rician", (5.0, 5.0)))
+    _, signal, sigma = simulation.draw(40_000, generator())
+    assert (sigma == 0.2).all()
+    clean, n_averages = simulation.clean[0].double().numpy(), np.sqrt(SHELLS.n_directions)
+    law = rice(clean / 0.2, scale=0.2)
+    # At b = 3000 s/mm2 tissue lies below the floor: the mean is twice the signal.
+    assert law.mean()[2] > 1.8 * clean[2]
+    np.testing.assert_allclose(signal.mean(0), law.mean(), rtol=0.005)
+    np.testing.assert_allclose(signal.std(0), law.std() / n_averages, rtol=0.02)
+    # Network inputs are relative to the noisy b0: its noise is in all of them.
+    relative = (signal / reference(signal, SHELLS))[:, 1]
+    spread = np.hypot(law.std()[1] / law.mean()[1] / 4, law.std()[0] / law.mean()[0] / 2)
+    np.testing.assert_allclose(relative.std() / relative.mean(), spread, rtol=0.05)
+
+
 def test_noise_levels_are_those_of_the_range():
     level = Noise("gaussian", (5.0, 50.0)).levels(20_000, generator())[:, 0].double()
     assert kstest(-level.log10(), "uniform", (np.log10(5), 1.0)).pvalue > 0.01
