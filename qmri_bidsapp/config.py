@@ -19,6 +19,8 @@ LAYOUTS = ("bids", "legacy")
 LEVELS = ("participant", "group")
 #: Fibre directions per voxel: one, or as many as there are.
 N_FIBRES = ("1", "auto")
+#: Training distributions of learned estimators.
+PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
 #: What belongs to one call and is not given back with --config-file.
 PER_CALL = ("bids_dir", "output_dir", "analysis_level", "run_id")
 _KINDS = {
@@ -79,6 +81,7 @@ class Config:
     models: tuple[str, ...] = ("auto",)
     estimators: tuple[str, ...] = ("auto",)
     weights: Path | None = None
+    prior: str = "uniform"
     n_fibres: str = "1"
     device: str = "auto"
     nprocs: int = 1
@@ -100,6 +103,10 @@ class Config:
         check_device(self.device)
         if self.output_layout not in LAYOUTS:
             raise UsageError(f"--output-layout must be {' or '.join(LAYOUTS)}, got {self.output_layout!r}.")
+        if self.prior not in PRIORS:
+            raise UsageError(f"--prior must be {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, got {self.prior!r}.")
+        if self.prior != "uniform" and self.weights is not None:
+            raise UsageError("--weights bring the prior that they were trained with; give --weights or --prior.")
         if self.n_fibres not in N_FIBRES:
             raise UsageError(f"--n-fibres must be {' or '.join(N_FIBRES)}, got {self.n_fibres!r}.")
         for name in ("nprocs", "omp_nthreads"):

@@ -102,6 +102,11 @@ def _found(folder: Path, subject: str, model: SignalModel, fit: dict[str, Any], 
     )
 
 
+def tissue_of(prior: str) -> str | None:
+    """Return the tissue that the name of a training distribution asks for, such as ``healthy-wm``."""
+    return prior.partition("-")[2] or None
+
+
 def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> list[npt.NDArray[np.float64]]:
     """Return the parameters of each subject but the amplitude, from its first fit that is not itself learned.
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
-from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, Config, make_config, read_toml
+from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, PRIORS, Config, make_config, read_toml
 from qmri_bidsapp.errors import UnknownLevelError, UsageError
 
 DESCRIPTION = (
@@ -120,7 +120,14 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "--weights",
         metavar="DIR",
         help="weights of learned estimators (such as mlp) from 'qmri train' (default: trained during the run, once for "
-        "each protocol, on parameters uniform within their bounds)",
+        "each protocol)",
+    )
+    group.add_argument(
+        "--prior",
+        choices=PRIORS,
+        help="what learned estimators are trained on during the run: parameters uniform within their bounds or, from "
+        "the fits of at least three participants that an earlier run left in output_dir, the density of all (healthy) "
+        "or of one tissue (healthy-wm, healthy-gm), or half of each (mixed) (default: uniform)",
     )
     group.add_argument(
         "--n-fibres",

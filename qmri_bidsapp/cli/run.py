@@ -117,6 +117,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     from qmri_bidsapp.bids.queries import find_inputs
     from qmri_bidsapp.registry import check_choice
     from qmri_bidsapp.workflows.base import plan
+    from qmri_bidsapp.workflows.priors import gather_samples
 
     check_choice(config.models, config.estimators)
     _check_plugin(config.use_plugin)
@@ -135,6 +136,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     if not config.skip_bids_validation:
         _validate(config, subjects)
     plans = plan(config, subjects)
+    gather_samples(config, plans)
     LOGGER.info("\nWhat was found, and what will be done:")
     for item in plans:
         LOGGER.info("%s", "\n".join(item.describe()))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli import train_spatial
-from qmri_bidsapp.config import check_device, find_device
-from qmri_bidsapp.errors import UsageError
+from qmri_bidsapp.config import PRIORS, check_device, find_device
+from qmri_bidsapp.errors import InputMissingError, ProtocolError, UsageError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.fits import FoundFit
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from qmri_bidsapp.core.prior import Prior
     from qmri_bidsapp.estimators.learned import LearnedEstimator
     from qmri_bidsapp.models.base import SignalModel
-
-PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
 
 
 def add_parser(commands: Any) -> None:
@@ -38,6 +36,9 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="output folders of qmri-bids in which the model was fitted: they tell the protocols and, for all priors "
         "but uniform, the parameters of healthy subjects",
+    )
+    voxelwise.add_argument(
+        "--bids-dir", type=Path, metavar="DIR", help="data set whose protocols to train for, in place of those of fits"
     )
     voxelwise.add_argument(
         "--prior", choices=PRIORS, default="uniform", help="training distribution (default: %(default)s)"
@@ -87,15 +88,48 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"Estimator {arguments.estimator} is not learned: there is nothing to train.")
     if not kind.supports(model):
         raise UsageError(f"Estimator {arguments.estimator} cannot be used with {model.name}; see `qmri models`.")
-    if not arguments.bids_derivatives:
-        raise UsageError(f"Estimator {kind.name} is trained for the protocols of --bids-derivatives DIR: name one.")
+    if not arguments.bids_derivatives and arguments.bids_dir is None:
+        raise UsageError(f"Estimator {kind.name} is trained for the protocols of --bids-dir or --bids-derivatives DIR.")
+    if not arguments.bids_derivatives and arguments.prior != "uniform":
+        raise UsageError(f"Prior {arguments.prior} is made from fits: name their folder with --bids-derivatives DIR.")
     fits = [fit for folder in arguments.bids_derivatives for fit in find_fits(folder, model)]
     prior = _prior(arguments, model, fits)
-    for protocol in dict.fromkeys(fit.acquisition for fit in fits):
+    found = [fit.acquisition for fit in fits] if arguments.bids_dir is None else _protocols(arguments.bids_dir, model)
+    for protocol in dict.fromkeys(found):
         estimator = kind(
             model, device=find_device(arguments.device), prior=prior, noise=_noise(arguments, model, protocol)
         )
         _train(estimator, protocol, arguments.folder, arguments.seed)
+
+
+def _protocols(bids_dir: Path, model: SignalModel) -> list[Acquisition]:
+    """Return the protocols of a data set that a model can be fitted to, as the model uses them.
+
+    Raises
+    ------
+    InputMissingError
+        If there is none; with the reason where there are series of the right kind.
+    """
+    from qmri_bidsapp.bids.dataset import check_description, open_layout
+    from qmri_bidsapp.bids.queries import find_inputs
+
+    check_description(bids_dir)
+    found, reason = [], "there is no such series"
+    for subject in find_inputs(open_layout(bids_dir)):
+        for group in subject.groups:
+            if group.kind not in model.bids_suffixes or group.acquisition is None:
+                continue
+            protocol, _ = model.adapt(group.acquisition)
+            try:
+                model.check(protocol)
+            except ProtocolError as error:
+                reason = f"sub-{subject.subject}: {error}"
+                continue
+            found.append(protocol)
+    if not found:
+        kinds = " or ".join(model.bids_suffixes) or "such"
+        raise InputMissingError(f"{bids_dir} holds no {kinds} series for model {model.name}: {reason}.")
+    return found
 
 
 def _train(estimator: LearnedEstimator, protocol: Acquisition, folder: Path, seed: int) -> None:
@@ -120,23 +154,15 @@ def _train(estimator: LearnedEstimator, protocol: Acquisition, folder: Path, see
 
 def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFit]) -> Prior:
     """Return the training distribution that was asked for."""
-    from qmri_bidsapp.bids.fits import samples
-    from qmri_bidsapp.core.prior import Empirical, Mixed, Uniform
+    from qmri_bidsapp.bids.fits import samples, tissue_of
+    from qmri_bidsapp.core.prior import make_prior
 
-    parameters = model.parameters[1:]
     try:
         ranges = {name: (float(low), float(high)) for name, low, high in arguments.range}
     except ValueError as error:
         raise UsageError(f"--range takes a name and two numbers: {error}.") from error
-    uniform = Uniform(parameters, ranges)
-    if arguments.prior == "uniform":
-        return uniform
-    if ranges and arguments.prior != "mixed":
-        raise UsageError(f"--range is for a uniform distribution; prior {arguments.prior} has none.")
-    tissue = arguments.prior.partition("-")[2] or None
-    name = "healthy" if arguments.prior == "mixed" else arguments.prior
-    healthy = Empirical(parameters, samples(fits, model, tissue), name=name)
-    return Mixed(uniform, healthy) if arguments.prior == "mixed" else healthy
+    known = [] if arguments.prior == "uniform" else samples(fits, model, tissue_of(arguments.prior))
+    return make_prior(arguments.prior, model.parameters[1:], known, ranges)
 
 
 def _noise(arguments: argparse.Namespace, model: SignalModel, protocol: Acquisition) -> Any:

@@ -224,6 +224,38 @@ class Mixed(Prior):
         return {"name": self.name, "parts": [part.describe() for part in self.parts]}
 
 
+def make_prior(
+    name: str,
+    parameters: Sequence[Parameter],
+    samples: Sequence[Array],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Prior:
+    """Return the distribution of a name that users know.
+
+    Parameters
+    ----------
+    name : str
+        ``"uniform"``, ``"mixed"`` or, with any ending that tells a tissue, ``"healthy"``.
+    parameters : sequence of Parameter
+    samples : sequence of ndarray
+        As for `Empirical`; not used for ``"uniform"``.
+    ranges : mapping, optional
+        Of the uniform part, as for `Uniform`.
+
+    Raises
+    ------
+    PriorError
+        As for `Uniform` and `Empirical`, or if there are ranges and no uniform part.
+    """
+    uniform = Uniform(parameters, ranges)
+    if name == "uniform":
+        return uniform
+    if ranges and name != "mixed":
+        raise PriorError(f"A range is for a uniform distribution; prior {name} has none.")
+    healthy = Empirical(parameters, samples, name="healthy" if name == "mixed" else name)
+    return Mixed(uniform, healthy) if name == "mixed" else healthy
+
+
 def _check_range(parameter: Parameter, limits: tuple[float, float]) -> tuple[float, float]:
     """Return a range of a parameter; PriorError unless it lies within the bounds."""
     low, high = float(limits[0]), float(limits[1])

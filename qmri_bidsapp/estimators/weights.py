@@ -19,6 +19,9 @@ from qmri_bidsapp.errors import OutputError, WeightsError
 TENSORS, CARD = "weights.safetensors", "card.json"
 #: Raised whenever the meaning of stored tensors changes.
 FORMAT = 1
+REMEDY = "Train weights for this with `qmri train`."
+#: Most weights of a folder that a message tells apart.
+MAX_LISTED = 3
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
@@ -99,13 +102,16 @@ def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, t
     if version != FORMAT:
         raise WeightsError(f"The weights in {folder} have format {version}, this program needs {FORMAT}: train again.")
     if hashlib.sha256(data).hexdigest() != digest:
-        raise WeightsError(f"{folder / TENSORS} is not what its card says (SHA-256): it was damaged or changed.")
+        raise WeightsError(
+            f"{folder / TENSORS} is not what its card says (SHA-256): it was damaged or changed. {REMEDY}"
+        )
     wanted = json.loads(json.dumps(dict(identity)))
     differing = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
     if differing:
         raise WeightsError(
             f"The weights in {folder} are for another {' and '.join(differing)}: "
-            + "; ".join(f"{key} {_short(known.get(key))}, needed {_short(wanted.get(key))}" for key in differing)
+            + "; ".join(f"{key} {got}, needed {need}" for key, got, need in _differences(known, wanted))
+            + f". {REMEDY}"
         )
     try:
         with safe_open(folder / TENSORS, "pt") as file:
@@ -114,7 +120,7 @@ def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, t
     except SafetensorError as error:
         raise WeightsError(f"{folder / TENSORS} cannot be read ({error}): train again.") from error
     if stored != key_of(wanted):
-        raise WeightsError(f"The card in {folder} is not that of its weights.")
+        raise WeightsError(f"The card in {folder} is not that of its weights. {REMEDY}")
     return tensors, card["notes"]
 
 
@@ -151,12 +157,31 @@ def find_weights(folder: Path, identity: Mapping[str, Any]) -> Path:
         raise WeightsError(
             f"{what} for estimator {wanted.get('estimator')}, model {_short(wanted.get('model'))} and protocol "
             f"{_short(wanted.get('protocol'))} in version {wanted.get('version')}: "
-            + ("train some with `qmri train`." if not found else "name the folder of one of them.")
+            + (_what_they_are_for(cards, wanted) + REMEDY if not found else "name the folder of one of them.")
         )
     return found[0]
+
+
+def _what_they_are_for(cards: list[Path], wanted: dict[str, Any]) -> str:
+    """Say how the first few weights of a folder differ from what is wanted."""
+    parts = []
+    for card in cards[:MAX_LISTED]:
+        known = json.loads(card.read_text(encoding="utf-8"))["identity"]
+        parts.append(
+            f"{card.parent.name} has " + ", ".join(f"{key} {got}" for key, got, _ in _differences(known, wanted))
+        )
+    return "".join(f"{part}; " for part in parts)
+
+
+def _differences(known: Any, wanted: Any, name: str = "") -> list[tuple[str, str, str]]:
+    """Return name, text of what is there and text of what is wanted, of the innermost parts that differ."""
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        keys = sorted({*known, *wanted})
+        return [part for key in keys for part in _differences(known.get(key), wanted.get(key), f"{name} {key}".strip())]
+    return [] if known == wanted else [(name, _short(known), _short(wanted))]
 
 
 def _short(value: Any) -> str:
     """Return a value for a message, not too long."""
     text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 120 else text[:117] + "..."

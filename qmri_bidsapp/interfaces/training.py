@@ -6,10 +6,13 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, SimpleInterface, TraitedSpec, traits
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, SimpleInterface, TraitedSpec, traits
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.prior import make_prior
 from qmri_bidsapp.estimators.learned import LearnedEstimator
+from qmri_bidsapp.interfaces.preprocess import defined
 
 
 def train_once(estimator: LearnedEstimator, acquisition: Acquisition, cache: Path, *, seed: int = 0) -> Path:
@@ -40,6 +43,8 @@ class _TrainInputSpec(BaseInterfaceInputSpec):
     model = traits.Str(mandatory=True)
     estimator = traits.Str(mandatory=True)
     seed = traits.Int(0, usedefault=True)
+    prior = traits.Str("uniform", usedefault=True, desc="name of the training distribution")
+    samples = File(exists=True, desc="parameters of each subject that it is made from, .npz, unless it is uniform")
     cache = Directory(mandatory=True, nohash=True, desc="folder of all weights")
     device = traits.Str("cpu", usedefault=True, nohash=True)
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
@@ -58,9 +63,14 @@ class Train(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.registry import get_estimator, get_model
 
-        model = get_model(self.inputs.model)
-        estimator = get_estimator(self.inputs.estimator)(model, device=self.inputs.device)
-        assert isinstance(estimator, LearnedEstimator)
+        model, kind = get_model(self.inputs.model), get_estimator(self.inputs.estimator)
+        assert issubclass(kind, LearnedEstimator)
+        prior = None
+        if defined(self.inputs.samples):
+            with np.load(self.inputs.samples, allow_pickle=False) as file:
+                samples = [file[name] for name in sorted(file.files)]
+            prior = make_prior(self.inputs.prior, model.parameters[1:], samples)
+        estimator = kind(model, device=self.inputs.device, prior=prior)
         protocol, _ = model.adapt(Acquisition.from_dict(self.inputs.acquisition))
         self._results["weights"] = str(train_once(estimator, protocol, Path(self.inputs.cache), seed=self.inputs.seed))
         return runtime

@@ -41,6 +41,11 @@ def cache_dir(config: Config) -> Path:
     return Path(config.work_dir) / f"qmri_bidsapp-{__version__}"
 
 
+def samples_file(config: Config, model_name: str) -> Path | None:
+    """Return the file of what a training distribution is made from, in this run; None for a uniform one."""
+    return None if config.prior == "uniform" else cache_dir(config) / "priors" / config.run_id / f"{model_name}.npz"
+
+
 def record_dir(config: Config, subject: str) -> Path:
     """Return the folder where the steps of a subject note what they made."""
     return cache_dir(config) / "records" / f"sub-{subject}"
@@ -185,7 +190,9 @@ def _add_series(
             if config.weights is not None:
                 fit.inputs.trait_set(weights=str(config.weights), weights_digest=digest_of(config.weights))
             else:
-                train = init_train_node(fit, cache_dir(config) / "weights", resources)
+                train = init_train_node(
+                    fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
+                )
                 wf.connect(train, "weights", fit, "weights")
         if item.group.covariates and get_model(model).covariates:
             wf.connect(series_wf, "outputnode.covariates", fit, "covariates")

@@ -50,6 +50,9 @@ _ESTIMATORS = {
     "mix": "With the estimator mix, starting points came from a global search in place of the dictionary: differential "
     "evolution [@evolution] over the non-linear parameters, with the fractions of compartments from non-negative least "
     "squares [@mix].",
+    "mlp": "With the estimator mlp, estimates are those of a multilayer perceptron [@gyori] that was trained on "
+    "signals simulated for the protocol, with parameters from the distribution that the card of its weights "
+    "describes; standard deviations are those of the posterior under that distribution.",
     "reduced": "With the estimator reduced, least squares were penalised by a weak prior around the middle of the "
     "bounds, and the bias of second order was taken off [@box] [@cook].",
     "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.errors import ProtocolError, WeightsError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.core.acquisition import Acquisition
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
 
 NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
@@ -158,7 +159,9 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
         except ProtocolError as error:
             refused.append(str(error))
             continue
-        fits += pairs
+        kept, causes = _with_weights(config, acquisition, pairs)
+        refused += causes
+        fits += _with_classical(config, group, acquisition, kept)
         notes += reasons
     found = SeriesPlan(group, tuple(fits))
     names = list(dict(fits))
@@ -167,6 +170,51 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
     notes += [f"{name}: no standard deviations: {NO_RESIDUALS}." for name in names if not found.has_residuals(name)]
     bundle_fits, reasons = _bundle_fits(config, acquisition, fits)
     return SeriesPlan(group, tuple(fits), (*notes, *reasons), bundle_fits), refused
+
+
+def _with_weights(
+    config: Config, acquisition: Acquisition, pairs: tuple[tuple[str, str], ...]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the fits whose weights, where the user named some, are whole and for this protocol; and why others not."""
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    kept, refused = [], []
+    for name, estimator in pairs:
+        if config.weights is not None and is_learned(estimator):
+            model, kind = get_model(name), cast("type[LearnedEstimator]", get_estimator(estimator))
+            try:
+                kind(model, weights=config.weights).fit(model.adapt(acquisition)[0])
+            except WeightsError as error:
+                refused.append(f"{name} cannot be fitted by {estimator}: {error}")
+                continue
+        kept.append((name, estimator))
+    return kept, refused
+
+
+def _with_classical(
+    config: Config, group: InputGroup, acquisition: Acquisition, pairs: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """Add, where learned estimators are trained on fits, a fit of the model that is not learned, if there is none.
+
+    It shows what the training distribution does, and a repeated run finds in it what this one was trained on.
+    """
+    from qmri_bidsapp.registry import AUTO, choose
+
+    if config.prior == "uniform":
+        return pairs
+    added: list[tuple[str, str]] = []
+    for name in dict(pairs):
+        if all(is_learned(estimator) for model, estimator in pairs if model == name):
+            added += choose(group.kind, acquisition, models=(name,), estimators=(AUTO,))[0]
+    return [*pairs, *added]
+
+
+def is_learned(estimator: str) -> bool:
+    """Tell whether an estimator has weights that are trained for a protocol."""
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.registry import get_estimator
+
+    return issubclass(get_estimator(estimator), LearnedEstimator)
 
 
 def _bundle_fits(

@@ -266,11 +266,13 @@ def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resou
     )
 
 
-def init_train_node(fit: Any, cache: Path, resources: Resources) -> Any:
+def init_train_node(fit: Any, cache: Path, resources: Resources, prior: str, samples: Path | None) -> Any:
     """Build the node that trains the estimator of a fit node; all subjects share its cache."""
     from qmri_bidsapp.interfaces.training import Train
 
     inputs = {name: getattr(fit.inputs, name) for name in ("acquisition", "model", "estimator", "seed", "device")}
+    if samples is not None:
+        inputs |= {"prior": prior, "samples": str(samples)}
     return _node(
         Train,
         fit.name.replace("fit_", "train_", 1),

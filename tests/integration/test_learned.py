@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -87,7 +88,7 @@ def test_weights_from_the_fits_of_the_data_set(fitted, short_training, tmp_path,
         (["--estimator", "nlls"], 64, "nlls is not learned"),
         (["--range", "t2", "0.01", "9"], 64, "range of t2 must lie within 0.001 to 4 s"),
         (["--range", "t2", "low", "9"], 64, "--range takes a name and two numbers"),
-        (["--prior", "healthy", "--range", "t2", "0.1", "0.2"], 64, "--range is for a uniform distribution"),
+        (["--prior", "healthy", "--range", "t2", "0.1", "0.2"], 64, "A range is for a uniform distribution"),
         (["--snr", "1", "2", "3"], 64, "--snr takes one or two numbers"),
     ],
     ids=["no tissues", "not learned", "beyond bounds", "no number", "range of healthy", "three ratios"],
@@ -95,6 +96,92 @@ def test_weights_from_the_fits_of_the_data_set(fitted, short_training, tmp_path,
 def test_what_cannot_be_trained(fitted, tmp_path, capsys, options, code, cause):
     assert train(fitted[1], tmp_path / "weights", *options) == code
     assert cause in capsys.readouterr().err
+
+
+def test_training_in_the_app_on_the_fits_of_an_earlier_run(fitted, short_training, tmp_path, capsys):
+    bids, out = fitted
+    # In one process, where the training is short.
+    (tmp_path / "linear.yml").write_text("plugin: Linear")
+    options = ["--estimators", "mlp", "--prior", "mixed", "--use-plugin", str(tmp_path / "linear.yml")]
+    app(bids, out, *options)
+    record = json.loads((out / "logs" / "sub-03.json").read_text())
+    assert [fit["estimator"] for fit in record["fits"]] == ["mlp", "nlls"]
+    folders = sorted((out.parent / "work").glob("*/weights/*/card.json"))
+    cards = [json.loads(path.read_text()) for path in folders]
+    assert sorted(card["identity"]["protocol"]["echo_time"][-1] for card in cards) == [0.15, 0.16]
+    for card in cards:
+        uniform, healthy = card["notes"]["prior"]["parts"]
+        assert (uniform["name"], healthy["name"], healthy["n_subjects"]) == ("uniform", "healthy", 3)
+    # The fits that are trained on were kept: a repetition finds the same weights.
+    app(bids, out, *options, "--participant-label", "01")
+    assert sorted((out.parent / "work").glob("*/weights/*/card.json")) == folders
+    assert "training t2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("subjects", "options", "code", "cause"),
+    [
+        ((), ["--estimators", "mlp"], 66, "holds no fit of model t2"),
+        (("01", "02"), ["--estimators", "mlp"], 64, "needs the fits of at least 3 subjects, got 2"),
+        (("01", "02", "03"), ["--estimators", "nlls"], 64, "--prior healthy is of no use"),
+        (("01", "02", "03"), ["--estimators", "mlp", "--prior", "healthy-gm"], 66, "no tissue segmentation"),
+    ],
+    ids=["no fits", "too few", "nothing learned", "no tissues"],
+)
+def test_priors_that_cannot_be_made_end_the_run_before_any_work(
+    fitted, tmp_path, capsys, subjects, options, code, cause
+):
+    bids, finished = fitted
+    out = tmp_path / "out"
+    for subject in subjects:
+        shutil.copytree(finished / f"sub-{subject}", out / f"sub-{subject}")
+        (out / "logs").mkdir(exist_ok=True)
+        shutil.copy(finished / "logs" / f"sub-{subject}.json", out / "logs")
+    arguments = [str(bids), str(out), "participant", "-w", str(tmp_path / "work"), "--models", "t2"]
+    assert run.main([*arguments, "--skip-bids-validation", "--device", "cpu", "--prior", "healthy", *options]) == code
+    captured = capsys.readouterr()
+    assert cause in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert "read MESE" not in captured.out
+
+
+def test_weights_for_some_participants_only(fitted, short_training, tmp_path, capsys):
+    bids, out = fitted
+    assert train(out, tmp_path / "weights") == 0
+    cards = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "weights").glob("*/card.json")}
+    weights = next(folder for folder, card in cards.items() if card["identity"]["protocol"]["echo_time"][-1] == 0.15)
+    options = ["--estimators", "mlp", "--weights", str(weights), "--participant-label", "02", "03", "--nprocs", "2"]
+    arguments = [str(bids), str(tmp_path / "out"), "participant", "-w", str(out.parent / "work"), "--models", "t2"]
+    assert run.main([*arguments, "--skip-bids-validation", "--device", "cpu", *options]) == 1
+    printed = capsys.readouterr().out
+    assert "error: MESE: t2 cannot be fitted by mlp" in printed
+    assert "0.15], needed [0.015, 0.04, 0.08, 0.16]" in printed
+    assert (tmp_path / "out" / "sub-02" / "anat" / "sub-02_T2map.nii.gz").is_file()
+    assert "sub-03            1/" not in printed
+
+
+def test_protocols_of_raw_data(fitted, short_training, tmp_path, capsys):
+    bids, _ = fitted
+    command = ["train", "t2", str(tmp_path / "weights"), "--bids-dir", str(bids), "--snr", "50"]
+    assert tools.main(command) == 0
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "weights").glob("*/card.json")]
+    assert sorted(card["identity"]["protocol"]["echo_time"][-1] for card in cards) == [0.15, 0.16]
+    assert tools.main([*command, "--prior", "healthy"]) == 64
+    assert "Prior healthy is made from fits" in capsys.readouterr().err
+    assert tools.main(["train", "smt", *command[2:]]) == 66
+    assert "holds no dwi series for model smt: there is no such series" in capsys.readouterr().err
+
+
+def test_too_few_subjects_and_folders_that_are_no_data_set(fitted, tmp_path, capsys):
+    _, finished = fitted
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "logs" / "sub-01.json").unlink()
+    assert train(tmp_path / "out", tmp_path / "weights", "--prior", "healthy") == 64
+    assert "Prior healthy needs the fits of at least 3 subjects, got 2" in capsys.readouterr().err
+    assert tools.main(["train", "t2", str(tmp_path / "weights"), "--bids-dir", str(tmp_path / "absent")]) == 66
+    assert tools.main(["train", "t2", str(tmp_path / "weights")]) == 64
+    assert "--bids-dir or --bids-derivatives" in capsys.readouterr().err
+    assert not (tmp_path / "weights").exists()
 
 
 def test_folders_without_fits(tmp_path, capsys):

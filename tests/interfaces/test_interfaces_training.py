@@ -64,5 +64,5 @@ def test_the_fit_takes_the_weights_of_its_protocol_and_no_others(tmp_path):
     expected = MultilayerPerceptron(get_model("t2")).fit(PROTOCOL).predict(data.reshape(-1, 3)).estimate[:, 1]
     np.testing.assert_array_equal(np.asarray(nib.load(outputs.estimates[1]).dataobj).ravel(), expected)
     fit.inputs.acquisition = MultiEcho((0.01, 0.03, 0.07)).to_dict()
-    with pytest.raises(WeightsError, match=r"None of the 2 weights .* model .*t2.* train some with `qmri train`"):
+    with pytest.raises(WeightsError, match=r"None of the 2 weights .* model .*t2.* echo_time .* `qmri train`"):
         fit.run(cwd=str(tmp_path))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +10,10 @@ import pytest
 
 from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
-from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
+from qmri_bidsapp.errors import UsageError
+from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
+from qmri_bidsapp.registry import get_model
 from qmri_bidsapp.workflows.plan import plan
 
 
@@ -73,3 +79,98 @@ def test_bundles_by_voxel(
     assert item.bundle_fits == bundles
     assert ("noddi by nlls with 0 to 3 bundles" in "".join(found.describe())) == bool(bundles)
     assert any(note in text for text in item.notes) if note else not item.notes
+
+
+def echoes(last: float) -> InputGroup:
+    return InputGroup("MESE", "01", (), ("/raw/sub-01/anat/sub-01_MESE.nii.gz",), MultiEcho((0.01, 0.03, last)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of weights for one protocol of t2."""
+    folder = tmp_path_factory.mktemp("weights") / "t2"
+    MultilayerPerceptron.brief(get_model("t2")).fit(MultiEcho((0.01, 0.03, 0.09))).save(folder)
+    return folder
+
+
+def plan_learned(group: InputGroup, **choices: object):
+    values = {"models": ("t2",), "estimators": ("nlls", "mlp"), **choices}
+    config = Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), **values)
+    (found,) = plan(config, (SubjectInputs("01", (group,)),))
+    return found
+
+
+def test_weights_for_the_protocol_are_used(trained: Path) -> None:
+    found = plan_learned(echoes(0.09), weights=trained)
+    assert not found.errors
+    assert found.series[0].fits == (("t2", "nlls"), ("t2", "mlp"))
+
+
+@pytest.mark.parametrize("models", [("t2",), ("auto",)], ids=["named", "auto"])
+def test_weights_for_another_protocol_are_an_error_of_the_participant_and_stop_nothing_else(
+    trained: Path, models: tuple[str, ...]
+) -> None:
+    found = plan_learned(echoes(0.08), weights=trained, models=models)
+    assert [item.fits for item in found.series] == [(("t2", "nlls"),)]
+    (error,) = found.errors
+    assert error.startswith(f"MESE: t2 cannot be fitted by mlp: The weights in {trained} are for another protocol")
+    assert "echo_time [0.01, 0.03, 0.09], needed [0.01, 0.03, 0.08]" in error
+    assert error.endswith("Train weights for this with `qmri train`.")
+
+
+def alter(folder: Path, what: str) -> float:
+    """Make weights something else, or damage them; return the last echo time that they seem to be for."""
+    card, tensors = folder / "card.json", folder / "weights.safetensors"
+    content = json.loads(card.read_text())
+    if what == "tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-4] + b"abcd")
+    elif what == "cut short":
+        card.write_text(card.read_text()[:-20])
+    elif what == "model":
+        content["identity"]["model"]["name"] = "t2star"
+    elif what == "version":
+        content["identity"]["version"] = "0.0.1"
+    elif what == "protocol":
+        content["identity"]["protocol"]["echo_time"][-1] = 0.08
+    if what in ("model", "version", "protocol"):
+        card.write_text(json.dumps(content))
+    return 0.08 if what == "protocol" else 0.09
+
+
+@pytest.mark.parametrize("among", [False, True], ids=["alone", "among others"])
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("model", '"t2star"'),
+        ("version", '"0.0.1"'),
+        ("tensors", r"not what its card says \(SHA-256\)"),
+        ("cut short", "cannot be read|no readable weights"),
+        ("protocol", "card in .* is not that of its weights"),
+    ],
+    ids=["model", "version", "tensors", "cut short", "card changed"],
+)
+def test_weights_that_are_something_else_or_damaged(
+    trained: Path, tmp_path: Path, what: str, cause: str, among: bool
+) -> None:
+    folder = tmp_path / "weights" / "one"
+    shutil.copytree(trained, folder)
+    last = alter(folder, what)
+    found = plan_learned(echoes(last), weights=folder.parent if among else folder)
+    assert [item.fits for item in found.series] == [(("t2", "nlls"),)]
+    assert re.search(cause, found.errors[0])
+    assert re.search("[Tt]rain", found.errors[0])
+
+
+def test_training_on_fits_keeps_a_fit_that_is_not_learned() -> None:
+    assert plan_learned(echoes(0.09), estimators=("mlp",)).series[0].fits == (("t2", "mlp"),)
+    both = plan_learned(echoes(0.09), estimators=("mlp",), prior="healthy").series[0].fits
+    assert both == (("t2", "mlp"), ("t2", "nlls"))
+    given = plan_learned(echoes(0.09), estimators=("t2:mlp", "t2:varpro"), prior="healthy").series[0].fits
+    assert given == (("t2", "mlp"), ("t2", "varpro"))
+
+
+def test_weights_and_prior_exclude_each_other(trained: Path) -> None:
+    with pytest.raises(UsageError, match="give --weights or --prior"):
+        plan_learned(echoes(0.09), weights=trained, prior="mixed")
+    with pytest.raises(UsageError, match="--prior must be uniform, healthy, mixed, healthy-wm or healthy-gm, got 'wm'"):
+        plan_learned(echoes(0.09), prior="wm")
