@@ -7,8 +7,8 @@ What is taken from where, none of it chosen for its effect on results:
   living brain, the sample of MDT (Harms et al. 2017, NeuroImage 155:82; 2 mm, b = 1000 and 2000 s/mm2, 8,865 voxels of
   two slices). Of a mixture of four normal distributions those two whose means are nearest to the ones above, less the
   variance that noise has there by the Cramer-Rao bound;
-- standard deviation between subjects: that of the intra-axonal diffusivity, relative (Dhital et al. 2019, NeuroImage
-  189:543: 2.25 +- 0.03 um2/ms);
+- standard deviation between subjects: the relative uncertainty of the intra-axonal diffusivity in Dhital et al. 2019
+  (NeuroImage 189:543), 2.25 +- 0.03 um2/ms;
 - fluid: free water at body temperature, no neurites; its mixture with tissue is one of signals, not of parameters.
 """
 

@@ -17,7 +17,7 @@ HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports",
 OPTIONS = {
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
     "--bids-database-dir", "--models", "--estimators", "--n-fibres",
-    "--weights", "--device", "--nprocs", "--omp-nthreads",
+    "--prior", "--weights", "--device", "--nprocs", "--omp-nthreads",
     "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
     "--boilerplate-only", "--config-file", "--output-layout", "--verbose", "--version", "--help",
 }  # fmt: skip
@@ -201,7 +201,8 @@ def test_every_option_in_the_documentation_exists():
     # Of docker and pip, and of qmri.
     foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
     foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads", "--samples"}
-    foreign |= {"--bids-derivatives", "--prior", "--range", "--snr"}
+    foreign |= {"--estimator", "--labels", "--iterations", "--every"}
+    foreign |= {"--bids-dir", "--bids-derivatives", "--figures", "--range", "--snr"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

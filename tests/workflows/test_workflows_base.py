@@ -8,6 +8,8 @@ import numpy as np
 from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import MultiEcho
+from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
+from qmri_bidsapp.registry import get_model
 from qmri_bidsapp.workflows.base import cache_dir, init_subject_wf
 from qmri_bidsapp.workflows.plan import plan
 
@@ -32,7 +34,8 @@ def test_steps_of_two_series_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_learned_estimators_are_trained_or_given_their_weights(tmp_path: Path) -> None:
-    for weights in (None, tmp_path):
+    MultilayerPerceptron.brief(get_model("t2")).fit(MultiEcho((0.01, 0.05))).save(tmp_path / "weights")
+    for weights in (None, tmp_path / "weights"):
         config = Config(
             tmp_path,
             tmp_path / "out",
