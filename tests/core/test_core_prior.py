@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
+from qmri_bidsapp.core import prior
 from qmri_bidsapp.core.prior import Empirical, Mixed, Uniform
 from qmri_bidsapp.errors import PriorError
 from qmri_bidsapp.registry import get_model
@@ -51,6 +52,20 @@ def test_healthy_has_the_density_of_the_subjects(n_columns):
     assert 0.5 * np.abs(expected - np.histogramdd(Uniform(parameters).draw(50_000, rng()), bins)[0] / 5e4).sum() > 0.3
     for column, p in enumerate(parameters):
         assert p.bounds[0] <= drawn[:, column].min() < drawn[:, column].max() <= p.bounds[1]
+
+
+def test_values_that_pile_up_on_a_bound_neither_stop_the_sampling_nor_are_lost(monkeypatch):
+    monkeypatch.setattr(prior, "MAX_ROUNDS", 20)
+    given = subjects(3)
+    for part in given:
+        part[::3] = [0.0, 3e-3]
+    drawn = Empirical(SMT, given).draw(100_000, rng())
+    near = (drawn[:, 0] < 0.02) & (drawn[:, 1] > 2.94e-3)
+    assert near.mean() == pytest.approx(1 / 3, abs=0.04)
+    # Elsewhere the density is that of the others.
+    others = np.concatenate([part[1::3] for part in given])
+    np.testing.assert_allclose(drawn[~near].mean(0), others.mean(0), rtol=0.05)
+    np.testing.assert_allclose(drawn[~near].std(0), others.std(0), rtol=0.05)
 
 
 def test_mixed_is_half_of_each():
