@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +21,9 @@ from qmri_bidsapp.core.prior import Prior, Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.features import features_of
 from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.targets import position, value_of
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.estimators.weights import find_weights, key_of, load_weights, save_weights
 from qmri_bidsapp.models.base import SignalModel
@@ -223,7 +224,7 @@ class LearnedEstimator(Estimator):
     def _train(self, seed: int, progress: Callable[[int, float], None] | None, checkpoint: Path | None) -> None:
         rng = np.random.default_rng(seed)
         generator = torch.Generator(self.device).manual_seed(seed)
-        simulation, position = self._simulate(rng)
+        simulation, places = self._simulate(rng)
         covariates = simulation.theta[:, len(self.model.parameters) :].float()
 
         def examples(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,8 +234,8 @@ class LearnedEstimator(Estimator):
             seen = (size > 0).squeeze(1)
             told = torch.rand(n, 1, generator=generator, device=self.device) >= UNTOLD
             relative = torch.where(told, sigma / size, torch.nan)
-            features = self._features(signal, size, relative, covariates[index])[seen]
-            targets = torch.cat([-size.clamp(min=1e-30).log(), position[index]], dim=1)[seen]
+            features = features_of(signal, size, relative, covariates[index], self.noise_)[seen]
+            targets = torch.cat([-size.clamp(min=1e-30).log(), places[index]], dim=1)[seen]
             return features, targets
 
         n_validation = min(N_VALIDATION, len(simulation))
@@ -266,26 +267,11 @@ class LearnedEstimator(Estimator):
         with torch.no_grad():
             derived = self.model.derive(theta)
         values = torch.cat([theta[:, 1 : len(self.model.parameters)], derived], dim=1)
-        return simulation, _position(values, self._bounded()).float()
+        return simulation, position(values, self._bounded()).float()
 
     def _bounded(self) -> tuple[Parameter, ...]:
         """Return all that is learned but the amplitude."""
         return (*self.model.parameters[1:], *self.model.derived)
-
-    def _features(
-        self, signal: torch.Tensor, size: torch.Tensor, noise: torch.Tensor, covariates: torch.Tensor
-    ) -> torch.Tensor:
-        """Return (n, n_features): relative signals, covariates and, where noise varies, its logarithm, if known.
-
-        `noise` is relative to the reference, NaN where it is not known.
-        """
-        parts = [signal / size, covariates]
-        if not self.noise_.is_fixed:
-            low, high = (math.log(value) for value in self.noise_.snr)
-            level = (-(noise.log()) - low) / (high - low)
-            known = torch.isfinite(level)
-            parts += [torch.where(known, level.clamp(0, 1), 0.5), known.float()]
-        return torch.cat(parts, dim=1)
 
     def _scale_by(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         self._input_mean, self._target_mean = features.mean(0), targets.mean(0)
@@ -340,39 +326,15 @@ class LearnedEstimator(Estimator):
         signal, sigma, known = (torch.as_tensor(part, device=self.device) for part in (values, noise, covariates))
         size = reference(signal, self.acquisition_)
         size = torch.where(size > 0, size, torch.nan)
-        features = self._features(signal, size, sigma.unsqueeze(1) / size, known)
+        features = features_of(signal, size, sigma.unsqueeze(1) / size, known, self.noise_)
         mean, std = self._regress(self._scaled(features))
         mean, std = mean * self._target_std + self._target_mean, std * self._target_std
         amplitude = size * mean[:, :1].exp()
-        position = mean[:, 1:].double()
-        is_free = (position > BOUND_TOLERANCE) & (position < 1 - BOUND_TOLERANCE)
-        value, slope = _value(position, self._bounded())
+        place = mean[:, 1:].double()
+        is_free = (place > BOUND_TOLERANCE) & (place < 1 - BOUND_TOLERANCE)
+        value, slope = value_of(place, self._bounded())
         slope = torch.where(is_free, slope, torch.nan)
         estimate = torch.cat([amplitude.double(), value], dim=1)
         spread = std.double() * torch.cat([amplitude.double(), slope], dim=1)
         status = torch.where(is_free.all(1), int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
         return estimate.cpu().numpy(), spread.cpu().numpy(), status.cpu().numpy()
-
-
-def _position(values: torch.Tensor, parameters: tuple[Parameter, ...]) -> torch.Tensor:
-    """Return where between its bounds each value lies, 0 to 1, by the logarithm for wide positive ranges."""
-    columns = []
-    for value, p in zip(values.unbind(1), parameters, strict=True):
-        low, high = p.bounds
-        columns.append((value / low).log() / math.log(high / low) if p.is_logarithmic else (value - low) / (high - low))
-    return torch.stack(columns, dim=1).clamp(0, 1)
-
-
-def _value(position: torch.Tensor, parameters: tuple[Parameter, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the values of positions, and their slopes."""
-    values, slopes = [], []
-    for share, p in zip(position.unbind(1), parameters, strict=True):
-        low, high = p.bounds
-        if p.is_logarithmic:
-            width = math.log(high / low)
-            values.append(low * (width * share).exp())
-            slopes.append(width * values[-1])
-        else:
-            values.append(low + (high - low) * share)
-            slopes.append(torch.full_like(share, high - low))
-    return torch.stack(values, dim=1), torch.stack(slopes, dim=1)
