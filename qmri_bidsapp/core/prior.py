@@ -84,7 +84,7 @@ class Uniform(Prior):
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         """Draw; see `Prior.draw`."""
         columns = [
-            limits[0] * (limits[1] / limits[0]) ** rng.random(n) if p.is_logarithmic else rng.uniform(*limits, n)
+            limits[0] * (limits[1] / limits[0]) ** rng.random(n) if p.is_scale else rng.uniform(*limits, n)
             for p, limits in zip(self.parameters, self.ranges, strict=True)
         ]
         return np.stack(columns, axis=1) if columns else np.empty((n, 0))
