@@ -121,14 +121,14 @@ def _train(estimator: LearnedEstimator, protocol: Acquisition, folder: Path, see
 def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFit]) -> Prior:
     """Return the training distribution that was asked for."""
     from qmri_bidsapp.bids.fits import samples
-    from qmri_bidsapp.core.prior import Empirical, Mixed, Uniform
+    from qmri_bidsapp.core.prior import Empirical, Mixed
 
     parameters = model.parameters[1:]
     try:
         ranges = {name: (float(low), float(high)) for name, low, high in arguments.range}
     except ValueError as error:
         raise UsageError(f"--range takes a name and two numbers: {error}.") from error
-    uniform = Uniform(parameters, ranges)
+    uniform = model.default_prior(ranges)
     if arguments.prior == "uniform":
         return uniform
     if ranges and arguments.prior != "mixed":
