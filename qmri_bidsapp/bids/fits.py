@@ -115,14 +115,22 @@ def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> lis
     fits : list of FoundFit
     model : SignalModel
     tissue : {"gm", "wm"} or None
+
+    Raises
+    ------
+    InputMissingError
+        If the app writes no maps of some parameters.
     """
+    if unsaved := [p.name for p in model.parameters[1:] if not p.saved]:
+        raise InputMissingError(f"No maps of {', '.join(unsaved)} are written: use prior uniform for {model.name}.")
     estimators = load_estimators()
     names = tuple(p.name for p in model.parameters[1:])
     bounds = np.array([p.bounds for p in model.parameters[1:]]).T
     first: dict[str, FoundFit] = {}
     for fit in fits:
         kind = estimators.get(fit.estimator)
-        if kind is not None and not issubclass(kind, LearnedEstimator):
+        # With several bundles there are maps of other angles, and without one of none.
+        if kind is not None and not issubclass(kind, LearnedEstimator) and fit.maps.keys() >= set(names):
             first.setdefault(fit.subject, fit)
     # Maps in single precision may lie beyond a bound by rounding.
     return [fit.values(names, tissue).clip(*bounds) for fit in first.values()]

@@ -161,8 +161,10 @@ def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFi
         ranges = {name: (float(low), float(high)) for name, low, high in arguments.range}
     except ValueError as error:
         raise UsageError(f"--range takes a name and two numbers: {error}.") from error
+    if ranges and arguments.prior not in ("uniform", "mixed"):
+        raise UsageError(f"--range is for a uniform distribution; prior {arguments.prior} has none.")
     known = [] if arguments.prior == "uniform" else samples(fits, model, tissue_of(arguments.prior))
-    return make_prior(arguments.prior, model.parameters[1:], known, ranges)
+    return make_prior(arguments.prior, model.default_prior(ranges), known)
 
 
 def _noise(arguments: argparse.Namespace, model: SignalModel, protocol: Acquisition) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Parameter:
         Range of the colour bar in reports, in `unit`; None: 2nd to 98th percentile of the map.
     is_periodic : bool
         Whether the bounds are one turn, as of an angle: nothing ends there.
+    is_uniform : bool
+        Whether plausible values are spread evenly over the bounds, however wide their range: those of an index, say.
     saved : bool
         Whether the app writes a map of it; what is no quantity of its own is left to the Python interface.
     """
@@ -40,6 +43,7 @@ class Parameter:
     bids_suffix: str | None = None
     display_range: tuple[float, float] | None = None
     is_periodic: bool = False
+    is_uniform: bool = False
     saved: bool = True
 
     @property
@@ -49,6 +53,33 @@ class Parameter:
         return low > 0 and high / low > 20
 
     @property
+    def is_scale(self) -> bool:
+        """Whether plausible values are spread evenly in their logarithm."""
+        return self.is_logarithmic and not self.is_uniform
+
+    @property
     def label(self) -> str:
         """Value of the BIDS ``param`` entity: the name without underscores."""
         return self.name.replace("_", "")
+
+
+@dataclass(frozen=True)
+class Directional:
+    """Parameters that turn with the tissue.
+
+    Attributes
+    ----------
+    first : int
+        Position of the first of them among the model's parameters; they follow one another.
+    kind : {"axis", "rank-2", "rank-4"}
+        Polar angle and azimuth of an axis (degrees), or the distinct elements of a symmetric tensor in voxel axes, in
+        the order of `models.tensor` and `models.kurtosis`.
+    """
+
+    first: int
+    kind: Literal["axis", "rank-2", "rank-4"]
+
+    @property
+    def columns(self) -> range:
+        """Positions of all of them."""
+        return range(self.first, self.first + {"axis": 2, "rank-2": 6, "rank-4": 15}[self.kind])

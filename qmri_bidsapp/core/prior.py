@@ -84,7 +84,7 @@ class Uniform(Prior):
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         """Draw; see `Prior.draw`."""
         columns = [
-            limits[0] * (limits[1] / limits[0]) ** rng.random(n) if p.is_logarithmic else rng.uniform(*limits, n)
+            limits[0] * (limits[1] / limits[0]) ** rng.random(n) if p.is_scale else rng.uniform(*limits, n)
             for p, limits in zip(self.parameters, self.ranges, strict=True)
         ]
         return np.stack(columns, axis=1) if columns else np.empty((n, 0))
@@ -224,36 +224,28 @@ class Mixed(Prior):
         return {"name": self.name, "parts": [part.describe() for part in self.parts]}
 
 
-def make_prior(
-    name: str,
-    parameters: Sequence[Parameter],
-    samples: Sequence[Array],
-    ranges: Mapping[str, tuple[float, float]] | None = None,
-) -> Prior:
+def make_prior(name: str, default: Prior, samples: Sequence[Array]) -> Prior:
     """Return the distribution of a name that users know.
 
     Parameters
     ----------
     name : str
         ``"uniform"``, ``"mixed"`` or, with any ending that tells a tissue, ``"healthy"``.
-    parameters : sequence of Parameter
+    default : Prior
+        That of the model, which ``"uniform"`` stands for, and the first part of ``"mixed"``.
     samples : sequence of ndarray
         As for `Empirical`; not used for ``"uniform"``.
-    ranges : mapping, optional
-        Of the uniform part, as for `Uniform`.
 
     Raises
     ------
     PriorError
-        As for `Uniform` and `Empirical`, or if there are ranges and no uniform part.
+        As for `Empirical`.
     """
-    uniform = Uniform(parameters, ranges)
     if name == "uniform":
-        return uniform
-    if ranges and name != "mixed":
-        raise PriorError(f"A range is for a uniform distribution; prior {name} has none.")
-    healthy = Empirical(parameters, samples, name="healthy" if name == "mixed" else name)
-    return Mixed(uniform, healthy) if name == "mixed" else healthy
+        return default
+    if name == "mixed":
+        return Mixed(default, Empirical(default.parameters, samples))
+    return Empirical(default.parameters, samples, name=name)
 
 
 def _check_range(parameter: Parameter, limits: tuple[float, float]) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,20 +11,23 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial.transform import Rotation
 from typing_extensions import Self
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.core.prior import Prior, Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.features import Features
 from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.targets import Targets
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.estimators.weights import find_weights, key_of, load_weights, save_weights
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.rotation import turn
 
 #: Parameter combinations that are simulated (Gyori et al. 2021, section 2.3.3), and most values of their signals.
 N_COMBINATIONS = 2**19
@@ -36,8 +38,8 @@ SNR = (10.0, 100.0)
 UNTOLD = 0.5
 #: Voxels that are predicted together: activations of a wide network then stay in the processor's cache.
 CHUNK_SIZE = 2048
-#: Distance from a bound, relative to its range, that counts as on the bound.
-BOUND_TOLERANCE = 1e-5
+#: What of an estimator is saved beside what it learned itself.
+SCALES = ("input_mean", "input_std", "target_mean", "target_std")
 #: Fresh voxels on which the errors in the card are measured.
 N_VALIDATION = 2**16
 
@@ -78,8 +80,6 @@ class LearnedEstimator(Estimator):
     """
 
     std_kind: ClassVar[str] = "posterior standard deviation under the training distribution, learned"
-    #: Models with more parameters have bounds that say too little of the tissue.
-    MAX_PARAMETERS: ClassVar[int] = 4
 
     def __init__(
         self,
@@ -103,8 +103,13 @@ class LearnedEstimator(Estimator):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model's bounds make a training distribution, and no parameter is an angle."""
-        return len(model.parameters) <= cls.MAX_PARAMETERS and not any(p.is_periodic for p in model.parameters)
+        """Tell whether the model says how its directions turn, and has one axis at most.
+
+        Several are known in any order, and their mean over a posterior is none of them.
+        """
+        turning = {i for part in model.directional for i in part.columns}
+        n_axes = sum(part.kind == "axis" for part in model.directional)
+        return n_axes < 2 and all(i in turning for i, p in enumerate(model.parameters) if p.is_periodic)
 
     @classmethod
     @abstractmethod
@@ -166,13 +171,15 @@ class LearnedEstimator(Estimator):
         """
         self.check(self.model, acquisition)
         self.acquisition_ = acquisition
+        self._targets = Targets(self.model)
         if self.weights is not None:
             self._load(Path(self.weights))
             return self
-        self.prior_ = self.prior or Uniform(self.model.parameters[1:])
+        self.prior_ = self.prior or self.model.default_prior()
         if self.prior_.parameters != self.model.parameters[1:]:
             raise PriorError(f"The prior is not of the parameters of model {self.model.name}.")
         self.noise_ = self.noise or default_noise(self.model, acquisition)
+        self._features = Features(self.model, acquisition, self.noise_, self.device)
         n_threads = torch.get_num_threads()
         # Rounding depends on the number of threads, and weights on rounding.
         torch.set_num_threads(1)
@@ -194,7 +201,7 @@ class LearnedEstimator(Estimator):
 
     def cache_key(self, acquisition: Acquisition, seed: int = 0) -> str:
         """Return the content hash of all that the weights depend on."""
-        prior = self.prior or Uniform(self.model.parameters[1:])
+        prior = self.prior or self.model.default_prior()
         noise = self.noise or default_noise(self.model, acquisition)
         return key_of(
             {
@@ -208,22 +215,26 @@ class LearnedEstimator(Estimator):
 
     def save(self, folder: str | Path) -> None:
         """Write what was learned, and a card, into a folder; see `weights.save_weights`."""
-        state = {name: getattr(self, f"_{name}") for name in ("input_mean", "input_std", "target_mean", "target_std")}
+        state = {name: getattr(self, f"_{name}") for name in SCALES} | {"target_ranges": self._targets.ranges}
         save_weights(Path(folder), {**self._state(), **state}, self.identity(self.acquisition_), self.notes_)
 
     def _load(self, folder: Path) -> None:
         identity = self.identity(self.acquisition_)
         state, notes = load_weights(find_weights(folder, identity), identity)
-        for name in ("input_mean", "input_std", "target_mean", "target_std"):
+        for name in SCALES:
             setattr(self, f"_{name}", state.pop(name).to(self.device))
+        self._targets.ranges = state.pop("target_ranges").to(self.device)
         self.notes_ = notes
         self.noise_ = Noise(notes["noise"]["kind"], tuple(notes["noise"]["snr"]))
+        self._features = Features(self.model, self.acquisition_, self.noise_, self.device)
         self._restore({name: value.to(self.device) for name, value in state.items()}, notes["options"])
 
     def _train(self, seed: int, progress: Callable[[int, float], None] | None, checkpoint: Path | None) -> None:
         rng = np.random.default_rng(seed)
         generator = torch.Generator(self.device).manual_seed(seed)
-        simulation, position = self._simulate(rng)
+        simulation = self._simulate(rng)
+        truth = self._targets.truth(simulation.theta)
+        self._targets.learn_ranges(truth)
         covariates = simulation.theta[:, len(self.model.parameters) :].float()
 
         def examples(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,10 +243,11 @@ class LearnedEstimator(Estimator):
             # Of noise alone there is no reference.
             seen = (size > 0).squeeze(1)
             told = torch.rand(n, 1, generator=generator, device=self.device) >= UNTOLD
-            relative = torch.where(told, sigma / size, torch.nan)
-            features = self._features(signal, size, relative, covariates[index])[seen]
-            targets = torch.cat([-size.clamp(min=1e-30).log(), position[index]], dim=1)[seen]
-            return features, targets
+            index, relative, size = index[seen], (signal / size)[seen], size[seen]
+            noise = torch.where(told, sigma, torch.nan)[seen] / size
+            frames = self._features.frames(relative)
+            features = self._features(relative, frames, noise, covariates[index])
+            return features, torch.cat([-size.log(), self._targets.positions(truth[index], frames)], dim=1)
 
         n_validation = min(N_VALIDATION, len(simulation))
         self._scale_by(*examples(n_validation, generator))
@@ -254,38 +266,20 @@ class LearnedEstimator(Estimator):
             "validation": self._validate(*scaled(n_validation, generator)),
         }
 
-    def _simulate(self, rng: np.random.Generator) -> tuple[Simulation, torch.Tensor]:
-        """Return simulated voxels of amplitude one, and the positions of their parameters, (n, n_targets - 1)."""
+    def _simulate(self, rng: np.random.Generator) -> Simulation:
+        """Return simulated voxels of amplitude one, their tissue turned at random."""
         n = min(self.n_combinations, MAX_VALUES // self.acquisition_.n_measurements)
         parameters = np.insert(self.prior_.draw(n, rng), 0, 1.0, axis=1)
         covariates = Uniform(self.model.covariates).draw(n, rng)
-        theta = self.model.with_covariates(torch.tensor(parameters), torch.tensor(covariates)).to(self.device)
-        simulation = Simulation(
-            theta, lambda part: self.model.signal(part, self.acquisition_), self.acquisition_, self.noise_
+        theta = self.model.with_covariates(torch.tensor(parameters), torch.tensor(covariates))
+        if self.model.directional:
+            theta = turn(self.model, theta, torch.tensor(Rotation.random(n, random_state=rng).as_matrix()))
+        return Simulation(
+            theta.to(self.device),
+            lambda part: self.model.signal(part, self.acquisition_),
+            self.acquisition_,
+            self.noise_,
         )
-        with torch.no_grad():
-            derived = self.model.derive(theta)
-        values = torch.cat([theta[:, 1 : len(self.model.parameters)], derived], dim=1)
-        return simulation, _position(values, self._bounded()).float()
-
-    def _bounded(self) -> tuple[Parameter, ...]:
-        """Return all that is learned but the amplitude."""
-        return (*self.model.parameters[1:], *self.model.derived)
-
-    def _features(
-        self, signal: torch.Tensor, size: torch.Tensor, noise: torch.Tensor, covariates: torch.Tensor
-    ) -> torch.Tensor:
-        """Return (n, n_features): relative signals, covariates and, where noise varies, its logarithm, if known.
-
-        `noise` is relative to the reference, NaN where it is not known.
-        """
-        parts = [signal / size, covariates]
-        if not self.noise_.is_fixed:
-            low, high = (math.log(value) for value in self.noise_.snr)
-            level = (-(noise.log()) - low) / (high - low)
-            known = torch.isfinite(level)
-            parts += [torch.where(known, level.clamp(0, 1), 0.5), known.float()]
-        return torch.cat(parts, dim=1)
 
     def _scale_by(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         self._input_mean, self._target_mean = features.mean(0), targets.mean(0)
@@ -302,7 +296,7 @@ class LearnedEstimator(Estimator):
         mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
         error = mean - targets
         relative, covered = error.square().mean(0).sqrt(), (error.abs() <= 1.96 * std).float().mean(0)
-        names = [p.name for p in (*self.model.parameters, *self.model.derived)]
+        names = (self.model.parameters[0].name, *self._targets.names)
         return {
             name: {"relative_rmse": round(float(e), 4), "coverage_of_95": round(float(c), 4)}
             for name, e, c in zip(names, relative, covered, strict=True)
@@ -340,39 +334,16 @@ class LearnedEstimator(Estimator):
         signal, sigma, known = (torch.as_tensor(part, device=self.device) for part in (values, noise, covariates))
         size = reference(signal, self.acquisition_)
         size = torch.where(size > 0, size, torch.nan)
-        features = self._features(signal, size, sigma.unsqueeze(1) / size, known)
+        relative = signal / size
+        has_size = torch.isfinite(size)
+        frames = self._features.frames(torch.where(has_size, relative, 0.0))
+        features = self._features(relative, frames, sigma.unsqueeze(1) / size, known)
         mean, std = self._regress(self._scaled(features))
-        mean, std = mean * self._target_std + self._target_mean, std * self._target_std
-        amplitude = size * mean[:, :1].exp()
-        position = mean[:, 1:].double()
-        is_free = (position > BOUND_TOLERANCE) & (position < 1 - BOUND_TOLERANCE)
-        value, slope = _value(position, self._bounded())
-        slope = torch.where(is_free, slope, torch.nan)
-        estimate = torch.cat([amplitude.double(), value], dim=1)
-        spread = std.double() * torch.cat([amplitude.double(), slope], dim=1)
-        status = torch.where(is_free.all(1), int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
+        mean, std = (mean * self._target_std + self._target_mean).double(), (std * self._target_std).double()
+        amplitude = (size * mean[:, :1].float().exp()).double()
+        mean = torch.where(has_size, mean, 0.5)
+        value, spread, is_free = self._targets.estimates(mean[:, 1:], std[:, 1:], frames)
+        estimate = torch.cat([amplitude, value], dim=1)
+        spread = torch.cat([std[:, :1] * amplitude, spread], dim=1)
+        status = torch.where(is_free, int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
         return estimate.cpu().numpy(), spread.cpu().numpy(), status.cpu().numpy()
-
-
-def _position(values: torch.Tensor, parameters: tuple[Parameter, ...]) -> torch.Tensor:
-    """Return where between its bounds each value lies, 0 to 1, by the logarithm for wide positive ranges."""
-    columns = []
-    for value, p in zip(values.unbind(1), parameters, strict=True):
-        low, high = p.bounds
-        columns.append((value / low).log() / math.log(high / low) if p.is_logarithmic else (value - low) / (high - low))
-    return torch.stack(columns, dim=1).clamp(0, 1)
-
-
-def _value(position: torch.Tensor, parameters: tuple[Parameter, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the values of positions, and their slopes."""
-    values, slopes = [], []
-    for share, p in zip(position.unbind(1), parameters, strict=True):
-        low, high = p.bounds
-        if p.is_logarithmic:
-            width = math.log(high / low)
-            values.append(low * (width * share).exp())
-            slopes.append(width * values[-1])
-        else:
-            values.append(low + (high - low) * share)
-            slopes.append(torch.full_like(share, high - low))
-    return torch.stack(values, dim=1), torch.stack(slopes, dim=1)

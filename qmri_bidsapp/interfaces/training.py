@@ -69,7 +69,7 @@ class Train(SimpleInterface):
         if defined(self.inputs.samples):
             with np.load(self.inputs.samples, allow_pickle=False) as file:
                 samples = [file[name] for name in sorted(file.files)]
-            prior = make_prior(self.inputs.prior, model.parameters[1:], samples)
+            prior = make_prior(self.inputs.prior, model.default_prior(), samples)
         estimator = kind(model, device=self.inputs.device, prior=prior)
         protocol, _ = model.adapt(Acquisition.from_dict(self.inputs.acquisition))
         self._results["weights"] = str(train_once(estimator, protocol, Path(self.inputs.cache), seed=self.inputs.seed))

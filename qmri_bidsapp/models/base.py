@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.parameters import Parameter
-from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.core.parameters import Directional, Parameter
+from qmri_bidsapp.core.prior import Prior, Uniform
+from qmri_bidsapp.errors import PriorError, ProtocolError
 from qmri_bidsapp.models.differentiation import derivatives
 
 
@@ -36,6 +38,8 @@ class SignalModel(ABC):
         What is known of a voxel from another map, such as the transmit field; not estimated. ``scale`` is the
         neutral value, which holds where there is no map; a value out of ``bounds`` is no measurement. In `theta`
         they are columns after the parameters.
+    directional : tuple of Directional
+        Parameters that turn with the tissue: angles, elements of tensors.
     smooth : str or None
         Name of a parameter that varies smoothly over space, whatever the tissue, where that is known of one.
     acquisition_type : type
@@ -55,6 +59,7 @@ class SignalModel(ABC):
     parameters: ClassVar[tuple[Parameter, ...]]
     derived: ClassVar[tuple[Parameter, ...]] = ()
     covariates: ClassVar[tuple[Parameter, ...]] = ()
+    directional: ClassVar[tuple[Directional, ...]] = ()
     smooth: ClassVar[str | None] = None
     acquisition_type: ClassVar[type[Acquisition]]
     bids_suffixes: ClassVar[tuple[str, ...]]
@@ -107,6 +112,27 @@ class SignalModel(ABC):
             covariates = parameters.new_tensor([covariate.scale for covariate in self.covariates])
             covariates = covariates.expand(*parameters.shape[:-1], -1)
         return torch.cat([parameters, covariates], dim=-1) if self.covariates else parameters
+
+    def default_prior(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> Prior:
+        """Return the distribution of plausible tissue of which nothing else is known, for training.
+
+        The base class draws every parameter but the amplitude uniformly within its bounds; models whose bounds admit
+        what no tissue can be override it. Whatever is drawn is then turned at random: directions are not for a prior.
+
+        Parameters
+        ----------
+        ranges : mapping, optional
+            Name -> (lowest, highest) value, in the parameter's unit, in place of its bounds.
+
+        Raises
+        ------
+        PriorError
+            If a name is unknown or that of a direction, or a range is not within the bounds.
+        """
+        turning = {self.parameters[i].name for part in self.directional for i in part.columns}
+        if named := sorted(turning & set(ranges or {})):
+            raise PriorError(f"Tissue is turned at random: no range can be set for {', '.join(named)}.")
+        return Uniform(self.parameters[1:], ranges)
 
     def canonical(self, parameters: torch.Tensor) -> torch.Tensor:
         """Return (..., n_parameters) that mean the same, in the one form in which they are reported."""

@@ -27,7 +27,14 @@ Setting = float | Parameter | Callable[[Values], torch.Tensor]
 
 _DIFFUSIVITIES = (0.0, FREE_DIFFUSIVITY)
 PARALLEL_DIFFUSIVITY = Parameter(
-    "parallel_diffusivity", "mm2/s", (1e-4, FREE_DIFFUSIVITY), 1e-3, "Diffusivity along fibres", None, _DIFFUSIVITIES
+    "parallel_diffusivity",
+    "mm2/s",
+    (1e-4, FREE_DIFFUSIVITY),
+    1e-3,
+    "Diffusivity along fibres",
+    None,
+    _DIFFUSIVITIES,
+    is_uniform=True,
 )
 PERPENDICULAR_DIFFUSIVITY = Parameter(
     "perpendicular_diffusivity", "mm2/s", _DIFFUSIVITIES, 1e-3, "Diffusivity across fibres", None, _DIFFUSIVITIES
@@ -35,8 +42,8 @@ PERPENDICULAR_DIFFUSIVITY = Parameter(
 ISOTROPIC_DIFFUSIVITY = Parameter(
     "isotropic_diffusivity", "mm2/s", _DIFFUSIVITIES, 1e-3, "Isotropic diffusivity", None, _DIFFUSIVITIES
 )
-DIAMETER = Parameter("diameter", "mm", (1e-4, 2e-2), 5e-3, "Axon diameter index", None, (0.0, 2e-2))
-ODI = Parameter("odi", "1", (0.01, 0.99), 1.0, "Orientation dispersion index", None, (0.0, 1.0))
+DIAMETER = Parameter("diameter", "mm", (1e-4, 2e-2), 5e-3, "Axon diameter index", None, (0.0, 2e-2), is_uniform=True)
+ODI = Parameter("odi", "1", (0.01, 0.99), 1.0, "Orientation dispersion index", None, (0.0, 1.0), is_uniform=True)
 
 #: Roots of the derivative of the Bessel function J1. The terms of the sum over them fall with the sixth power of
 #: the root; those left out are less than 1e-8 of the sum for diameters up to 20 micrometres.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
-from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.parameters import Directional, Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compartments import Compartment, Encoding
@@ -125,6 +125,8 @@ class Composition(SignalModel):
         first, others = bundle_shares[:1], (replace(share, saved=False) for share in bundle_shares[1:])
         cls.parameters = (_S0, *estimated, *first, *others, *angles)
         cls.derived = (*derived, *bundle_derived)
+        first_angle = len(cls.parameters) - 2 * cls.n_bundles
+        cls.directional = tuple(Directional(first_angle + 2 * n, "axis") for n in range(cls.n_bundles))
 
     @classmethod
     def with_bundles(cls, n_bundles: int) -> type[Composition]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from itertools import combinations_with_replacement
 from math import factorial, prod
@@ -12,8 +13,10 @@ import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.parameters import Directional, Parameter
+from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.models.cumulants import CumulantExpansion, gradient_table
+from qmri_bidsapp.models.random_tensors import GaussianCompartments, mean_tensor
 from qmri_bidsapp.models.tensor import ELEMENTS, INVARIANTS, S0, full_tensor, invariants, quadratic_form
 
 #: Axes of the distinct elements of a fully symmetric tensor of order four: (0, 0, 0, 1) is xxxy, which stands
@@ -71,6 +74,7 @@ class DiffusionKurtosis(CumulantExpansion):
         _kurtosis("ak", 10.0, "Axial kurtosis"),
         _kurtosis("rk", 10.0, "Radial kurtosis"),
     )
+    directional: ClassVar[tuple[Directional, ...]] = (Directional(1, "rank-2"), Directional(7, "rank-4"))
     #: The expansion holds up to about 3 / (D K), 3000 s/mm2 in brain (Jensen and Helpern 2010, NMR Biomed
     #: 23:698); with room for the scatter of a shell.
     max_b_value: ClassVar[float] = 3000.0
@@ -96,6 +100,33 @@ class DiffusionKurtosis(CumulantExpansion):
         axial = _kurtosis_along(principal.unsqueeze(-2), diffusion, kurtosis).squeeze(-1)
         radial = _kurtosis_along(around, diffusion, kurtosis).mean(-1)
         return torch.cat([invariants(diffusion), torch.stack([mean, axial, radial], dim=-1)], dim=-1)
+
+    def default_prior(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> Prior:
+        """Return the tensors of three Gaussian compartments; see `SignalModel.default_prior`.
+
+        As of tissue for which the expansion holds, the signal falls along every direction up to `max_b_value`: K is at
+        most 3 / (b D) there (Tabesh et al. 2011, equation 6).
+        """
+        return GaussianCompartments(self.parameters[1:], _cumulants, 3, ranges=ranges, is_plausible=_is_falling)
+
+
+def _cumulants(fractions: npt.NDArray[np.float64], tensors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the elements of D and V, (n, 21): V(g) is three times the variance of the diffusivities along g."""
+    deviation = tensors - np.einsum("nk,nkij->nij", fractions, tensors)[:, None]
+
+    def covariance(i: int, j: int, k: int, m: int) -> npt.NDArray[np.float64]:
+        return np.asarray((fractions * deviation[:, :, i, j] * deviation[:, :, k, m]).sum(axis=1))
+
+    fourth = [covariance(i, j, k, m) + covariance(i, k, j, m) + covariance(i, m, j, k) for i, j, k, m in AXES]
+    return np.column_stack([mean_tensor(fractions, tensors), *fourth])
+
+
+def _is_falling(elements: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Tell which tissue's signals fall up to the largest b-value along every direction."""
+    direction = torch.as_tensor(_quadrature()[0])
+    diffusion, kurtosis = elements[:, :6], elements[:, 6:]
+    slope = DiffusionKurtosis.max_b_value * kurtosis @ quartic_form(direction).T.numpy()
+    return np.asarray((slope <= 3 * diffusion @ quadratic_form(direction).T.numpy()).all(axis=1))
 
 
 @cache

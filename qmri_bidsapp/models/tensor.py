@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.parameters import Directional, Parameter
+from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.models.cumulants import CumulantExpansion, gradient_table
+from qmri_bidsapp.models.random_tensors import GaussianCompartments, mean_tensor
 
 _ELEMENT_BOUNDS = (-3e-3, 1e-2)
 
@@ -69,6 +72,7 @@ class DiffusionTensor(CumulantExpansion):
     reference: ClassVar[str] = "Basser et al. 1994, J Magn Reson B 103:247"
     parameters: ClassVar[tuple[Parameter, ...]] = (S0, *ELEMENTS)
     derived: ClassVar[tuple[Parameter, ...]] = INVARIANTS
+    directional: ClassVar[tuple[Directional, ...]] = (Directional(1, "rank-2"),)
     #: Above, diffusion in tissue is visibly not Gaussian (Jensen et al. 2005, Magn Reson Med 53:1432).
     max_b_value: ClassVar[float] = 1500.0
     needs: ClassVar[str] = "at least two b-values and 6 directions in general position"
@@ -81,3 +85,7 @@ class DiffusionTensor(CumulantExpansion):
     def derive(self, theta: torch.Tensor) -> torch.Tensor:
         """Return fractional anisotropy, mean, axial and radial diffusivity, (..., 4)."""
         return invariants(theta[..., 1:])
+
+    def default_prior(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> Prior:
+        """Return tensors with positive eigenvalues; see `SignalModel.default_prior`."""
+        return GaussianCompartments(self.parameters[1:], mean_tensor, ranges=ranges)

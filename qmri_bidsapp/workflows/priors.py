@@ -46,6 +46,6 @@ def gather_samples(config: Config, plans: tuple[SubjectPlan, ...]) -> None:
             raise InputMissingError(
                 f"--prior {config.prior} needs the maps of an earlier run: {error} Run first with `--estimators nlls`."
             ) from error
-        make_prior(config.prior, model.parameters[1:], found)
+        make_prior(config.prior, model.default_prior(), found)
         file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(file, **{f"{index:04d}": part for index, part in enumerate(found)})  # type: ignore[arg-type]

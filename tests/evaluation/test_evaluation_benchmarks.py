@@ -50,3 +50,16 @@ def test_exact_noddi_is_amicos():
     # AMICO cuts the series of the Watson distribution off.
     np.testing.assert_allclose(exact, amico, atol=5e-4)
     assert exact.min() < 0.3 < exact.max() == pytest.approx(1)
+
+
+def test_learned_directions(monkeypatch, capsys):
+    module = load("learned_directions")
+    monkeypatch.setattr(module, "N_VOXELS", 300)
+    monkeypatch.setattr(module, "N_CLASSICAL", {"noddi": 200})
+    options = ["noddi", "--steps", "20", "--combinations", "3000", "--snr", "50"]
+    monkeypatch.setattr(sys, "argv", ["learned_directions.py", *options])
+    module.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == [" mlp", " mlp", " nlls"]
+    # Half of the tissue hardly has a direction.
+    assert float(lines[-1].rpartition(" ")[2]) < 20
