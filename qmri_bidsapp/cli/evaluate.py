@@ -187,14 +187,14 @@ def _voxels(name: str) -> tuple[SignalModel, Acquisition, Callable[[int], Signal
 
 def _measure_estimators(name: str, device: str, seconds: float, threads: int) -> Iterator[tuple[str, float]]:
     """Yield voxels per second of each estimator that supports the model."""
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.evaluation.speed import measure
     from qmri_bidsapp.registry import load_estimators
 
     model, acquisition, draw = _voxels(name)
     for key, estimator in load_estimators().items():
         if estimator.supports(model):
-            make = estimator.brief if issubclass(estimator, LearnedEstimator) else estimator
+            make = estimator.brief if issubclass(estimator, TrainedEstimator) else estimator
             fitted = make(model, device=device).fit(acquisition)
             speed = measure(fitted.predict, draw, seconds)
             _print_speed(name, key, acquisition, speed, threads if device == "cpu" else device)

@@ -15,11 +15,12 @@ from qmri_bidsapp.core.noise import add_gaussian
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.patches import QUANTITIES
 from qmri_bidsapp.estimators.series import Coordinates, Series, typical_signal
-from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, draw_values
+from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, crop, draw_values, label_phantom, structures_of
 from qmri_bidsapp.models.base import SignalModel
 
 #: Signal to which the SNR refers: A of white matter (Sabidussi et al. 2021, Table 1), which gives their noise levels.
 SNR_SIGNAL = 0.65
+PHANTOM_SNR = 20.0
 #: Side of a slice, voxels.
 SLICE_SIZE = 96
 
@@ -163,3 +164,9 @@ def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
         bias=float(np.median((mean - truth) / truth)),
         cv=float(np.median(cv)),
     )
+
+
+def phantom_errors(network: nn.Module, model: SignalModel, acquisition: Acquisition) -> Errors:
+    """Return the errors of a network on a head of ellipsoids at `PHANTOM_SNR`: what its card is checked against."""
+    trial = simulate(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
+    return errors_of(estimate_by_network(network, model, trial), trial)

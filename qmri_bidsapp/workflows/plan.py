@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.errors import ProtocolError, WeightsError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.core.acquisition import Acquisition
+    from qmri_bidsapp.estimators.base import Estimator
+    from qmri_bidsapp.models.base import SignalModel
 
 NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
@@ -160,6 +162,9 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
             continue
         fits += pairs
         notes += reasons
+    without = _without_weights(config, acquisition, fits)
+    fits = [pair for pair in fits if pair not in without]
+    refused += without.values()
     found = SeriesPlan(group, tuple(fits))
     names = list(dict(fits))
     if not group.covariates:
@@ -196,6 +201,43 @@ def _bundle_fits(
         else:
             notes.append(f"{name}: one bundle per voxel: {estimator} takes no fibre directions.")
     return tuple(chosen), tuple(notes)
+
+
+def weights_for(config: Config, model: SignalModel, estimator: type[Estimator]) -> Path | None:
+    """Return the weights that the run gives to an estimator, if any: those asked for, or that come with the program."""
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+
+    if not issubclass(estimator, TrainedEstimator):
+        return None
+    if config.weights is None and issubclass(estimator, SpatialNetwork):
+        return estimator.shipped(model)
+    return config.weights
+
+
+def _without_weights(
+    config: Config, acquisition: Acquisition, fits: list[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """Return which fits have weights that cannot be used for a protocol, and why.
+
+    Raises
+    ------
+    UsageError
+        If one has no weights at all and is not trained during the run.
+    """
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    reasons = {}
+    for name, estimator in fits:
+        model, kind = get_model(name), get_estimator(estimator)
+        if issubclass(kind, SpatialNetwork):
+            protocol, _ = model.adapt(acquisition)
+            try:
+                kind(model, weights=config.weights).load(protocol)
+            except WeightsError as error:
+                reasons[name, estimator] = str(error)
+    return reasons
 
 
 def _covariates(group: InputGroup) -> str:
