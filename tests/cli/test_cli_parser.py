@@ -202,6 +202,8 @@ def test_every_option_in_the_documentation_exists():
     foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
     foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads", "--samples"}
     foreign |= {"--bids-derivatives", "--prior", "--range", "--snr"}
+    foreign |= {"--estimator", "--labels", "--times", "--iterations", "--every"}
+    foreign |= {"--repetitions", "--map-repetitions", "--heads", "--parts", "--figures", "--resnet-weights"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name
