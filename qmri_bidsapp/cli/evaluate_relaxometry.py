@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     import numpy as np
 
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.evaluation import relaxometry_experiments as experiments
     from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, draw_scene
     from qmri_bidsapp.registry import get_model
@@ -102,7 +104,9 @@ def run(arguments: argparse.Namespace) -> None:
         f"repetitions, {'Rician' if arguments.rician else 'Gaussian'} noise"
     )
     results: dict[str, Any] = {"model": model.name, "repetitions": arguments.repetitions, "rician": arguments.rician}
-    results["weights"] = {name: _weights(estimator) for name, estimator in chosen.items() if _weights(estimator)}
+    results["weights"] = {
+        name: estimator.sha256_ for name, estimator in chosen.items() if isinstance(estimator, TrainedEstimator)
+    }
     for part in PARTS:
         if part in arguments.parts:
             results[part] = _plain(measure[part]())
@@ -146,11 +150,6 @@ def _heads(folder: Path | None) -> list[npt.NDArray[np.uint8]]:
     return load_heads(folder)[-N_HELD_OUT:]
 
 
-def _weights(estimator: Estimator) -> str:
-    """Return the SHA-256 of an estimator's weights, if it has any."""
-    return str(getattr(estimator, "sha256_", ""))
-
-
 def _progress() -> Callable[[str], None]:
     """Return what shows on a terminal what is done now."""
     if not sys.stderr.isatty():
@@ -160,8 +159,6 @@ def _progress() -> Callable[[str], None]:
 
 def _plain(results: Any) -> Any:
     """Return results as plain data, failures as null."""
-    import math
-
     if hasattr(results, "_asdict"):
         results = results._asdict()
     if isinstance(results, dict):

@@ -26,12 +26,12 @@ class TrainedEstimator(Estimator):
     ----------
     notes_ : dict
         What the card of the weights says of their training; after `fit`.
-    sha256_ : str
-        Of the weights, where they were loaded; after `fit`.
+    sha256_ : str or None
+        Of the weights; after `fit`, None unless they were loaded.
     """
 
     notes_: dict[str, Any]
-    sha256_: str
+    sha256_: str | None = None
 
     def __init__(self, model: SignalModel, *, device: str = "cpu", weights: str | Path | None = None) -> None:
         super().__init__(model, device=device)

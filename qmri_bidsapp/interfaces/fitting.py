@@ -250,7 +250,8 @@ def _training_of(estimator: Estimator) -> dict[str, str]:
 
     if not isinstance(estimator, TrainedEstimator):
         return {}
-    return {"EstimatorTraining": estimator.provenance(), "EstimatorWeightsSHA256": estimator.sha256_}
+    fields = {"EstimatorTraining": estimator.provenance(), "EstimatorWeightsSHA256": estimator.sha256_}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _load_directions(name: str) -> npt.NDArray[np.float32]:
