@@ -50,7 +50,7 @@ class Setting(NamedTuple):
     n_repetitions : int
         At least 2.
     n_slow : int
-        The same for estimators of a spatial field, which take a thousand times longer than the others.
+        The same for estimators of a spatial field, which take many times longer than the others.
     seed : int
         Of the noise, which is the same for all estimators.
     is_rician : bool
