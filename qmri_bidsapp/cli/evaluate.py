@@ -1,6 +1,7 @@
 """``qmri evaluate``: speed and errors of every estimator and, for comparison, of others.
 
-``speed`` measures voxels per second, of other programs too; ``table3`` repeats Table 3 of Gyori et al. 2021.
+``speed`` measures voxels per second, of other programs too; ``table3`` repeats Table 3 of Gyori et al. 2021;
+``relaxometry`` is in a module of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.cli import evaluate_relaxometry
 from qmri_bidsapp.cli.parser import words
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.config import check_device, find_device
@@ -72,6 +74,7 @@ def add_parser(commands: Any) -> None:
     table3.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     table3.add_argument("--figures", type=Path, metavar="DIR", help="draw where each method's estimates lead (PNG)")
     table3.set_defaults(run=run_table3)
+    evaluate_relaxometry.add_parser(what)
 
 
 def run_speed(arguments: argparse.Namespace) -> None:
@@ -205,16 +208,18 @@ def _voxels(name: str) -> tuple[SignalModel, Acquisition, Callable[[int], Signal
 
 def _measure_estimators(name: str, device: str, seconds: float, threads: int) -> Iterator[tuple[str, float]]:
     """Yield voxels per second of each estimator that supports the model."""
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
-    from qmri_bidsapp.evaluation.speed import measure
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+    from qmri_bidsapp.evaluation.speed import in_slices, measure
     from qmri_bidsapp.registry import load_estimators
 
     model, acquisition, draw = _voxels(name)
     for key, estimator in load_estimators().items():
         if estimator.supports(model):
-            make = estimator.brief if issubclass(estimator, LearnedEstimator) else estimator
+            make = estimator.brief if issubclass(estimator, TrainedEstimator) else estimator
             fitted = make(model, device=device).fit(acquisition)
-            speed = measure(fitted.predict, draw, seconds)
+            fit = in_slices(fitted) if isinstance(fitted, SpatialNetwork) else fitted.predict
+            speed = measure(fit, draw, seconds)
             _print_speed(name, key, acquisition, speed, threads if device == "cpu" else device)
             yield key, round(speed.voxels_per_second, 1)
 

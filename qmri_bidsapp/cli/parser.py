@@ -119,8 +119,8 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         metavar="DIR",
-        help="weights of learned estimators (such as mlp) from 'qmri train' (default: trained during the run, once for "
-        "each protocol)",
+        help="weights of trained estimators from 'qmri train' (default: mlp and other voxelwise ones are trained "
+        "during the run, once for each protocol; rim has weights of its own; resnet needs some)",
     )
     group.add_argument(
         "--prior",

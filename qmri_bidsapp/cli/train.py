@@ -74,16 +74,17 @@ def run(arguments: argparse.Namespace) -> None:
     InputMissingError
         If there is no fit of the model.
     """
-    if arguments.estimator in train_spatial.NETWORKS:
-        train_spatial.run(arguments)
-        return
     check_device(arguments.device)
 
     from qmri_bidsapp.bids.fits import find_fits
     from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
     from qmri_bidsapp.registry import get_estimator, get_model
 
     model, kind = get_model(arguments.model), get_estimator(arguments.estimator)
+    if issubclass(kind, SpatialNetwork):
+        train_spatial.run(arguments, model, kind)
+        return
     if not issubclass(kind, LearnedEstimator):
         raise UsageError(f"Estimator {arguments.estimator} is not learned: there is nothing to train.")
     if not kind.supports(model):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qmri_bidsapp.core.acquisition import Acquisition
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
     from qmri_bidsapp.evaluation.relaxometry import Errors
     from qmri_bidsapp.models.base import SignalModel
 
@@ -23,9 +26,14 @@ N_HELD_OUT = 5
 #: Signal-to-noise ratios at which a network is validated, and its seed.
 SNRS = (10, 50)
 VALIDATION_SEED = 2021
-#: Networks, and the protocol of `evaluation.relaxometry.PROTOCOLS` that each model is validated on.
-NETWORKS = ("rim", "resnet")
+#: Protocol of `evaluation.relaxometry.PROTOCOLS` that each model is validated on.
 STANDARD = {"t1": "31", "t2": "6"}
+#: What the card says of all spatial networks.
+LIMITS = (
+    "Heads at 3 T with values as in the distribution; others, and other organs, were met only as the broad share.",
+    "Structures smaller than a few voxels lose contrast; see `qmri evaluate relaxometry`.",
+    "No standard deviations, and no sign where a voxel is unlike those of the training.",
+)
 
 
 def add_options(group: Any) -> None:
@@ -43,53 +51,57 @@ def add_options(group: Any) -> None:
     group.add_argument("--every", type=int, default=250, metavar="N", help="iterations between checkpoints")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train a network, or go on from the checkpoint that is in the folder."""
-    import torch
+def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNetwork]) -> None:
+    """Train a network, or go on from the checkpoint that is in the folder, and write its weights.
 
-    from qmri_bidsapp.estimators.recurrent import RecurrentInferenceMachine
-    from qmri_bidsapp.estimators.residual import ResidualNetwork
+    Raises
+    ------
+    UsageError
+        If an option is missing or out of range, or the model has no virtual heads.
+    InputError
+        If the label maps cannot be used.
+    OutputError
+        If the folder cannot be written.
+    """
+    from qmri_bidsapp.estimators.patches import describe
     from qmri_bidsapp.estimators.spatial_training import TrainingOptions, train
-    from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, errors_of, estimate_by_network, simulate
-    from qmri_bidsapp.registry import get_model
+    from qmri_bidsapp.estimators.weights import save_weights
+    from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, errors_of, estimate_by_network, phantom_errors, simulate
 
     if arguments.iterations < 1 or arguments.every < 1:
         raise UsageError("--iterations and --every must be at least 1.")
     if arguments.labels is None:
-        raise UsageError(f"Estimator {arguments.estimator} is trained on the label maps of --labels DIR: name one.")
-    if arguments.model not in STANDARD:
-        raise UsageError(f"Estimator {arguments.estimator} is for {' and '.join(STANDARD)}, not for {arguments.model}.")
-    model = get_model(arguments.model)
+        raise UsageError(f"Estimator {kind.name} is trained on the label maps of --labels DIR: name one.")
+    if model.name not in STANDARD:
+        raise UsageError(f"Estimator {kind.name} is for {' and '.join(STANDARD)}, not for {model.name}.")
     standard = PROTOCOLS[model.name][STANDARD[model.name]]
     protocol = _protocol(model, arguments.times)
-    if protocol is None and arguments.estimator == "resnet":
+    if protocol is None and not kind.is_general:
         protocol = standard
     heads = load_heads(arguments.labels)
     training, held_out = heads[:-N_HELD_OUT], heads[-N_HELD_OUT:]
     trials = {snr: simulate(model, held_out, protocol or standard, snr, seed=VALIDATION_SEED) for snr in SNRS}
+    options = TrainingOptions(n_iterations=arguments.iterations, seed=arguments.seed)
+    identity = kind.identity(model, protocol)
 
-    def build() -> nn.Module:
-        if arguments.estimator == "rim":
-            return RecurrentInferenceMachine(model)
-        return ResidualNetwork(model, (protocol or standard).n_measurements)
+    validation: dict[str, float] = {}
 
     def validate(network: nn.Module) -> dict[str, float]:
         found = {snr: errors_of(estimate_by_network(network, model, trial), trial) for snr, trial in trials.items()}
-        return {f"{key}_snr{snr}": value for snr, errors in found.items() for key, value in errors._asdict().items()}
+        for snr, errors in found.items():
+            validation.update({f"{key}_snr{snr}": value for key, value in errors._asdict().items()})
+        return validation
 
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        _write_baseline(arguments.folder / "baseline.json", model, trials)
-        train(
-            build,
+        baseline = _baseline(model, trials)
+        (arguments.folder / "baseline.json").write_text(json.dumps(baseline) + "\n")
+        trained = train(
+            lambda: kind.build(model, protocol or standard),
             model,
             training,
-            TrainingOptions(n_iterations=arguments.iterations, seed=arguments.seed),
-            card={
-                "network": arguments.estimator,
-                "model": model.name,
-                "protocol": None if protocol is None else protocol.to_dict(),
-            },
+            options,
+            identity=identity,
             folder=arguments.folder,
             protocol=protocol,
             validate=validate,
@@ -98,7 +110,25 @@ def run(arguments: argparse.Namespace) -> None:
         )
     except OSError as error:
         raise OutputError(f"{arguments.folder} cannot be written: {error}") from error
-    print(f"{arguments.estimator} for {model.name}, {torch.get_num_threads()} threads: {arguments.folder}")
+    notes = {
+        "iterations": trained.iterations,
+        "planned": trained.planned,
+        "options": {key: value for key, value in asdict(options).items() if key != "n_iterations"},
+        "n_label_maps": len(training),
+        "label_maps_sha256": hashlib.sha256(b"".join(head.tobytes() for head in training)).hexdigest(),
+        "distribution": describe(model, protocol),
+        "validation": {
+            "protocol": (protocol or standard).to_dict(),
+            "n_label_maps": N_HELD_OUT,
+            "least_squares": baseline,
+            kind.name: validation or validate(trained.network),
+        },
+        "phantom": phantom_errors(trained.network, model, protocol or standard)._asdict(),
+        "limits": LIMITS,
+    }
+    target = arguments.folder / f"{kind.name}-{model.name}"
+    save_weights(target, trained.network.state_dict(), identity, notes)
+    print(target)
 
 
 def load_heads(folder: Path) -> list[npt.NDArray[np.uint8]]:
@@ -139,12 +169,12 @@ def _protocol(model: SignalModel, times: list[float] | None) -> Acquisition | No
     return protocol
 
 
-def _write_baseline(path: Path, model: SignalModel, trials: dict[int, Any]) -> None:
-    """Write the errors of voxelwise least squares on what the network is validated on."""
+def _baseline(model: SignalModel, trials: dict[int, Any]) -> dict[str, dict[str, float]]:
+    """Return the errors of voxelwise least squares on what the network is validated on."""
     from qmri_bidsapp.estimators.varpro import VariableProjection
     from qmri_bidsapp.evaluation.relaxometry import errors_of, estimate_with
 
     def errors(trial: Any) -> Errors:
         return errors_of(estimate_with(VariableProjection(model).fit(trial.acquisition), trial), trial)
 
-    path.write_text(json.dumps({f"varpro_snr{snr}": errors(trial)._asdict() for snr, trial in trials.items()}) + "\n")
+    return {f"varpro_snr{snr}": errors(trial)._asdict() for snr, trial in trials.items()}

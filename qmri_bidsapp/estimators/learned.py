@@ -20,12 +20,12 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.core.prior import Prior, Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError
-from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.features import Features
 from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.targets import Targets
+from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
-from qmri_bidsapp.estimators.weights import find_weights, key_of, load_weights, save_weights
+from qmri_bidsapp.estimators.weights import find_weights, key_of, load_weights, save_weights, sha256_of
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
 
@@ -53,7 +53,7 @@ def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
     return Noise("gaussian" if gaussian else "rician", SNR)
 
 
-class LearnedEstimator(Estimator):
+class LearnedEstimator(TrainedEstimator):
     """Regression from signals to parameters, trained on simulated voxels.
 
     Signals are divided by the voxel's reference (`core.simulation.reference`), in training and in use. What is learned
@@ -91,14 +91,13 @@ class LearnedEstimator(Estimator):
         weights: str | Path | None = None,
         n_combinations: int = N_COMBINATIONS,
     ) -> None:
-        super().__init__(model, device=device)
+        super().__init__(model, device=device, weights=weights)
         if weights is not None and (prior is not None or noise is not None):
             raise UsageError(
                 "Weights bring the prior and the noise that they were trained with: give one or the other."
             )
         self.prior = prior
         self.noise = noise
-        self.weights = weights
         self.n_combinations = n_combinations
 
     @classmethod
@@ -110,11 +109,6 @@ class LearnedEstimator(Estimator):
         turning = {i for part in model.directional for i in part.columns}
         n_axes = sum(part.kind == "axis" for part in model.directional)
         return n_axes < 2 and all(i in turning for i, p in enumerate(model.parameters) if p.is_periodic)
-
-    @classmethod
-    @abstractmethod
-    def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return an estimator that learns next to nothing, in about a second: as fast in use as any other."""
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -213,6 +207,15 @@ class LearnedEstimator(Estimator):
             }
         )
 
+    def provenance(self) -> str:
+        """Return number of voxels, training distribution and noise in a sentence."""
+        noise = self.notes_["noise"]
+        low, high = noise["snr"]
+        return (
+            f"Trained on {self.notes_['n_combinations']} simulated voxels of this protocol, distribution "
+            f"{self.notes_['prior']['name']}, {noise['kind']} noise, SNR {low:g} to {high:g}."
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write what was learned, and a card, into a folder; see `weights.save_weights`."""
         state = {name: getattr(self, f"_{name}") for name in SCALES} | {"target_ranges": self._targets.ranges}
@@ -220,7 +223,9 @@ class LearnedEstimator(Estimator):
 
     def _load(self, folder: Path) -> None:
         identity = self.identity(self.acquisition_)
-        state, notes = load_weights(find_weights(folder, identity), identity)
+        found = find_weights(folder, identity)
+        state, notes = load_weights(found, identity)
+        self.sha256_ = sha256_of(found)
         for name in SCALES:
             setattr(self, f"_{name}", state.pop(name).to(self.device))
         self._targets.ranges = state.pop("target_ranges").to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,22 @@ import torch
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.estimators.series import Coordinates, Series
-from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, draw_patch, draw_values
+from qmri_bidsapp.estimators.virtual_heads import (
+    BRAIN_STRUCTURES,
+    BROAD,
+    INVERSION_SPREAD,
+    MAX_TEXTURE,
+    TISSUES,
+    draw_patch,
+    draw_values,
+)
 from qmri_bidsapp.models.base import SignalModel
 
 #: Side of a patch, voxels, and range of the noise, relative to A of cerebrospinal fluid, for SNR 100 to 3 (Sabidussi et
 #: al. 2021, section 4.2).
 PATCH_SIZE = 40
 NOISE_RANGE = (0.0065, 0.255)
+SNR_RANGE = (3.0, 100.0)
 #: Share of patches whose structures have values of no particular tissue, so that phantoms and disease are not foreign.
 BROAD_SHARE = 0.2
 #: Standard deviation of the logarithm of what the scale and the noise of a series are mistaken by.
@@ -76,6 +85,41 @@ def _times(
     share = rng.uniform() if evenness is None else evenness
     even, geometric = np.linspace(first, last, n_times), np.geomspace(first, last, n_times)
     return tuple(np.round(share * even + (1 - share) * geometric, 5).tolist())
+
+
+def describe(model: SignalModel, protocol: Acquisition | None = None) -> dict[str, Any]:
+    """Return what patches are drawn from, as plain data for the card of weights.
+
+    Parameters
+    ----------
+    model : SignalModel
+    protocol : Acquisition, optional
+        As for `draw_batch`.
+    """
+    names = sorted({QUANTITIES[parameter.name] for parameter in model.parameters} - {"b"})
+    times = (
+        "echo times, 5-30 to 60-400 ms"
+        if model.acquisition_type is MultiEcho
+        else f"inversion times, 0.02-0.4 to 0.7-6 s, {HEART_BEAT_SHARE:g} of them within one heart beat, "
+        f"{SIGNED_SHARE:g} with polarity"
+    )
+    return {
+        "protocols": f"{N_MEASUREMENTS[0]} to {N_MEASUREMENTS[1]} {times}, drawn anew for each batch"
+        if protocol is None
+        else "one protocol",
+        "tissues_mean_std": {name: {k: list(getattr(t, k)) for k in names} for name, t in TISSUES.items()},
+        "inversion_factor": f"2 - half-normal({INVERSION_SPREAD:g})",
+        "texture": [0, MAX_TEXTURE],
+        "broad_share": BROAD_SHARE,
+        "broad_ranges": {name: list(BROAD[name]) for name in names},
+        "patch_size": PATCH_SIZE,
+        "noise": {
+            "kind": "half of the magnitudes Rician, half Gaussian; Gaussian with polarity",
+            "std": list(NOISE_RANGE),
+            "unit": "amplitude of cerebrospinal fluid",
+        },
+        "snr": list(SNR_RANGE),
+    }
 
 
 def draw_batch(

@@ -15,26 +15,28 @@ from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.errors import ProtocolError, UsageError
-from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
 from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.recurrent import RecurrentInferenceMachine
 from qmri_bidsapp.estimators.residual import ResidualNetwork
 from qmri_bidsapp.estimators.series import Coordinates, Series, supports_coordinates, typical_signal
-from qmri_bidsapp.estimators.spatial_training import read_checkpoint
+from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.varpro import VariableProjection
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.weights import find_weights, load_weights, sha256_of
 from qmri_bidsapp.models.base import SignalModel
 
 #: Fewest measurements of a protocol.
 MIN_MEASUREMENTS = 4
 #: Voxels of a chunk of slices.
 CHUNK_VOXELS = 2**14
+#: Weights that come with the program, in folders named by estimator and model.
+SHIPPED = Path(__file__).parents[1] / "weights"
 #: Voxels from whose residuals the noise is estimated.
 NOISE_SAMPLE = 4096
 
 
-class SpatialNetwork(Estimator):
+class SpatialNetwork(TrainedEstimator):
     """A network that maps slices to parameters, trained on virtual heads (`qmri train`).
 
     Slices are those across the widest spacing. Voxels outside the mask, or without a finite signal, tell the network
@@ -46,15 +48,18 @@ class SpatialNetwork(Estimator):
     model : SignalModel
     device : str
     weights : path, optional
-        Folder that ``qmri train`` wrote.
+        Folder with weights, or of such folders, from ``qmri train``; those that come with the program, if there are
+        any, where not given.
     """
 
-    std_kind: ClassVar[str] = "none"
+    std_kind: ClassVar[str] = "none: the network does not tell it"
     is_spatial: ClassVar[bool] = True
-
-    def __init__(self, model: SignalModel, *, device: str = "cpu", weights: str | Path | None = None) -> None:
-        super().__init__(model, device=device)
-        self.weights = weights
+    #: Raised whenever the same weights would give other maps: layers, inputs, normal forms, first guess. It is part of
+    #: the weights' identity, in place of the program's version, each of which would refuse the weights shipped with it.
+    network_version: ClassVar[str]
+    #: Whether one network is for all protocols.
+    is_general: ClassVar[bool]
+    _is_untrained: bool = False
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
@@ -71,33 +76,87 @@ class SpatialNetwork(Estimator):
                 f"got {acquisition.n_measurements}: use estimator nlls."
             )
 
+    @classmethod
+    def shipped(cls, model: SignalModel) -> Path | None:
+        """Return the folder of the weights that come with the program, if there are any for a model."""
+        folder = SHIPPED / f"{cls.name}-{model.name}"
+        return folder if folder.is_dir() else None
+
+    @classmethod
+    def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
+        """Return one that was never trained; see `TrainedEstimator.brief`."""
+        estimator = cls(model, device=device)
+        estimator._is_untrained = True
+        return estimator
+
+    @classmethod
+    def identity(cls, model: SignalModel, acquisition: Acquisition | None) -> dict[str, Any]:
+        """Return what must be the same in training and in use, as plain data; no protocol stands for all."""
+        return {
+            "estimator": cls.name,
+            "model": {"name": model.name, "bounds": {p.name: list(p.bounds) for p in model.parameters}},
+            "protocol": None if acquisition is None else acquisition.to_dict(),
+            "version": cls.network_version,
+        }
+
+    def load(self, acquisition: Acquisition) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]]:
+        """Return the weights for a protocol: their folder, the tensors and the notes of the card.
+
+        Raises
+        ------
+        ProtocolError
+            If the protocol is not for this estimator.
+        UsageError
+            If there are no weights.
+        WeightsError
+            If they are damaged or for something else.
+        """
+        self.check(self.model, acquisition)
+        folder = self.shipped(self.model) if self.weights is None else Path(self.weights)
+        if folder is None:
+            raise UsageError(
+                f"Estimator {self.name} needs weights for {self.model.name}, and none come with the program: train "
+                f"some with `qmri train {self.model.name} FOLDER --estimator {self.name} --labels DIR`, and name the "
+                "folder with --weights."
+            )
+        protocols = (acquisition, None) if self.is_general else (acquisition,)
+        identities = [self.identity(self.model, protocol) for protocol in protocols]
+        found = find_weights(folder, *identities)
+        return found, *load_weights(found, *identities)
+
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
         """Read the weights; `seed` is for the choice of voxels that tell the noise."""
         self.check(self.model, acquisition)
-        if self.weights is None:
-            raise UsageError(f"Estimator {self.name} needs weights: train them by `qmri train {self.name}`.")
-        state = read_checkpoint(Path(self.weights))
-        self._refuse_foreign(state["card"], acquisition)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = self.build(self.model, acquisition)
+        if not self._is_untrained:
+            folder, tensors, self.notes_ = self.load(acquisition)
+            self.sha256_ = sha256_of(folder)
+            try:
+                network.load_state_dict(tensors)
+            except RuntimeError as error:
+                raise WeightsError(
+                    f"The weights in {folder} are not those of this network: train them again."
+                ) from error
         self.acquisition_ = acquisition
         self._seed = seed
-        self._network = self._build(acquisition)
-        self._network.load_state_dict(state["average"])
-        self._network.to(self.device).eval().requires_grad_(False)
+        self._network = network.to(self.device).eval().requires_grad_(False)
         self._coordinates = Coordinates(self.model, self.device)
         return self
 
-    def _refuse_foreign(self, card: dict[str, Any], acquisition: Acquisition) -> None:
-        """Raise UsageError if weights are of another network or model, ProtocolError if for another protocol."""
-        if (card["network"], card["model"]) != (self.name, self.model.name):
-            raise UsageError(
-                f"{self.weights} holds weights of {card['network']} for {card['model']}, "
-                f"not of {self.name} for {self.model.name}."
-            )
-        if card["protocol"] is not None and Acquisition.from_dict(card["protocol"]) != acquisition:
-            raise ProtocolError(f"{self.weights} was trained for another protocol than this one; train it anew.")
+    def provenance(self) -> str:
+        """Return the number of heads, the noise and the protocols in a sentence."""
+        notes = self.notes_
+        low, high = notes["distribution"]["snr"]
+        return (
+            f"Trained for {notes['iterations']} iterations on patches of virtual heads made from "
+            f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}."
+        )
 
+    @classmethod
     @abstractmethod
-    def _build(self, acquisition: Acquisition) -> nn.Module:
+    def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
         """Return the network, untrained."""
 
     def predict(
@@ -109,7 +168,7 @@ class SpatialNetwork(Estimator):
     ) -> ParameterMaps:
         """Estimate voxels without neighbours, each as a slice of its own; see `Estimator.predict`."""
         mask = np.ones((1, 1, len(np.asarray(signals))), dtype=bool)
-        return self.predict_volume(signals, mask, noise_std=noise_std, covariates=covariates)
+        return self._predict(signals, mask, 2, noise_std, covariates)
 
     def predict_volume(
         self,
@@ -124,6 +183,17 @@ class SpatialNetwork(Estimator):
 
         Where `noise_std` is not known, one number for all voxels comes from the residuals of least squares.
         """
+        return self._predict(signals, mask, max(range(3), key=lambda i: (spacing[i], i)), noise_std, covariates)
+
+    def _predict(
+        self,
+        signals: npt.ArrayLike,
+        mask: npt.NDArray[np.bool_],
+        axis: int,
+        noise_std: npt.ArrayLike | None,
+        covariates: npt.ArrayLike | None,
+    ) -> ParameterMaps:
+        """Return maps, estimated from the slices across an axis."""
         if not hasattr(self, "acquisition_"):
             raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
         signals = as_signals(signals, self.acquisition_.n_measurements)
@@ -134,7 +204,7 @@ class SpatialNetwork(Estimator):
             inside = np.zeros(mask.shape, dtype=bool)
             inside[mask] = usable
             noise = None if noise_std is None else noise_of(noise_std, len(values))[usable]
-            estimate = self._estimate(values[usable], inside, spacing, noise)
+            estimate = self._estimate(values[usable], inside, axis, noise)
         std = np.full_like(estimate, np.nan)
         fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
@@ -143,11 +213,10 @@ class SpatialNetwork(Estimator):
         self,
         values: npt.NDArray[np.float32],
         inside: npt.NDArray[np.bool_],
-        spacing: Sequence[float],
+        axis: int,
         noise: npt.NDArray[np.float32] | None,
     ) -> npt.NDArray[np.float64]:
         """Return the parameters, derived ones included, (n, n_parameters), of the n voxels inside, in C order."""
-        axis = max(range(3), key=lambda i: (spacing[i], i))
         indices = np.nonzero(inside)
         box = tuple(slice(index.min(), index.max() + 1) for index in indices)
 
@@ -158,8 +227,11 @@ class SpatialNetwork(Estimator):
 
         usable = slices(np.ones(len(values), dtype=bool), False)
         signals = slices(values, 0.0)
-        unit = typical_signal(signals, usable)
-        signals /= unit
+        # Where slices are single voxels these are strangers to each other: each has a unit of its own.
+        is_alone = usable[0].numel() == 1
+        unit = signals.abs().amax(-1) if is_alone else typical_signal(signals, usable).expand(usable.shape)
+        unit = torch.where(usable, unit, 1.0)
+        signals /= unit.unsqueeze(-1)
         noise_std = slices(self._complete(noise, values), 1.0) / unit
         normal = torch.empty((*usable.shape, len(self.model.parameters)), device=self.device)
 
@@ -169,8 +241,12 @@ class SpatialNetwork(Estimator):
 
         largest = max(1, CHUNK_VOXELS // usable[0].numel())
         for_each_chunk(work, len(usable), largest, self.device)
-        theta = self._coordinates.physical(normal.movedim(0, axis)[usable.movedim(0, axis)]).double()
-        theta[:, 0] *= unit
+
+        def voxels(content: torch.Tensor) -> torch.Tensor:
+            return content.movedim(0, axis)[usable.movedim(0, axis)]
+
+        theta = self._coordinates.physical(voxels(normal)).double()
+        theta[:, 0] *= voxels(unit)
         return torch.cat([theta, self.model.derive(theta)], dim=-1).cpu().numpy()
 
     def _complete(
@@ -202,10 +278,13 @@ class RecurrentInference(SpatialNetwork):
     reference: ClassVar[str] = (
         "Sabidussi et al. 2021, Med Image Anal 74:102220; Putzky and Welling 2017, arXiv:1706.04008"
     )
+    network_version: ClassVar[str] = "rim-1"
+    is_general: ClassVar[bool] = True
 
-    def _build(self, acquisition: Acquisition) -> nn.Module:
+    @classmethod
+    def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
         """Return the network, which is for any number of measurements."""
-        return RecurrentInferenceMachine(self.model)
+        return RecurrentInferenceMachine(model)
 
 
 class ResidualEstimation(SpatialNetwork):
@@ -214,7 +293,10 @@ class ResidualEstimation(SpatialNetwork):
     name: ClassVar[str] = "resnet"
     title: ClassVar[str] = "Residual network"
     reference: ClassVar[str] = "Sabidussi et al. 2021, Med Image Anal 74:102220; He et al. 2016, CVPR 770"
+    network_version: ClassVar[str] = "resnet-1"
+    is_general: ClassVar[bool] = False
 
-    def _build(self, acquisition: Acquisition) -> nn.Module:
+    @classmethod
+    def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
         """Return the network for as many measurements."""
-        return ResidualNetwork(self.model, acquisition.n_measurements)
+        return ResidualNetwork(model, acquisition.n_measurements)

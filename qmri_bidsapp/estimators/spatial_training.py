@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,12 @@ import torch
 from torch import nn
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.errors import InputError, UsageError
+from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.estimators.checkpoints import read_facts, restore_checkpoint, save_checkpoint
 from qmri_bidsapp.estimators.patches import PATCH_SIZE, Batch, draw_batch
 from qmri_bidsapp.models.base import SignalModel
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 #: Shares of all iterations over which the learning rate rises at the beginning and falls to zero at the end.
 WARM_UP_SHARE = 0.01
@@ -58,20 +58,38 @@ class TrainingOptions:
     seed: int = 0
 
 
+class Trained(NamedTuple):
+    """A network, its weights averaged over the iterations, and what it took.
+
+    Attributes
+    ----------
+    network : Module
+        Ready for use.
+    iterations : int
+        That were done.
+    planned : list of (int, int)
+        From which iteration on how many were planned in all, which decides the learning rate.
+    """
+
+    network: nn.Module
+    iterations: int
+    planned: list[list[int]]
+
+
 def train(
     build: Callable[[], nn.Module],
     model: SignalModel,
     heads: Sequence[npt.NDArray[np.uint8]],
     options: TrainingOptions,
     *,
-    card: dict[str, Any],
+    identity: dict[str, Any],
     folder: Path | None = None,
     protocol: Acquisition | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     every: int = 250,
     report: Callable[[dict[str, float]], None] = lambda row: None,
-) -> nn.Module:
-    """Train a network and return the running average of its weights, ready for use.
+) -> Trained:
+    """Train a network, or go on with it.
 
     Parameters
     ----------
@@ -81,8 +99,8 @@ def train(
     heads : sequence of ndarray
         Structures of the heads to train on.
     options : TrainingOptions
-    card : dict
-        What the network is: plain data that is kept beside the weights. It decides whether a run can be resumed.
+    identity : dict
+        What the network is, as plain data: a checkpoint of another is refused.
     folder : Path, optional
         Where a checkpoint and a log are kept; training goes on from the checkpoint that is there.
     protocol : Acquisition, optional
@@ -93,35 +111,48 @@ def train(
         Iterations between checkpoints.
     report : callable
         Is given each row of the log.
+
+    Raises
+    ------
+    WeightsError
+        If the checkpoint cannot be read, or is of another network or other options than the number of iterations.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        network = build()
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    run = _Run(network, copy.deepcopy(network).eval().requires_grad_(False), optimiser)
-    start = 0 if folder is None else run.restore(folder, card)
-    losses, began = [], time.process_time()
-    for iteration in range(start, options.n_iterations):
-        batch = draw_batch(
-            model,
-            heads,
-            (options.seed, iteration),
-            n_protocols=options.n_protocols,
-            n_patches=options.n_patches,
-            size=options.size,
-            protocol=protocol,
-        )
-        losses.append(run.step(batch, learning_rate(iteration, options), iteration))
-        if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
-            row = {"iteration": iteration + 1, "loss": float(np.mean(losses)), "cpu_s": time.process_time() - began}
-            losses, began = [], time.process_time()
-            if validate is not None:
-                row |= validate(run.average)
-            if folder is not None:
-                state = {"card": card, "options": asdict(options), "iteration": iteration + 1, **run.state()}
-                _save(folder, state, row)
-            report(row)
-    return run.average
+    n_threads = torch.get_num_threads()
+    # Rounding depends on the number of threads, and weights on rounding.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            network = build()
+        optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+        run = _Run(network, copy.deepcopy(network).eval().requires_grad_(False), optimiser)
+        start, planned = (0, []) if folder is None else run.restore(folder / CHECKPOINT, identity, options)
+        if start < options.n_iterations and (not planned or planned[-1][1] != options.n_iterations):
+            planned.append([start, options.n_iterations])
+        losses, began = [], time.process_time()
+        for iteration in range(start, options.n_iterations):
+            batch = draw_batch(
+                model,
+                heads,
+                (options.seed, iteration),
+                n_protocols=options.n_protocols,
+                n_patches=options.n_patches,
+                size=options.size,
+                protocol=protocol,
+            )
+            losses.append(run.step(batch, learning_rate(iteration, options), iteration))
+            if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
+                row = {"iteration": iteration + 1, "loss": float(np.mean(losses)), "cpu_s": time.process_time() - began}
+                losses, began = [], time.process_time()
+                if validate is not None:
+                    row |= validate(run.average)
+                if folder is not None:
+                    facts = {"identity": identity, "options": asdict(options), "planned": planned}
+                    _save(folder, run, {**facts, "iteration": iteration + 1}, row)
+                report(row)
+    finally:
+        torch.set_num_threads(n_threads)
+    return Trained(run.average, max(start, options.n_iterations), planned)
 
 
 class _Run(NamedTuple):
@@ -151,22 +182,23 @@ class _Run(NamedTuple):
                 mean.copy_(value)
         return float(loss.detach())
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` needs."""
-        return {name: part.state_dict() for name, part in self._asdict().items()}
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what a checkpoint holds beside the optimiser."""
+        return {"network": self.network, "average": self.average}
 
-    def restore(self, folder: Path, card: dict[str, Any]) -> int:
-        """Take up the state of a checkpoint, if there is one, and return the iterations that were done."""
-        if not (folder / CHECKPOINT).exists():
-            return 0
-        state = read_checkpoint(folder)
-        if state["card"] != card:
-            raise UsageError(
-                f"{folder} holds the training of another network ({state['card']}); choose another folder."
+    def restore(self, path: Path, identity: dict[str, Any], options: TrainingOptions) -> tuple[int, list[list[int]]]:
+        """Take up the state of a checkpoint, if there is one; return the iterations done, and `Trained.planned`."""
+        if not path.exists():
+            return 0, []
+        facts = read_facts(path)
+        same = asdict(replace(options, n_iterations=facts["options"]["n_iterations"]))
+        if (facts["identity"], facts["options"]) != (json.loads(json.dumps(identity)), same):
+            raise WeightsError(
+                f"{path} is of another training ({facts['identity']['estimator']} for "
+                f"{facts['identity']['model']['name']}, {facts['options']}): choose another folder."
             )
-        for name, part in self._asdict().items():
-            part.load_state_dict(state[name])
-        return int(state["iteration"])
+        restore_checkpoint(path, self.modules(), self.optimiser)
+        return int(facts["iteration"]), facts["planned"]
 
 
 def loss_of(steps: list[torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -190,26 +222,9 @@ def learning_rate(iteration: int, options: TrainingOptions) -> float:
     return options.learning_rate * min(1.0, risen, left)
 
 
-def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Return what `train` keeps: card, options, iteration, and the states of network, average and optimiser.
-
-    Raises
-    ------
-    InputError
-        If there is none, or it cannot be read.
-    """
-    try:
-        state: dict[str, Any] = torch.load(folder / CHECKPOINT, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{folder / CHECKPOINT} cannot be read ({error}); train the network anew.") from error
-    return state
-
-
-def _save(folder: Path, state: dict[str, Any], row: dict[str, float]) -> None:
-    """Write the checkpoint, whole or not at all, then the row of the log."""
+def _save(folder: Path, run: _Run, facts: dict[str, Any], row: dict[str, float]) -> None:
+    """Write the checkpoint, then the row of the log."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{CHECKPOINT}.part"
-    torch.save(state, temporary)
-    temporary.replace(folder / CHECKPOINT)
+    save_checkpoint(folder / CHECKPOINT, run.modules(), run.optimiser, facts)
     with (folder / LOG).open("a") as log:
         log.write(json.dumps(row) + "\n")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,14 @@ def save_weights(
         raise OutputError(f"The weights cannot be written to {folder} ({error.strerror}).") from error
 
 
-def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors of a folder, and the notes of its card.
 
     Parameters
     ----------
     folder : Path
-    identity : mapping
-        What the weights are to be used for; see `save_weights`.
+    *identities : mapping
+        What the weights are to be used for, see `save_weights`: one of these.
 
     Raises
     ------
@@ -105,9 +105,8 @@ def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, t
         raise WeightsError(
             f"{folder / TENSORS} is not what its card says (SHA-256): it was damaged or changed. {REMEDY}"
         )
-    wanted = json.loads(json.dumps(dict(identity)))
-    differing = sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
-    if differing:
+    wanted = min(_plain(identities), key=lambda identity: len(_differing(known, identity)))
+    if differing := _differing(known, wanted):
         raise WeightsError(
             f"The weights in {folder} are for another {' and '.join(differing)}: "
             + "; ".join(f"{key} {got}, needed {need}" for key, got, need in _differences(known, wanted))
@@ -124,14 +123,19 @@ def load_weights(folder: Path, identity: Mapping[str, Any]) -> tuple[dict[str, t
     return tensors, card["notes"]
 
 
+def sha256_of(folder: Path) -> str:
+    """Return the SHA-256 of the tensors in a folder that `load_weights` has read."""
+    return hashlib.sha256((Path(folder) / TENSORS).read_bytes()).hexdigest()
+
+
 def digest_of(folder: Path) -> str:
     """Return the content hash of all cards in a folder, each of which holds that of its weights."""
     cards = sorted(path for path in Path(folder).rglob(CARD))
     return hashlib.sha256(b"".join(path.read_bytes() for path in cards)).hexdigest()
 
 
-def find_weights(folder: Path, identity: Mapping[str, Any]) -> Path:
-    """Return which folder holds the weights for something: this one, or one of those in it.
+def find_weights(folder: Path, *identities: Mapping[str, Any]) -> Path:
+    """Return which folder holds the weights for one of some things: this one, or one of those in it.
 
     Raises
     ------
@@ -141,12 +145,13 @@ def find_weights(folder: Path, identity: Mapping[str, Any]) -> Path:
     folder = Path(folder)
     if (folder / CARD).is_file() or not folder.is_dir():
         return folder
-    wanted = json.loads(json.dumps(dict(identity)))
+    candidates = _plain(identities)
+    wanted = candidates[0]
     cards = sorted(folder.glob(f"*/{CARD}"))
     found = []
     for card in cards:
         try:
-            if json.loads(card.read_text(encoding="utf-8"))["identity"] == wanted:
+            if json.loads(card.read_text(encoding="utf-8"))["identity"] in candidates:
                 found.append(card.parent)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"{card} cannot be read ({type(error).__name__}): train the weights again.") from error
@@ -179,6 +184,17 @@ def _differences(known: Any, wanted: Any, name: str = "") -> list[tuple[str, str
         keys = sorted({*known, *wanted})
         return [part for key in keys for part in _differences(known.get(key), wanted.get(key), f"{name} {key}".strip())]
     return [] if known == wanted else [(name, _short(known), _short(wanted))]
+
+
+def _plain(identities: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return identities as JSON gives them back."""
+    plain: list[dict[str, Any]] = json.loads(json.dumps([dict(identity) for identity in identities]))
+    return plain
+
+
+def _differing(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return the keys under which two identities differ."""
+    return sorted(key for key in {*known, *wanted} if known.get(key) != wanted.get(key))
 
 
 def _short(value: Any) -> str:

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
-from qmri_bidsapp.core.noise import add_gaussian
+from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.patches import QUANTITIES
 from qmri_bidsapp.estimators.series import Coordinates, Series, typical_signal
-from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, draw_values
+from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, crop, draw_values, label_phantom, structures_of
 from qmri_bidsapp.models.base import SignalModel
 
 #: Signal to which the SNR refers: A of white matter (Sabidussi et al. 2021, Table 1), which gives their noise levels.
 SNR_SIGNAL = 0.65
+PHANTOM_SNR = 20.0
 #: Side of a slice, voxels.
 SLICE_SIZE = 96
 
@@ -37,6 +38,31 @@ PROTOCOLS: dict[str, dict[str, Acquisition]] = {
     },
     "t2": {"6": MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.32))},
 }
+
+
+class Scene(NamedTuple):
+    """What is measured: slices of tissue.
+
+    Attributes
+    ----------
+    theta : ndarray
+        (n_slices, height, width, n_parameters) of the model; zero in air.
+    structures : ndarray
+        (n_slices, height, width), from `virtual_heads.structures_of`.
+    """
+
+    theta: npt.NDArray[np.float32]
+    structures: npt.NDArray[np.uint8]
+
+    @property
+    def brain(self) -> npt.NDArray[np.bool_]:
+        """Which voxels are estimated, (n_slices, height, width)."""
+        return np.isin(self.structures, BRAIN_STRUCTURES)
+
+    @property
+    def truth(self) -> npt.NDArray[np.float64]:
+        """Relaxation times of the brain's voxels, (n_voxels,) s."""
+        return self.theta[self.brain][:, -1].astype(float)
 
 
 class Trial(NamedTuple):
@@ -105,14 +131,34 @@ def simulate(
         The tissue's values depend on nothing else.
     """
     rng = np.random.default_rng(seed)
+    return measure(model, draw_scene(model, heads, rng), acquisition, snr, rng, n_repetitions=n_repetitions)
+
+
+def draw_scene(model: SignalModel, heads: Sequence[npt.NDArray[np.uint8]], rng: np.random.Generator) -> Scene:
+    """Draw tissue for the middle axial slice of each head; see `simulate`."""
     structures = np.stack([_middle(head[..., head.shape[2] // 2]) for head in heads])
     values = [draw_values(part, rng) for part in structures]
     maps = [np.stack([part[QUANTITIES[parameter.name]] for part in values]) for parameter in model.parameters]
-    theta = torch.as_tensor(np.stack(maps, axis=-1))
-    clean = np.where((structures > 0)[..., None], model.signal(theta, acquisition).numpy(), 0)
+    return Scene(np.stack(maps, axis=-1), structures)
+
+
+def measure(
+    model: SignalModel,
+    scene: Scene,
+    acquisition: Acquisition,
+    snr: float,
+    rng: np.random.Generator,
+    *,
+    n_repetitions: int = 1,
+    is_rician: bool = False,
+) -> Trial:
+    """Return repeated measurements of a scene, with Gaussian noise or as magnitudes; see `simulate`."""
+    signal = model.signal(torch.as_tensor(scene.theta), acquisition).numpy()
+    clean = np.where((scene.structures > 0)[..., None], signal, 0)
     noise_std = SNR_SIGNAL / snr
-    signals = add_gaussian(np.broadcast_to(clean, (n_repetitions, *clean.shape)), noise_std, rng)
-    return Trial(acquisition, signals.astype(np.float32), maps[-1], np.isin(structures, BRAIN_STRUCTURES), noise_std)
+    add_noise = add_rician if is_rician else add_gaussian
+    signals = add_noise(np.broadcast_to(clean, (n_repetitions, *clean.shape)), noise_std, rng)
+    return Trial(acquisition, signals.astype(np.float32), scene.theta[..., -1], scene.brain, noise_std)
 
 
 def _middle(plane: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -151,15 +197,35 @@ def estimate_by_network(network: nn.Module, model: SignalModel, trial: Trial) ->
     return np.stack(found)
 
 
-def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
-    """Return the errors of estimates, (n_repetitions, n_voxels); those that failed count as infinite."""
-    truth = trial.truth[trial.brain].astype(float)
+def per_voxel(
+    estimates: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return relative bias and coefficient of variation, (n_voxels,) each (Sabidussi et al. 2021, eqs. 7 and 8).
+
+    Parameters
+    ----------
+    estimates : ndarray
+        (n_repetitions, n_voxels); one that failed makes both infinite.
+    truth : ndarray
+        (n_voxels,).
+    """
     values = np.where(np.isfinite(estimates), estimates, np.inf)
     mean = values.mean(0)
     with np.errstate(invalid="ignore"):
         cv = np.nan_to_num(values.std(0, ddof=1) / mean, nan=np.inf)
-    return Errors(
-        error=float(np.median(abs(values - truth) / truth)),
-        bias=float(np.median((mean - truth) / truth)),
-        cv=float(np.median(cv)),
-    )
+    return (mean - truth) / truth, cv
+
+
+def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
+    """Return the errors of estimates, (n_repetitions, n_voxels); those that failed count as infinite."""
+    truth = trial.truth[trial.brain].astype(float)
+    values = np.where(np.isfinite(estimates), estimates, np.inf)
+    bias, cv = per_voxel(estimates, truth)
+    error = abs(values - truth) / truth
+    return Errors(error=float(np.median(error)), bias=float(np.median(bias)), cv=float(np.median(cv)))
+
+
+def phantom_errors(network: nn.Module, model: SignalModel, acquisition: Acquisition) -> Errors:
+    """Return the errors of a network on a head of ellipsoids at `PHANTOM_SNR`: what its card is checked against."""
+    trial = simulate(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
+    return errors_of(estimate_by_network(network, model, trial), trial)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.estimators.base import Estimator
+
 Signals = npt.NDArray[np.float32]
 
 #: Repetitions, of which the best counts: what else runs on the machine can only slow them down.
@@ -19,6 +21,8 @@ PATIENCE = 4.0
 FIRST, GROWTH = 32, (2.0, 32.0)
 #: Most bytes of signals.
 MAX_BYTES = 2**29
+#: Voxels along the sides of the slices of `in_slices`.
+SLICE_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,19 @@ def measure(
         if best > seconds / 2 or n_voxels == largest:
             return Speed(n_voxels, n_voxels / best)
         n_voxels = min(largest, int(n_voxels * np.clip(seconds / best, *GROWTH)))
+
+
+def in_slices(estimator: Estimator) -> Callable[[Signals], object]:
+    """Return what fits voxels as if they filled square slices, for estimators that work on slices."""
+
+    def fit(signals: Signals) -> object:
+        side = min(SLICE_SIDE, int(np.ceil(np.sqrt(len(signals)))))
+        mask = np.zeros(side * side * -(-len(signals) // side**2), dtype=bool)
+        mask[: len(signals)] = True
+        # Slices are those across the widest spacing.
+        return estimator.predict_volume(signals, mask.reshape(-1, side, side), spacing=(2.0, 1.0, 1.0))
+
+    return fit
 
 
 def _best_of(fit: Callable[[Signals], object], signals: Signals, seconds: float, too_short: float) -> float:

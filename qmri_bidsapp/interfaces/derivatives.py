@@ -107,6 +107,7 @@ class _SaveFitInputSpec(_SaveInputSpec):
     std_sidecars = traits.List(traits.Dict, mandatory=True)
     posterior_sidecars = traits.List(traits.Dict, mandatory=True)
     status_sidecar = traits.Dict(mandatory=True)
+    training = traits.Dict(desc="further fields of all sidecars of the maps; see `Fit`")
 
 
 class SaveFit(SimpleInterface):
@@ -121,14 +122,17 @@ class SaveFit(SimpleInterface):
         from qmri_bidsapp.core.maps import Status
 
         inputs, record = self.inputs, dict(self.inputs.record)
-        _save_all(inputs.estimates, [item["map"] for item in record["maps"]], inputs.sidecars, inputs.out_dir)
-        _save_all(inputs.stds, [item["std"] for item in record["maps"]], inputs.std_sidecars, inputs.out_dir)
-        posterior = defined(inputs.posterior) or []
-        _save_all(posterior, record["posterior"], inputs.posterior_sidecars, inputs.out_dir)
+        training = defined(inputs.training) or {}
+        for files, names, sidecars in (
+            (inputs.estimates, [item["map"] for item in record["maps"]], inputs.sidecars),
+            (inputs.stds, [item["std"] for item in record["maps"]], inputs.std_sidecars),
+            (defined(inputs.posterior) or [], record["posterior"], inputs.posterior_sidecars),
+        ):
+            _save_all(files, names, [{**sidecar, **training} for sidecar in sidecars], inputs.out_dir)
         _save_all([inputs.status], [record["status"]], [inputs.status_sidecar], inputs.out_dir)
         table = [{"index": int(status), "name": status.name} for status in Status]
         save_table(table, inputs.out_dir, record["status"].replace(".nii.gz", ".tsv"))
-        record.update(status_counts=inputs.counts, seconds=inputs.seconds)
+        record.update(status_counts=inputs.counts, seconds=inputs.seconds, training=training)
         self._results["record_file"] = _write_record(record, inputs.record_file)
         return runtime
 

@@ -174,7 +174,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     estimator = traits.Str(mandatory=True)
     seed = traits.Int(0, usedefault=True)
     device = traits.Str("cpu", usedefault=True, nohash=True)
-    weights = traits.Directory(desc="weights of a learned estimator, or folder of such")
+    weights = traits.Directory(desc="weights of a trained estimator, or folder of such")
     weights_digest = traits.Str(desc="content hash of a folder that the user named: other weights, other maps")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
@@ -190,6 +190,7 @@ class _FitOutputSpec(TraitedSpec):
     status = File(exists=True)
     counts = traits.Dict(desc="voxels per status")
     seconds = traits.Float(desc="time that the fit took")
+    training = traits.Dict(desc="what is to be told of the training of an estimator, for sidecars; empty without one")
 
 
 class Fit(SimpleInterface):
@@ -212,8 +213,9 @@ class Fit(SimpleInterface):
         mask_image = load_image(self.inputs.in_mask, ndim=3)
         mask = np.asarray(mask_image.dataobj) > 0
         start = time.perf_counter()
+        estimator = self._estimator(by_voxel=bool(directions_file))
         maps = fit_volume(
-            self._estimator(by_voxel=bool(directions_file)),
+            estimator,
             self.inputs.in_file,
             mask,
             Acquisition.from_dict(acquisition),
@@ -224,21 +226,32 @@ class Fit(SimpleInterface):
         )
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
+        self._results["training"] = _training_of(estimator)
         self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
         return runtime
 
     def _estimator(self, *, by_voxel: bool) -> Estimator:
         """Return the estimator; with a number of bundles of its own in every voxel, or with that of the model."""
         from qmri_bidsapp.estimators.bundles import BundlesByVoxel
-        from qmri_bidsapp.estimators.learned import LearnedEstimator
+        from qmri_bidsapp.estimators.trained import TrainedEstimator
         from qmri_bidsapp.registry import get_estimator, get_model
 
         model, kind = get_model(self.inputs.model), get_estimator(self.inputs.estimator)
         if by_voxel:
             return BundlesByVoxel(model, kind, device=self.inputs.device)  # type: ignore[arg-type]
-        if issubclass(kind, LearnedEstimator):
+        if issubclass(kind, TrainedEstimator):
             return kind(model, device=self.inputs.device, weights=defined(self.inputs.weights) or None)
         return kind(model, device=self.inputs.device)
+
+
+def _training_of(estimator: Estimator) -> dict[str, str]:
+    """Return the fields of sidecars that tell what a fitted estimator was trained on."""
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+
+    if not isinstance(estimator, TrainedEstimator):
+        return {}
+    fields = {"EstimatorTraining": estimator.provenance(), "EstimatorWeightsSHA256": estimator.sha256_}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _load_directions(name: str) -> npt.NDArray[np.float32]:

@@ -179,7 +179,11 @@ def _fit_reportlets(
 ) -> list[dict[str, Any]]:
     """Status and maps of one fit."""
     identity = f"{fit['series']}{fit['model']}{fit['estimator']}"
-    about = f"<p class='elem-desc'>{escape(fit['model_reference'])}. Standard deviation: {escape(fit['std_kind'])}.</p>"
+    training = fit.get("training", {}).get("EstimatorTraining", "")
+    about = (
+        f"<p class='elem-desc'>{escape(fit['model_reference'])}. Standard deviation: {escape(fit['std_kind'])}. "
+        f"{escape(training)}</p>"
+    )
     reportlets = [
         pages.html(
             f"{identity}status",
@@ -195,7 +199,7 @@ def _fit_reportlets(
             continue
         figure = map_figure(
             values,
-            std,
+            std if std is not None and np.isfinite(std).any() else None,
             mask,
             tissues,
             title=item["description"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, orientation_outputs, series_outputs
-from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan
+from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan, weights_for
 from qmri_bidsapp.workflows.series import (
     Resources,
     init_anat_wf,
@@ -184,16 +184,17 @@ def _add_series(
             f"fit_{index}_{number}",
             **fit_outputs(item, model, estimator, str(config.bids_dir), subject_plan.clashing(item, model)),
         )
-        results = [(name, name) for name in ("estimates", "stds", "posterior", "status", "counts", "seconds")]
+        outputs_of_fit = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
+        results = [(name, name) for name in outputs_of_fit]
         wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
-        if issubclass(get_estimator(estimator), LearnedEstimator):
-            if config.weights is not None:
-                fit.inputs.trait_set(weights=str(config.weights), weights_digest=digest_of(config.weights))
-            else:
-                train = init_train_node(
-                    fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
-                )
-                wf.connect(train, "weights", fit, "weights")
+        weights = weights_for(config, get_model(model), get_estimator(estimator))
+        if weights is not None:
+            fit.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
+        elif issubclass(get_estimator(estimator), LearnedEstimator):
+            train = init_train_node(
+                fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
+            )
+            wf.connect(train, "weights", fit, "weights")
         if item.group.covariates and get_model(model).covariates:
             wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
         if (model, estimator) in item.bundle_fits:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.core.acquisition import Acquisition
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.base import Estimator
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+    from qmri_bidsapp.models.base import SignalModel
 
 NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
@@ -175,15 +177,23 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
 def _with_weights(
     config: Config, acquisition: Acquisition, pairs: tuple[tuple[str, str], ...]
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the fits whose weights, where the user named some, are whole and for this protocol; and why others not."""
+    """Return the fits whose weights, if not trained in the run, are whole and for this protocol; and why not others.
+
+    Raises
+    ------
+    UsageError
+        If an estimator has no weights and is not trained during the run.
+    """
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
     from qmri_bidsapp.registry import get_estimator, get_model
 
     kept, refused = [], []
     for name, estimator in pairs:
-        if config.weights is not None and is_learned(estimator):
-            model, kind = get_model(name), cast("type[LearnedEstimator]", get_estimator(estimator))
+        model, kind = get_model(name), get_estimator(estimator)
+        if issubclass(kind, SpatialNetwork) or (config.weights is not None and is_learned(estimator)):
+            trained = cast("type[TrainedEstimator]", kind)(model, weights=config.weights)
             try:
-                kind(model, weights=config.weights).fit(model.adapt(acquisition)[0])
+                trained.fit(model.adapt(acquisition)[0])
             except WeightsError as error:
                 refused.append(f"{name} cannot be fitted by {estimator}: {error}")
                 continue
@@ -244,6 +254,18 @@ def _bundle_fits(
         else:
             notes.append(f"{name}: one bundle per voxel: {estimator} takes no fibre directions.")
     return tuple(chosen), tuple(notes)
+
+
+def weights_for(config: Config, model: SignalModel, estimator: type[Estimator]) -> Path | None:
+    """Return the weights that the run gives to an estimator, if any: those asked for, or that come with the program."""
+    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+
+    if not issubclass(estimator, TrainedEstimator):
+        return None
+    if config.weights is None and issubclass(estimator, SpatialNetwork):
+        return estimator.shipped(model)
+    return config.weights
 
 
 def _covariates(group: InputGroup) -> str:

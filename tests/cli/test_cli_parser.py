@@ -201,8 +201,9 @@ def test_every_option_in_the_documentation_exists():
     # Of docker and pip, and of qmri.
     foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
     foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads", "--samples"}
-    foreign |= {"--estimator", "--labels", "--iterations", "--every"}
     foreign |= {"--bids-dir", "--bids-derivatives", "--figures", "--range", "--snr"}
+    foreign |= {"--estimator", "--labels", "--times", "--iterations", "--every"}
+    foreign |= {"--repetitions", "--map-repetitions", "--heads", "--parts", "--resnet-weights"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

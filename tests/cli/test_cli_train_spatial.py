@@ -33,9 +33,23 @@ def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
     assert {"loss", "error_snr10", "bias_snr50", "cv_snr50"} <= set(rows[0])
     assert "iteration=2" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "baseline.json").read_text())) == {"varpro_snr10", "varpro_snr50"}
+    card = json.loads((tmp_path / "rim-t2" / "card.json").read_text())
+    assert card["identity"]["protocol"] is None
+    assert card["notes"]["planned"] == [[0, 1], [1, 2]]
+    assert {"rim", "least_squares"} <= set(card["notes"]["validation"])
     protocol = MultiEcho((0.01, 0.03, 0.05, 0.1))
     maps = RecurrentInference(SpinEchoT2(), weights=tmp_path).fit(protocol).predict(np.array([[1.0, 0.8, 0.6, 0.3]]))
     assert maps.counts() == {"OK": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [([], "--labels DIR: name one"), (["--labels", "x", "--iterations", "0"], "at least 1")],
+    ids=["no labels", "no iterations"],
+)
+def test_what_cannot_be_trained(tmp_path, capsys, options, cause):
+    assert tools.main(["train", "t2", str(tmp_path), "--estimator", "rim", *options]) == 64
+    assert cause in capsys.readouterr().err
 
 
 def test_too_few_or_foreign_label_maps_are_refused(labels, tmp_path, capsys):

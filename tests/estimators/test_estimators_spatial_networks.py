@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.errors import InputError, ProtocolError, UsageError
+from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
 from qmri_bidsapp.estimators.patches import draw_batch, draw_protocol
 from qmri_bidsapp.estimators.recurrent import (
     MAX_STEP,
@@ -24,12 +26,14 @@ from qmri_bidsapp.estimators.series import Coordinates, Series
 from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
 from qmri_bidsapp.estimators.spatial_training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train
 from qmri_bidsapp.estimators.virtual_heads import label_phantom, structures_of
+from qmri_bidsapp.estimators.weights import TENSORS, save_weights
+from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, phantom_errors
 from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, SpinEchoT2
 
 T1, T2 = InversionRecoveryT1(), SpinEchoT2()
 ECHOES = MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.32))
 HEAD = structures_of(label_phantom())
-CARD = {"network": "rim", "model": "t2", "protocol": None}
+IDENTITY = RecurrentInference.identity(T2, None)
 SMALL = TrainingOptions(n_iterations=100, n_protocols=2, n_patches=2, size=24, learning_rate=3e-3)
 
 
@@ -42,8 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a machine of full size that has hardly been trained."""
     folder = tmp_path_factory.mktemp("rim")
     options = TrainingOptions(n_iterations=3, n_protocols=2, n_patches=1, size=16)
-    train(lambda: RecurrentInferenceMachine(T2), T2, [HEAD], options, card=CARD, folder=folder)
-    return folder
+    trained = train(lambda: RecurrentInferenceMachine(T2), T2, [HEAD], options, identity=IDENTITY)
+    save_weights(folder / "weights", trained.network.state_dict(), IDENTITY, {})
+    return folder / "weights"
 
 
 @pytest.mark.parametrize("model", [T1, T2], ids=["t1", "t2"])
@@ -129,7 +134,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_training_lowers_the_error_on_fresh_patches() -> None:
-    network = train(small_machine, T2, [HEAD], SMALL, card=CARD)
+    network = train(small_machine, T2, [HEAD], SMALL, identity=IDENTITY).network
     batch = draw_batch(T2, [HEAD], (99,), n_protocols=4, n_patches=2, size=24)
     with torch.no_grad():
         before, after = (float(loss_of(machine(batch.series)[-1:], batch)) for machine in (small_machine(), network))
@@ -138,7 +143,7 @@ def test_training_lowers_the_error_on_fresh_patches() -> None:
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     options = TrainingOptions(n_iterations=4, n_protocols=1, n_patches=1, size=16)
-    whole = train(small_machine, T2, [HEAD], options, card=CARD)
+    whole = train(small_machine, T2, [HEAD], options, identity=IDENTITY)
     stop = RuntimeError("stop")
 
     def interrupt(row: dict[str, float]) -> None:
@@ -146,12 +151,44 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path)
             raise stop
 
     with pytest.raises(RuntimeError, match="stop"):
-        train(small_machine, T2, [HEAD], options, card=CARD, folder=tmp_path, every=2, report=interrupt)
-    resumed = train(small_machine, T2, [HEAD], options, card=CARD, folder=tmp_path, every=2)
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
-    with pytest.raises(UsageError, match="another network"):
-        train(small_machine, T2, [HEAD], options, card={**CARD, "model": "t1"}, folder=tmp_path)
+        train(small_machine, T2, [HEAD], options, identity=IDENTITY, folder=tmp_path, every=2, report=interrupt)
+    resumed = train(small_machine, T2, [HEAD], options, identity=IDENTITY, folder=tmp_path, every=2)
+    assert whole.planned == resumed.planned == [[0, 4]]
+    for name, value in whole.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    options = TrainingOptions(n_iterations=2, n_protocols=1, n_patches=1, size=16)
+    identity = ResidualEstimation.identity(T2, ECHOES)
+
+    def weights(seed: int) -> torch.Tensor:
+        chosen = replace(options, seed=seed)
+        build = lambda: ResidualNetwork(T2, 6, (8, 6))  # noqa: E731
+        network = train(build, T2, [HEAD], chosen, identity=identity, protocol=ECHOES).network
+        return torch.cat([value.flatten() for value in network.state_dict().values()])
+
+    first, same, other = map(weights, (0, 0, 1))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_training_goes_on_longer_but_not_as_another(tmp_path: Path) -> None:
+    options = TrainingOptions(n_iterations=1, n_protocols=1, n_patches=1, size=16)
+
+    def go_on(identity: dict[str, object] = IDENTITY, **changes: int) -> list[list[int]]:
+        return train(small_machine, T2, [HEAD], replace(options, **changes), identity=identity, folder=tmp_path).planned
+
+    assert go_on() == [[0, 1]]
+    assert go_on(n_iterations=2) == [[0, 1], [1, 2]]
+    with pytest.raises(WeightsError, match="another training"):
+        go_on(seed=1)
+    with pytest.raises(WeightsError, match="another training"):
+        go_on(RecurrentInference.identity(T1, None))
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="no readable checkpoint"):
+        go_on()
 
 
 def test_estimates_do_not_depend_on_scale_order_or_nan_neighbours(folder: Path) -> None:
@@ -193,30 +230,61 @@ def test_voxels_without_neighbours_are_estimated_alone(folder: Path) -> None:
     assert maps.counts() == {Status.OK.name: 7}
 
 
-def test_what_cannot_be_used_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_refused() -> None:
     assert not RecurrentInference.supports(GradientEchoT2star())
     with pytest.raises(ProtocolError, match="at least 4"):
-        RecurrentInference(T2, weights=folder).fit(MultiEcho((0.01, 0.02, 0.03)))
-    with pytest.raises(UsageError, match="needs weights"):
-        RecurrentInference(T2).fit(ECHOES)
-    with pytest.raises(UsageError, match="rim for t2"):
+        RecurrentInference(T2).fit(MultiEcho((0.01, 0.02, 0.03)))
+    with pytest.raises(UsageError, match="qmri train t2 FOLDER --estimator resnet --labels DIR"):
+        ResidualEstimation(T2).fit(ECHOES)
+
+
+def test_foreign_or_damaged_weights_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WeightsError, match="another estimator and protocol and version"):
         ResidualEstimation(T2, weights=folder).fit(ECHOES)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="another model"):
+        RecurrentInference(T1, weights=folder).fit(PROTOCOLS["t1"]["23"])
+    with monkeypatch.context() as patch:
+        patch.setattr(RecurrentInference, "network_version", "rim-2")
+        with pytest.raises(WeightsError, match='another version: version "rim-1", needed "rim-2"'):
+            RecurrentInference(T2, weights=folder).fit(ECHOES)
+    with pytest.raises(WeightsError, match="None of the 0 weights"):
         RecurrentInference(T2, weights=tmp_path).fit(ECHOES)
-    (tmp_path / CHECKPOINT).write_bytes((folder / CHECKPOINT).read_bytes()[:1000])
-    with pytest.raises(InputError, match="cannot be read"):
-        RecurrentInference(T2, weights=tmp_path).fit(ECHOES)
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    data = (damaged / TENSORS).read_bytes()
+    (damaged / TENSORS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="SHA-256"):
+        RecurrentInference(T2, weights=damaged).fit(ECHOES)
+    save_weights(tmp_path / "other", {"last.weight": torch.ones(2)}, IDENTITY, {})
+    with pytest.raises(WeightsError, match="not those of this network"):
+        RecurrentInference(T2, weights=tmp_path / "other").fit(ECHOES)
 
 
-def test_a_residual_network_is_for_one_protocol(tmp_path: Path) -> None:
-    card = {"network": "resnet", "model": "t2", "protocol": ECHOES.to_dict()}
-    options = TrainingOptions(n_iterations=1, n_protocols=1, n_patches=2, size=16)
-    train(lambda: ResidualNetwork(T2, 6), T2, [HEAD], options, card=card, folder=tmp_path, protocol=ECHOES)
-    maps = (
-        ResidualEstimation(T2, weights=tmp_path)
-        .fit(ECHOES)
-        .predict_volume(np.random.default_rng(0).random((60, 6)) + 0.2, np.ones((5, 6, 2), dtype=bool))
-    )
-    assert np.isfinite(maps.estimate).all()
-    with pytest.raises(ProtocolError, match="another protocol"):
-        ResidualEstimation(T2, weights=tmp_path).fit(MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.3)))
+def test_a_network_for_one_protocol_is_for_no_other(tmp_path: Path) -> None:
+    other = MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16, 0.3))
+    for kind in (ResidualEstimation, RecurrentInference):
+        estimator = kind.brief(T2).fit(ECHOES)
+        save_weights(tmp_path / kind.name, estimator._network.state_dict(), kind.identity(T2, ECHOES), {})
+        assert kind(T2, weights=tmp_path).fit(ECHOES).predict(np.ones((3, 6))).counts() == {"OK": 3}
+        with pytest.raises(WeightsError, match="protocol"):
+            kind(T2, weights=tmp_path / kind.name).fit(other)
+
+
+@pytest.mark.parametrize("model", [T1, T2], ids=["t1", "t2"])
+def test_shipped_weights_do_what_their_card_says(model: InversionRecoveryT1 | SpinEchoT2) -> None:
+    """Also when the network, what it is shown, or the first guess changes, without a new `network_version`."""
+    folder = RecurrentInference.shipped(model)
+    assert folder is not None
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2e6
+    protocol = PROTOCOLS[model.name]["31" if model is T1 else "6"]
+    estimator = RecurrentInference(model).fit(protocol)
+    assert "15 label maps, SNR 3 to 100" in estimator.provenance()
+    found = phantom_errors(estimator._network, model, protocol)
+    assert found._asdict() == pytest.approx(estimator.notes_["phantom"], rel=0.02, abs=1e-3)
+
+
+def test_voxels_without_neighbours_do_not_influence_each_other() -> None:
+    signals = np.random.default_rng(0).random((9, 6)) + 0.2
+    estimator = RecurrentInference(T2).fit(ECHOES)
+    whole = estimator.predict(signals, noise_std=0.05).estimate
+    part = estimator.predict(signals[:2], noise_std=0.05).estimate
+    np.testing.assert_allclose(part, whole[:2], rtol=1e-4)

@@ -1,0 +1,81 @@
+"""State of an unfinished training in one safetensors file: modules, optimiser and plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from qmri_bidsapp.errors import WeightsError
+
+OPTIMISER = "optimiser"
+
+
+def save_checkpoint(
+    path: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, facts: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    modules : mapping
+        Name -> module; a name holds no dot.
+    optimiser : Optimizer
+        Of which the state is kept, not the options.
+    facts : mapping
+        Plain data.
+    """
+    tensors = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"{OPTIMISER}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    temporary = path.with_suffix(".part")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"facts": json.dumps(facts)})
+    temporary.replace(path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the plain data of a checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is no readable checkpoint ({error}): delete it to start anew.") from error
+    return facts
+
+
+def restore_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> None:
+    """Give modules and optimiser the state of a checkpoint.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read, or is not of these.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part, _, key = name.partition(".")
+                parts.setdefault(part, {})[key] = file.get_tensor(name)
+        for name, module in modules.items():
+            module.load_state_dict(parts[name])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in parts.get(OPTIMISER, {}).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path} is no checkpoint of this network: delete it to start anew.") from error
