@@ -56,6 +56,11 @@ def add_parser(commands: Any) -> None:
     voxelwise.add_argument(
         "--snr", type=float, nargs="+", metavar="SNR", help="one signal-to-noise ratio, or lowest and highest"
     )
+    voxelwise.add_argument(
+        "--optimiser",
+        metavar="NAME",
+        help="adam, sgd, ftrl or proximal-adagrad; for polynomial exact or sdca (default: what works best)",
+    )
     voxelwise.add_argument("--device", default="cpu", metavar="auto|cpu|cuda[:n]", help="default: %(default)s")
     train_spatial.add_options(train.add_argument_group("spatial networks (rim, resnet)"))
     train.set_defaults(run=run)
@@ -89,12 +94,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"Estimator {arguments.estimator} cannot be used with {model.name}; see `qmri models`.")
     if not arguments.bids_derivatives:
         raise UsageError(f"Estimator {kind.name} is trained for the protocols of --bids-derivatives DIR: name one.")
+    options = kind.optimised_by(arguments.optimiser) if arguments.optimiser else {}
     fits = [fit for folder in arguments.bids_derivatives for fit in find_fits(folder, model)]
     prior = _prior(arguments, model, fits)
     for protocol in dict.fromkeys(fit.acquisition for fit in fits):
-        estimator = kind(
-            model, device=find_device(arguments.device), prior=prior, noise=_noise(arguments, model, protocol)
-        )
+        noise = _noise(arguments, model, protocol)
+        estimator = kind(model, device=find_device(arguments.device), prior=prior, noise=noise, **options)
         _train(estimator, protocol, arguments.folder, arguments.seed)
 
 

@@ -111,6 +111,17 @@ class LearnedEstimator(Estimator):
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
         """Return an estimator that learns next to nothing, in about a second: as fast in use as any other."""
 
+    @classmethod
+    def optimised_by(cls, name: str) -> dict[str, Any]:
+        """Return the constructor's options that choose an optimiser by its name.
+
+        Raises
+        ------
+        UsageError
+            If there is none to choose, or, here or by the constructor, that one is not for this estimator.
+        """
+        raise UsageError(f"Estimator {cls.name} has no optimiser to choose.")
+
     @abstractmethod
     def options(self) -> dict[str, Any]:
         """Return the options, beside prior and noise, that the weights depend on, as plain data."""

@@ -73,6 +73,11 @@ class MultilayerPerceptron(LearnedEstimator):
         """Return one that is trained for a moment only; see `LearnedEstimator.brief`."""
         return cls(model, device=device, training=Training(steps=50, batch_size=256), n_combinations=2**13)
 
+    @classmethod
+    def optimised_by(cls, name: str) -> dict[str, Any]:
+        """Return the constructor's option; see `LearnedEstimator.optimised_by`."""
+        return {"training": Training(optimiser=name)}
+
     def options(self) -> dict[str, Any]:
         """Return training, hidden layers and activation."""
         return {"training": asdict(self.training), "hidden": list(self.hidden), "activation": self.activation}
@@ -84,11 +89,7 @@ class MultilayerPerceptron(LearnedEstimator):
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
     ) -> None:
-        self._network = self._build().to(self.device)
-        for layer in self._network:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(layer.bias)
+        self._network = self._start(examples, generator)
 
         def loss(generator: torch.Generator) -> torch.Tensor:
             features, target = examples(self.training.batch_size, generator)
@@ -98,7 +99,34 @@ class MultilayerPerceptron(LearnedEstimator):
             spread = squared.detach() / variance + variance.log()
             return (squared + 0.5 * SPREAD_WEIGHT * spread).mean()
 
-        train(self._network, loss, self.training, generator, progress=progress, checkpoint=checkpoint)
+        train(
+            self._network,
+            loss,
+            self.training,
+            generator,
+            progress=progress,
+            checkpoint=checkpoint,
+            optimisers=self._optimisers(),
+        )
+
+    def _start(
+        self, examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]], generator: torch.Generator
+    ) -> nn.Module:
+        """Return the network before training."""
+        network = self._build().to(self.device)
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+                nn.init.zeros_(layer.bias)
+        return network
+
+    def _rebuild(self, state: dict[str, torch.Tensor]) -> nn.Module:
+        """Return the network that some weights belong to."""
+        return self._build().to(self.device)
+
+    def _optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Return the optimisers of the network's parts; none where that of `training` is for all."""
+        return ()
 
     def _build(self) -> nn.Sequential:
         """Return the network, its weights not yet set."""
@@ -128,6 +156,6 @@ class MultilayerPerceptron(LearnedEstimator):
     def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
         self.hidden, self.activation = tuple(options["hidden"]), str(options["activation"])
         self.training = Training(**options["training"])
-        self._network = self._build().to(self.device)
+        self._network = self._rebuild(state)
         self._network.load_state_dict(state)
         self._network.eval()
