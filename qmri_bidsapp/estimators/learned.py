@@ -34,8 +34,9 @@ MAX_VALUES = 2**25
 SNR = (10.0, 100.0)
 #: Share of the training examples whose noise is not told, as of voxels in use where it is not known.
 UNTOLD = 0.5
-#: Voxels that are predicted together: activations of a wide network then stay in the processor's cache.
-CHUNK_SIZE = 2048
+#: Voxels that are predicted together, and, of these, regressed together: intermediate values then stay in the cache.
+CHUNK_SIZE = 16_384
+BLOCK_SIZE = 1024
 #: Distance from a bound, relative to its range, that counts as on the bound.
 BOUND_TOLERANCE = 1e-5
 #: Fresh voxels on which the errors in the card are measured.
@@ -306,11 +307,19 @@ class LearnedEstimator(Estimator):
     def _scaled(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self._input_mean) / self._input_std
 
+    def _block_size(self) -> int:
+        """Return how many voxels are regressed together."""
+        return BLOCK_SIZE
+
+    def _regress_blocks(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [self._regress(part) for part in torch.split(features, self._block_size())]
+        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+        return mean, std
+
     def _validate(self, features: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         """Return, per output, the error relative to the spread of the prior, and the coverage of 95 % intervals."""
         with torch.no_grad():
-            parts = [self._regress(part) for part in torch.split(features, CHUNK_SIZE)]
-        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+            mean, std = self._regress_blocks(features)
         error = mean - targets
         relative, covered = error.square().mean(0).sqrt(), (error.abs() <= 1.96 * std).float().mean(0)
         names = [p.name for p in (*self.model.parameters, *self.model.derived)]
@@ -352,7 +361,7 @@ class LearnedEstimator(Estimator):
         size = reference(signal, self.acquisition_)
         size = torch.where(size > 0, size, torch.nan)
         features = self._features(signal, size, sigma.unsqueeze(1) / size, known)
-        mean, std = self._regress(self._scaled(features))
+        mean, std = self._regress_blocks(self._scaled(features))
         mean, std = mean * self._target_std + self._target_mean, std * self._target_std
         amplitude = size * mean[:, :1].exp()
         position = mean[:, 1:].double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,9 @@ from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
 from qmri_bidsapp.estimators.training import Training, train
 from qmri_bidsapp.models.base import SignalModel
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
+#: Activations of a layer that fit the cache of one core.
+BLOCK_VALUES = 2**18
 #: Weight of the spread's likelihood beside the squared error of the mean, and least variance of a scaled target.
 SPREAD_WEIGHT = 0.1
 LEAST_VARIANCE = 1e-8
@@ -149,6 +152,9 @@ class MultilayerPerceptron(LearnedEstimator):
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, variance = self._moments(self._network(features))
         return mean, variance.sqrt()
+
+    def _block_size(self) -> int:
+        return max(1, BLOCK_VALUES // max(self.hidden))
 
     def _state(self) -> dict[str, torch.Tensor]:
         return dict(self._network.state_dict())

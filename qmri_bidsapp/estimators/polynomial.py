@@ -34,8 +34,9 @@ LARGEST_SURPRISE = 20.0
 LOG_VARIANCE = (-18.0, 1.5)
 #: Mean of the logarithm of the square of a normal variate.
 LOG_CHI_SQUARED = -1.2704
-#: Dual coordinate ascent: examples, passes over them, penalty.
+#: Dual coordinate ascent: examples, how many at a time, passes over them, penalty.
 SDCA_EXAMPLES = 2**15
+SDCA_BLOCK = 512
 SDCA_EPOCHS = 10
 SDCA_RIDGE = 1e-4
 #: Ways to the coefficients of the mean.
@@ -116,7 +117,9 @@ class PolynomialRegression(LearnedEstimator):
         self._mean = evidence_regression(information, moment, power, n)
         if self.optimiser == "sdca":
             design, target = batches.draw(SDCA_EXAMPLES)
-            self._mean = dual_coordinate_ascent(design, target, SDCA_RIDGE, generator, epochs=SDCA_EPOCHS)
+            self._mean = dual_coordinate_ascent(
+                design, target, SDCA_RIDGE, generator, epochs=SDCA_EPOCHS, block=SDCA_BLOCK
+            )
         self._log_variance = self._learn_variance(batches, information)
 
     def _learn_variance(self, batches: Batches, information: torch.Tensor) -> torch.Tensor:
