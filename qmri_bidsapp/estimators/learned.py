@@ -119,7 +119,7 @@ class LearnedEstimator(Estimator):
         Raises
         ------
         UsageError
-            If there is none to choose, or, here or by the constructor, that one is not for this estimator.
+            If there is none to choose, or that one is not for this estimator.
         """
         raise UsageError(f"Estimator {cls.name} has no optimiser to choose.")
 

@@ -83,10 +83,8 @@ class PolynomialRegression(LearnedEstimator):
         super().__init__(model, device=device, prior=prior, noise=noise, weights=weights, n_combinations=n_combinations)
         if degree < 1:
             raise UsageError(f"A polynomial needs a degree of at least 1, got {degree}.")
-        if optimiser not in OPTIMISERS:
-            raise UsageError(f"Estimator {self.name} has no optimiser {optimiser!r}; known: {', '.join(OPTIMISERS)}.")
         self.degree = degree
-        self.optimiser = optimiser
+        self.optimiser = self.optimised_by(optimiser)["optimiser"]
 
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
@@ -96,6 +94,8 @@ class PolynomialRegression(LearnedEstimator):
     @classmethod
     def optimised_by(cls, name: str) -> dict[str, Any]:
         """Return the constructor's option; see `LearnedEstimator.optimised_by`."""
+        if name not in OPTIMISERS:
+            raise UsageError(f"Estimator {cls.name} has no optimiser {name!r}; known: {', '.join(OPTIMISERS)}.")
         return {"optimiser": name}
 
     def options(self) -> dict[str, Any]:
@@ -114,8 +114,9 @@ class PolynomialRegression(LearnedEstimator):
         self._ends = targets.double().quantile(targets.new_tensor(ENDS).double(), dim=0)
         batches = Batches(self._monomials, examples, len(self._target_mean), generator, self.n_combinations)
         information, moment, power, n = batches.sums()
-        self._mean = evidence_regression(information, moment, power, n)
-        if self.optimiser == "sdca":
+        if self.optimiser == "exact":
+            self._mean = evidence_regression(information, moment, power, n)
+        else:
             design, target = batches.draw(SDCA_EXAMPLES)
             self._mean = dual_coordinate_ascent(
                 design, target, SDCA_RIDGE, generator, epochs=SDCA_EPOCHS, block=SDCA_BLOCK

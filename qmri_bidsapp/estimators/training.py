@@ -20,7 +20,7 @@ from qmri_bidsapp.estimators.optimisers import FTRL, ProximalAdagrad
 OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
     "adam": (torch.optim.Adam, 5e-3),
     "sgd": (partial(torch.optim.SGD, momentum=0.9), 2e-2),
-    "ftrl": (FTRL, 1e-1),
+    "ftrl": (FTRL, 4e-1),
     "proximal-adagrad": (ProximalAdagrad, 1e-1),
 }
 #: Those of them that have penalties.
