@@ -57,6 +57,11 @@ def add_parser(commands: Any) -> None:
     voxelwise.add_argument(
         "--snr", type=float, nargs="+", metavar="SNR", help="one signal-to-noise ratio, or lowest and highest"
     )
+    voxelwise.add_argument(
+        "--optimiser",
+        metavar="NAME",
+        help="adam, sgd, ftrl or proximal-adagrad; for polynomial exact or sdca (default: what works best)",
+    )
     voxelwise.add_argument("--device", default="cpu", metavar="auto|cpu|cuda[:n]", help="default: %(default)s")
     train_spatial.add_options(train.add_argument_group("spatial networks (rim, resnet)"))
     train.set_defaults(run=run)
@@ -93,13 +98,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"Estimator {kind.name} is trained for the protocols of --bids-dir or --bids-derivatives DIR.")
     if not arguments.bids_derivatives and arguments.prior != "uniform":
         raise UsageError(f"Prior {arguments.prior} is made from fits: name their folder with --bids-derivatives DIR.")
+    options = kind.optimised_by(arguments.optimiser) if arguments.optimiser else {}
     fits = [fit for folder in arguments.bids_derivatives for fit in find_fits(folder, model)]
     prior = _prior(arguments, model, fits)
     found = [fit.acquisition for fit in fits] if arguments.bids_dir is None else _protocols(arguments.bids_dir, model)
     for protocol in dict.fromkeys(found):
-        estimator = kind(
-            model, device=find_device(arguments.device), prior=prior, noise=_noise(arguments, model, protocol)
-        )
+        noise = _noise(arguments, model, protocol)
+        estimator = kind(model, device=find_device(arguments.device), prior=prior, noise=noise, **options)
         _train(estimator, protocol, arguments.folder, arguments.seed)
 
 

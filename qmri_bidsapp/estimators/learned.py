@@ -36,8 +36,9 @@ MAX_VALUES = 2**25
 SNR = (10.0, 100.0)
 #: Share of the training examples whose noise is not told, as of voxels in use where it is not known.
 UNTOLD = 0.5
-#: Voxels that are predicted together: activations of a wide network then stay in the processor's cache.
-CHUNK_SIZE = 2048
+#: Voxels that are predicted together, and, of these, regressed together: intermediate values then stay in the cache.
+CHUNK_SIZE = 16_384
+BLOCK_SIZE = 1024
 #: What of an estimator is saved beside what it learned itself.
 SCALES = ("input_mean", "input_std", "target_mean", "target_std")
 #: Fresh voxels on which the errors in the card are measured.
@@ -109,6 +110,17 @@ class LearnedEstimator(TrainedEstimator):
         turning = {i for part in model.directional for i in part.columns}
         n_axes = sum(part.kind == "axis" for part in model.directional)
         return n_axes < 2 and all(i in turning for i, p in enumerate(model.parameters) if p.is_periodic)
+
+    @classmethod
+    def optimised_by(cls, name: str) -> dict[str, Any]:
+        """Return the constructor's options that choose an optimiser by its name.
+
+        Raises
+        ------
+        UsageError
+            If there is none to choose, or that one is not for this estimator.
+        """
+        raise UsageError(f"Estimator {cls.name} has no optimiser to choose.")
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
@@ -294,11 +306,19 @@ class LearnedEstimator(TrainedEstimator):
     def _scaled(self, features: torch.Tensor) -> torch.Tensor:
         return (features - self._input_mean) / self._input_std
 
+    def _block_size(self) -> int:
+        """Return how many voxels are regressed together."""
+        return BLOCK_SIZE
+
+    def _regress_blocks(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [self._regress(part) for part in torch.split(features, self._block_size())]
+        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+        return mean, std
+
     def _validate(self, features: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
         """Return, per output, the error relative to the spread of the prior, and the coverage of 95 % intervals."""
         with torch.no_grad():
-            parts = [self._regress(part) for part in torch.split(features, CHUNK_SIZE)]
-        mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
+            mean, std = self._regress_blocks(features)
         error = mean - targets
         relative, covered = error.square().mean(0).sqrt(), (error.abs() <= 1.96 * std).float().mean(0)
         names = (self.model.parameters[0].name, *self._targets.names)
@@ -343,7 +363,7 @@ class LearnedEstimator(TrainedEstimator):
         has_size = torch.isfinite(size)
         frames = self._features.frames(torch.where(has_size, relative, 0.0))
         features = self._features(relative, frames, sigma.unsqueeze(1) / size, known)
-        mean, std = self._regress(self._scaled(features))
+        mean, std = self._regress_blocks(self._scaled(features))
         mean, std = (mean * self._target_std + self._target_mean).double(), (std * self._target_std).double()
         amplitude = (size * mean[:, :1].float().exp()).double()
         mean = torch.where(has_size, mean, 0.5)

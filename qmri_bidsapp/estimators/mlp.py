@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,9 @@ from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
 from qmri_bidsapp.estimators.training import Training, train
 from qmri_bidsapp.models.base import SignalModel
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
+#: Activations of a layer that fit the cache of one core.
+BLOCK_VALUES = 2**18
 #: Weight of the spread's likelihood beside the squared error of the mean, and least variance of a scaled target.
 SPREAD_WEIGHT = 0.1
 LEAST_VARIANCE = 1e-8
@@ -75,6 +78,11 @@ class MultilayerPerceptron(LearnedEstimator):
         """Return one that is trained for a moment only; see `LearnedEstimator.brief`."""
         return cls(model, device=device, training=Training(steps=50, batch_size=256), n_combinations=2**13)
 
+    @classmethod
+    def optimised_by(cls, name: str) -> dict[str, Any]:
+        """Return the constructor's option; see `LearnedEstimator.optimised_by`."""
+        return {"training": Training(optimiser=name)}
+
     def options(self) -> dict[str, Any]:
         """Return training, hidden layers and activation."""
         return {"training": asdict(self.training), "hidden": list(self.hidden), "activation": self.activation}
@@ -86,11 +94,7 @@ class MultilayerPerceptron(LearnedEstimator):
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
     ) -> None:
-        self._network = self._build().to(self.device)
-        for layer in self._network:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(layer.bias)
+        self._network = self._start(examples, generator)
 
         def loss(generator: torch.Generator) -> torch.Tensor:
             features, target = examples(self.training.batch_size, generator)
@@ -100,7 +104,34 @@ class MultilayerPerceptron(LearnedEstimator):
             spread = squared.detach() / variance + variance.log()
             return (squared + 0.5 * SPREAD_WEIGHT * spread).mean()
 
-        train(self._network, loss, self.training, generator, progress=progress, checkpoint=checkpoint)
+        train(
+            self._network,
+            loss,
+            self.training,
+            generator,
+            progress=progress,
+            checkpoint=checkpoint,
+            optimisers=self._optimisers(),
+        )
+
+    def _start(
+        self, examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]], generator: torch.Generator
+    ) -> nn.Module:
+        """Return the network before training."""
+        network = self._build().to(self.device)
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+                nn.init.zeros_(layer.bias)
+        return network
+
+    def _rebuild(self, state: dict[str, torch.Tensor]) -> nn.Module:
+        """Return the network that some weights belong to."""
+        return self._build().to(self.device)
+
+    def _optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """Return the optimisers of the network's parts; none where that of `training` is for all."""
+        return ()
 
     def _build(self) -> nn.Sequential:
         """Return the network, its weights not yet set."""
@@ -124,12 +155,15 @@ class MultilayerPerceptron(LearnedEstimator):
         mean, variance = self._moments(self._network(features))
         return mean, variance.sqrt()
 
+    def _block_size(self) -> int:
+        return max(1, BLOCK_VALUES // max(self.hidden))
+
     def _state(self) -> dict[str, torch.Tensor]:
         return dict(self._network.state_dict())
 
     def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
         self.hidden, self.activation = tuple(options["hidden"]), str(options["activation"])
         self.training = Training(**options["training"])
-        self._network = self._build().to(self.device)
+        self._network = self._rebuild(state)
         self._network.load_state_dict(state)
         self._network.eval()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,12 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.estimators.optimisers import FTRL, ProximalAdagrad
 
 #: Optimisers by name, each with the learning rate that works for it here.
 OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
     "adam": (torch.optim.Adam, 5e-3),
-    "sgd": (lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9), 2e-2),
+    "sgd": (partial(torch.optim.SGD, momentum=0.9), 2e-2),
+    "ftrl": (FTRL, 4e-1),
+    "proximal-adagrad": (ProximalAdagrad, 1e-1),
 }
+#: Those of them that have penalties.
+PENALISED = ("ftrl", "proximal-adagrad")
 #: Share of the steps in which the learning rate rises; it falls along a cosine after that.
 WARM_UP = 0.05
 #: Steps between reports of progress, and between checkpoints.
@@ -42,18 +48,33 @@ class Training:
         One of `OPTIMISERS`.
     learning_rate : float or None
         Largest one; None for that of the optimiser in `OPTIMISERS`.
+    l1, l2 : float
+        Weights of the penalties |w| and w^2 / 2 of all weights beside the loss, for the optimisers in `PENALISED`.
     """
 
     steps: int = 8000
     batch_size: int = 1024
     optimiser: str = "adam"
     learning_rate: float | None = None
+    l1: float = 0.0
+    l2: float = 0.0
 
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
             raise UsageError(f"There is no optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}.")
         if self.steps < 1 or self.batch_size < 1:
             raise UsageError(f"Training needs at least one step and one example, got {self.steps}, {self.batch_size}.")
+        if min(self.l1, self.l2) < 0 or (self.optimiser not in PENALISED and (self.l1, self.l2) != (0, 0)):
+            raise UsageError(
+                f"Penalties l1 and l2 are positive and for {' and '.join(PENALISED)}; got {self.l1} and {self.l2} for "
+                f"{self.optimiser}."
+            )
+
+    def optimise(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimiser of some parameters, at the largest learning rate."""
+        kind, usual = OPTIMISERS[self.optimiser]
+        penalties = {"l1": self.l1, "l2": self.l2} if self.optimiser in PENALISED else {}
+        return kind(parameters, lr=usual if self.learning_rate is None else self.learning_rate, **penalties)
 
 
 def train(
@@ -64,6 +85,7 @@ def train(
     *,
     progress: Callable[[int, float], None] | None = None,
     checkpoint: Path | None = None,
+    optimisers: Sequence[torch.optim.Optimizer] = (),
 ) -> None:
     """Train a network in place.
 
@@ -79,26 +101,28 @@ def train(
         Called now and then with the number of steps done and the mean loss since the last call.
     checkpoint : Path, optional
         File to save the state to now and then, and to go on from where it exists; deleted at the end.
+    optimisers : sequence of Optimizer
+        Of the network's parts, where these do not share that of `training`; their learning rates are the largest.
 
     Raises
     ------
     WeightsError
         If the checkpoint is not one of this network and training, or the loss is no number any more.
     """
-    kind, default_rate = OPTIMISERS[training.optimiser]
-    rate = default_rate if training.learning_rate is None else training.learning_rate
-    optimiser = kind(network.parameters(), lr=rate)
-    first = _resume(checkpoint, network, optimiser, generator) if checkpoint and checkpoint.exists() else 0
+    optimisers = optimisers or (training.optimise(network.parameters()),)
+    rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+    first = _resume(checkpoint, network, optimisers, generator) if checkpoint and checkpoint.exists() else 0
     network.train()
     total = 0.0
     for step in range(first, training.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = rate * _schedule((step + 1) / training.steps)
-        optimiser.zero_grad()
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * _schedule((step + 1) / training.steps)
+            optimiser.zero_grad()
         value = loss(generator)
         value.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         total += float(value.detach())
         if (step + 1) % REPORT_EVERY == 0:
             if not math.isfinite(total):
@@ -107,7 +131,7 @@ def train(
                 progress(step + 1, total / REPORT_EVERY)
             total = 0.0
         if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
-            _save(checkpoint, network, optimiser, generator, step + 1)
+            _save(checkpoint, network, optimisers, generator, step + 1)
     network.eval()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
@@ -121,30 +145,38 @@ def _schedule(share: float) -> float:
 
 
 def _save(
-    path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator, step: int
+    path: Path,
+    network: nn.Module,
+    optimisers: Sequence[torch.optim.Optimizer],
+    generator: torch.Generator,
+    step: int,
 ) -> None:
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    for number, optimiser in enumerate(optimisers):
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{index}.{name}": torch.as_tensor(v) for name, v in state.items()}
     tensors["generator"], tensors["step"] = generator.get_state(), torch.tensor(step)
     temporary = path.with_suffix(".partial")
     save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
     temporary.replace(path)
 
 
-def _resume(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _resume(
+    path: Path, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], generator: torch.Generator
+) -> int:
     """Restore the state of a checkpoint and return the number of steps that were done."""
     try:
         tensors = load_file(path)
         step = int(tensors.pop("step"))
         generator.set_state(tensors.pop("generator"))
         network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimiser."):
-                _, index, name = key.split(".", 2)
-                state.setdefault(int(index), {})[name] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        for number, optimiser in enumerate(optimisers):
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimiser.{number}."):
+                    index, name = key.split(".", 3)[2:]
+                    state.setdefault(int(index), {})[name] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} is no checkpoint of this training: delete it to start anew.") from error
     return step

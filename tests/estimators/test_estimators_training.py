@@ -8,7 +8,8 @@ from torch import nn
 
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.estimators import training
-from qmri_bidsapp.estimators.training import OPTIMISERS, Training, train
+from qmri_bidsapp.estimators.optimisers import FTRL
+from qmri_bidsapp.estimators.training import OPTIMISERS, PENALISED, Training, train
 
 
 def network() -> nn.Linear:
@@ -83,8 +84,38 @@ def test_reports_progress_and_divergence():
         train(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=100), torch.Generator())
 
 
+def test_penalties_make_weights_smaller_and_are_refused_where_they_do_not_act():
+    for optimiser in PENALISED:
+        plain, penalised = (run(network(), steps=1000, optimiser=optimiser, l1=l1).weight for l1 in (0.0, 0.4))
+        # Half the square of the loss: l1 takes 0.2 away from weights of unit variance.
+        torch.testing.assert_close(plain.abs() - penalised.abs(), torch.full((1, 2), 0.2), atol=0.03, rtol=0)
+    with pytest.raises(UsageError, match=r"for ftrl and proximal-adagrad; got 0.1 and 0.0 for adam"):
+        Training(l1=0.1)
+
+
+def test_parts_have_their_own_optimisers_and_a_checkpoint_holds_both(tmp_path, monkeypatch):
+    def trained(layer: nn.Linear, **options) -> nn.Linear:
+        optimisers = (FTRL([layer.weight], 0.1), torch.optim.Adam([layer.bias], 0.01))
+        chance = torch.Generator().manual_seed(0)
+        train(layer, loss_of(layer), Training(steps=100), chance, optimisers=optimisers, **options)
+        return layer
+
+    def stop(step: int, value: float) -> None:
+        raise KeyboardInterrupt
+
+    whole = trained(network())
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 20)
+    monkeypatch.setattr(training, "REPORT_EVERY", 50)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        trained(network(), checkpoint=path, progress=stop)
+    resumed = trained(network(), checkpoint=path)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.bias, whole.bias)
+
+
 def test_unknown_optimiser_and_no_step():
-    with pytest.raises(UsageError, match="no optimiser 'magic'; known: adam, sgd"):
+    with pytest.raises(UsageError, match="no optimiser 'magic'; known: adam, sgd, ftrl, proximal-adagrad"):
         Training(optimiser="magic")
     with pytest.raises(UsageError, match="at least one step"):
         Training(steps=0)
