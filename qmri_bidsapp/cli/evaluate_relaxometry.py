@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from qmri_bidsapp.errors import OutputError, UsageError
 
@@ -123,10 +123,11 @@ def _estimators(arguments: argparse.Namespace, model: SignalModel, acquisition: 
     from qmri_bidsapp.estimators.varpro import VariableProjection
 
     likelihood = RicianLikelihood if arguments.rician else VariableProjection
+    noise: Literal["rician", "gaussian"] = "rician" if arguments.rician else "gaussian"
     found: dict[str, Estimator] = {"mle": likelihood(model).fit(acquisition)}
     if SmoothFieldPosterior.supports(model):
         found["map"] = SmoothFieldPosterior(model).fit(acquisition)
-    found["rim"] = RecurrentInference(model, weights=arguments.rim_weights).fit(acquisition)
+    found["rim"] = RecurrentInference(model, weights=arguments.rim_weights, noise=noise).fit(acquisition)
     for name, kind, weights in (
         ("resnet", ResidualEstimation, arguments.resnet_weights),
         ("rim for these times", RecurrentInference, arguments.specific_weights),
@@ -134,7 +135,7 @@ def _estimators(arguments: argparse.Namespace, model: SignalModel, acquisition: 
         if weights is None:
             continue
         try:
-            found[name] = kind(model, weights=weights).fit(acquisition)
+            found[name] = kind(model, weights=weights, noise=noise).fit(acquisition)
         except WeightsError as error:
             print(f"{name} is left out for {acquisition.n_measurements} times: {error}", file=sys.stderr)
     return found

@@ -170,7 +170,8 @@ def _draw_series(
 ) -> tuple[Series, torch.Tensor, torch.Tensor]:
     """Return the patches of one protocol, their normalised parameters, and which voxels count."""
     # Magnitudes are Rician; data from Gaussian noise on top of them are met as well, in the literature's experiments.
-    add_noise = add_gaussian if acquisition.has_sign or rng.uniform() < 0.5 else add_rician
+    is_rician = not acquisition.has_sign and bool(rng.uniform() < 0.5)
+    add_noise = add_rician if is_rician else add_gaussian
     drawn = []
     for _ in range(n_patches):
         structures = draw_patch(heads, size, rng)
@@ -190,4 +191,4 @@ def _draw_series(
         noise = sigma / unit * float(np.exp(NOISE_ERROR * rng.standard_normal()))
         drawn.append((signals / unit, inside, noise, coordinates.normal(theta), tissue & inside))
     signals, inside, noise, truth, counts = (torch.stack(part) for part in zip(*drawn, strict=True))
-    return Series(acquisition, signals, inside, noise.view(-1, 1, 1)), truth, counts
+    return Series(acquisition, signals, inside, noise.view(-1, 1, 1), is_rician), truth, counts

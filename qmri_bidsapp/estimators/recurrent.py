@@ -111,8 +111,9 @@ def evidence(model: SignalModel, coordinates: Coordinates, series: Series, norma
         C = (J^T J / \sigma^2 + 1)^{-1}
 
     with the Jacobian by normalised parameters, Gaussian noise, and the standard normal distribution as the prior of
-    normalised parameters. From the bare gradient, whose size depends on the protocol, a network for all protocols
-    learns less.
+    normalised parameters. Of magnitudes with Rician noise the gradient has S I1(z) / I0(z), z = S f / sigma^2, in place
+    of S (Sijbers et al. 1998, Magn Reson Imaging 16:87), so that the noise floor does not count as signal. From the
+    bare gradient, whose size depends on the protocol, a network for all protocols learns less.
 
     Parameters
     ----------
@@ -125,7 +126,12 @@ def evidence(model: SignalModel, coordinates: Coordinates, series: Series, norma
     theta = coordinates.physical(normal)
     jacobian = model.jacobian(theta, series.acquisition)
     # The signal is proportional to the amplitude, the first parameter, so that its derivative holds the signal.
-    residual = series.signals - jacobian[..., 0] * theta[..., :1]
+    signal = jacobian[..., 0] * theta[..., :1]
+    measured = series.signals
+    if series.is_rician:
+        product = measured * signal / series.noise_std.unsqueeze(-1).square()
+        measured = measured * torch.special.i1e(product) / torch.special.i0e(product)
+    residual = measured - signal
     scale = coordinates.slope(theta) / series.noise_std.unsqueeze(-1)
     columns = [jacobian[..., i].flatten(0, -2) for i in range(theta.shape[-1])]
     size = [scale[..., i].flatten() for i in range(theta.shape[-1])]

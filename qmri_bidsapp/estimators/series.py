@@ -33,12 +33,15 @@ class Series(NamedTuple):
         (n_slices, height, width) bool, which voxels hold a measurement; the others tell the network nothing.
     noise_std : Tensor
         (n_slices, 1, 1), or with the height and width, standard deviation of the noise, in the same unit.
+    is_rician : bool
+        Whether the signals are magnitudes with Rice's distribution; otherwise their noise is Gaussian.
     """
 
     acquisition: Acquisition
     signals: torch.Tensor
     inside: torch.Tensor
     noise_std: torch.Tensor
+    is_rician: bool
 
 
 class Coordinates:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,8 @@ class SpatialNetwork(TrainedEstimator):
     weights : path, optional
         Folder with weights, or of such folders, from ``qmri train``; those that come with the program, if there are
         any, where not given.
+    noise : {"rician", "gaussian"}, optional
+        Whose likelihood the network sees; that of magnitudes, or Gaussian where the series has signs, if not given.
     """
 
     std_kind: ClassVar[str] = "none: the network does not tell it"
@@ -60,6 +62,17 @@ class SpatialNetwork(TrainedEstimator):
     #: Whether one network is for all protocols.
     is_general: ClassVar[bool]
     _is_untrained: bool = False
+
+    def __init__(
+        self,
+        model: SignalModel,
+        *,
+        device: str = "cpu",
+        weights: str | Path | None = None,
+        noise: Literal["rician", "gaussian"] | None = None,
+    ) -> None:
+        super().__init__(model, device=device, weights=weights)
+        self.noise = noise
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
@@ -236,7 +249,7 @@ class SpatialNetwork(TrainedEstimator):
         normal = torch.empty((*usable.shape, len(self.model.parameters)), device=self.device)
 
         def work(part: slice) -> None:
-            series = Series(self.acquisition_, signals[part], usable[part], noise_std[part])
+            series = Series(self.acquisition_, signals[part], usable[part], noise_std[part], self._is_rician())
             normal[part] = self._network([series])[-1].movedim(1, -1)
 
         largest = max(1, CHUNK_VOXELS // usable[0].numel())
@@ -248,6 +261,10 @@ class SpatialNetwork(TrainedEstimator):
         theta = self._coordinates.physical(voxels(normal)).double()
         theta[:, 0] *= voxels(unit)
         return torch.cat([theta, self.model.derive(theta)], dim=-1).cpu().numpy()
+
+    def _is_rician(self) -> bool:
+        """Tell whether the noise is that of magnitudes."""
+        return self.noise == "rician" if self.noise else not self.acquisition_.has_sign
 
     def _complete(
         self, noise: npt.NDArray[np.float32] | None, values: npt.NDArray[np.float32]

@@ -79,6 +79,8 @@ class Trial(NamedTuple):
         (n_slices, height, width) bool.
     noise_std : float
         In the unit of the signals.
+    is_rician : bool
+        Whether the signals are magnitudes with Rician noise; otherwise it is Gaussian.
     """
 
     acquisition: Acquisition
@@ -86,6 +88,7 @@ class Trial(NamedTuple):
     truth: npt.NDArray[np.float32]
     brain: npt.NDArray[np.bool_]
     noise_std: float
+    is_rician: bool
 
 
 class Errors(NamedTuple):
@@ -158,7 +161,7 @@ def measure(
     noise_std = SNR_SIGNAL / snr
     add_noise = add_rician if is_rician else add_gaussian
     signals = add_noise(np.broadcast_to(clean, (n_repetitions, *clean.shape)), noise_std, rng)
-    return Trial(acquisition, signals.astype(np.float32), scene.theta[..., -1], scene.brain, noise_std)
+    return Trial(acquisition, signals.astype(np.float32), scene.theta[..., -1], scene.brain, noise_std, is_rician)
 
 
 def _middle(plane: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -192,7 +195,7 @@ def estimate_by_network(network: nn.Module, model: SignalModel, trial: Trial) ->
         signals = torch.as_tensor(values)
         unit = typical_signal(signals, inside)
         noise = (trial.noise_std / unit).expand(len(signals), 1, 1)
-        normal = network([Series(trial.acquisition, signals / unit, inside, noise)])[-1]
+        normal = network([Series(trial.acquisition, signals / unit, inside, noise, trial.is_rician)])[-1]
         found.append(coordinates.physical(normal.movedim(1, -1))[inside][:, -1].double().numpy())
     return np.stack(found)
 

@@ -58,16 +58,22 @@ def test_normalised_parameters_invert(model: InversionRecoveryT1 | SpinEchoT2) -
     torch.testing.assert_close(coordinates.normal(coordinates.physical(normal)), normal)
 
 
-@pytest.mark.parametrize("signed", [False, True], ids=["magnitude", "signed"])
-def test_evidence_agrees_with_automatic_derivatives(signed: bool) -> None:
+@pytest.mark.parametrize(
+    ("signed", "is_rician"), [(False, False), (True, False), (False, True)], ids=["magnitude", "signed", "rician"]
+)
+def test_evidence_agrees_with_automatic_derivatives(signed: bool, is_rician: bool) -> None:
     acquisition = InversionRecovery((0.05, 0.3, 0.9, 2.0), signed)
     coordinates = Coordinates(T1)
     rng = torch.Generator().manual_seed(0)
     signals = torch.rand(1, 2, 3, 4, generator=rng)
     normal = torch.randn(1, 2, 3, 3, generator=rng).requires_grad_()
-    series = Series(acquisition, signals, torch.ones(1, 2, 3, dtype=torch.bool), torch.full((1, 1, 1), 0.1))
-    residual = signals - T1.signal(coordinates.physical(normal), acquisition)
-    (score,) = torch.autograd.grad(-residual.square().sum() / (2 * 0.1**2), normal)
+    series = Series(acquisition, signals, torch.ones(1, 2, 3, dtype=torch.bool), torch.full((1, 1, 1), 0.1), is_rician)
+    expected = T1.signal(coordinates.physical(normal), acquisition)
+    log_likelihood = -(signals - expected).square() / (2 * 0.1**2)
+    if is_rician:
+        # p(m) = m / sigma^2 exp(-(m^2 + f^2) / (2 sigma^2)) I0(m f / sigma^2); I0(x) = exp(x) i0e(x).
+        log_likelihood = log_likelihood + torch.special.i0e(signals * expected / 0.1**2).log()
+    (score,) = torch.autograd.grad(log_likelihood.sum(), normal)
     found = evidence(T1, coordinates, series, normal)
     jacobian = torch.autograd.functional.jacobian(
         lambda value: T1.signal(coordinates.physical(value), acquisition), normal[0, 1, 2]
@@ -85,7 +91,7 @@ def test_the_first_guess_is_the_posterior_mean() -> None:
     truth = torch.tensor([1.0, 0.09])
     signals = T2.signal(truth, ECHOES) + 0.1 * torch.tensor([0.3, -1.0, 0.5, 0.8, -0.2, 0.1])
     series = Series(
-        ECHOES, signals.view(1, 1, 1, -1), torch.ones(1, 1, 1, dtype=torch.bool), torch.full((1, 1, 1), 0.1)
+        ECHOES, signals.view(1, 1, 1, -1), torch.ones(1, 1, 1, dtype=torch.bool), torch.full((1, 1, 1), 0.1), False
     )
     axis = torch.linspace(-6, 6, 401)
     normal = torch.cartesian_prod(axis, axis)
