@@ -1,4 +1,4 @@
-"""State of an unfinished training in one safetensors file: modules, optimiser and plain data."""
+"""State of an unfinished training in one safetensors file: modules, optimisers and plain data."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch import nn
 
 from qmri_bidsapp.errors import WeightsError
 
-OPTIMISER = "optimiser"
-
 
 def save_checkpoint(
-    path: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, facts: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
     Parameters
     ----------
     path : Path
-    modules : mapping
-        Name -> module; a name holds no dot.
-    optimiser : Optimizer
-        Of which the state is kept, not the options.
+    modules, optimisers : mapping
+        Name -> module, and name -> optimiser, of which the state is kept, not the options; a name holds no dot.
     facts : mapping
         Plain data.
     """
     tensors = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"{OPTIMISER}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    for name, optimiser in optimisers.items():
+        for index, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     temporary = path.with_suffix(".part")
     save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"facts": json.dumps(facts)})
     temporary.replace(path)
@@ -56,8 +56,10 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def restore_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer) -> None:
-    """Give modules and optimiser the state of a checkpoint.
+def restore_checkpoint(
+    path: Path, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
+) -> None:
+    """Give modules and optimisers the state of a checkpoint.
 
     Raises
     ------
@@ -72,10 +74,11 @@ def restore_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimiser: 
                 parts.setdefault(part, {})[key] = file.get_tensor(name)
         for name, module in modules.items():
             module.load_state_dict(parts[name])
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in parts.get(OPTIMISER, {}).items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        for name, optimiser in optimisers.items():
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for key, value in parts.get(name, {}).items():
+                index, _, quantity = key.partition(".")
+                state.setdefault(int(index), {})[quantity] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{path} is no checkpoint of this network: delete it to start anew.") from error

@@ -197,7 +197,7 @@ class _Run(NamedTuple):
                 f"{path} is of another training ({facts['identity']['estimator']} for "
                 f"{facts['identity']['model']['name']}, {facts['options']}): choose another folder."
             )
-        restore_checkpoint(path, self.modules(), self.optimiser)
+        restore_checkpoint(path, self.modules(), {"optimiser": self.optimiser})
         return int(facts["iteration"]), facts["planned"]
 
 
@@ -225,6 +225,6 @@ def learning_rate(iteration: int, options: TrainingOptions) -> float:
 def _save(folder: Path, run: _Run, facts: dict[str, Any], row: dict[str, float]) -> None:
     """Write the checkpoint, then the row of the log."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / CHECKPOINT, run.modules(), run.optimiser, facts)
+    save_checkpoint(folder / CHECKPOINT, run.modules(), {"optimiser": run.optimiser}, facts)
     with (folder / LOG).open("a") as log:
         log.write(json.dumps(row) + "\n")

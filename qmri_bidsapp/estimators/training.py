@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.estimators.checkpoints import read_facts, restore_checkpoint, save_checkpoint
 from qmri_bidsapp.estimators.optimisers import FTRL, ProximalAdagrad
 
 #: Optimisers by name, each with the learning rate that works for it here.
@@ -151,32 +150,19 @@ def _save(
     generator: torch.Generator,
     step: int,
 ) -> None:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for number, optimiser in enumerate(optimisers):
-        for index, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{index}.{name}": torch.as_tensor(v) for name, v in state.items()}
-    tensors["generator"], tensors["step"] = generator.get_state(), torch.tensor(step)
-    temporary = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
-    temporary.replace(path)
+    facts = {"step": step, "generator": generator.get_state().tolist()}
+    save_checkpoint(path, {"network": network}, _named(optimisers), facts)
 
 
 def _resume(
     path: Path, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], generator: torch.Generator
 ) -> int:
     """Restore the state of a checkpoint and return the number of steps that were done."""
-    try:
-        tensors = load_file(path)
-        step = int(tensors.pop("step"))
-        generator.set_state(tensors.pop("generator"))
-        network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
-        for number, optimiser in enumerate(optimisers):
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimiser.{number}."):
-                    index, name = key.split(".", 3)[2:]
-                    state.setdefault(int(index), {})[name] = value
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} is no checkpoint of this training: delete it to start anew.") from error
-    return step
+    facts = read_facts(path)
+    restore_checkpoint(path, {"network": network}, _named(optimisers))
+    generator.set_state(torch.tensor(facts["generator"], dtype=torch.uint8))
+    return int(facts["step"])
+
+
+def _named(optimisers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.optim.Optimizer]:
+    return {f"optimiser{number}": optimiser for number, optimiser in enumerate(optimisers)}
