@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
         "--estimators",
         nargs="+",
         metavar="NAME",
-        help="rows: traditional, estimators of smt, or net-, rf- or boosting- with uniform, healthy or mixed (default: all)",
+        help="rows: traditional, estimators of smt, or net-, rf-, boosting- and uniform, healthy, mixed (default: all)",
     )
     table3.add_argument(
         "--samples", type=int, metavar="N", help="noisy samples of each of 441 points (default: 10000, as in the paper)"

@@ -6,38 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from sklearn.ensemble import GradientBoostingRegressor
-from sklearn.tree import DecisionTreeRegressor
 from typing_extensions import Self
 
 from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
-from qmri_bidsapp.estimators.trees import Examples, TreeEnsemble, draw_seed, squared_errors
+from qmri_bidsapp.estimators.trees import MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
 #: Trees of each output that are grown on the same examples, and share of the examples that one of them is given.
 PART = 10
 SUBSAMPLE = 0.25
-#: Features that are tried at each split, as far as there are so many.
-MAX_FEATURES = 8
-#: Trees of the variance, and fewest examples in one of their leaves.
-N_SPREAD_TREES = 20
-MIN_SPREAD_LEAF = 100
-#: Examples, for each that a tree is grown on, whose squared errors they hold.
-N_ERRORS = 4
-#: Least squared error of which the logarithm is taken; targets have a variance of one.
-TINY = 1e-10
 
 
 class GradientBoosting(LearnedEstimator):
     """Sums of small regression trees, one sum for each output, every tree grown on what those before it left over.
 
-    Examples are drawn anew for every `PART` trees. The variance is the mean of a few trees that are grown on the
-    logarithm of the squared errors of fresh examples, and hold the means of the squared errors of other ones.
+    Examples are drawn anew for every `PART` trees. The variance is that of `trees.grow_variance`.
 
     Parameters
     ----------
@@ -83,10 +71,8 @@ class GradientBoosting(LearnedEstimator):
 
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return one of few trees; see `LearnedEstimator.brief`."""
-        return cls(
-            model, device=device, n_trees=20, max_depth=5, learning_rate=0.2, n_examples=2**12, n_combinations=2**13
-        )
+        """Return one of few small trees; see `LearnedEstimator.brief`."""
+        return cls(model, device=device, n_trees=20, max_depth=5, n_examples=2**10, n_combinations=2**12)
 
     def options(self) -> dict[str, Any]:
         """Return number, depth, rate, leaves and examples of the trees."""
@@ -134,23 +120,7 @@ class GradientBoosting(LearnedEstimator):
             TreeEnsemble.from_sklearn(learner.estimators_[:, 0], self.learning_rate).to(self.device)
             for learner in learners
         ]
-        self._spread = self._learn_spread(examples, generator)
-
-    def _learn_spread(self, examples: Examples, generator: torch.Generator) -> TreeEnsemble:
-        trees = []
-        for _ in range(N_SPREAD_TREES):
-            batches = list(squared_errors(self._mean, examples, self.n_examples, generator))
-            features, squared = (torch.cat(part).cpu().numpy() for part in zip(*batches, strict=True))
-            tree = DecisionTreeRegressor(
-                max_depth=self.max_depth,
-                min_samples_leaf=MIN_SPREAD_LEAF,
-                max_features=min(MAX_FEATURES, features.shape[1]),
-                random_state=draw_seed(generator),
-            )
-            trees.append(tree.fit(features, np.log(squared + TINY)))
-        spread = TreeEnsemble.from_sklearn(trees).to(self.device)
-        fresh = squared_errors(self._mean, examples, N_ERRORS * self.n_examples, generator)
-        return spread.replaced(spread.means(fresh) / N_SPREAD_TREES)
+        self._variance = grow_variance(self._mean, examples, int(SUBSAMPLE * self.n_examples), generator)
 
     def _mean(self, features: torch.Tensor) -> torch.Tensor:
         """Return the means, which for parameters, not the amplitude, are within the bounds."""
@@ -160,10 +130,10 @@ class GradientBoosting(LearnedEstimator):
         return mean
 
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._mean(features), self._spread(features).sqrt()
+        return self._mean(features), self._variance(features).sqrt()
 
     def _state(self) -> dict[str, torch.Tensor]:
-        state = self._spread.state("spread.")
+        state = self._variance.state("variance.")
         for i, output in enumerate(self._outputs):
             state |= output.state(f"{i}.")
         return state
@@ -171,5 +141,5 @@ class GradientBoosting(LearnedEstimator):
     def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
         for name, value in options.items():
             setattr(self, name, value)
-        self._spread = TreeEnsemble.from_state(state, "spread.")
+        self._variance = TreeEnsemble.from_state(state, "variance.")
         self._outputs = [TreeEnsemble.from_state(state, f"{i}.") for i in range(len(self._target_mean))]

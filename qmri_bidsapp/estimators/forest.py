@@ -16,15 +16,11 @@ from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
-from qmri_bidsapp.estimators.trees import Examples, TreeEnsemble, draw_seed, squared_errors
+from qmri_bidsapp.estimators.trees import MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
 #: Trees between checkpoints and reports of progress.
 PART = 10
-#: Features that are tried at each split, as far as there are so many.
-MAX_FEATURES = 8
-#: Fresh examples of which the squared errors are learned, for each that a tree is grown on.
-N_ERRORS = 8
 #: Examples on which the error is told while trees are grown.
 N_PROGRESS = 2**12
 
@@ -33,8 +29,7 @@ class RandomForest(LearnedEstimator):
     """Mean of regression trees of all parameters together, each grown on examples and noise of its own.
 
     Examples are simulated and there is no end of them: trees need not share a set of them, and what a bootstrap sample
-    does to make them differ is not needed. Fresh examples tell the mean squared error of the forest in each leaf; its
-    mean over the leaves that a voxel falls into is the variance.
+    does to make them differ is not needed. The variance is that of `trees.grow_variance`.
 
     Parameters
     ----------
@@ -77,7 +72,7 @@ class RandomForest(LearnedEstimator):
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
         """Return one of few small trees; see `LearnedEstimator.brief`."""
-        return cls(model, device=device, n_trees=20, n_examples=2**10, n_combinations=2**13)
+        return cls(model, device=device, n_trees=20, n_examples=2**10, n_combinations=2**12)
 
     def options(self) -> dict[str, Any]:
         """Return number, depth, leaves and examples of the trees."""
@@ -110,8 +105,8 @@ class RandomForest(LearnedEstimator):
                 save_file({**forest.state(), "generator": generator.get_state()}, temporary)
                 temporary.replace(checkpoint)
         assert forest is not None
-        squared = forest.means(squared_errors(forest, examples, N_ERRORS * self.n_examples, generator)) / self.n_trees
-        self._forest = forest.replaced(torch.cat([forest.value, squared], dim=1))
+        self._forest = forest
+        self._variance = grow_variance(forest, examples, self.n_examples, generator)
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
 
@@ -130,16 +125,16 @@ class RandomForest(LearnedEstimator):
         return TreeEnsemble.from_sklearn(trees, 1 / self.n_trees).to(self.device)
 
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, variance = self._forest(features).chunk(2, dim=1)
-        return mean, variance.sqrt()
+        return self._forest(features), self._variance(features).sqrt()
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return self._forest.state()
+        return {**self._forest.state("forest."), **self._variance.state("variance.")}
 
     def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
         for name, value in options.items():
             setattr(self, name, value)
-        self._forest = TreeEnsemble.from_state(state)
+        self._forest = TreeEnsemble.from_state(state, "forest.")
+        self._variance = TreeEnsemble.from_state(state, "variance.")
 
 
 def _resume(checkpoint: Path, generator: torch.Generator) -> TreeEnsemble:

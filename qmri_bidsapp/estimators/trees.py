@@ -15,6 +15,15 @@ from typing_extensions import Self
 WIDTH = 2**15
 #: Examples that are drawn at a time where very many are looked at.
 BATCH = 2**13
+#: Features that are tried at each split, as far as there are so many.
+MAX_FEATURES = 8
+#: Trees of the variance, and fewest examples in one of their leaves.
+N_VARIANCE_TREES = 20
+MIN_VARIANCE_LEAF = 50
+#: Examples, for each that such a tree is grown on, whose squared errors they hold.
+N_ERRORS = 8
+#: Least squared error of which the logarithm is taken; targets have a variance of one.
+TINY = 1e-10
 #: Draws a number of examples: (n, n_features) features and (n, n_targets) targets.
 Examples = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
@@ -111,11 +120,11 @@ class TreeEnsemble:
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Return (n, n_outputs) sums over the trees, for (n, n_features) float32 features."""
-        n = len(features)
-        total = torch.zeros(n, self.value.shape[1], device=features.device)
+        n, n_outputs = len(features), self.value.shape[1]
+        total = torch.zeros(n, n_outputs, device=features.device)
         for trees in self._blocks(n):
             leaf = self.leaves(features, trees)
-            total += self.value.index_select(0, leaf.view(-1)).view(len(leaf), n, -1).sum(0)
+            total += self.value.index_select(0, leaf.view(-1)).view(len(leaf), n, n_outputs).sum(0)
         return total
 
     def means(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
@@ -145,13 +154,40 @@ class TreeEnsemble:
         return [slice(first, first + size) for first in range(0, len(self.root), size)]
 
 
-def squared_errors(
+def grow_variance(
     predict: Callable[[torch.Tensor], torch.Tensor], examples: Examples, n: int, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield features and squared errors of a prediction for fresh examples, in batches, about n of them in all."""
-    for _ in range(-(-n // BATCH)):
-        features, targets = examples(BATCH, generator)
-        yield features, (predict(features) - targets).square()
+) -> TreeEnsemble:
+    """Return trees whose sum is the mean squared error of a prediction, for each output.
+
+    They are grown on the logarithm of the squared errors, so that small ones are told apart as well as large ones are,
+    and hold the mean squared errors of other examples.
+
+    Parameters
+    ----------
+    predict : callable
+        Takes (n, n_features) features, returns (n, n_targets) means.
+    examples : callable
+    n : int
+        Examples that each tree is grown on.
+    generator : torch.Generator
+    """
+
+    def errors(n: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for first in range(0, n, BATCH):
+            features, targets = examples(min(BATCH, n - first), generator)
+            yield features, (predict(features) - targets).square()
+
+    trees = []
+    for _ in range(N_VARIANCE_TREES):
+        features, squared = (torch.cat(part).cpu().numpy() for part in zip(*errors(n), strict=True))
+        tree = DecisionTreeRegressor(
+            min_samples_leaf=MIN_VARIANCE_LEAF,
+            max_features=min(MAX_FEATURES, features.shape[1]),
+            random_state=draw_seed(generator),
+        )
+        trees.append(tree.fit(features, np.log(squared + TINY)))
+    ensemble = TreeEnsemble.from_sklearn(trees).to(generator.device)
+    return ensemble.replaced(ensemble.means(errors(N_ERRORS * n)) / N_VARIANCE_TREES)
 
 
 def draw_seed(generator: torch.Generator) -> int:
