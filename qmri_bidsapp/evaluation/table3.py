@@ -41,7 +41,7 @@ N_SAMPLES = 10_000
 FRACTIONS = np.linspace(0.0, 1.0, 21)
 DIFFUSIVITIES = np.linspace(0.0, 3.0, 21)
 #: Rows of learned estimators: prefix -> estimator; after it comes the training distribution.
-LEARNED = {"net": "mlp"}
+LEARNED = {"net": "mlp", "rf": "forest", "boosting": "boosting"}
 PRIORS = ("uniform", "healthy", "mixed")
 #: um2/ms in mm2/s.
 UM2_PER_MS = 1e-3

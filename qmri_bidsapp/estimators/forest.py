@@ -1,0 +1,147 @@
+"""A random forest from the signals of a voxel to its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.tree import DecisionTreeRegressor
+from typing_extensions import Self
+
+from qmri_bidsapp.core.prior import Prior
+from qmri_bidsapp.core.simulation import Noise
+from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
+from qmri_bidsapp.estimators.trees import MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
+from qmri_bidsapp.models.base import SignalModel
+
+#: Trees between checkpoints and reports of progress.
+PART = 10
+#: Examples on which the error is told while trees are grown.
+N_PROGRESS = 2**12
+
+
+class RandomForest(LearnedEstimator):
+    """Mean of regression trees of all parameters together, each grown on examples and noise of its own.
+
+    Examples are simulated and there is no end of them: trees need not share a set of them, and what a bootstrap sample
+    does to make them differ is not needed. The variance is that of `trees.grow_variance`.
+
+    Parameters
+    ----------
+    model, device, prior, noise, weights, n_combinations
+        As for `LearnedEstimator`.
+    n_trees, max_depth : int
+        As in Gyori et al. 2021, section 2.3.2.
+    min_samples_leaf : int
+        Fewest examples in a leaf.
+    n_examples : int
+        Examples that each tree is grown on.
+    """
+
+    name: ClassVar[str] = "forest"
+    title: ClassVar[str] = "Random forest, trained on simulated signals"
+    reference: ClassVar[str] = "Gyori et al. 2021, Magn Reson Med 87:932; Breiman 2001, Mach Learn 45:5"
+
+    def __init__(
+        self,
+        model: SignalModel,
+        *,
+        device: str = "cpu",
+        prior: Prior | None = None,
+        noise: Noise | None = None,
+        weights: str | Path | None = None,
+        n_combinations: int = N_COMBINATIONS,
+        n_trees: int = 200,
+        max_depth: int = 20,
+        min_samples_leaf: int = 5,
+        n_examples: int = 2**15,
+    ) -> None:
+        super().__init__(model, device=device, prior=prior, noise=noise, weights=weights, n_combinations=n_combinations)
+        if min(n_trees, max_depth, min_samples_leaf, n_examples) < 1:
+            raise UsageError("A forest needs at least one tree, one level, and one example in a leaf and of a tree.")
+        self.n_trees = n_trees
+        self.max_depth = max_depth
+        self.min_samples_leaf = min_samples_leaf
+        self.n_examples = n_examples
+
+    @classmethod
+    def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
+        """Return one of few small trees; see `LearnedEstimator.brief`."""
+        return cls(model, device=device, n_trees=20, n_examples=2**10, n_combinations=2**12)
+
+    def options(self) -> dict[str, Any]:
+        """Return number, depth, leaves and examples of the trees."""
+        return {
+            "n_trees": self.n_trees,
+            "max_depth": self.max_depth,
+            "min_samples_leaf": self.min_samples_leaf,
+            "n_examples": self.n_examples,
+        }
+
+    def _learn(
+        self,
+        examples: Examples,
+        generator: torch.Generator,
+        progress: Callable[[int, float], None] | None,
+        checkpoint: Path | None,
+    ) -> None:
+        """Grow the trees, going on from a checkpoint, and learn their errors; progress tells that of the last trees."""
+        unseen, targets = examples(N_PROGRESS, generator)
+        forest = _resume(checkpoint, generator) if checkpoint and checkpoint.exists() else None
+        while forest is None or len(forest.root) < self.n_trees:
+            n_grown = len(forest.root) if forest else 0
+            part = self._grow(min(PART, self.n_trees - n_grown), examples, generator)
+            forest = TreeEnsemble.joined([forest, part]) if forest else part
+            if progress is not None:
+                mean = part(unseen) * self.n_trees / len(part.root)
+                progress(len(forest.root), float((mean - targets).square().mean()))
+            if checkpoint is not None:
+                temporary = checkpoint.with_suffix(".partial")
+                save_file({**forest.state(), "generator": generator.get_state()}, temporary)
+                temporary.replace(checkpoint)
+        assert forest is not None
+        self._forest = forest
+        self._variance = grow_variance(forest, examples, self.n_examples, generator)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+
+    def _grow(self, n: int, examples: Examples, generator: torch.Generator) -> TreeEnsemble:
+        """Return some of the trees, each weighted by one over the number of all."""
+        trees = []
+        for _ in range(n):
+            features, targets = (part.cpu().numpy() for part in examples(self.n_examples, generator))
+            tree = DecisionTreeRegressor(
+                max_depth=self.max_depth,
+                min_samples_leaf=self.min_samples_leaf,
+                max_features=min(MAX_FEATURES, features.shape[1]),
+                random_state=draw_seed(generator),
+            )
+            trees.append(tree.fit(features, targets))
+        return TreeEnsemble.from_sklearn(trees, 1 / self.n_trees).to(self.device)
+
+    def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._forest(features), self._variance(features).sqrt()
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return {**self._forest.state("forest."), **self._variance.state("variance.")}
+
+    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
+        for name, value in options.items():
+            setattr(self, name, value)
+        self._forest = TreeEnsemble.from_state(state, "forest.")
+        self._variance = TreeEnsemble.from_state(state, "variance.")
+
+
+def _resume(checkpoint: Path, generator: torch.Generator) -> TreeEnsemble:
+    """Return the trees of a checkpoint, and set the generator back to where it was."""
+    try:
+        state = load_file(checkpoint)
+        generator.set_state(state["generator"])
+        return TreeEnsemble.from_state(state).to(generator.device)
+    except (SafetensorError, KeyError, RuntimeError, IndexError) as error:
+        raise WeightsError(f"{checkpoint} is no checkpoint of this training: delete it to start anew.") from error
