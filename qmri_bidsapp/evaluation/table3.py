@@ -41,7 +41,13 @@ N_SAMPLES = 10_000
 FRACTIONS = np.linspace(0.0, 1.0, 21)
 DIFFUSIVITIES = np.linspace(0.0, 3.0, 21)
 #: Rows of learned estimators: prefix -> estimator; after it comes the training distribution.
-LEARNED = {"net": "mlp", "rf": "forest", "boosting": "boosting"}
+LEARNED = {
+    "net": "mlp",
+    "rf": "forest",
+    "boosting": "boosting",
+    "polynomial": "polynomial",
+    "wide-deep": "wide-deep",
+}
 PRIORS = ("uniform", "healthy", "mixed")
 #: um2/ms in mm2/s.
 UM2_PER_MS = 1e-3
@@ -153,7 +159,7 @@ def training_distribution(name: str, subjects: Callable[[], list[Array]]) -> Pri
 
 def _train(name: str, subjects: Callable[[], list[Array]]) -> Fit:
     """Return the fit of a learned estimator, trained at the ratio of the test data on a distribution."""
-    prefix, prior_name = name.split("-")
+    prefix, _, prior_name = name.rpartition("-")
     kind = get_estimator(LEARNED[prefix])
     assert issubclass(kind, LearnedEstimator)
     prior = training_distribution(prior_name, subjects)
