@@ -66,8 +66,8 @@ def add_parser(commands: Any) -> None:
         "--estimators",
         nargs="+",
         metavar="NAME",
-        help="rows: traditional, estimators of smt, or net-, rf-, boosting-, polynomial-, wide-deep- and uniform, healthy, "
-        "mixed (default: all)",
+        help="rows: traditional, estimators of smt, or net-, rf-, boosting-, polynomial-, wide-deep- and uniform, "
+        "healthy, mixed (default: all)",
     )
     table3.add_argument(
         "--samples", type=int, metavar="N", help="noisy samples of each of 441 points (default: 10000, as in the paper)"
