@@ -14,7 +14,7 @@ from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
-from qmri_bidsapp.estimators.trees import MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
+from qmri_bidsapp.estimators.trees import BLOCK_SIZE, MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
 #: Trees of each output that are grown on the same examples, and share of the examples that one of them is given.
@@ -128,6 +128,9 @@ class GradientBoosting(LearnedEstimator):
         low, high = ((bound - self._target_mean) / self._target_std for bound in (0.0, 1.0))
         mean[:, 1:] = mean[:, 1:].clamp(low[1:], high[1:])
         return mean
+
+    def _block_size(self) -> int:
+        return BLOCK_SIZE
 
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._mean(features), self._variance(features).sqrt()

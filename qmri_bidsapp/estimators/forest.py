@@ -16,7 +16,7 @@ from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
-from qmri_bidsapp.estimators.trees import MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
+from qmri_bidsapp.estimators.trees import BLOCK_SIZE, MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
 #: Trees between checkpoints and reports of progress.
@@ -137,6 +137,9 @@ class RandomForest(LearnedEstimator):
         mean = forest(features) * (self.n_trees / len(forest.root))
         share = (mean[:, 1:].sigmoid() - self._target_mean[1:]) / self._target_std[1:]
         return torch.cat([mean[:, :1], share], dim=1)
+
+    def _block_size(self) -> int:
+        return BLOCK_SIZE
 
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._mean(self._forest, features), self._variance(features).sqrt()

@@ -13,6 +13,8 @@ from typing_extensions import Self
 #: Places in trees, voxels times trees, that are worked on together: enough to hide the cost of a call to torch, few
 #: enough for the processor's cache.
 WIDTH = 2**15
+#: Voxels that are predicted together.
+BLOCK_SIZE = 2**13
 #: Examples that are drawn at a time where very many are looked at.
 BATCH = 2**13
 #: Features that are tried at each split, as far as there are so many.
