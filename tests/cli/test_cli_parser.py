@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.parser import build_parser, parse
 from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 
@@ -195,15 +197,18 @@ def test_relative_paths_and_dots_become_absolute(bids_dir, tmp_path):
     assert config.output_dir == tmp_path / "out"
 
 
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """All options of a parser and of its commands."""
+    found = {option for action in parser._actions for option in action.option_strings}
+    commands = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found.union(*(_options(choice) for action in commands for choice in action.choices.values()))
+
+
 def test_every_option_in_the_documentation_exists():
     repository = Path(__file__).resolve().parents[2]
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    # Of docker and pip, and of qmri.
+    known = _options(build_parser()) | _options(tools.build_parser())
+    # Of docker and pip.
     foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
-    foreign |= {"--seed", "--peers", "--json", "--seconds", "--threads", "--samples"}
-    foreign |= {"--bids-dir", "--bids-derivatives", "--figures", "--range", "--snr"}
-    foreign |= {"--estimator", "--labels", "--times", "--iterations", "--every"}
-    foreign |= {"--repetitions", "--map-repetitions", "--heads", "--parts", "--resnet-weights"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name
