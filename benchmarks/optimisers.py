@@ -60,7 +60,9 @@ def main() -> None:
             estimator.fit(PROTOCOLS[model])
             seconds, errors = time.process_time() - start, "-"
             if model == "smt":
-                found, _ = table3.measure(lambda s, e=estimator: e.predict(s).estimate[:, 1:] / [1.0, 1e-3], noisy)
+                found, _ = table3.measure(
+                    table3.estimate(lambda s, e=estimator: e.predict(s).estimate[:, 1:] / [1.0, 1e-3], noisy)
+                )
                 errors = "{:.4f} / {:.4f}".format(*found.rmse)
             card = [estimator.notes_["validation"][key] for key in PARAMETERS[model]]
             relative = " / ".join(f"{item['relative_rmse']:.4f}" for item in card)

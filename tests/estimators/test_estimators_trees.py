@@ -105,7 +105,7 @@ def test_errors_are_near_those_of_the_paper_after_little_training(trained):
     def fit(signal):
         return trained.predict(signal).estimate[:, 1:] / [1.0, 1e-3]
 
-    found, _ = table3.measure(fit, table3.simulate(40))
+    found, _ = table3.measure(table3.estimate(fit, table3.simulate(40)))
     paper = table3.PUBLISHED["RF-uniform-SNR25"]
     # Below the exact posterior mean's (0.0628, 0.1048) an error cannot be but by chance.
     assert 0.06 < found.rmse[0] < 1.1 * paper.rmse[0]
