@@ -39,8 +39,15 @@ _MODELS = {
     "zcd": "Cylinder diameter, diffusivities and volume fractions were estimated by the model of a zeppelin, cylinders "
     "and a dot [@taxonomy], with the signal inside cylinders in the Gaussian phase approximation [@vangelderen].",
 }
+#: How estimators that learn were trained.
+_LEARNED = (
+    "trained on signals simulated for the protocol, with parameters from the distribution that the card of its weights "
+    "describes; standard deviations are those of the posterior under that distribution."
+)
 #: What is not said of all fits.
 _ESTIMATORS = {
+    "boosting": f"With the estimator boosting, estimates are those of gradient-boosted trees [@friedman] {_LEARNED}",
+    "forest": f"With the estimator forest, estimates are those of a random forest [@gyori] {_LEARNED}",
     "grid": "With the estimator grid, estimates are posterior means for a uniform prior within bounds and Gaussian "
     "noise, by summation over a lattice [@lattice], and standard deviations are those of the posterior.",
     "interior-point": "With the estimator interior-point, the bounds were approached from inside by a logarithmic "
@@ -50,9 +57,9 @@ _ESTIMATORS = {
     "mix": "With the estimator mix, starting points came from a global search in place of the dictionary: differential "
     "evolution [@evolution] over the non-linear parameters, with the fractions of compartments from non-negative least "
     "squares [@mix].",
-    "mlp": "With the estimator mlp, estimates are those of a multilayer perceptron [@gyori] that was trained on "
-    "signals simulated for the protocol, with parameters from the distribution that the card of its weights "
-    "describes; standard deviations are those of the posterior under that distribution.",
+    "mlp": f"With the estimator mlp, estimates are those of a multilayer perceptron [@gyori] {_LEARNED}",
+    "polynomial": "With the estimator polynomial, estimates are those of Bayesian polynomial regression [@reisert] "
+    f"{_LEARNED}",
     "reduced": "With the estimator reduced, least squares were penalised by a weak prior around the middle of the "
     "bounds, and the bias of second order was taken off [@box] [@cook].",
     "resnet": "With the estimator resnet, estimates are those of a residual network trained on simulated slices of the "
@@ -63,6 +70,8 @@ _ESTIMATORS = {
     "from label maps of heads, with protocols drawn at random [@sabidussi]; it gives no standard deviations.",
     "varpro": "With the estimator varpro, the linear parameters were eliminated by variable projection [@golub] "
     "[@kaufman].",
+    "wide-deep": "With the estimator wide-deep, estimates are those of a linear model and a deep network combined "
+    f"[@cheng] {_LEARNED}",
 }
 
 
