@@ -207,7 +207,10 @@ def test_interrupt_stops_workers(bids: Path, tmp_path: Path) -> None:
 
     command = [sys.executable, "-m", "qmri_bidsapp.cli.run", str(bids), str(tmp_path / "out"), "participant"]
     command += ["-w", str(tmp_path / "work"), "--skip-bids-validation", "--nprocs", "2"]
+    # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("["):
