@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import InputMissingError
-from qmri_bidsapp.estimators.learned import LearnedEstimator
+from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import load_estimators
 
@@ -130,7 +130,7 @@ def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> lis
     for fit in fits:
         kind = estimators.get(fit.estimator)
         # With several bundles there are maps of other angles, and without one of none.
-        if kind is not None and not issubclass(kind, LearnedEstimator) and fit.maps.keys() >= set(names):
+        if kind is not None and not issubclass(kind, TrainedEstimator) and fit.maps.keys() >= set(names):
             first.setdefault(fit.subject, fit)
     # Maps in single precision may lie beyond a bound by rounding.
     return [fit.values(names, tissue).clip(*bounds) for fit in first.values()]

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
     if model.name not in STANDARD:
         raise UsageError(f"Estimator {kind.name} is for {' and '.join(STANDARD)}, not for {model.name}.")
     standard = PROTOCOLS[model.name][STANDARD[model.name]]
-    protocol = _protocol(model, arguments.times)
+    protocol = _protocol(kind, model, arguments.times)
     if protocol is None and not kind.is_general:
         protocol = standard
     heads = load_heads(arguments.labels)
@@ -158,14 +158,14 @@ def load_heads(folder: Path) -> list[npt.NDArray[np.uint8]]:
     return heads
 
 
-def _protocol(model: SignalModel, times: list[float] | None) -> Acquisition | None:
+def _protocol(kind: type[SpatialNetwork], model: SignalModel, times: list[float] | None) -> Acquisition | None:
     """Return the protocol that was asked for."""
     from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 
     if times is None:
         return None
     protocol = (MultiEcho if model.acquisition_type is MultiEcho else InversionRecovery)(tuple(times))
-    model.check(protocol)
+    kind.check(model, protocol)
     return protocol
 
 

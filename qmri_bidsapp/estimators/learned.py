@@ -15,17 +15,17 @@ from scipy.spatial.transform import Rotation
 from typing_extensions import Self
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.core.prior import Prior, Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
-from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError
+from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError, WeightsError
 from qmri_bidsapp.estimators.features import Features
 from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.targets import Targets
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
-from qmri_bidsapp.estimators.weights import find_weights, key_of, load_weights, save_weights, sha256_of
+from qmri_bidsapp.estimators.weights import REMEDY, find_weights, key_of, load_weights, save_weights, sha256_of
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
 
@@ -41,6 +41,9 @@ CHUNK_SIZE = 16_384
 BLOCK_SIZE = 1024
 #: What of an estimator is saved beside what it learned itself.
 SCALES = ("input_mean", "input_std", "target_mean", "target_std")
+#: Largest angle, degree, between a gradient direction of the training and that of a series after motion correction.
+#: Features are made with the series' own directions; another table of directions differs by more somewhere.
+MAX_TURN = 20.0
 #: Fresh voxels on which the errors in the card are measured.
 N_VALIDATION = 2**16
 
@@ -185,6 +188,8 @@ class LearnedEstimator(TrainedEstimator):
         if self.prior_.parameters != self.model.parameters[1:]:
             raise PriorError(f"The prior is not of the parameters of model {self.model.name}.")
         self.noise_ = self.noise or default_noise(self.model, acquisition)
+        if self.noise_.kind == "rician" and acquisition.has_sign:
+            raise UsageError("Rician noise is that of magnitudes, but this series has signs: use gaussian noise.")
         self._features = Features(self.model, acquisition, self.noise_, self.device)
         n_threads = torch.get_num_threads()
         # Rounding depends on the number of threads, and weights on rounding.
@@ -196,12 +201,16 @@ class LearnedEstimator(TrainedEstimator):
         return self
 
     def identity(self, acquisition: Acquisition) -> dict[str, Any]:
-        """Return what must be the same in training and in use, as plain data."""
+        """Return what must be the same in training and in use, as plain data.
+
+        Gradient directions are not among it: motion correction turns them, by no more than `MAX_TURN`.
+        """
+        protocol = {key: value for key, value in acquisition.to_dict().items() if key != "direction"}
         columns = (*self.model.parameters, *self.model.derived, *self.model.covariates)
         return {
             "estimator": self.name,
             "model": {"name": self.model.name, "bounds": {p.name: list(p.bounds) for p in columns}},
-            "protocol": acquisition.to_dict(),
+            "protocol": protocol,
             "version": __version__,
         }
 
@@ -212,6 +221,7 @@ class LearnedEstimator(TrainedEstimator):
         return key_of(
             {
                 **self.identity(acquisition),
+                "protocol": acquisition.to_dict(),
                 "prior": prior.describe(),
                 "noise": asdict(noise),
                 "options": {**self.options(), "n_combinations": self.n_combinations},
@@ -231,6 +241,8 @@ class LearnedEstimator(TrainedEstimator):
     def save(self, folder: str | Path) -> None:
         """Write what was learned, and a card, into a folder; see `weights.save_weights`."""
         state = {name: getattr(self, f"_{name}") for name in SCALES} | {"target_ranges": self._targets.ranges}
+        if isinstance(self.acquisition_, Diffusion):
+            state["direction"] = torch.tensor(self.acquisition_.direction)
         save_weights(Path(folder), {**self._state(), **state}, self.identity(self.acquisition_), self.notes_)
 
     def _load(self, folder: Path) -> None:
@@ -238,6 +250,8 @@ class LearnedEstimator(TrainedEstimator):
         found = find_weights(folder, identity)
         state, notes = load_weights(found, identity)
         self.sha256_ = sha256_of(found)
+        if isinstance(self.acquisition_, Diffusion):
+            _check_turn(found, state.pop("direction").numpy(), np.asarray(self.acquisition_.direction))
         for name in SCALES:
             setattr(self, f"_{name}", state.pop(name).to(self.device))
         self._targets.ranges = state.pop("target_ranges").to(self.device)
@@ -372,3 +386,14 @@ class LearnedEstimator(TrainedEstimator):
         spread = torch.cat([std[:, :1] * amplitude, spread], dim=1)
         status = torch.where(is_free, int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
         return estimate.cpu().numpy(), spread.cpu().numpy(), status.cpu().numpy()
+
+
+def _check_turn(folder: Path, trained: npt.NDArray[np.floating], used: npt.NDArray[np.floating]) -> None:
+    """Raise WeightsError if axes of gradients, (n, 3), differ by more than motion."""
+    cosine = np.abs((trained * used).sum(1))[np.linalg.norm(trained, axis=1) > 0]
+    turn = float(np.rad2deg(np.arccos(cosine.clip(max=1))).max(initial=0.0))
+    if turn > MAX_TURN:
+        raise WeightsError(
+            f"The weights in {folder} are for other gradient directions: one differs by {turn:.0f} degree, and motion "
+            f"explains {MAX_TURN:g}. {REMEDY}"
+        )

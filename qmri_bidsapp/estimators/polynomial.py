@@ -228,6 +228,8 @@ def evidence_regression(information: torch.Tensor, moment: torch.Tensor, power: 
         weight = rotated / (values + ridge)
         gamma = (values / (values + ridge)).sum(0)
         residual = power - 2 * (weight * rotated).sum(0) + (values * weight.square()).sum(0)
+        # Without noise rounding may leave a negative rest.
+        residual = residual.clamp(min=1e-12 * power)
         ridge = gamma * residual / ((n - gamma) * weight.square().sum(0))
     coefficients: torch.Tensor = vectors @ (rotated / (values + ridge))
     return coefficients

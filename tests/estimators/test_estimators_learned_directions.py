@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from qmri_bidsapp.core.prior import Empirical
 from qmri_bidsapp.core.simulation import Noise
+from qmri_bidsapp.errors import WeightsError
 from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.linear import WeightedLinearLeastSquares
 from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
@@ -120,3 +123,29 @@ def test_every_prior_is_turned_at_random():
 def test_one_axis_at_most():
     supported = [MultilayerPerceptron.supports(Noddi.with_bundles(n)()) for n in range(4)]
     assert supported == [True, True, False, False]
+
+
+def test_weights_serve_directions_turned_by_motion_and_no_others(noddi, tmp_path):
+    noddi.save(tmp_path / "weights")
+    protocol = standard("noddi")
+    rotation = Rotation.from_euler("xyz", [5, -4, 3], degrees=True).as_matrix()
+
+    def measured_with(direction: np.ndarray):
+        return replace(protocol, direction=tuple(map(tuple, np.asarray(direction).tolist())))
+
+    turned = measured_with(np.array(protocol.direction) @ rotation.T)
+    again = MultilayerPerceptron(noddi.model, weights=tmp_path / "weights").fit(turned)
+    signal = voxels(noddi.model, 500)[1]
+    # The head has turned with the directions: scalars stay, as far as a short training has learned that the signs of a
+    # voxel's axes mean nothing, and the fibres have turned.
+    maps = noddi.predict(signal)
+    before, after = maps.estimate, again.predict(signal).estimate
+    difference = np.sqrt(((after - before)[:, :4] ** 2).mean(0) / (maps.std[:, :4] ** 2).mean(0))
+    assert (difference < 0.4).all()
+    expected = unit_vector(torch.tensor(before[:, 4:], dtype=torch.float64)).numpy() @ rotation.T
+    found = unit_vector(torch.tensor(after[:, 4:], dtype=torch.float64)).numpy()
+    coherent = before[:, 3] < 0.4
+    assert np.median(np.rad2deg(np.arccos(np.abs((expected * found).sum(1)[coherent]).clip(max=1)))) < 3
+    other = np.array(protocol.direction) @ Rotation.from_euler("x", 60, degrees=True).as_matrix()
+    with pytest.raises(WeightsError, match="for other gradient directions: one differs by (59|60) degree"):
+        MultilayerPerceptron(noddi.model, weights=tmp_path / "weights").fit(measured_with(other))
