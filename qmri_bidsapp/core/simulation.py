@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition
 from qmri_bidsapp.errors import PriorError
@@ -40,6 +41,16 @@ class Noise:
             raise PriorError(f"The signal-to-noise ratio must be positive, the lower value first, got {self.snr}.")
         if math.isinf(self.snr[1]) and self.snr[0] != self.snr[1]:
             raise PriorError("A range of signal-to-noise ratios must be finite.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, which JSON can hold: an infinite ratio is text."""
+        return {"kind": self.kind, "snr": [value if math.isfinite(value) else str(value) for value in self.snr]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the noise of `to_dict`."""
+        low, high = map(float, data["snr"])
+        return cls(data["kind"], (low, high))
 
     @property
     def is_fixed(self) -> bool:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.ensemble import GradientBoostingRegressor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
-from qmri_bidsapp.estimators.trees import BLOCK_SIZE, MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
+from qmri_bidsapp.estimators.examples import Draw
+from qmri_bidsapp.estimators.learned import Common, LearnedEstimator
+from qmri_bidsapp.estimators.trees import BLOCK_SIZE, MAX_FEATURES, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
 #: Trees of each output that are grown on the same examples, and share of the examples that one of them is given.
@@ -44,23 +43,26 @@ class GradientBoosting(LearnedEstimator):
     name: ClassVar[str] = "boosting"
     title: ClassVar[str] = "Gradient-boosted trees, trained on simulated signals"
     reference: ClassVar[str] = "Friedman 2002, Comput Stat Data Anal 38:367"
+    option_names: ClassVar[tuple[str, ...]] = (
+        "n_trees",
+        "max_depth",
+        "learning_rate",
+        "min_samples_leaf",
+        "n_examples",
+    )
 
     def __init__(
         self,
         model: SignalModel,
         *,
-        device: str = "cpu",
-        prior: Prior | None = None,
-        noise: Noise | None = None,
-        weights: str | Path | None = None,
-        n_combinations: int = N_COMBINATIONS,
         n_trees: int = 100,
         max_depth: int = 8,
         learning_rate: float = 0.1,
         min_samples_leaf: int = 20,
         n_examples: int = 2**16,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, device=device, prior=prior, noise=noise, weights=weights, n_combinations=n_combinations)
+        super().__init__(model, **common)
         if min(n_trees, max_depth, min_samples_leaf) < 1 or n_examples * SUBSAMPLE < 1 or learning_rate <= 0:
             raise UsageError("Boosting needs a positive learning rate, and at least one tree, level and example.")
         self.n_trees = n_trees
@@ -74,19 +76,9 @@ class GradientBoosting(LearnedEstimator):
         """Return one of few small trees; see `LearnedEstimator.brief`."""
         return cls(model, device=device, n_trees=20, max_depth=5, n_examples=2**10, n_combinations=2**12)
 
-    def options(self) -> dict[str, Any]:
-        """Return number, depth, rate, leaves and examples of the trees."""
-        return {
-            "n_trees": self.n_trees,
-            "max_depth": self.max_depth,
-            "learning_rate": self.learning_rate,
-            "min_samples_leaf": self.min_samples_leaf,
-            "n_examples": self.n_examples,
-        }
-
     def _learn(
         self,
-        examples: Examples,
+        examples: Draw,
         generator: torch.Generator,
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
@@ -141,8 +133,6 @@ class GradientBoosting(LearnedEstimator):
             state |= output.state(f"{i}.")
         return state
 
-    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
-        for name, value in options.items():
-            setattr(self, name, value)
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
         self._variance = TreeEnsemble.from_state(state, "variance.")
         self._outputs = [TreeEnsemble.from_state(state, f"{i}.") for i in range(len(self._target_mean))]

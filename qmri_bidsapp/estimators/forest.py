@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.tree import DecisionTreeRegressor
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError, WeightsError
-from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
-from qmri_bidsapp.estimators.trees import BLOCK_SIZE, MAX_FEATURES, Examples, TreeEnsemble, draw_seed, grow_variance
+from qmri_bidsapp.estimators.examples import Draw
+from qmri_bidsapp.estimators.learned import Common, LearnedEstimator
+from qmri_bidsapp.estimators.trees import BLOCK_SIZE, MAX_FEATURES, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
 #: Trees between checkpoints and reports of progress.
@@ -51,22 +50,19 @@ class RandomForest(LearnedEstimator):
     name: ClassVar[str] = "forest"
     title: ClassVar[str] = "Random forest, trained on simulated signals"
     reference: ClassVar[str] = "Gyori et al. 2021, Magn Reson Med 87:932; Breiman 2001, Mach Learn 45:5"
+    option_names: ClassVar[tuple[str, ...]] = ("n_trees", "max_depth", "min_samples_leaf", "n_examples")
 
     def __init__(
         self,
         model: SignalModel,
         *,
-        device: str = "cpu",
-        prior: Prior | None = None,
-        noise: Noise | None = None,
-        weights: str | Path | None = None,
-        n_combinations: int = N_COMBINATIONS,
         n_trees: int = 200,
         max_depth: int = 20,
         min_samples_leaf: int = 5,
         n_examples: int = 2**15,
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, device=device, prior=prior, noise=noise, weights=weights, n_combinations=n_combinations)
+        super().__init__(model, **common)
         if min(n_trees, max_depth, min_samples_leaf, n_examples) < 1:
             raise UsageError("A forest needs at least one tree, one level, and one example in a leaf and of a tree.")
         self.n_trees = n_trees
@@ -79,18 +75,9 @@ class RandomForest(LearnedEstimator):
         """Return one of few small trees; see `LearnedEstimator.brief`."""
         return cls(model, device=device, n_trees=20, n_examples=2**10, n_combinations=2**12)
 
-    def options(self) -> dict[str, Any]:
-        """Return number, depth, leaves and examples of the trees."""
-        return {
-            "n_trees": self.n_trees,
-            "max_depth": self.max_depth,
-            "min_samples_leaf": self.min_samples_leaf,
-            "n_examples": self.n_examples,
-        }
-
     def _learn(
         self,
-        examples: Examples,
+        examples: Draw,
         generator: torch.Generator,
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
@@ -105,7 +92,7 @@ class RandomForest(LearnedEstimator):
             if progress is not None:
                 progress(len(forest.root), float((self._mean(part, unseen) - targets).square().mean()))
             if checkpoint is not None:
-                temporary = checkpoint.with_suffix(".partial")
+                temporary = checkpoint.with_suffix(".part")
                 save_file({**forest.state(), "generator": generator.get_state()}, temporary)
                 temporary.replace(checkpoint)
         assert forest is not None
@@ -116,7 +103,7 @@ class RandomForest(LearnedEstimator):
         if checkpoint is not None:
             checkpoint.unlink(missing_ok=True)
 
-    def _grow(self, n: int, examples: Examples, generator: torch.Generator) -> TreeEnsemble:
+    def _grow(self, n: int, examples: Draw, generator: torch.Generator) -> TreeEnsemble:
         """Return some of the trees, each weighted by one over the number of all."""
         trees = []
         for _ in range(n):
@@ -147,9 +134,7 @@ class RandomForest(LearnedEstimator):
     def _state(self) -> dict[str, torch.Tensor]:
         return {**self._forest.state("forest."), **self._variance.state("variance.")}
 
-    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
-        for name, value in options.items():
-            setattr(self, name, value)
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
         self._forest = TreeEnsemble.from_state(state, "forest.")
         self._variance = TreeEnsemble.from_state(state, "variance.")
 

@@ -4,48 +4,55 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.spatial.transform import Rotation
 from typing_extensions import Self
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.core.prior import Prior, Uniform
+from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError, WeightsError
+from qmri_bidsapp.estimators.examples import Draw, Examples, simulate
 from qmri_bidsapp.estimators.features import Features
 from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.probes import check_probes, check_turn
 from qmri_bidsapp.estimators.targets import Targets
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.estimators.weights import REMEDY, find_weights, key_of, load_weights, save_weights, sha256_of
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.models.rotation import turn
 
-#: Parameter combinations that are simulated (Gyori et al. 2021, section 2.3.3), and most values of their signals.
-N_COMBINATIONS = 2**19
+#: Most values of the signals of all parameter combinations.
 MAX_VALUES = 2**25
 #: Signal-to-noise ratios of the default noise.
 SNR = (10.0, 100.0)
-#: Share of the training examples whose noise is not told, as of voxels in use where it is not known.
-UNTOLD = 0.5
+#: Factor by which a voxel's noise may exceed the highest of the training: beyond, the errors are not known.
+NOISE_MARGIN = 1.25
 #: Voxels that are predicted together, and, of these, regressed together: intermediate values then stay in the cache.
 CHUNK_SIZE = 16_384
 BLOCK_SIZE = 1024
 #: What of an estimator is saved beside what it learned itself.
 SCALES = ("input_mean", "input_std", "target_mean", "target_std")
-#: Largest angle, degree, between a gradient direction of the training and that of a series after motion correction.
-#: Features are made with the series' own directions; another table of directions differs by more somewhere.
-MAX_TURN = 20.0
-#: Fresh voxels on which the errors in the card are measured.
+#: Unseen voxels on which the errors in the card are measured, and those that are kept with the weights.
 N_VALIDATION = 2**16
+N_PROBES = 64
+
+
+class Common(TypedDict, total=False):
+    """What the constructors of all learned estimators take; see `LearnedEstimator`."""
+
+    device: str
+    prior: Prior | None
+    noise: Noise | None
+    weights: str | Path | None
+    n_combinations: int | None
 
 
 def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
@@ -67,7 +74,7 @@ class LearnedEstimator(TrainedEstimator):
 
     Standard deviations are those of the posterior under the training distribution, as they were learned from the
     squared errors: they tell nothing where a voxel is unlike those of the training. `noise_std` acts within the range
-    of the training, and not at all where that is a single level.
+    of the training, and not at all where that is a single level; standard deviations are NaN where it is larger.
 
     Parameters
     ----------
@@ -79,11 +86,16 @@ class LearnedEstimator(TrainedEstimator):
         `default_noise` where not given.
     weights : path, optional
         Folder with weights to be used in place of training, or of such folders, one of them for the protocol.
-    n_combinations : int
-        Parameter combinations that are simulated; fewer where a signal has very many values.
+    n_combinations : int, optional
+        Parameter combinations that are simulated, `default_combinations` where not given; fewer where a signal has very
+        many values.
     """
 
     std_kind: ClassVar[str] = "posterior standard deviation under the training distribution, learned"
+    #: As many as in Gyori et al. 2021, section 2.3.3.
+    default_combinations: ClassVar[int] = 2**19
+    #: Attributes, beside prior and noise, that the weights depend on.
+    option_names: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -93,7 +105,7 @@ class LearnedEstimator(TrainedEstimator):
         prior: Prior | None = None,
         noise: Noise | None = None,
         weights: str | Path | None = None,
-        n_combinations: int = N_COMBINATIONS,
+        n_combinations: int | None = None,
     ) -> None:
         super().__init__(model, device=device, weights=weights)
         if weights is not None and (prior is not None or noise is not None):
@@ -102,7 +114,9 @@ class LearnedEstimator(TrainedEstimator):
             )
         self.prior = prior
         self.noise = noise
-        self.n_combinations = n_combinations
+        self.n_combinations = self.default_combinations if n_combinations is None else n_combinations
+        if self.n_combinations < 1:
+            raise UsageError(f"Training needs at least one parameter combination, got {self.n_combinations}.")
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
@@ -115,6 +129,12 @@ class LearnedEstimator(TrainedEstimator):
         return n_axes < 2 and all(i in turning for i, p in enumerate(model.parameters) if p.is_periodic)
 
     @classmethod
+    def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
+        """Raise ProtocolError if the protocol does not tell the model's parameters, or a voxel's axes."""
+        super().check(model, acquisition)
+        Features(model, acquisition, Noise("gaussian", SNR), "cpu")
+
+    @classmethod
     def optimised_by(cls, name: str) -> dict[str, Any]:
         """Return the constructor's options that choose an optimiser by its name.
 
@@ -125,19 +145,24 @@ class LearnedEstimator(TrainedEstimator):
         """
         raise UsageError(f"Estimator {cls.name} has no optimiser to choose.")
 
-    @abstractmethod
     def options(self) -> dict[str, Any]:
         """Return the options, beside prior and noise, that the weights depend on, as plain data."""
+        return {name: getattr(self, name) for name in self.option_names}
+
+    def _set_options(self, options: dict[str, Any]) -> None:
+        """Take over `options`."""
+        for name in self.option_names:
+            setattr(self, name, options[name])
 
     @abstractmethod
     def _learn(
         self,
-        examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]],
+        examples: Draw,
         generator: torch.Generator,
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
     ) -> None:
-        """Learn from (n, n_features) features and (n, n_targets) targets, scaled to mean zero and variance one."""
+        """Learn from examples, whose features and targets are scaled to mean zero and variance one."""
 
     @abstractmethod
     def _regress(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,8 +173,8 @@ class LearnedEstimator(TrainedEstimator):
         """Return what was learned."""
 
     @abstractmethod
-    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
-        """Take over what was learned, from `_state` and `options`."""
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what was learned, from `_state`."""
 
     def fit(
         self,
@@ -165,7 +190,7 @@ class LearnedEstimator(TrainedEstimator):
         ----------
         acquisition : Acquisition
         seed : int
-            The same seed gives the same weights on a processor.
+            The same seed gives the same weights on a processor; not negative.
         progress, checkpoint
             As for `training.train`.
 
@@ -177,6 +202,8 @@ class LearnedEstimator(TrainedEstimator):
             If the prior is not of the model's parameters.
         WeightsError
             If the weights are damaged or for something else.
+        UsageError
+            If the seed is negative, or the noise cannot be that of such signals.
         """
         self.check(self.model, acquisition)
         self.acquisition_ = acquisition
@@ -184,6 +211,8 @@ class LearnedEstimator(TrainedEstimator):
         if self.weights is not None:
             self._load(Path(self.weights))
             return self
+        if seed < 0:
+            raise UsageError(f"The seed must not be negative, got {seed}.")
         self.prior_ = self.prior or self.model.default_prior()
         if self.prior_.parameters != self.model.parameters[1:]:
             raise PriorError(f"The prior is not of the parameters of model {self.model.name}.")
@@ -203,7 +232,7 @@ class LearnedEstimator(TrainedEstimator):
     def identity(self, acquisition: Acquisition) -> dict[str, Any]:
         """Return what must be the same in training and in use, as plain data.
 
-        Gradient directions are not among it: motion correction turns them, by no more than `MAX_TURN`.
+        Gradient directions are not among it, since motion correction turns them; see `probes.check_turn`.
         """
         protocol = {key: value for key, value in acquisition.to_dict().items() if key != "direction"}
         columns = (*self.model.parameters, *self.model.derived, *self.model.covariates)
@@ -211,7 +240,6 @@ class LearnedEstimator(TrainedEstimator):
             "estimator": self.name,
             "model": {"name": self.model.name, "bounds": {p.name: list(p.bounds) for p in columns}},
             "protocol": protocol,
-            "version": __version__,
         }
 
     def cache_key(self, acquisition: Acquisition, seed: int = 0) -> str:
@@ -223,16 +251,18 @@ class LearnedEstimator(TrainedEstimator):
                 **self.identity(acquisition),
                 "protocol": acquisition.to_dict(),
                 "prior": prior.describe(),
-                "noise": asdict(noise),
+                "noise": noise.to_dict(),
                 "options": {**self.options(), "n_combinations": self.n_combinations},
                 "seed": seed,
+                "device": torch.device(self.device).type,
+                "version": __version__,
             }
         )
 
     def provenance(self) -> str:
         """Return number of voxels, training distribution and noise in a sentence."""
         noise = self.notes_["noise"]
-        low, high = noise["snr"]
+        low, high = map(float, noise["snr"])
         return (
             f"Trained on {self.notes_['n_combinations']} simulated voxels of this protocol, distribution "
             f"{self.notes_['prior']['name']}, {noise['kind']} noise, SNR {low:g} to {high:g}."
@@ -241,6 +271,7 @@ class LearnedEstimator(TrainedEstimator):
     def save(self, folder: str | Path) -> None:
         """Write what was learned, and a card, into a folder; see `weights.save_weights`."""
         state = {name: getattr(self, f"_{name}") for name in SCALES} | {"target_ranges": self._targets.ranges}
+        state |= {f"probe.{name}": value for name, value in self._probes.items()}
         if isinstance(self.acquisition_, Diffusion):
             state["direction"] = torch.tensor(self.acquisition_.direction)
         save_weights(Path(folder), {**self._state(), **state}, self.identity(self.acquisition_), self.notes_)
@@ -248,69 +279,77 @@ class LearnedEstimator(TrainedEstimator):
     def _load(self, folder: Path) -> None:
         identity = self.identity(self.acquisition_)
         found = find_weights(folder, identity)
-        state, notes = load_weights(found, identity)
+        state, self.notes_ = load_weights(found, identity)
         self.sha256_ = sha256_of(found)
-        if isinstance(self.acquisition_, Diffusion):
-            _check_turn(found, state.pop("direction").numpy(), np.asarray(self.acquisition_.direction))
+        try:
+            self._take(found, {name: value.to(self.device) for name, value in state.items()})
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise WeightsError(
+                f"{found} does not hold all of the weights of {self.name} ({error}). {REMEDY}"
+            ) from error
+
+    def _take(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Take over the tensors and notes of a folder, and try them on the voxels that are kept with them."""
+        trained = self.acquisition_
+        if isinstance(trained, Diffusion):
+            direction = state.pop("direction").cpu().numpy()
+            check_turn(folder, direction, np.asarray(trained.direction))
+            trained = replace(trained, direction=tuple(map(tuple, direction.tolist())))
         for name in SCALES:
-            setattr(self, f"_{name}", state.pop(name).to(self.device))
-        self._targets.ranges = state.pop("target_ranges").to(self.device)
-        self.notes_ = notes
-        self.noise_ = Noise(notes["noise"]["kind"], tuple(notes["noise"]["snr"]))
+            setattr(self, f"_{name}", state.pop(name))
+        self._targets.ranges = state.pop("target_ranges")
+        self._probes = {
+            name.removeprefix("probe."): state.pop(name) for name in list(state) if name.startswith("probe.")
+        }
+        self.noise_ = Noise.from_dict(self.notes_["noise"])
+        self._set_options(self.notes_["options"])
+        self._restore(state)
+        self._features = Features(self.model, trained, self.noise_, self.device)
+        clean = self.model.signal(self._probes["theta"], trained)
+        check_probes(folder, self._probes, clean, *self._probe(self._probes))
         self._features = Features(self.model, self.acquisition_, self.noise_, self.device)
-        self._restore({name: value.to(self.device) for name, value in state.items()}, notes["options"])
 
     def _train(self, seed: int, progress: Callable[[int, float], None] | None, checkpoint: Path | None) -> None:
         rng = np.random.default_rng(seed)
         generator = torch.Generator(self.device).manual_seed(seed)
-        simulation = self._simulate(rng)
-        truth = self._targets.truth(simulation.theta)
-        self._targets.learn_ranges(truth)
-        covariates = simulation.theta[:, len(self.model.parameters) :].float()
+        n = min(self.n_combinations, MAX_VALUES // self.acquisition_.n_measurements)
+        training, unseen = (self._simulate(size, rng) for size in (n, min(n, N_VALIDATION)))
+        examples = Examples(self.model, training, self._features, self._targets)
+        self._targets.learn_ranges(examples.truth)
+        self._scale_by(*examples(len(unseen), generator))
 
-        def examples(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-            index, signal, sigma = simulation.draw(n, generator)
-            size = reference(signal, self.acquisition_)
-            # Of noise alone there is no reference.
-            seen = (size > 0).squeeze(1)
-            told = torch.rand(n, 1, generator=generator, device=self.device) >= UNTOLD
-            index, relative, size = index[seen], (signal / size)[seen], size[seen]
-            noise = torch.where(told, sigma, torch.nan)[seen] / size
-            frames = self._features.frames(relative)
-            features = self._features(relative, frames, noise, covariates[index])
-            return features, torch.cat([-size.log(), self._targets.positions(truth[index], frames)], dim=1)
+        def scaled(examples: Examples) -> Draw:
+            def draw(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+                features, targets = examples(n, generator)
+                return self._scaled(features), (targets - self._target_mean) / self._target_std
 
-        n_validation = min(N_VALIDATION, len(simulation))
-        self._scale_by(*examples(n_validation, generator))
+            return draw
 
-        def scaled(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-            features, targets = examples(n, generator)
-            return self._scaled(features), (targets - self._target_mean) / self._target_std
-
-        self._learn(scaled, generator, progress, checkpoint)
+        self._learn(scaled(examples), generator, progress, checkpoint)
+        others = Examples(self.model, unseen, self._features, self._targets)
         self.notes_ = {
             "prior": self.prior_.describe(),
-            "noise": asdict(self.noise_),
+            "noise": self.noise_.to_dict(),
             "options": self.options(),
-            "n_combinations": len(simulation),
+            "n_combinations": n,
             "seed": seed,
-            "validation": self._validate(*scaled(n_validation, generator)),
+            "version": __version__,
+            "validation": self._validate(*scaled(others)(len(unseen), generator)),
         }
+        index, signal, sigma = unseen.draw(N_PROBES, generator)
+        theta = unseen.theta[index]
+        self._probes = {"theta": theta, "clean": unseen.clean[index], "signal": signal, "sigma": sigma}
+        self._probes["mean"], self._probes["std"] = self._probe(self._probes)
 
-    def _simulate(self, rng: np.random.Generator) -> Simulation:
-        """Return simulated voxels of amplitude one, their tissue turned at random."""
-        n = min(self.n_combinations, MAX_VALUES // self.acquisition_.n_measurements)
-        parameters = np.insert(self.prior_.draw(n, rng), 0, 1.0, axis=1)
-        covariates = Uniform(self.model.covariates).draw(n, rng)
-        theta = self.model.with_covariates(torch.tensor(parameters), torch.tensor(covariates))
-        if self.model.directional:
-            theta = turn(self.model, theta, torch.tensor(Rotation.random(n, random_state=rng).as_matrix()))
-        return Simulation(
-            theta.to(self.device),
-            lambda part: self.model.signal(part, self.acquisition_),
-            self.acquisition_,
-            self.noise_,
-        )
+    def _simulate(self, n: int, rng: np.random.Generator) -> Simulation:
+        return simulate(self.model, self.acquisition_, self.prior_, self.noise_, n, rng, self.device)
+
+    def _probe(self, probes: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of the targets, scaled, of some voxels."""
+        covariates = probes["theta"][:, len(self.model.parameters) :].float()
+        _, _, features = self._seen(probes["signal"], probes["sigma"], covariates)
+        with torch.no_grad():
+            return self._regress_blocks(self._scaled(features))
 
     def _scale_by(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         self._input_mean, self._target_mean = features.mean(0), targets.mean(0)
@@ -362,6 +401,16 @@ class LearnedEstimator(TrainedEstimator):
 
         return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
 
+    def _seen(
+        self, signal: torch.Tensor, sigma: torch.Tensor, covariates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Return the reference (n, 1), NaN where there is none, frames, and features of voxels in use."""
+        size = reference(signal, self.acquisition_)
+        size = torch.where(size > 0, size, torch.nan)
+        relative = signal / size
+        frames = self._features.frames(torch.where(torch.isfinite(size), relative, 0.0))
+        return size, frames, self._features(relative, frames, sigma / size, covariates)
+
     def _estimate(
         self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32], covariates: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
@@ -371,29 +420,15 @@ class LearnedEstimator(TrainedEstimator):
         those of the training: it has no standard deviation there.
         """
         signal, sigma, known = (torch.as_tensor(part, device=self.device) for part in (values, noise, covariates))
-        size = reference(signal, self.acquisition_)
-        size = torch.where(size > 0, size, torch.nan)
-        relative = signal / size
-        has_size = torch.isfinite(size)
-        frames = self._features.frames(torch.where(has_size, relative, 0.0))
-        features = self._features(relative, frames, sigma.unsqueeze(1) / size, known)
+        sigma = sigma.unsqueeze(1)
+        size, frames, features = self._seen(signal, sigma, known)
         mean, std = self._regress_blocks(self._scaled(features))
         mean, std = (mean * self._target_std + self._target_mean).double(), (std * self._target_std).double()
+        std = torch.where(sigma * self.noise_.snr[0] > NOISE_MARGIN * size, torch.nan, std)
         amplitude = (size * mean[:, :1].float().exp()).double()
-        mean = torch.where(has_size, mean, 0.5)
+        mean = torch.where(torch.isfinite(size), mean, 0.5)
         value, spread, is_free = self._targets.estimates(mean[:, 1:], std[:, 1:], frames)
         estimate = torch.cat([amplitude, value], dim=1)
         spread = torch.cat([std[:, :1] * amplitude, spread], dim=1)
         status = torch.where(is_free, int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
         return estimate.cpu().numpy(), spread.cpu().numpy(), status.cpu().numpy()
-
-
-def _check_turn(folder: Path, trained: npt.NDArray[np.floating], used: npt.NDArray[np.floating]) -> None:
-    """Raise WeightsError if axes of gradients, (n, 3), differ by more than motion."""
-    cosine = np.abs((trained * used).sum(1))[np.linalg.norm(trained, axis=1) > 0]
-    turn = float(np.rad2deg(np.arccos(cosine.clip(max=1))).max(initial=0.0))
-    if turn > MAX_TURN:
-        raise WeightsError(
-            f"The weights in {folder} are for other gradient directions: one differs by {turn:.0f} degree, and motion "
-            f"explains {MAX_TURN:g}. {REMEDY}"
-        )

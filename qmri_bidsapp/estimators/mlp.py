@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.learned import N_COMBINATIONS, LearnedEstimator
+from qmri_bidsapp.estimators.examples import Draw
+from qmri_bidsapp.estimators.learned import Common, LearnedEstimator
 from qmri_bidsapp.estimators.training import Training, train
 from qmri_bidsapp.models.base import SignalModel
 
@@ -28,6 +27,14 @@ SPREAD_WEIGHT = 0.1
 LEAST_VARIANCE = 1e-8
 #: Range of the logarithm of the amplitude's scaled variance: a voxel unlike all others must not make it overflow.
 LOG_VARIANCE = (-18.0, 18.0)
+
+
+class Deep(Common, total=False):
+    """What the constructor of `MultilayerPerceptron` takes."""
+
+    training: Training
+    hidden: Sequence[int]
+    activation: str
 
 
 class MultilayerPerceptron(LearnedEstimator):
@@ -43,7 +50,7 @@ class MultilayerPerceptron(LearnedEstimator):
         As for `LearnedEstimator`.
     training : Training
         Steps, batches, optimiser.
-    hidden : tuple of int
+    hidden : sequence of int
         Units of each hidden layer.
     activation : str
         ``"silu"`` or ``"relu"``.
@@ -52,25 +59,22 @@ class MultilayerPerceptron(LearnedEstimator):
     name: ClassVar[str] = "mlp"
     title: ClassVar[str] = "Multilayer perceptron, trained on simulated signals"
     reference: ClassVar[str] = "Gyori et al. 2021, Magn Reson Med 87:932"
+    option_names: ClassVar[tuple[str, ...]] = ("training", "hidden", "activation")
 
     def __init__(
         self,
         model: SignalModel,
         *,
-        device: str = "cpu",
-        prior: Prior | None = None,
-        noise: Noise | None = None,
-        weights: str | Path | None = None,
-        n_combinations: int = N_COMBINATIONS,
         training: Training = Training(),  # noqa: B008
-        hidden: tuple[int, ...] = (64, 64, 64),
+        hidden: Sequence[int] = (64, 64, 64),
         activation: str = "silu",
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, device=device, prior=prior, noise=noise, weights=weights, n_combinations=n_combinations)
+        super().__init__(model, **common)
         if activation not in ACTIVATIONS:
             raise UsageError(f"There is no activation {activation!r}; known: {', '.join(ACTIVATIONS)}.")
         self.training = training
-        self.hidden = tuple(hidden)
+        self.hidden = list(hidden)
         self.activation = activation
 
     @classmethod
@@ -84,12 +88,15 @@ class MultilayerPerceptron(LearnedEstimator):
         return {"training": Training(optimiser=name)}
 
     def options(self) -> dict[str, Any]:
-        """Return training, hidden layers and activation."""
-        return {"training": asdict(self.training), "hidden": list(self.hidden), "activation": self.activation}
+        """Return options as plain data; see `LearnedEstimator.options`."""
+        return super().options() | {"training": asdict(self.training)}
+
+    def _set_options(self, options: dict[str, Any]) -> None:
+        super()._set_options({**options, "training": Training(**options["training"])})
 
     def _learn(
         self,
-        examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]],
+        examples: Draw,
         generator: torch.Generator,
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
@@ -114,9 +121,7 @@ class MultilayerPerceptron(LearnedEstimator):
             optimisers=self._optimisers(),
         )
 
-    def _start(
-        self, examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]], generator: torch.Generator
-    ) -> nn.Module:
+    def _start(self, examples: Draw, generator: torch.Generator) -> nn.Module:
         """Return the network before training."""
         network = self._build().to(self.device)
         for layer in network:
@@ -161,9 +166,7 @@ class MultilayerPerceptron(LearnedEstimator):
     def _state(self) -> dict[str, torch.Tensor]:
         return dict(self._network.state_dict())
 
-    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
-        self.hidden, self.activation = tuple(options["hidden"]), str(options["activation"])
-        self.training = Training(**options["training"])
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
         self._network = self._rebuild(state)
         self._network.load_state_dict(state)
         self._network.eval()

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.learned import LearnedEstimator
+from qmri_bidsapp.estimators.examples import Draw
+from qmri_bidsapp.estimators.learned import Common, LearnedEstimator
 from qmri_bidsapp.estimators.monomials import Monomials
 from qmri_bidsapp.estimators.optimisers import dual_coordinate_ascent
 from qmri_bidsapp.models.base import SignalModel
 
-N_COMBINATIONS = 2**17
 #: Examples whose monomials are in memory at a time.
 BATCH = 2**13
 #: Steps in the search for the evidence's maximum, and for that of the spread's likelihood.
 EVIDENCE_STEPS = 20
 SPREAD_STEPS = 6
+#: Least precision of the prior on coefficients, over that of the noise and relative to the mean information.
+ROUNDING = 1e-12
 #: Degree of the polynomial of the spread: a higher one runs away where examples are rare.
 SPREAD_DEGREE = 4
 #: Estimates are held between these quantiles of the training's parameters.
@@ -41,8 +41,6 @@ SDCA_EPOCHS = 10
 SDCA_RIDGE = 1e-4
 #: Ways to the coefficients of the mean.
 OPTIMISERS = ("exact", "sdca")
-
-Examples = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
 class PolynomialRegression(LearnedEstimator):
@@ -67,20 +65,18 @@ class PolynomialRegression(LearnedEstimator):
     name: ClassVar[str] = "polynomial"
     title: ClassVar[str] = "Bayesian polynomial regression, trained on simulated signals"
     reference: ClassVar[str] = "Reisert et al. 2017, NeuroImage 147:964"
+    default_combinations: ClassVar[int] = 2**17
+    option_names: ClassVar[tuple[str, ...]] = ("degree", "optimiser")
 
     def __init__(
         self,
         model: SignalModel,
         *,
-        device: str = "cpu",
-        prior: Prior | None = None,
-        noise: Noise | None = None,
-        weights: str | Path | None = None,
-        n_combinations: int = N_COMBINATIONS,
         degree: int = 8,
         optimiser: str = "exact",
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(model, device=device, prior=prior, noise=noise, weights=weights, n_combinations=n_combinations)
+        super().__init__(model, **common)
         if degree < 1:
             raise UsageError(f"A polynomial needs a degree of at least 1, got {degree}.")
         self.degree = degree
@@ -98,13 +94,9 @@ class PolynomialRegression(LearnedEstimator):
             raise UsageError(f"Estimator {cls.name} has no optimiser {name!r}; known: {', '.join(OPTIMISERS)}.")
         return {"optimiser": name}
 
-    def options(self) -> dict[str, Any]:
-        """Return degree and optimiser."""
-        return {"degree": self.degree, "optimiser": self.optimiser}
-
     def _learn(
         self,
-        examples: Examples,
+        examples: Draw,
         generator: torch.Generator,
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
@@ -161,8 +153,7 @@ class PolynomialRegression(LearnedEstimator):
         state["degree"] = torch.tensor(self._monomials.degree)
         return state | {"mean": self._mean, "log_variance": self._log_variance, "ends": self._ends}
 
-    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
-        self.degree, self.optimiser = int(options["degree"]), str(options["optimiser"])
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
         self._mean, self._log_variance, self._ends = state["mean"], state["log_variance"], state["ends"]
         n_features, n_components = state["monomials.basis"].shape
         self._monomials = Monomials(n_features, n_components, int(state["degree"])).to(self.device)
@@ -174,7 +165,7 @@ class Batches:
     """Monomials and targets of examples, drawn anew in each pass."""
 
     def __init__(
-        self, monomials: Monomials, examples: Examples, n_targets: int, generator: torch.Generator, n: int
+        self, monomials: Monomials, examples: Draw, n_targets: int, generator: torch.Generator, n: int
     ) -> None:
         self.monomials, self.examples, self.n_targets = monomials, examples, n_targets
         self.generator, self.n = generator, n
@@ -228,8 +219,8 @@ def evidence_regression(information: torch.Tensor, moment: torch.Tensor, power: 
         weight = rotated / (values + ridge)
         gamma = (values / (values + ridge)).sum(0)
         residual = power - 2 * (weight * rotated).sum(0) + (values * weight.square()).sum(0)
-        # Without noise rounding may leave a negative rest.
+        # Without noise rounding may leave a negative rest, and coefficients that it alone determines.
         residual = residual.clamp(min=1e-12 * power)
-        ridge = gamma * residual / ((n - gamma) * weight.square().sum(0))
+        ridge = (gamma * residual / ((n - gamma) * weight.square().sum(0))).clamp(min=ROUNDING * values.mean())
     coefficients: torch.Tensor = vectors @ (rotated / (values + ridge))
     return coefficients

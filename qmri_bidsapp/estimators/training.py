@@ -61,6 +61,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.optimiser not in OPTIMISERS:
             raise UsageError(f"There is no optimiser {self.optimiser!r}; known: {', '.join(OPTIMISERS)}.")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise UsageError(f"The learning rate must be positive, got {self.learning_rate}.")
         if self.steps < 1 or self.batch_size < 1:
             raise UsageError(f"Training needs at least one step and one example, got {self.steps}, {self.batch_size}.")
         if min(self.l1, self.l2) < 0 or (self.optimiser not in PENALISED and (self.l1, self.l2) != (0, 0)):
@@ -123,9 +125,9 @@ def train(
         for optimiser in optimisers:
             optimiser.step()
         total += float(value.detach())
+        if not math.isfinite(total):
+            raise WeightsError(f"Training failed after {step + 1} steps: lower the learning rate.")
         if (step + 1) % REPORT_EVERY == 0:
-            if not math.isfinite(total):
-                raise WeightsError(f"Training failed after {step + 1} steps: lower the learning rate.")
             if progress is not None:
                 progress(step + 1, total / REPORT_EVERY)
             total = 0.0

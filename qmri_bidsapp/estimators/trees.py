@@ -10,6 +10,9 @@ import torch
 from sklearn.tree import DecisionTreeRegressor
 from typing_extensions import Self
 
+from qmri_bidsapp.errors import WeightsError
+from qmri_bidsapp.estimators.examples import Draw
+
 #: Places in trees, voxels times trees, that are worked on together: enough to hide the cost of a call to torch, few
 #: enough for the processor's cache.
 WIDTH = 2**15
@@ -26,8 +29,6 @@ MIN_VARIANCE_LEAF = 50
 N_ERRORS = 8
 #: Least squared error of which the logarithm is taken; targets have a variance of one.
 TINY = 1e-10
-#: Draws a number of examples: (n, n_features) features and (n, n_targets) targets.
-Examples = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
 class TreeEnsemble:
@@ -60,9 +61,13 @@ class TreeEnsemble:
         threshold: torch.Tensor,
         value: torch.Tensor,
     ) -> None:
+        node = torch.arange(len(child), device=child.device)
+        is_leaf = child == node
+        # Children come after their parent, so that every way ends.
+        if not bool((is_leaf | ((child > node) & (child + 1 < len(child)))).all()):
+            raise WeightsError("The nodes of a tree do not form one: train the weights again.")
         self.root, self.child, self.feature, self.threshold, self.value = root, child, feature, threshold, value
         self._column = feature.int()
-        is_leaf = child == torch.arange(len(child), device=child.device)
         self._row = (is_leaf.cumsum(0) - 1).int()
         self._depth, level = 0, root
         while len(level := child[level[~is_leaf[level]]]):
@@ -157,7 +162,7 @@ class TreeEnsemble:
 
 
 def grow_variance(
-    predict: Callable[[torch.Tensor], torch.Tensor], examples: Examples, n: int, generator: torch.Generator
+    predict: Callable[[torch.Tensor], torch.Tensor], examples: Draw, n: int, generator: torch.Generator
 ) -> TreeEnsemble:
     """Return trees whose sum is the mean squared error of a prediction, for each output.
 

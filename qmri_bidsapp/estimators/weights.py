@@ -18,13 +18,13 @@ from qmri_bidsapp.errors import OutputError, WeightsError
 
 TENSORS, CARD = "weights.safetensors", "card.json"
 #: Raised whenever the meaning of stored tensors changes.
-FORMAT = 1
+FORMAT = 2
 REMEDY = "Train weights for this with `qmri train`."
 #: Most weights of a folder that a message tells apart.
 MAX_LISTED = 3
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
+def key_of(identity: Any) -> str:
     """Return the content hash of plain data, the same in every process."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -44,7 +44,7 @@ def save_weights(
     identity : mapping
         Plain data that must be the same when the weights are used: model, protocol, estimator.
     notes : mapping
-        Plain data to be read by people: prior, noise, options, errors on validation data.
+        Plain data about the training: prior, noise, options, errors on validation data.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def save_weights(
     folder = Path(folder)
     if folder.exists() and any(name.name not in (TENSORS, CARD) for name in folder.iterdir()):
         raise OutputError(f"{folder} holds other files: name a new folder for the weights.")
-    # Tensors carry the identity as well, so that a card of other weights does not go unnoticed.
-    data = save({key: value.contiguous().cpu() for key, value in tensors.items()}, {"identity": key_of(identity)})
+    # Tensors carry the hash of what the card says, so that a card of other weights, or a changed one, is noticed.
+    data = save({key: value.contiguous().cpu() for key, value in tensors.items()}, {"card": key_of([identity, notes])})
     card = {
         "format": FORMAT,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -96,7 +96,7 @@ def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         data = (folder / TENSORS).read_bytes()
-        known, digest, version = card["identity"], card["sha256"], card["format"]
+        known, notes, digest, version = (card[key] for key in ("identity", "notes", "sha256", "format"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder} holds no readable weights ({type(error).__name__}): train them again.") from error
     if version != FORMAT:
@@ -114,13 +114,13 @@ def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str
         )
     try:
         with safe_open(folder / TENSORS, "pt") as file:
-            stored = (file.metadata() or {}).get("identity")
+            stored = (file.metadata() or {}).get("card")
         tensors = load(data)
     except SafetensorError as error:
         raise WeightsError(f"{folder / TENSORS} cannot be read ({error}): train again.") from error
-    if stored != key_of(wanted):
+    if stored != key_of([known, notes]):
         raise WeightsError(f"The card in {folder} is not that of its weights. {REMEDY}")
-    return tensors, card["notes"]
+    return tensors, notes
 
 
 def sha256_of(folder: Path) -> str:
@@ -129,8 +129,9 @@ def sha256_of(folder: Path) -> str:
 
 
 def digest_of(folder: Path) -> str:
-    """Return the content hash of all cards in a folder, each of which holds that of its weights."""
-    cards = sorted(path for path in Path(folder).rglob(CARD))
+    """Return the content hash of the card, or cards, that `find_weights` looks at; each holds that of its weights."""
+    folder = Path(folder)
+    cards = [folder / CARD] if (folder / CARD).is_file() else sorted(folder.glob(f"*/{CARD}"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in cards)).hexdigest()
 
 
@@ -161,7 +162,7 @@ def find_weights(folder: Path, *identities: Mapping[str, Any]) -> Path:
         )
         raise WeightsError(
             f"{what} for estimator {wanted.get('estimator')}, model {_short(wanted.get('model'))} and protocol "
-            f"{_short(wanted.get('protocol'))} in version {wanted.get('version')}: "
+            f"{_short(wanted.get('protocol'))}: "
             + (_what_they_are_for(cards, wanted) + REMEDY if not found else "name the folder of one of them.")
         )
     return found[0]

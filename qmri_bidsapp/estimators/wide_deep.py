@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
-from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise
-from qmri_bidsapp.estimators.learned import N_COMBINATIONS
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.examples import Draw
+from qmri_bidsapp.estimators.mlp import Deep, MultilayerPerceptron
 from qmri_bidsapp.estimators.monomials import Monomials
 from qmri_bidsapp.estimators.training import Training
 from qmri_bidsapp.models.base import SignalModel
@@ -28,7 +25,7 @@ class WideAndDeep(nn.Module):
         super().__init__()
         self.deep = deep
         self.monomials = monomials
-        self.wide = nn.Linear(len(monomials.size), n_outputs, bias=False)
+        self.wide = nn.utils.skip_init(nn.Linear, len(monomials.size), n_outputs, bias=False)  # type: ignore[no-untyped-call]
         nn.init.zeros_(self.wide.weight)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -56,43 +53,22 @@ class WideDeep(MultilayerPerceptron):
     name: ClassVar[str] = "wide-deep"
     title: ClassVar[str] = "Linear and deep network combined, trained on simulated signals"
     reference: ClassVar[str] = "Cheng et al. 2016, Proc DLRS:7"
+    option_names: ClassVar[tuple[str, ...]] = (*MultilayerPerceptron.option_names, "wide_optimiser", "degree")
 
     def __init__(
         self,
         model: SignalModel,
         *,
-        device: str = "cpu",
-        prior: Prior | None = None,
-        noise: Noise | None = None,
-        weights: str | Path | None = None,
-        n_combinations: int = N_COMBINATIONS,
-        training: Training = Training(),  # noqa: B008
-        hidden: tuple[int, ...] = (64, 64, 64),
-        activation: str = "silu",
         wide_optimiser: str = "ftrl",
         degree: int = 2,
+        **deep: Unpack[Deep],
     ) -> None:
-        super().__init__(
-            model,
-            device=device,
-            prior=prior,
-            noise=noise,
-            weights=weights,
-            n_combinations=n_combinations,
-            training=training,
-            hidden=hidden,
-            activation=activation,
-        )
-        self.wide_training = Training(optimiser=wide_optimiser)
+        super().__init__(model, **deep)
+        Training(optimiser=wide_optimiser)  # an unknown one is refused now
+        self.wide_optimiser = wide_optimiser
         self.degree = degree
 
-    def options(self) -> dict[str, Any]:
-        """Return those of the perceptron, and the wide part's."""
-        return super().options() | {"wide_optimiser": self.wide_training.optimiser, "degree": self.degree}
-
-    def _start(
-        self, examples: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]], generator: torch.Generator
-    ) -> nn.Module:
+    def _start(self, examples: Draw, generator: torch.Generator) -> nn.Module:
         deep = super()._start(examples, generator)
         return self._combine(deep, Monomials.of(examples(N_EXAMPLES, generator)[0], self.degree))
 
@@ -106,8 +82,5 @@ class WideDeep(MultilayerPerceptron):
     def _optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
         network = self._network
         assert isinstance(network, WideAndDeep)
-        return self.training.optimise(network.deep.parameters()), self.wide_training.optimise(network.wide.parameters())
-
-    def _restore(self, state: dict[str, torch.Tensor], options: dict[str, Any]) -> None:
-        self.degree, self.wide_training = int(options["degree"]), Training(optimiser=options["wide_optimiser"])
-        super()._restore(state, options)
+        wide = Training(optimiser=self.wide_optimiser)
+        return self.training.optimise(network.deep.parameters()), wide.optimise(network.wide.parameters())

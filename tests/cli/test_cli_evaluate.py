@@ -104,7 +104,7 @@ def test_table3(tmp_path, capsys):
 def test_table3_of_networks(tmp_path, monkeypatch, capsys):
     options = MultilayerPerceptron.__init__.__kwdefaults__
     monkeypatch.setitem(options, "training", Training(steps=200, batch_size=256))
-    monkeypatch.setitem(options, "n_combinations", 2**14)
+    monkeypatch.setattr(MultilayerPerceptron, "default_combinations", 2**14)
     monkeypatch.setattr(evaluate, "VOXEL_SIZE", 8.0)
     monkeypatch.setattr(evaluate, "N_VOXELS", 2000)
     command = ["evaluate", "table3", "--estimators", "net-uniform,net-healthy", "--samples", "2", "--json", "t.json"]

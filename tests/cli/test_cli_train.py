@@ -21,7 +21,7 @@ def found(monkeypatch):
     protocol = MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2))
     monkeypatch.setattr(fits, "find_fits", lambda folder, model: [SimpleNamespace(acquisition=protocol)])
     for kind in (MultilayerPerceptron, PolynomialRegression):
-        monkeypatch.setitem(kind.__init__.__kwdefaults__, "n_combinations", 2**13)
+        monkeypatch.setattr(kind, "default_combinations", 2**13)
     monkeypatch.setattr(MultilayerPerceptron, "optimised_by", lambda name: {"training": Training(20, 64, name)})
 
 

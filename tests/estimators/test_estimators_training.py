@@ -80,8 +80,10 @@ def test_reports_progress_and_divergence():
     assert [step for step, _ in seen] == [100, 200]
     assert seen[1][1] < seen[0][1]
     layer = network()
-    with pytest.raises(WeightsError, match="Training failed after 100 steps"):
-        train(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=100), torch.Generator())
+    with pytest.raises(WeightsError, match="Training failed after 1 steps"):
+        train(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=50), torch.Generator())
+    with pytest.raises(UsageError, match="must be positive, got 0"):
+        Training(learning_rate=0)
 
 
 def test_penalties_make_weights_smaller_and_are_refused_where_they_do_not_act():

@@ -234,3 +234,12 @@ def test_boosting_that_overshoots_ends_on_the_bound_and_says_so():
     np.testing.assert_allclose(maps.estimate[:, 1], 1.0, rtol=1e-6)
     assert np.isnan(maps.std[:, 1]).all()
     assert np.isfinite(maps.std[:, [0, 2]]).all()
+
+
+def test_nodes_that_lead_round_in_a_circle_are_refused():
+    ensemble = GradientBoosting.brief(SphericalMeanTechnique()).fit(table3.PROTOCOL)._variance
+    state = ensemble.state()
+    state["child"] = state["child"].clone()
+    state["child"][state["child"][0]] = 0
+    with pytest.raises(WeightsError, match="do not form one"):
+        TreeEnsemble.from_state(state)

@@ -53,7 +53,7 @@ def app(bids: Path, out: Path, *options: str) -> None:
 def short_training(monkeypatch):
     options = MultilayerPerceptron.__init__.__kwdefaults__
     monkeypatch.setitem(options, "training", Training(steps=1000, batch_size=256))
-    monkeypatch.setitem(options, "n_combinations", 2**15)
+    monkeypatch.setattr(MultilayerPerceptron, "default_combinations", 2**15)
 
 
 def train(out: Path, weights: Path, *options: str) -> int:

@@ -1,0 +1,63 @@
+"""Whether weights mean in use what they meant in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.errors import WeightsError
+from qmri_bidsapp.estimators.weights import REMEDY
+
+#: Largest angle, degree, between a gradient direction of the training and that of a series after motion correction.
+#: Features are made with the series' own directions; another table of directions differs by more somewhere.
+MAX_TURN = 20.0
+#: Largest difference of noise-free signals of amplitude one.
+SIGNAL_TOLERANCE = 1e-3
+#: Largest median difference of estimates, in standard deviations, and of the logarithm of these.
+ESTIMATE_TOLERANCE = 0.1
+#: Error, relative to the spread of the training, that rounding on another machine may cause.
+ROUNDING = 1e-3
+
+
+def check_turn(folder: Path, trained: npt.NDArray[np.floating], used: npt.NDArray[np.floating]) -> None:
+    """Raise WeightsError if axes of gradients, (n, 3) each, differ by more than motion."""
+    cosine = np.abs((trained * used).sum(1))[np.linalg.norm(trained, axis=1) > 0]
+    turn = float(np.rad2deg(np.arccos(cosine.clip(max=1))).max(initial=0.0))
+    if turn > MAX_TURN:
+        raise WeightsError(
+            f"The weights in {folder} are for other gradient directions: one differs by {turn:.0f} degree, and motion "
+            f"explains {MAX_TURN:g}. {REMEDY}"
+        )
+
+
+def check_probes(
+    folder: Path, probes: Mapping[str, torch.Tensor], clean: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+) -> None:
+    """Raise WeightsError if voxels of the training have other signals now, or another estimate.
+
+    This is what a version of the program must have in common with the one that trained the weights, whatever else
+    changed.
+
+    Parameters
+    ----------
+    folder : Path
+    probes : mapping
+        What was kept of the training: ``clean``, (n, n_measurements) noise-free signals of amplitude one, and ``mean``
+        and ``std``, (n, n_targets), of the scaled targets. Single voxels may be off: rounding can take another branch
+        of a tree, or turn an eigenvector round.
+    clean, mean, std : Tensor
+        The same, now.
+    """
+    same_signals = bool(((clean - probes["clean"]).abs() <= SIGNAL_TOLERANCE).all())
+    difference = (mean - probes["mean"]).abs() / (probes["std"] + ROUNDING)
+    widening = ((std + ROUNDING) / (probes["std"] + ROUNDING)).log().abs()
+    worst = torch.stack([difference, widening]).median(1).values.max()
+    if not same_signals or not bool(worst <= ESTIMATE_TOLERANCE):
+        raise WeightsError(
+            f"The weights in {folder} come from a version of the program that computes other "
+            f"{'features' if same_signals else 'signals'}. {REMEDY}"
+        )
