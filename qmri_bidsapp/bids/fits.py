@@ -110,6 +110,9 @@ def tissue_of(prior: str) -> str | None:
 def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> list[npt.NDArray[np.float64]]:
     """Return the parameters of each subject but the amplitude, from its first fit that is not itself learned.
 
+    Subjects of different folders are different ones, whatever their labels. Voxels at a bound count: a fraction of
+    zero is healthy, even if a relaxation time at its bound, as of a vessel, is not.
+
     Parameters
     ----------
     fits : list of FoundFit
@@ -126,11 +129,11 @@ def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> lis
     estimators = load_estimators()
     names = tuple(p.name for p in model.parameters[1:])
     bounds = np.array([p.bounds for p in model.parameters[1:]]).T
-    first: dict[str, FoundFit] = {}
+    first: dict[tuple[Path, str], FoundFit] = {}
     for fit in fits:
         kind = estimators.get(fit.estimator)
         # With several bundles there are maps of other angles, and without one of none.
         if kind is not None and not issubclass(kind, TrainedEstimator) and fit.maps.keys() >= set(names):
-            first.setdefault(fit.subject, fit)
+            first.setdefault((fit.folder, fit.subject), fit)
     # Maps in single precision may lie beyond a bound by rounding.
     return [fit.values(names, tissue).clip(*bounds) for fit in first.values()]

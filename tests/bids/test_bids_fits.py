@@ -27,6 +27,21 @@ def test_fits_with_several_bundles_are_left_out(tmp_path):
     np.testing.assert_allclose(found[0], [[0.1, 0.5, 0.2, 30.0, 40.0]] * 4, rtol=1e-6)
 
 
+def test_subjects_of_two_studies_are_different_ones(tmp_path):
+    maps = {"t2": "t2.nii", "status": "status.nii"}
+    for index, study in enumerate(("a", "b")):
+        (tmp_path / study).mkdir()
+        for name, value in (("t2", 0.1 + 0.1 * index), ("status", float(Status.OK))):
+            nib.save(nib.Nifti1Image(np.full((2, 2, 1), value, np.float32), np.eye(4)), tmp_path / study / maps[name])
+    fits = [
+        FoundFit(tmp_path / study, "01", standard("t2"), estimator, {"t2": "t2.nii"}, "status.nii", None)
+        for study in ("a", "b")
+        for estimator in ("nlls", "varpro")
+    ]
+    found = samples(fits, get_model("t2"), None)
+    np.testing.assert_allclose([part.mean() for part in found], [0.1, 0.2], rtol=1e-6)
+
+
 def test_parameters_that_are_not_saved_have_no_distribution():
     with pytest.raises(InputMissingError, match=r"No maps of vxxxx, .* are written: use prior uniform for kurtosis"):
         samples([], get_model("kurtosis"), None)
