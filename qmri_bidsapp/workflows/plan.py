@@ -204,17 +204,19 @@ def _with_weights(
 def _with_classical(
     config: Config, group: InputGroup, acquisition: Acquisition, pairs: list[tuple[str, str]]
 ) -> list[tuple[str, str]]:
-    """Add, where learned estimators are trained on fits, a fit of the model that is not learned, if there is none.
+    """Add, where learned estimators are trained on fits, a fit of the model without weights, if there is none.
 
     It shows what the training distribution does, and a repeated run finds in it what this one was trained on.
     """
-    from qmri_bidsapp.registry import AUTO, choose
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+    from qmri_bidsapp.registry import AUTO, choose, get_estimator
 
     if config.prior == "uniform":
         return pairs
     added: list[tuple[str, str]] = []
     for name in dict(pairs):
-        if all(is_learned(estimator) for model, estimator in pairs if model == name):
+        own = [estimator for model, estimator in pairs if model == name]
+        if any(map(is_learned, own)) and all(issubclass(get_estimator(key), TrainedEstimator) for key in own):
             added += choose(group.kind, acquisition, models=(name,), estimators=(AUTO,))[0]
     return [*pairs, *added]
 

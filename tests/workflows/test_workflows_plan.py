@@ -169,6 +169,14 @@ def test_training_on_fits_keeps_a_fit_that_is_not_learned() -> None:
     assert given == (("t2", "mlp"), ("t2", "varpro"))
 
 
+def test_spatial_networks_are_no_fits_to_train_on() -> None:
+    group = InputGroup("MESE", "01", (), ("/raw/sub-01/anat/sub-01_MESE.nii.gz",), MultiEcho((0.01, 0.03, 0.06, 0.09)))
+    found = plan_learned(group, estimators=("rim", "mlp"), prior="healthy").series[0].fits
+    assert found == (("t2", "rim"), ("t2", "mlp"), ("t2", "nlls"))
+    # Where nothing is trained on fits, none is added.
+    assert plan_learned(group, estimators=("rim",), prior="healthy").series[0].fits == (("t2", "rim"),)
+
+
 def test_weights_and_prior_exclude_each_other(trained: Path) -> None:
     with pytest.raises(UsageError, match="give --weights or --prior"):
         plan_learned(echoes(0.09), weights=trained, prior="mixed")
