@@ -37,6 +37,9 @@ NOISE_ERROR = 0.05
 QUANTITIES = {"m0": "a", "s0": "a", "inversion_factor": "b", "t1": "t1", "t2": "t2"}
 #: Number of measurements of drawn protocols.
 N_MEASUREMENTS = (4, 36)
+#: Shortest and longest first time, and shortest and longest last time, of drawn protocols, s.
+FIRST_TIME: dict[type[Acquisition], tuple[float, float]] = {InversionRecovery: (0.02, 0.4), MultiEcho: (0.005, 0.03)}
+LAST_TIME: dict[type[Acquisition], tuple[float, float]] = {InversionRecovery: (0.7, 6.0), MultiEcho: (0.06, 0.4)}
 #: Share of drawn inversion recoveries whose polarity was restored, and of those with as many and as short inversion
 #: times as within one heart beat.
 SIGNED_SHARE = 0.15
@@ -57,19 +60,21 @@ class Batch(NamedTuple):
 def draw_protocol(model: SignalModel, rng: np.random.Generator) -> Acquisition:
     """Draw inversion times or echo times as are in use.
 
-    Inversion times begin at 0.02 to 0.4 s and end at 0.7 to 6 s; echo times begin at 5 to 30 ms and end at 60 to 400
-    ms. Between them they are evenly spaced, or evenly in their logarithm, or something between.
+    They begin within `FIRST_TIME` and end within `LAST_TIME`. Between them they are evenly spaced, or evenly in their
+    logarithm, or something between.
     """
     low, high = np.log(N_MEASUREMENTS)
     n_measurements = round(np.exp(rng.uniform(low, high)))
     if model.acquisition_type is MultiEcho:
-        return MultiEcho(_times(_between(0.005, 0.03, rng), _between(0.06, 0.4, rng), n_measurements, rng))
+        first, last = (_between(*drawn[MultiEcho], rng) for drawn in (FIRST_TIME, LAST_TIME))
+        return MultiEcho(_times(first, last, n_measurements, rng))
     signed = bool(rng.uniform() < SIGNED_SHARE)
     if rng.uniform() < HEART_BEAT_SHARE:
         n_measurements = int(rng.integers(18, N_MEASUREMENTS[1]))
         times = _times(_between(0.1, 0.2, rng), _between(0.8, 1.1, rng), n_measurements, rng, evenness=1.0)
     else:
-        times = _times(_between(0.02, 0.4, rng), _between(0.7, 6.0, rng), n_measurements, rng)
+        first, last = (_between(*drawn[InversionRecovery], rng) for drawn in (FIRST_TIME, LAST_TIME))
+        times = _times(first, last, n_measurements, rng)
     return InversionRecovery(times, signed)
 
 
@@ -96,13 +101,15 @@ def describe(model: SignalModel, protocol: Acquisition | None = None) -> dict[st
     protocol : Acquisition, optional
         As for `draw_batch`.
     """
+    first, last = FIRST_TIME[model.acquisition_type], LAST_TIME[model.acquisition_type]
     names = sorted({QUANTITIES[parameter.name] for parameter in model.parameters} - {"b"})
-    times = (
-        "echo times, 5-30 to 60-400 ms"
-        if model.acquisition_type is MultiEcho
-        else f"inversion times, 0.02-0.4 to 0.7-6 s, {HEART_BEAT_SHARE:g} of them within one heart beat, "
-        f"{SIGNED_SHARE:g} with polarity"
-    )
+    if model.acquisition_type is MultiEcho:
+        times = f"echo times, {1e3 * first[0]:g}-{1e3 * first[1]:g} to {1e3 * last[0]:g}-{1e3 * last[1]:g} ms"
+    else:
+        times = (
+            f"inversion times, {first[0]:g}-{first[1]:g} to {last[0]:g}-{last[1]:g} s, {HEART_BEAT_SHARE:g} of them "
+            f"within one heart beat, {SIGNED_SHARE:g} with polarity"
+        )
     return {
         "protocols": f"{N_MEASUREMENTS[0]} to {N_MEASUREMENTS[1]} {times}, drawn anew for each batch"
         if protocol is None

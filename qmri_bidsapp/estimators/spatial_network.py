@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
 from qmri_bidsapp.estimators.parallel import for_each_chunk
+from qmri_bidsapp.estimators.patches import FIRST_TIME, LAST_TIME
 from qmri_bidsapp.estimators.recurrent import RecurrentInferenceMachine
 from qmri_bidsapp.estimators.residual import ResidualNetwork
 from qmri_bidsapp.estimators.series import Coordinates, Series, supports_coordinates, typical_signal
@@ -28,6 +29,9 @@ from qmri_bidsapp.models.base import SignalModel
 
 #: Fewest measurements of a protocol.
 MIN_MEASUREMENTS = 4
+#: Protocols that begin later than the latest of the training by more than this factor, or end as much earlier than the
+#: earliest, hardly tell relaxation times of the brain: the estimate would be what training makes likely.
+MAX_REACH = 2.0
 #: Voxels of a chunk of slices.
 CHUNK_VOXELS = 2**14
 #: Weights that come with the program, in folders named by estimator and model.
@@ -297,6 +301,21 @@ class RecurrentInference(SpatialNetwork):
     )
     network_version: ClassVar[str] = "rim-1"
     is_general: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
+        """Ask for four measurements, and for times near those of the training."""
+        super().check(model, acquisition)
+        name = "echo" if isinstance(acquisition, MultiEcho) else "inversion"
+        times = getattr(acquisition, f"{name}_time")
+        latest = MAX_REACH * FIRST_TIME[type(acquisition)][1]
+        earliest = LAST_TIME[type(acquisition)][0] / MAX_REACH
+        if min(times) > latest or max(times) < earliest:
+            raise ProtocolError(
+                f"Estimator {cls.name} needs {name} times that begin by {latest:g} s and end at {earliest:g} s or "
+                f"later, got {min(times):g} to {max(times):g} s, which hardly tell the relaxation times of the brain: "
+                "use estimator nlls, whose standard deviations say so."
+            )
 
     @classmethod
     def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
