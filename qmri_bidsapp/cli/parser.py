@@ -119,8 +119,9 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         metavar="DIR",
-        help="weights of trained estimators from 'qmri train' (default: mlp and other voxelwise ones are trained "
-        "during the run, once for each protocol; rim has weights of its own; resnet needs some)",
+        help="weights of trained estimators from 'qmri train', for every one that is used; excludes --prior. Those of "
+        "voxelwise ones are for the version of the program that trained them (default: mlp and other voxelwise ones "
+        "are trained during the run, once for each protocol; rim has weights of its own; resnet needs some)",
     )
     group.add_argument(
         "--prior",
@@ -220,6 +221,13 @@ def words(name: str, given: list[str], prefix: str = "") -> list[str]:
         # An empty list would mean all.
         raise UsageError(f"--{name.replace('_', '-')} needs at least one value, got {' '.join(given)!r}.")
     return list(dict.fromkeys(found))
+
+
+def seed(text: str) -> int:
+    """Return the seed that an option names, for argparse."""
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to 2^63 - 1, got {text}")
+    return int(text)
 
 
 def _threads_per_step(values: dict[str, Any]) -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli import evaluate, train
-from qmri_bidsapp.cli.parser import Parser
+from qmri_bidsapp.cli.parser import Parser, seed
 from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import QmriError
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.models.base import SignalModel
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     demo = commands.add_parser("demo", help="write the demo data set: two simulated heads with known truth")
     demo.add_argument("directory", type=Path, help="new or empty folder")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    demo.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: %(default)s)")
     demo.set_defaults(run=_demo)
     models = commands.add_parser("models", help="list models and estimators")
     models.set_defaults(run=_models)
@@ -56,6 +60,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
     from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
     estimators = load_estimators()
@@ -70,12 +75,21 @@ def _models(arguments: argparse.Namespace) -> None:
         for covariate in model.covariates:
             print(f"  uses        {covariate.bids_suffix}: {covariate.description}; {covariate.scale:g} without a map")
         print(f"  estimators  {', '.join(fitting)}")
+        if any(issubclass(estimators[key], LearnedEstimator) for key in fitting):
+            print(f"  --range     {_ranges(model)} (of qmri train)")
         for parameter in (p for p in (*model.parameters, *model.derived) if p.saved):
             target = parameter.bids_suffix or f"param-{parameter.label}"
             print(f"  {target:<30} {parameter.description} [{parameter.unit}]")
         print(f"  reference   {model.reference}")
     for name, estimator in estimators.items():
         print(f"{name}: {estimator.title}; standard deviation: {estimator.std_kind}")
+
+
+def _ranges(model: SignalModel) -> str:
+    """Return names and bounds of what the training distribution of a model can be narrowed in."""
+    turning = {model.parameters[i].name for part in model.directional for i in part.columns}
+    ranges = model.default_prior().describe()["ranges"]
+    return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items() if name not in turning)
 
 
 def _boutiques(arguments: argparse.Namespace) -> None:

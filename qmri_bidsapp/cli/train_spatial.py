@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.relaxometry import Errors
     from qmri_bidsapp.models.base import SignalModel
 
+N_ITERATIONS = 20_000
+#: Iterations between checkpoints.
+EVERY = 250
 #: Heads that are kept for validation, the last of them in the order of their names.
 N_HELD_OUT = 5
 #: Signal-to-noise ratios at which a network is validated, and its seed.
@@ -38,17 +41,28 @@ LIMITS = (
 
 def add_options(group: Any) -> None:
     """Add what only spatial networks need to the options of ``qmri train``."""
-    group.add_argument("--labels", type=Path, metavar="DIR", help="folder of SynthSeg label maps; required")
+    group.add_argument(
+        "--labels", type=Path, metavar="DIR", help="folder of SynthSeg label maps (*.nii.gz); required for these"
+    )
     group.add_argument(
         "--times",
         nargs="+",
         type=float,
         metavar="S",
-        help="the only inversion or echo times, s (default for rim: drawn anew for each batch; for resnet: those of "
-        "the paper)",
+        help="inversion or echo times of the one protocol to train for, s (default: for rim any, drawn anew for each "
+        "batch; for resnet those of the paper)",
     )
-    group.add_argument("--iterations", type=int, default=20_000, metavar="N", help="default: %(default)s")
-    group.add_argument("--every", type=int, default=250, metavar="N", help="iterations between checkpoints")
+    group.add_argument(
+        "--signed",
+        action="store_true",
+        default=None,
+        help="train for inversion recoveries whose polarity is restored (default: magnitudes; rim without --times: "
+        "both)",
+    )
+    group.add_argument(
+        "--iterations", type=int, metavar="N", help=f"of all, those done before included (default: {N_ITERATIONS})"
+    )
+    group.add_argument("--every", type=int, metavar="N", help=f"iterations between checkpoints (default: {EVERY})")
 
 
 def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNetwork]) -> None:
@@ -58,31 +72,29 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
     ------
     UsageError
         If an option is missing or out of range, or the model has no virtual heads.
+    WeightsError
+        If the checkpoint is of another training; nothing is written then.
     InputError
         If the label maps cannot be used.
     OutputError
         If the folder cannot be written.
     """
     from qmri_bidsapp.estimators.patches import describe
-    from qmri_bidsapp.estimators.spatial_training import TrainingOptions, train
+    from qmri_bidsapp.estimators.spatial_training import TrainingOptions, check_checkpoint, train
     from qmri_bidsapp.estimators.weights import save_weights
     from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, errors_of, estimate_by_network, phantom_errors, simulate
 
-    if arguments.iterations < 1 or arguments.every < 1:
-        raise UsageError("--iterations and --every must be at least 1.")
-    if arguments.labels is None:
-        raise UsageError(f"Estimator {kind.name} is trained on the label maps of --labels DIR: name one.")
-    if model.name not in STANDARD:
-        raise UsageError(f"Estimator {kind.name} is for {' and '.join(STANDARD)}, not for {model.name}.")
+    _check(arguments, model, kind)
     standard = PROTOCOLS[model.name][STANDARD[model.name]]
-    protocol = _protocol(kind, model, arguments.times)
-    if protocol is None and not kind.is_general:
-        protocol = standard
+    protocol = _protocol(kind, model, standard, arguments)
+    shown = protocol or standard
     heads = load_heads(arguments.labels)
     training, held_out = heads[:-N_HELD_OUT], heads[-N_HELD_OUT:]
-    trials = {snr: simulate(model, held_out, protocol or standard, snr, seed=VALIDATION_SEED) for snr in SNRS}
-    options = TrainingOptions(n_iterations=arguments.iterations, seed=arguments.seed)
+    label_maps = {"training": _sha256(training), "held out": _sha256(held_out)}
+    options = TrainingOptions(n_iterations=arguments.iterations or N_ITERATIONS, seed=arguments.seed)
     identity = kind.identity(model, protocol)
+    check_checkpoint(arguments.folder, identity, options, label_maps)
+    trials = {snr: simulate(model, held_out, shown, snr, seed=VALIDATION_SEED) for snr in SNRS}
 
     validation: dict[str, float] = {}
 
@@ -97,15 +109,16 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
         baseline = _baseline(model, trials)
         (arguments.folder / "baseline.json").write_text(json.dumps(baseline) + "\n")
         trained = train(
-            lambda: kind.build(model, protocol or standard),
+            lambda: kind.build(model, shown),
             model,
             training,
             options,
             identity=identity,
+            label_maps=label_maps,
             folder=arguments.folder,
             protocol=protocol,
             validate=validate,
-            every=arguments.every,
+            every=arguments.every or EVERY,
             report=lambda row: print(" ".join(f"{key}={value:.4g}" for key, value in row.items()), flush=True),
         )
     except OSError as error:
@@ -115,20 +128,31 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
         "planned": trained.planned,
         "options": {key: value for key, value in asdict(options).items() if key != "n_iterations"},
         "n_label_maps": len(training),
-        "label_maps_sha256": hashlib.sha256(b"".join(head.tobytes() for head in training)).hexdigest(),
+        "label_maps_sha256": label_maps["training"],
         "distribution": describe(model, protocol),
         "validation": {
-            "protocol": (protocol or standard).to_dict(),
+            "protocol": shown.to_dict(),
             "n_label_maps": N_HELD_OUT,
+            "label_maps_sha256": label_maps["held out"],
             "least_squares": baseline,
             kind.name: validation or validate(trained.network),
         },
-        "phantom": phantom_errors(trained.network, model, protocol or standard)._asdict(),
+        "phantom": phantom_errors(trained.network, model, shown)._asdict(),
         "limits": LIMITS,
     }
     target = arguments.folder / f"{kind.name}-{model.name}"
     save_weights(target, trained.network.state_dict(), identity, notes)
     print(target)
+
+
+def _check(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNetwork]) -> None:
+    """Raise UsageError if an option is missing or out of range, or the model has no virtual heads."""
+    if any(number is not None and number < 1 for number in (arguments.iterations, arguments.every)):
+        raise UsageError("--iterations and --every must be at least 1.")
+    if arguments.labels is None:
+        raise UsageError(f"Estimator {kind.name} is trained on the label maps of --labels DIR: name one.")
+    if model.name not in STANDARD:
+        raise UsageError(f"Estimator {kind.name} is for {' and '.join(STANDARD)}, not for {model.name}.")
 
 
 def load_heads(folder: Path) -> list[npt.NDArray[np.uint8]]:
@@ -158,15 +182,28 @@ def load_heads(folder: Path) -> list[npt.NDArray[np.uint8]]:
     return heads
 
 
-def _protocol(kind: type[SpatialNetwork], model: SignalModel, times: list[float] | None) -> Acquisition | None:
-    """Return the protocol that was asked for."""
-    from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
+def _protocol(
+    kind: type[SpatialNetwork], model: SignalModel, standard: Acquisition, arguments: argparse.Namespace
+) -> Acquisition | None:
+    """Return the protocol that was asked for, None for any."""
+    from qmri_bidsapp.core.acquisition import InversionRecovery
 
-    if times is None:
+    if arguments.signed and not isinstance(standard, InversionRecovery):
+        raise UsageError(f"--signed is for inversion recoveries, and {model.name} is not measured by one.")
+    if arguments.times is None and kind.is_general:
+        if arguments.signed:
+            raise UsageError(f"Estimator {kind.name} is trained for both signs unless --times names one protocol.")
         return None
-    protocol = (MultiEcho if model.acquisition_type is MultiEcho else InversionRecovery)(tuple(times))
+    protocol = standard if arguments.times is None else type(standard)(tuple(arguments.times))  # type: ignore[call-arg]
+    if isinstance(protocol, InversionRecovery) and arguments.signed:
+        protocol = replace(protocol, signed=True)
     kind.check(model, protocol)
     return protocol
+
+
+def _sha256(heads: list[npt.NDArray[np.uint8]]) -> str:
+    """Return the content hash of heads in their order."""
+    return hashlib.sha256(b"".join(head.tobytes() for head in heads)).hexdigest()
 
 
 def _baseline(model: SignalModel, trials: dict[int, Any]) -> dict[str, dict[str, float]]:

@@ -83,6 +83,7 @@ def train(
     options: TrainingOptions,
     *,
     identity: dict[str, Any],
+    label_maps: dict[str, str] | None = None,
     folder: Path | None = None,
     protocol: Acquisition | None = None,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
@@ -101,6 +102,8 @@ def train(
     options : TrainingOptions
     identity : dict
         What the network is, as plain data: a checkpoint of another is refused.
+    label_maps : dict, optional
+        SHA-256 of the label maps of each set, of training and of validation: a checkpoint of others is refused.
     folder : Path, optional
         Where a checkpoint and a log are kept; training goes on from the checkpoint that is there.
     protocol : Acquisition, optional
@@ -115,7 +118,7 @@ def train(
     Raises
     ------
     WeightsError
-        If the checkpoint cannot be read, or is of another network or other options than the number of iterations.
+        As `check_checkpoint`.
     """
     n_threads = torch.get_num_threads()
     # Rounding depends on the number of threads, and weights on rounding.
@@ -126,7 +129,7 @@ def train(
             network = build()
         optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
         run = _Run(network, copy.deepcopy(network).eval().requires_grad_(False), optimiser)
-        start, planned = (0, []) if folder is None else run.restore(folder / CHECKPOINT, identity, options)
+        start, planned = (0, []) if folder is None else run.restore(folder, identity, options, label_maps)
         if start < options.n_iterations and (not planned or planned[-1][1] != options.n_iterations):
             planned.append([start, options.n_iterations])
         losses, began = [], time.process_time()
@@ -147,12 +150,47 @@ def train(
                 if validate is not None:
                     row |= validate(run.average)
                 if folder is not None:
-                    facts = {"identity": identity, "options": asdict(options), "planned": planned}
-                    _save(folder, run, {**facts, "iteration": iteration + 1}, row)
+                    facts = {"identity": identity, "options": asdict(options), "label_maps": label_maps}
+                    _save(folder, run, {**facts, "planned": planned, "iteration": iteration + 1}, row)
                 report(row)
     finally:
         torch.set_num_threads(n_threads)
     return Trained(run.average, max(start, options.n_iterations), planned)
+
+
+def check_checkpoint(
+    folder: Path, identity: dict[str, Any], options: TrainingOptions, label_maps: dict[str, str] | None = None
+) -> dict[str, Any] | None:
+    """Return what the checkpoint in a folder says of its training, if there is one, which `train` would go on from.
+
+    Parameters
+    ----------
+    folder, identity, options, label_maps
+        As for `train`.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read, or is of another network, other label maps, or other options than the number of
+        iterations.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    facts = read_facts(path)
+    same = asdict(replace(options, n_iterations=facts["options"]["n_iterations"]))
+    if (facts["identity"], facts["options"]) != (json.loads(json.dumps(identity)), same):
+        raise WeightsError(
+            f"{path} is of another training ({facts['identity']['estimator']} for "
+            f"{facts['identity']['model']['name']}, {facts['options']}): choose another folder."
+        )
+    known, given = (maps or {} for maps in (facts.get("label_maps"), label_maps))
+    if differing := sorted(name for name in {*known, *given} if known.get(name) != given.get(name)):
+        raise WeightsError(
+            f"{path} is of a training with other label maps ({', '.join(differing)}): go on with those that it began "
+            "with, in the same order, or choose another folder."
+        )
+    return facts
 
 
 class _Run(NamedTuple):
@@ -186,18 +224,14 @@ class _Run(NamedTuple):
         """Return what a checkpoint holds beside the optimiser."""
         return {"network": self.network, "average": self.average}
 
-    def restore(self, path: Path, identity: dict[str, Any], options: TrainingOptions) -> tuple[int, list[list[int]]]:
+    def restore(
+        self, folder: Path, identity: dict[str, Any], options: TrainingOptions, label_maps: dict[str, str] | None
+    ) -> tuple[int, list[list[int]]]:
         """Take up the state of a checkpoint, if there is one; return the iterations done, and `Trained.planned`."""
-        if not path.exists():
+        facts = check_checkpoint(folder, identity, options, label_maps)
+        if facts is None:
             return 0, []
-        facts = read_facts(path)
-        same = asdict(replace(options, n_iterations=facts["options"]["n_iterations"]))
-        if (facts["identity"], facts["options"]) != (json.loads(json.dumps(identity)), same):
-            raise WeightsError(
-                f"{path} is of another training ({facts['identity']['estimator']} for "
-                f"{facts['identity']['model']['name']}, {facts['options']}): choose another folder."
-            )
-        restore_checkpoint(path, self.modules(), {"optimiser": self.optimiser})
+        restore_checkpoint(folder / CHECKPOINT, self.modules(), {"optimiser": self.optimiser})
         return int(facts["iteration"]), facts["planned"]
 
 

@@ -19,6 +19,16 @@ def test_models_and_estimators_are_listed(capsys):
     assert "  needs       3 distinct inversion times" in lines
     assert any("needs" in line and "SmallDelta" in line for line in lines)
     assert any(line.split()[:1] == ["T1map"] and line.endswith("[s]") for line in lines)
+    assert "  --range     inversion_factor 0.5 to 3, t1 0.02 to 8 (of qmri train)" in lines
+    assert "  --range     fwf 0 to 1, ndi 0 to 1, odi 0.01 to 0.99 (of qmri train)" in lines
+
+
+@pytest.mark.parametrize("name", load_models())
+def test_ranges_that_are_listed_can_be_set(name):
+    model = load_models()[name]()
+    for item in tools._ranges(model).split(", "):
+        parameter, low, _, high = item.split()
+        model.default_prior({parameter: (float(low), float(high))})
 
 
 def test_descriptor_is_printed(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.train_spatial import N_HELD_OUT
-from qmri_bidsapp.core.acquisition import MultiEcho
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference
+from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
+from qmri_bidsapp.errors import WeightsError
+from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
 from qmri_bidsapp.estimators.virtual_heads import label_phantom
-from qmri_bidsapp.models.relaxometry import SpinEchoT2
+from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,7 @@ def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
     card = json.loads((tmp_path / "rim-t2" / "card.json").read_text())
     assert card["identity"]["protocol"] is None
     assert card["notes"]["planned"] == [[0, 1], [1, 2]]
+    assert len({card["notes"]["label_maps_sha256"], card["notes"]["validation"]["label_maps_sha256"]}) == 2
     assert {"rim", "least_squares"} <= set(card["notes"]["validation"])
     protocol = MultiEcho((0.01, 0.03, 0.05, 0.1))
     maps = RecurrentInference(SpinEchoT2(), weights=tmp_path).fit(protocol).predict(np.array([[1.0, 0.8, 0.6, 0.3]]))
@@ -49,6 +52,47 @@ def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
 )
 def test_what_cannot_be_trained(tmp_path, capsys, options, cause):
     assert tools.main(["train", "t2", str(tmp_path), "--estimator", "rim", *options]) == 64
+    assert cause in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", [0, N_HELD_OUT], ids=["training", "held out"])
+def test_a_training_does_not_go_on_with_other_label_maps(labels, tmp_path, capsys, changed):
+    out, other = tmp_path / "out", tmp_path / "labels"
+    arguments = ["train", "t2", str(out), "--estimator", "rim", "--every", "1", "--labels"]
+    assert tools.main([*arguments, str(labels), "--iterations", "1"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (out / "baseline.json").unlink()
+    shutil.copytree(labels, other)
+    nib.save(nib.Nifti1Image(label_phantom((60, 64, 60)), np.eye(4)), other / f"seg_{changed}.nii.gz")
+    capsys.readouterr()
+    assert tools.main([*arguments, str(other), "--iterations", "2"]) == 64
+    assert f"other label maps ({'held out' if changed else 'training'})" in capsys.readouterr().err
+    assert {path for path in out.rglob("*") if path.is_file()} == set(before) - {out / "baseline.json"}
+    assert all(path.read_bytes() == before[path] for path in before if path.exists())
+
+
+def test_networks_for_signed_series(labels, tmp_path, capsys):
+    times = (0.05, 0.3, 0.9, 2.0)
+    arguments = ["train", "t1", str(tmp_path), "--labels", str(labels), "--iterations", "1", "--signed", "--estimator"]
+    assert tools.main([*arguments, "resnet", "--times", *map(str, times)]) == 0
+    estimator = ResidualEstimation(InversionRecoveryT1(), weights=tmp_path)
+    maps = estimator.fit(InversionRecovery(times, signed=True)).predict(np.array([[-0.8, -0.2, 0.3, 0.7]]))
+    assert maps.counts() == {"OK": 1}
+    with pytest.raises(WeightsError, match="resnet-t1 has protocol signed true"):
+        estimator.fit(InversionRecovery(times))
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (["t2", "--estimator", "resnet"], "--signed is for inversion recoveries, and t2 is not measured by one"),
+        (["t1", "--estimator", "rim"], "rim is trained for both signs unless --times names one protocol"),
+    ],
+    ids=["echoes", "any protocol"],
+)
+def test_signs_that_cannot_be_trained(tmp_path, capsys, options, cause):
+    model, *rest = options
+    assert tools.main(["train", model, str(tmp_path / "out"), *rest, "--labels", "x", "--signed"]) == 64
     assert cause in capsys.readouterr().err
 
 

@@ -124,6 +124,34 @@ def test_drawn_protocols_vary_and_are_valid(model: InversionRecoveryT1 | SpinEch
     assert len(set(protocols)) == 200
 
 
+@pytest.mark.parametrize(
+    ("protocol", "is_refused"),
+    [
+        (MultiEcho((0.001, 0.002, 0.003, 0.004)), True),
+        (MultiEcho((0.08, 0.1, 0.2, 0.4)), True),
+        (MultiEcho((0.06, 0.1, 0.2, 0.8)), False),
+        (MultiEcho((0.03, 0.001, 0.02, 0.01)), False),
+        (MultiEcho(tuple(np.linspace(0.01, 0.32, 50))), False),
+        (InversionRecovery((2.0, 2.2, 2.4, 2.6)), True),
+        (InversionRecovery((0.05, 0.1, 0.2, 0.3)), True),
+        (InversionRecovery((0.8, 1.0, 2.0, 4.0), signed=True), False),
+        (InversionRecovery((0.02, 0.1, 0.2, 0.35)), False),
+    ],
+    ids=["short echoes", "late echoes", "just", "out of order", "many", "late", "early", "just late", "just early"],
+)
+def test_protocols_that_do_not_tell_relaxation_times_are_refused(
+    protocol: InversionRecovery | MultiEcho, is_refused: bool
+) -> None:
+    model = T2 if isinstance(protocol, MultiEcho) else T1
+    if is_refused:
+        with pytest.raises(ProtocolError, match=r"times that begin by .* use estimator nlls"):
+            RecurrentInference.check(model, protocol)
+    else:
+        RecurrentInference.check(model, protocol)
+    # Another network is for the protocol that it was trained for.
+    ResidualEstimation.check(model, protocol)
+
+
 def test_batches_repeat_with_the_seed() -> None:
     first, same, other = (draw_batch(T1, [HEAD], seed, n_protocols=2, size=20) for seed in ((0, 1), (0, 1), (0, 2)))
     torch.testing.assert_close(first.truth, same.truth)
@@ -182,8 +210,12 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_a_training_goes_on_longer_but_not_as_another(tmp_path: Path) -> None:
     options = TrainingOptions(n_iterations=1, n_protocols=1, n_patches=1, size=16)
 
-    def go_on(identity: dict[str, object] = IDENTITY, **changes: int) -> list[list[int]]:
-        return train(small_machine, T2, [HEAD], replace(options, **changes), identity=identity, folder=tmp_path).planned
+    def go_on(
+        identity: dict[str, object] = IDENTITY, label_maps: dict[str, str] | None = None, **changes: int
+    ) -> list[list[int]]:
+        chosen = replace(options, **changes)
+        facts = {"identity": identity, "label_maps": label_maps}
+        return train(small_machine, T2, [HEAD], chosen, folder=tmp_path, **facts).planned
 
     assert go_on() == [[0, 1]]
     assert go_on(n_iterations=2) == [[0, 1], [1, 2]]
@@ -191,6 +223,8 @@ def test_a_training_goes_on_longer_but_not_as_another(tmp_path: Path) -> None:
         go_on(seed=1)
     with pytest.raises(WeightsError, match="another training"):
         go_on(RecurrentInference.identity(T1, None))
+    with pytest.raises(WeightsError, match=r"other label maps \(training\)"):
+        go_on(label_maps={"training": "a"})
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="no readable checkpoint"):
