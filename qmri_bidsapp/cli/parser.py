@@ -119,9 +119,9 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weights",
         metavar="DIR",
-        help="weights of trained estimators from 'qmri train', for every one that is used; excludes --prior. Those of "
-        "voxelwise ones are for the version of the program that trained them (default: mlp and other voxelwise ones "
-        "are trained during the run, once for each protocol; rim has weights of its own; resnet needs some)",
+        help="weights from 'qmri train' for every trained estimator of the run; excludes --prior (default: mlp and "
+        "other voxelwise ones are trained during the run, once for each protocol; rim has weights of its own; resnet "
+        "needs some)",
     )
     group.add_argument(
         "--prior",

@@ -11,7 +11,7 @@ from qmri_bidsapp.cli import train_spatial
 from qmri_bidsapp.cli.parser import seed
 from qmri_bidsapp.cli.run import say_error
 from qmri_bidsapp.config import PRIORS, check_device, find_device
-from qmri_bidsapp.errors import InputError, InputMissingError, OutputError, UsageError
+from qmri_bidsapp.errors import InputError, InputMissingError, OutputError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.fits import FoundFit
@@ -141,6 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     from qmri_bidsapp.bids.fits import find_fits
     from qmri_bidsapp.estimators.learned import LearnedEstimator
     from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.estimators.weights import key_of
     from qmri_bidsapp.registry import get_estimator, get_model
 
     model, kind = get_model(arguments.model), get_estimator(arguments.estimator)
@@ -170,10 +171,18 @@ def run(arguments: argparse.Namespace) -> None:
         else _protocols(arguments.bids_dir, model)
     )
 
+    trained: dict[str, Acquisition] = {}
+
     def train(protocol: Acquisition) -> None:
         kind.check(model, protocol)
         noise = _noise(arguments, model, protocol)
-        _train(kind(model, device=device, prior=prior, noise=noise, **options), protocol, arguments)
+        estimator = kind(model, device=device, prior=prior, noise=noise, **options)
+        key = key_of(estimator.identity(protocol))
+        if key in trained:
+            _check_shared(trained[key], protocol, arguments.folder)
+        else:
+            _train(estimator, protocol, arguments)
+            trained[key] = protocol
 
     _for_each(pairs, train)
 
@@ -209,6 +218,20 @@ def _for_each(pairs: list[tuple[Acquisition, str]], train: Callable[[Acquisition
     if failures:
         kind = InputError if len(failures) < len(subjects) else type(failures[0])
         raise kind(f"{len(failures)} of {len(subjects)} protocols were not trained.")
+
+
+def _check_shared(trained: Acquisition, protocol: Acquisition, folder: Path) -> None:
+    """Raise UsageError if the weights for a protocol do not serve another, alike but for gradient directions."""
+    import numpy as np
+
+    from qmri_bidsapp.core.acquisition import Diffusion
+    from qmri_bidsapp.estimators.probes import check_turn
+
+    if isinstance(trained, Diffusion) and isinstance(protocol, Diffusion):
+        try:
+            check_turn(folder, np.asarray(trained.direction), np.asarray(protocol.direction))
+        except WeightsError as error:
+            raise UsageError(f"{error} Name another folder, and a data set of its own.") from error
 
 
 def _protocols(bids_dir: Path, model: SignalModel) -> list[tuple[Acquisition, str]]:

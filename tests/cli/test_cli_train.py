@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from qmri_bidsapp.bids import fits
 from qmri_bidsapp.cli import tools
@@ -17,6 +20,7 @@ from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.polynomial import PolynomialRegression
 from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
 from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.registry import load_estimators
 
 
@@ -109,6 +113,30 @@ def test_other_protocols_are_trained_when_some_are_not(monkeypatch, tmp_path, ca
     items[2:] = []
     assert tools.main(arguments) == 1
     assert capsys.readouterr().err.startswith("qmri: error: Model t2 needs at least 2")
+
+
+def test_protocols_that_motion_tells_apart_share_their_weights(monkeypatch, tmp_path, capsys):
+    protocol = standard("tensor")
+    items = []
+    for index, angle in enumerate((0, 5, 60), start=1):
+        turn = Rotation.from_euler("x", angle, degrees=True).as_matrix()
+        direction = tuple(map(tuple, (np.array(protocol.direction) @ turn).tolist()))
+        items.append(SimpleNamespace(acquisition=replace(protocol, direction=direction), subject=f"0{index}"))
+    trained = []
+
+    def fit(self, acquisition, **_):
+        trained.append(acquisition)
+        self.notes_ = {"validation": {}}
+
+    monkeypatch.setattr(fits, "find_fits", lambda folder, model: items)
+    monkeypatch.setattr(MultilayerPerceptron, "fit", fit)
+    monkeypatch.setattr(MultilayerPerceptron, "save", lambda self, folder: None)
+    assert tools.main(["train", "tensor", str(tmp_path / "weights"), "--bids-derivatives", "x"]) == 1
+    assert trained == [items[0].acquisition]
+    lines = capsys.readouterr().err.splitlines()
+    assert "protocol of sub-03: " in lines[0]
+    assert "for other gradient directions" in lines[0]
+    assert lines[1] == "qmri: error: 1 of 3 protocols were not trained."
 
 
 def test_several_folders_may_follow_or_repeat_the_option(monkeypatch, tmp_path):
