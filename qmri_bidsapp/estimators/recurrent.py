@@ -20,8 +20,10 @@ SPREAD_SCALE = 2.0
 MAX_STEP = 3.0
 #: Values of the first parameters after the amplitude in the grid of the first guess, by how many there are, and how far
 #: from the centre they reach in normalised form.
-GRID_SIZES = {1: (32,), 2: (6, 24)}
+GRID_SIZES = {1: (32,), 2: (12, 64)}
 GRID_REACH = 2.7
+#: Side of the window, voxels, in which the first guess takes a parameter between amplitude and time to be the same.
+WINDOW = 41
 
 
 class GatedUnit(nn.Module):
@@ -152,28 +154,66 @@ def evidence(model: SignalModel, coordinates: Coordinates, series: Series, norma
 
 @torch.no_grad()
 def first_guess(model: SignalModel, coordinates: Coordinates, series: Series) -> torch.Tensor:
-    """Return the voxelwise posterior mean on a coarse grid, (n_slices, height, width, n_parameters), normalised.
+    """Return a posterior mean on a coarse grid, (n_slices, height, width, n_parameters), normalised.
 
-    The prior is the standard normal distribution of the normalised parameters; the amplitude is integrated out.
+    The prior is the standard normal distribution of the normalised parameters; the amplitude is integrated out. Where
+    there is a parameter between amplitude and relaxation time, it is told by the voxels of a window together, as if it
+    were the same in all of them: by the sum of their log-likelihoods, each at its own best amplitude and time. Over the
+    likelihoods themselves, integrated with a prior that is wrong for any one tissue, the errors would add up.
     """
-    points = _grid(len(model.parameters) - 1, series.signals)
-    unit = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1)
-    theta = coordinates.physical(unit)
+    sizes = GRID_SIZES[len(model.parameters) - 1]
+    axes = [torch.linspace(-GRID_REACH, GRID_REACH, n, device=series.signals.device) for n in sizes]
+    points = torch.cartesian_prod(*axes).view(-1, len(axes))
+    theta = coordinates.physical(torch.cat([torch.zeros_like(points[:, :1]), points], dim=1))
     theta[:, 0] = 1
     entries = model.signal(theta, series.acquisition)
-    centre, width = coordinates.centre[0], coordinates.width[0]
+    size = entries.norm(dim=-1)
     precision = series.noise_std.unsqueeze(-1).pow(-2)
-    sharpness = entries.square().sum(-1) * precision + width.pow(-2)
-    amplitude = (series.signals @ entries.T * precision + centre * width.pow(-2)) / sharpness
-    log_weight = (amplitude.square() * sharpness - sharpness.log() - points.square().sum(-1)) / 2
-    weight = log_weight.softmax(-1)
-    mean = (weight * amplitude).sum(-1, keepdim=True)
-    return torch.cat([(mean - centre) / width, weight @ points], dim=-1)
+    signals = series.signals
+    if series.is_rician:
+        # The mean of a magnitude f with noise is f + sigma^2 / 2 f, as far as the noise is small.
+        signals = (signals.square() - 1 / precision).clamp(min=0).sqrt()
+    product = signals @ (entries / size.unsqueeze(-1)).T
+    guess = []
+    if len(axes) > 1:
+        product, size = product.unflatten(-1, sizes), size.unflatten(0, sizes)
+        likelihood = peak(product)[1].clamp(min=0).square() * precision / 2
+        together = window_sum(likelihood * series.inside.unsqueeze(-1)) - axes[0].square() / 2
+        place = peak(together)[0].clamp(0, len(axes[0]) - 1)
+        guess.append((place / (len(axes[0]) - 1) * 2 - 1) * GRID_REACH)
+        product, size = _between(product, place), _between(size.expand(*place.shape, *sizes), place)
+    centre, width = coordinates.centre[0], coordinates.width[0]
+    sharpness = size.square() * precision + width.pow(-2)
+    amplitude = (product * size * precision + centre * width.pow(-2)) / sharpness
+    weight = ((amplitude.square() * sharpness - sharpness.log() - axes[-1].square()) / 2).softmax(-1)
+    mean = ((weight * amplitude).sum(-1) - centre) / width
+    return torch.stack([mean, *guess, weight @ axes[-1]], dim=-1)
 
 
-def _grid(n_axes: int, like: torch.Tensor) -> torch.Tensor:
-    """Return points (n_points, n_axes) of a grid of normalised parameters."""
-    axes = [
-        torch.linspace(-GRID_REACH, GRID_REACH, n, dtype=like.dtype, device=like.device) for n in GRID_SIZES[n_axes]
-    ]
-    return torch.stack([axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")], dim=-1)
+def window_sum(values: torch.Tensor) -> torch.Tensor:
+    """Return (n_slices, height, width, n) sums over the square of `WINDOW` voxels around each voxel."""
+    half = WINDOW // 2
+    images = values.movedim(-1, 1)
+    rows = nn.functional.avg_pool2d(images, (WINDOW, 1), stride=1, padding=(half, 0))
+    total = WINDOW**2 * nn.functional.avg_pool2d(rows, (1, WINDOW), stride=1, padding=(0, half))
+    return total.movedim(1, -1)
+
+
+def peak(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where the last axis of values (..., n) has its maximum, as an index with a fraction, and its height.
+
+    They are those of the parabola through the largest value and its neighbours.
+    """
+    index = values.argmax(-1, keepdim=True).clamp(1, values.shape[-1] - 2)
+    before, at, after = (values.gather(-1, index + i).squeeze(-1) for i in (-1, 0, 1))
+    slope, curvature = (after - before) / 2, before - 2 * at + after
+    shift = torch.where(curvature < 0, -slope / curvature, 0.0).clamp(-1, 1)
+    return index.squeeze(-1) + shift, at + slope * shift + curvature * shift.square() / 2
+
+
+def _between(values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Return (..., n) values between two rows of (..., m, n), at an index with a fraction, (...)."""
+    low = place.floor().clamp(max=values.shape[-2] - 2)
+    index = low.long()[..., None, None].expand(*place.shape, 1, values.shape[-1])
+    first, second = (values.gather(-2, index + i).squeeze(-2) for i in (0, 1))
+    return torch.lerp(first, second, (place - low).unsqueeze(-1))

@@ -299,7 +299,7 @@ class RecurrentInference(SpatialNetwork):
     reference: ClassVar[str] = (
         "Sabidussi et al. 2021, Med Image Anal 74:102220; Putzky and Welling 2017, arXiv:1706.04008"
     )
-    network_version: ClassVar[str] = "rim-1"
+    network_version: ClassVar[str] = "rim-2"
     is_general: ClassVar[bool] = True
 
     @classmethod
