@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter
 
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.core.maps import Status
@@ -17,9 +18,12 @@ from qmri_bidsapp.estimators.patches import draw_batch, draw_protocol
 from qmri_bidsapp.estimators.recurrent import (
     MAX_STEP,
     SPREAD_SCALE,
+    WINDOW,
     RecurrentInferenceMachine,
     evidence,
     first_guess,
+    peak,
+    window_sum,
 )
 from qmri_bidsapp.estimators.residual import ResidualNetwork
 from qmri_bidsapp.estimators.series import Coordinates, Series
@@ -100,6 +104,50 @@ def test_the_first_guess_is_the_posterior_mean() -> None:
     cost = (signals - T2.signal(theta, ECHOES)).square().sum(-1) / 0.1**2 + normal.square().sum(-1)
     expected = (-cost / 2).softmax(0) @ normal
     torch.testing.assert_close(first_guess(T2, coordinates, series)[0, 0, 0], expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("is_rician", [False, True], ids=["gaussian", "rician"])
+@pytest.mark.parametrize("factor", [1.7, 1.95])
+def test_the_first_guess_of_what_voxels_share_comes_from_all_of_them(factor: float, is_rician: bool) -> None:
+    # One voxel tells the inversion factor to 0.4 at this noise, four times the prior's width; 900 tell it to 0.02.
+    acquisition, noise = PROTOCOLS["t1"]["31"], 0.065
+    rng = torch.Generator().manual_seed(0)
+    t1 = torch.where(torch.rand(1, 30, 30, generator=rng) < 0.6, 0.85, 1.4) * (1 + 0.05 * torch.rand(1, 30, 30))
+    theta = torch.stack([0.65 + 0.1 * torch.rand(t1.shape, generator=rng), torch.full_like(t1, factor), t1], dim=-1)
+    signals = T1.signal(theta, acquisition)
+    signals = signals + noise * torch.randn(signals.shape, generator=rng)
+    if is_rician:
+        signals = torch.hypot(signals, noise * torch.randn(signals.shape, generator=rng))
+    inside = torch.ones(t1.shape, dtype=torch.bool)
+    inside[:, :, 25:] = False
+    # Voxels outside would tell another factor.
+    signals[:, :, 25:] = T1.signal(torch.tensor([0.7, 1.84, 1.0]), acquisition)
+    series = Series(acquisition, signals, inside, torch.full((1, 1, 1), noise), is_rician)
+    coordinates = Coordinates(T1)
+    found = coordinates.physical(first_guess(T1, coordinates, series))[inside]
+    assert found[:, 1].mean() == pytest.approx(factor, abs=0.05)
+    assert abs((found[:, 2] - t1[inside]) / t1[inside]).median() < 0.06
+    # On its own a voxel is given what the prior expects.
+    alone = replace_slices(series, 9, 9)
+    assert coordinates.physical(first_guess(T1, coordinates, alone))[0, 0, 0, 1] == pytest.approx(1.84, abs=0.06)
+
+
+def replace_slices(series: Series, row: int, column: int) -> Series:
+    """One voxel of a series, as a slice."""
+    here = (slice(None), slice(row, row + 1), slice(column, column + 1))
+    return series._replace(signals=series.signals[here], inside=series.inside[here])
+
+
+def test_sums_over_windows_and_peaks_of_parabolas() -> None:
+    values = torch.randn(2, 60, 50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = uniform_filter(values.numpy(), (1, WINDOW, WINDOW, 1), mode="constant") * WINDOW**2
+    np.testing.assert_allclose(window_sum(values), expected, atol=1e-8)
+    place = torch.tensor([3.3, 0.2, -1.0, 8.4])
+    found, height = peak(2.0 - 0.7 * (torch.arange(8) - place.unsqueeze(-1)).square())
+    # Beyond the ends by no more than to them.
+    torch.testing.assert_close(found, torch.tensor([3.3, 0.2, 0.0, 7.0]))
+    torch.testing.assert_close(height[:2], torch.full((2,), 2.0))
+    assert torch.equal(peak(torch.zeros(1, 5))[1], torch.zeros(1))
 
 
 def test_voxels_outside_tell_nothing() -> None:
@@ -284,8 +332,8 @@ def test_foreign_or_damaged_weights_are_refused(folder: Path, tmp_path: Path, mo
     with pytest.raises(WeightsError, match="another model"):
         RecurrentInference(T1, weights=folder).fit(PROTOCOLS["t1"]["23"])
     with monkeypatch.context() as patch:
-        patch.setattr(RecurrentInference, "network_version", "rim-2")
-        with pytest.raises(WeightsError, match='another version: version "rim-1", needed "rim-2"'):
+        patch.setattr(RecurrentInference, "network_version", "rim-3")
+        with pytest.raises(WeightsError, match='another version: version "rim-2", needed "rim-3"'):
             RecurrentInference(T2, weights=folder).fit(ECHOES)
     with pytest.raises(WeightsError, match="None of the 0 weights"):
         RecurrentInference(T2, weights=tmp_path).fit(ECHOES)
