@@ -60,6 +60,12 @@ def add_options(group: Any) -> None:
         "both)",
     )
     group.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="DIR",
+        help="go on from these weights, such as those of a network for any times (default: from random ones)",
+    )
+    group.add_argument(
         "--iterations", type=int, metavar="N", help=f"of all, those done before included (default: {N_ITERATIONS})"
     )
     group.add_argument("--every", type=int, metavar="N", help=f"iterations between checkpoints (default: {EVERY})")
@@ -73,7 +79,8 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
     UsageError
         If an option is missing or out of range, or the model has no virtual heads.
     WeightsError
-        If the checkpoint is of another training; nothing is written then.
+        If the checkpoint is of another training, or the weights to start from are for something else; nothing is
+        written then.
     InputError
         If the label maps cannot be used.
     OutputError
@@ -91,7 +98,12 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
     heads = load_heads(arguments.labels)
     training, held_out = heads[:-N_HELD_OUT], heads[-N_HELD_OUT:]
     label_maps = {"training": _sha256(training), "held out": _sha256(held_out)}
-    options = TrainingOptions(n_iterations=arguments.iterations or N_ITERATIONS, seed=arguments.seed)
+    first = None if arguments.start_from is None else kind(model, weights=arguments.start_from).fit(shown)
+    options = TrainingOptions(
+        n_iterations=arguments.iterations or N_ITERATIONS,
+        seed=arguments.seed,
+        start_from=None if first is None else first.sha256_,
+    )
     identity = kind.identity(model, protocol)
     check_checkpoint(arguments.folder, identity, options, label_maps)
     trials = {snr: simulate(model, held_out, shown, snr, seed=VALIDATION_SEED) for snr in SNRS}
@@ -109,7 +121,7 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
         baseline = _baseline(model, trials)
         (arguments.folder / "baseline.json").write_text(json.dumps(baseline) + "\n")
         trained = train(
-            lambda: kind.build(model, shown),
+            lambda: kind.build(model, shown) if first is None else first.network(),
             model,
             training,
             options,

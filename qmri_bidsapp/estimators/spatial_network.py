@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,6 +171,10 @@ class SpatialNetwork(TrainedEstimator):
             f"Trained for {notes['iterations']} iterations on patches of virtual heads made from "
             f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}."
         )
+
+    def network(self) -> nn.Module:
+        """Return a copy of the network, after `fit`, that can be trained."""
+        return copy.deepcopy(self._network).train().requires_grad_(True)
 
     @classmethod
     @abstractmethod

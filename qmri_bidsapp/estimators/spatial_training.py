@@ -48,6 +48,8 @@ class TrainingOptions:
         Protocols of a batch, patches of each, and voxels along a side.
     seed : int
         Of weights and batches.
+    start_from : str or None
+        SHA-256 of the weights that are the first ones; None for random ones.
     """
 
     n_iterations: int = 20_000
@@ -56,6 +58,7 @@ class TrainingOptions:
     n_patches: int = 2
     size: int = PATCH_SIZE
     seed: int = 0
+    start_from: str | None = None
 
 
 class Trained(NamedTuple):

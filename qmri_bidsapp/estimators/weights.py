@@ -176,7 +176,7 @@ def _what_they_are_for(cards: list[Path], wanted: dict[str, Any]) -> str:
         parts.append(
             f"{card.parent.name} has " + ", ".join(f"{key} {got}" for key, got, _ in _differences(known, wanted))
         )
-    return "".join(f"{part}; " for part in parts)
+    return "; ".join(parts) + ". " if parts else ""
 
 
 def _differences(known: Any, wanted: Any, name: str = "") -> list[tuple[str, str, str]]:

@@ -8,6 +8,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.train_spatial import N_HELD_OUT
@@ -43,6 +44,33 @@ def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
     protocol = MultiEcho((0.01, 0.03, 0.05, 0.1))
     maps = RecurrentInference(SpinEchoT2(), weights=tmp_path).fit(protocol).predict(np.array([[1.0, 0.8, 0.6, 0.3]]))
     assert maps.counts() == {"OK": 1}
+
+
+def test_a_network_for_one_protocol_begins_as_the_general_one(labels, tmp_path, capsys):
+    def run(name: str, *options: str) -> int:
+        command = ["train", "t2", str(tmp_path / name), "--estimator", "rim", "--labels", str(labels)]
+        return tools.main([*command, "--iterations", "1", *options])
+
+    times = ("--times", "0.01", "0.03", "0.05", "0.1")
+    assert run("general") == run("other", "--seed", "1") == 0
+    assert run("specific", "--start-from", str(tmp_path / "general"), *times, "--seed", "2") == 0
+    states = {
+        name: load_file(tmp_path / name / "rim-t2" / "weights.safetensors")["first.weight"]
+        for name in ("general", "other", "specific")
+    }
+    # One step of the optimiser changes each weight by no more than the learning rate.
+    assert abs(states["specific"] - states["general"]).max() < 1.1e-3
+    assert abs(states["other"] - states["general"]).max() > 0.05
+    cards = {name: json.loads((tmp_path / name / "rim-t2" / "card.json").read_text()) for name in states}
+    assert cards["specific"]["notes"]["options"]["start_from"] == cards["general"]["sha256"]
+    assert cards["specific"]["identity"]["protocol"]["echo_time"] == [0.01, 0.03, 0.05, 0.1]
+    capsys.readouterr()
+    start = ("--start-from", str(tmp_path / "other"))
+    assert run("specific", *start, *times, "--seed", "2") == 64
+    assert "is of another training" in capsys.readouterr().err
+    assert run("fourth", "--start-from", str(tmp_path / "specific"), "--times", "0.01", "0.03", "0.05", "0.2") == 64
+    assert "rim-t2 has protocol echo_time [0.01, 0.03, 0.05, 0.1]. Train" in capsys.readouterr().err
+    assert not (tmp_path / "fourth").exists()
 
 
 @pytest.mark.parametrize(
