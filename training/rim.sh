@@ -7,7 +7,7 @@
 # into the program. The same label maps and seed give the same weights on one kind of processor. Hours of one core for
 # each model.
 set -eu
-labels=$1 run=$2 iterations=${3:-20000}
+labels=$1 run=$2 iterations=${3:-5000}
 program=$(dirname "$0")/../qmri_bidsapp
 for model in t1 t2; do
     qmri train $model "$run/$model" --estimator rim --labels "$labels" --iterations "$iterations" --seed 0

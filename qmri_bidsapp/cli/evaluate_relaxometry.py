@@ -40,7 +40,9 @@ def add_parser(what: Any) -> None:
         "a head of ellipsoids)",
     )
     parser.add_argument("--repetitions", type=int, default=N_REPETITIONS, metavar="N", help="default: %(default)s")
-    parser.add_argument("--map-repetitions", type=int, default=5, metavar="N", help="of map (default: %(default)s)")
+    parser.add_argument(
+        "--map-repetitions", type=int, default=5, metavar="N", help="of map; 0 leaves it out (default: %(default)s)"
+    )
     parser.add_argument("--heads", type=int, metavar="N", help="measure only the last of the heads")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="experiments (default: all)")
     parser.add_argument(
@@ -66,8 +68,10 @@ def run(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written.
     """
-    if min(arguments.repetitions, arguments.map_repetitions) < 2 or (arguments.heads or 1) < 1:
-        raise UsageError("--repetitions and --map-repetitions must be at least 2, --heads at least 1.")
+    if arguments.repetitions < 2 or (arguments.map_repetitions or 2) < 2 or (arguments.heads or 1) < 1:
+        raise UsageError(
+            "--repetitions and --map-repetitions must be at least 2 (or 0 for no map), --heads at least 1."
+        )
     for path in (arguments.json, arguments.figures):
         if path is not None and not path.absolute().parent.is_dir():
             raise OutputError(f"The folder of {path} does not exist.")
@@ -125,7 +129,7 @@ def _estimators(arguments: argparse.Namespace, model: SignalModel, acquisition: 
     likelihood = RicianLikelihood if arguments.rician else VariableProjection
     noise: Literal["rician", "gaussian"] = "rician" if arguments.rician else "gaussian"
     found: dict[str, Estimator] = {"mle": likelihood(model).fit(acquisition)}
-    if SmoothFieldPosterior.supports(model):
+    if SmoothFieldPosterior.supports(model) and arguments.map_repetitions:
         found["map"] = SmoothFieldPosterior(model).fit(acquisition)
     found["rim"] = RecurrentInference(model, weights=arguments.rim_weights, noise=noise).fit(acquisition)
     for name, kind, weights in (
@@ -180,11 +184,17 @@ def _cells(spread: dict[str, Any], key: str) -> str:
 
 
 def _noise_table(results: dict[str, Any]) -> list[str]:
-    rows = ["", "Median (5th to 95th percentile) over voxels, %", "", "| SNR | estimator | relative bias | CV |"]
-    rows.append("| ---: | --- | ---: | ---: |")
+    rows = [
+        "",
+        "Median (5th to 95th percentile) over voxels, %",
+        "",
+        "| SNR | estimator | relative bias | its size | CV |",
+    ]
+    rows.append("| ---: | --- | ---: | ---: | ---: |")
     for snr, by_name in results.items():
         rows += [
-            f"| {snr} | {name} | {_cells(part, 'bias')} | {_cells(part, 'cv')} |" for name, part in by_name.items()
+            f"| {snr} | {name} | {_cells(part, 'bias')} | {_percent(part['absolute_bias'][2])} | {_cells(part, 'cv')} |"
+            for name, part in by_name.items()
         ]
     return rows
 
@@ -202,10 +212,13 @@ def _structures_table(results: dict[str, Any]) -> list[str]:
 
 def _protocols_table(results: dict[str, Any]) -> list[str]:
     rows = ["", "Medians over voxels at SNR 10, and mean CV of two scans, %", ""]
-    rows += ["| times | estimator | relative bias | CV | CV of two scans |", "| ---: | --- | ---: | ---: | ---: |"]
+    rows += [
+        "| times | estimator | relative bias | its size | CV | CV of two scans |",
+        "| ---: | --- |" + " ---: |" * 4,
+    ]
     for times, by_name in results.items():
         for name, part in by_name.items():
-            cells = (part["bias"][2], part["cv"][2], part["mean_cv_of_two_scans"])
+            cells = (part["bias"][2], part["absolute_bias"][2], part["cv"][2], part["mean_cv_of_two_scans"])
             rows.append(f"| {times} | {name} | " + " | ".join(map(_percent, cells)) + " |")
     return rows
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.relaxometry import Errors
     from qmri_bidsapp.models.base import SignalModel
 
-N_ITERATIONS = 20_000
+N_ITERATIONS = 5_000
 #: Iterations between checkpoints.
 EVERY = 250
 #: Heads that are kept for validation, the last of them in the order of their names.

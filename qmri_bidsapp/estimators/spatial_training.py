@@ -52,7 +52,7 @@ class TrainingOptions:
         SHA-256 of the weights that are the first ones; None for random ones.
     """
 
-    n_iterations: int = 20_000
+    n_iterations: int = 5_000
     learning_rate: float = 1e-3
     n_protocols: int = 4
     n_patches: int = 2

@@ -68,9 +68,10 @@ class Setting(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Percentiles over voxels, `PERCENTILES`, of relative bias and coefficient of variation (eqs. 7 and 8)."""
+    """Percentiles over voxels, `PERCENTILES`, of relative bias, its size, and coefficient of variation (eqs. 7, 8)."""
 
     bias: list[float]
+    absolute_bias: list[float]
     cv: list[float]
 
 
@@ -91,8 +92,8 @@ def repeat(
 
 def spread_of(estimates: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> Spread:
     """Return the spread of estimates, (n_repetitions, n_voxels), over voxels."""
-    values = per_voxel(estimates, truth)
-    return Spread(*(np.percentile(part, PERCENTILES, method="nearest").tolist() for part in values))
+    bias, cv = per_voxel(estimates, truth)
+    return Spread(*(np.percentile(part, PERCENTILES, method="nearest").tolist() for part in (bias, abs(bias), cv)))
 
 
 def noise_robustness(

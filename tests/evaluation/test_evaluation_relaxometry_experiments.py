@@ -44,6 +44,14 @@ def test_bias_and_variation_are_those_of_the_definition():
     np.testing.assert_allclose(cv, [np.sqrt(0.02) / 1.2, np.inf])
 
 
+def test_biases_of_both_signs_do_not_cancel_in_their_size():
+    truth = np.full(100, 2.0)
+    found = spread_of(truth * np.where(np.arange(100) % 2, 0.9, 1.1) * np.array([[0.99], [1.01]]), truth)
+    assert found.bias[2] in (pytest.approx(-0.1), pytest.approx(0.1))
+    assert found.absolute_bias[2] == pytest.approx(0.1)
+    assert found.cv[2] == pytest.approx(0.01 * np.sqrt(2))
+
+
 @pytest.mark.parametrize("slope", [0.7, 2.0])
 def test_the_width_of_a_sigmoid_is_found_despite_outliers(slope):
     x = np.linspace(-6, 6, 400)
@@ -121,8 +129,13 @@ def test_the_command_writes_tables_results_and_figures(tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [(["--repetitions", "1"], 64), (["--json", "absent/r.json"], 73), (["--rim-weights", "absent"], 64)],
-    ids=["one repetition", "no folder", "no weights"],
+    [
+        (["--map-repetitions", "1"], 64),
+        (["--repetitions", "1"], 64),
+        (["--json", "absent/r.json"], 73),
+        (["--rim-weights", "absent"], 64),
+    ],
+    ids=["one of map", "one repetition", "no folder", "no weights"],
 )
 def test_what_cannot_be_measured(options, code, capsys):
     assert tools.main(["evaluate", "relaxometry", *options]) == code
