@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,16 @@ def test_ranges_that_are_listed_can_be_set(name):
     for item in tools._ranges(model).split(", "):
         parameter, low, _, high = item.split()
         model.default_prior({parameter: (float(low), float(high))})
+
+
+def test_a_reader_that_leaves_early_is_no_error_to_be_explained():
+    command = [sys.executable, "-m", "qmri_bidsapp.cli.tools", "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_descriptor_is_printed(capsys):
