@@ -22,6 +22,9 @@ MAX_STEP = 3.0
 #: from the centre they reach in normalised form.
 GRID_SIZES = {1: (32,), 2: (12, 64)}
 GRID_REACH = 2.7
+#: Steps from the grid to the maximum between its points, and what is added to the information of each voxel in them.
+N_REFINEMENTS = 2
+DAMPING = 1e-3
 #: Side of the window, voxels, in which the first guess takes a parameter between amplitude and time to be the same.
 WINDOW = 41
 
@@ -125,6 +128,24 @@ def evidence(model: SignalModel, coordinates: Coordinates, series: Series, norma
     normal : Tensor
         (n_slices, height, width, n_parameters), normalised parameters.
     """
+    score, information = linearise(model, coordinates, series, normal)
+    precision = [[part + (i == j) for j, part in enumerate(row)] for i, row in enumerate(information)]
+    factor = factorise(precision)
+    pull = [g - value for g, value in zip(score, normal.flatten(0, -2).unbind(-1), strict=True)]
+    step = solve(factor, pull).clamp(-MAX_STEP, MAX_STEP)
+    inverse = inverse_factor(factor)
+    variance = [torch.stack([row[i].square() for row in inverse[i:]]).sum(0) for i in range(len(score))]
+    spread = torch.stack(variance, dim=-1).log() / (2 * SPREAD_SCALE)
+    return torch.cat([step, spread], dim=-1).view(*normal.shape[:-1], -1)
+
+
+def linearise(
+    model: SignalModel, coordinates: Coordinates, series: Series, normal: torch.Tensor
+) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Return the gradient of the log-likelihood and the lower triangle of its information, by normalised parameters.
+
+    Parts are (n_voxels,), the voxels in the order of `normal`; see `evidence` for the noise.
+    """
     theta = coordinates.physical(normal)
     jacobian = model.jacobian(theta, series.acquisition)
     # The signal is proportional to the amplitude, the first parameter, so that its derivative holds the signal.
@@ -139,27 +160,19 @@ def evidence(model: SignalModel, coordinates: Coordinates, series: Series, norma
     size = [scale[..., i].flatten() for i in range(theta.shape[-1])]
     misfit = (residual / series.noise_std.unsqueeze(-1)).flatten(0, -2)
     score = [(column * misfit).sum(-1) * unit for column, unit in zip(columns, size, strict=True)]
-    precision = [
-        [(columns[i] * columns[j]).sum(-1) * size[i] * size[j] + (i == j) for j in range(i + 1)]
-        for i in range(len(columns))
+    information = [
+        [(columns[i] * columns[j]).sum(-1) * size[i] * size[j] for j in range(i + 1)] for i in range(len(columns))
     ]
-    factor = factorise(precision)
-    pull = [g - value for g, value in zip(score, normal.flatten(0, -2).unbind(-1), strict=True)]
-    step = solve(factor, pull).clamp(-MAX_STEP, MAX_STEP)
-    inverse = inverse_factor(factor)
-    variance = [torch.stack([row[i].square() for row in inverse[i:]]).sum(0) for i in range(len(columns))]
-    spread = torch.stack(variance, dim=-1).log() / (2 * SPREAD_SCALE)
-    return torch.cat([step, spread], dim=-1).view(*normal.shape[:-1], -1)
+    return score, information
 
 
 @torch.no_grad()
 def first_guess(model: SignalModel, coordinates: Coordinates, series: Series) -> torch.Tensor:
-    """Return a posterior mean on a coarse grid, (n_slices, height, width, n_parameters), normalised.
+    """Return voxelwise estimates, (n_slices, height, width, n_parameters), normalised.
 
-    The prior is the standard normal distribution of the normalised parameters; the amplitude is integrated out. Where
-    there is a parameter between amplitude and relaxation time, it is told by the voxels of a window together, as if it
-    were the same in all of them: by the sum of their log-likelihoods, each at its own best amplitude and time. Over the
-    likelihoods themselves, integrated with a prior that is wrong for any one tissue, the errors would add up.
+    They are a posterior mean on a coarse grid, the prior being the standard normal distribution of the normalised
+    parameters, and the amplitude integrated out. Where there is a parameter between amplitude and relaxation time, see
+    `shared_guess`.
     """
     sizes = GRID_SIZES[len(model.parameters) - 1]
     axes = [torch.linspace(-GRID_REACH, GRID_REACH, n, device=series.signals.device) for n in sizes]
@@ -174,20 +187,95 @@ def first_guess(model: SignalModel, coordinates: Coordinates, series: Series) ->
         # The mean of a magnitude f with noise is f + sigma^2 / 2 f, as far as the noise is small.
         signals = (signals.square() - 1 / precision).clamp(min=0).sqrt()
     product = signals @ (entries / size.unsqueeze(-1)).T
-    guess = []
-    if len(axes) > 1:
-        product, size = product.unflatten(-1, sizes), size.unflatten(0, sizes)
-        likelihood = peak(product)[1].clamp(min=0).square() * precision / 2
-        together = window_sum(likelihood * series.inside.unsqueeze(-1)) - axes[0].square() / 2
-        place = peak(together)[0].clamp(0, len(axes[0]) - 1)
-        guess.append((place / (len(axes[0]) - 1) * 2 - 1) * GRID_REACH)
-        product, size = _between(product, place), _between(size.expand(*place.shape, *sizes), place)
     centre, width = coordinates.centre[0], coordinates.width[0]
+    if len(axes) > 1:
+        start, tells = shared_guess(product.unflatten(-1, sizes), size.unflatten(0, sizes), axes, series)
+        start[..., 0] = (start[..., 0] - centre) / width
+        return refine(model, coordinates, series, start, tells)
     sharpness = size.square() * precision + width.pow(-2)
     amplitude = (product * size * precision + centre * width.pow(-2)) / sharpness
     weight = ((amplitude.square() * sharpness - sharpness.log() - axes[-1].square()) / 2).softmax(-1)
     mean = ((weight * amplitude).sum(-1) - centre) / width
-    return torch.stack([mean, *guess, weight @ axes[-1]], dim=-1)
+    return torch.stack([mean, weight @ axes[-1]], dim=-1)
+
+
+def shared_guess(
+    product: torch.Tensor, size: torch.Tensor, axes: list[torch.Tensor], series: Series
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return parameters, the middle one as the voxels of a window tell it together, from a grid.
+
+    It is taken to be the same in all voxels of the window, of which each has its own best amplitude and time: their
+    log-likelihoods are added. Integrated over times, with a prior that is wrong for any one tissue, the errors of the
+    prior would be added as well. Best values of this kind have a bias of their own where the noise is large.
+
+    Parameters
+    ----------
+    product : Tensor
+        (n_slices, height, width, n, m) of signals with entries of unit size.
+    size : Tensor
+        (n, m) of the entries.
+    axes : list of Tensor
+        (n,) and (m,) normalised values of the middle parameter and of the time.
+    series : Series
+
+    Returns
+    -------
+    guess : Tensor
+        (n_slices, height, width, 3), the amplitude in its unit, the others normalised.
+    tells : Tensor
+        (n_slices, height, width, 1), which voxels were counted: not those whose best time is an end of the grid.
+    """
+    place, height = peak(product)
+    is_between = (place > 0) & (place < len(axes[1]) - 1)
+    # A voxel counts if it does for every value, lest values be preferred for the voxels that they lose.
+    tells = series.inside.unsqueeze(-1) & is_between.all(-1, keepdim=True)
+    likelihood = height.clamp(min=0).square() * series.noise_std.unsqueeze(-1).pow(-2) / 2
+    together = window_sum(likelihood * tells) - axes[0].square() / 2
+    row = peak(together)[0]
+    nearest = row.round().long().unsqueeze(-1)
+    column = place.gather(-1, nearest)
+    largest = size.flatten()[nearest * len(axes[1]) + column.round().long()]
+    guess = [height.gather(-1, nearest) / largest]
+    for position, axis in zip((row.unsqueeze(-1), column), axes, strict=True):
+        guess.append((position / (len(axis) - 1) * 2 - 1) * GRID_REACH)
+    return torch.cat(guess, dim=-1), tells
+
+
+def refine(
+    model: SignalModel, coordinates: Coordinates, series: Series, normal: torch.Tensor, tells: torch.Tensor
+) -> torch.Tensor:
+    """Return `shared_guess` between the points of its grid, and the amplitudes and times of their posterior's maximum.
+
+    Each step solves for the amplitude and the time of every voxel, and for the middle parameter of every window by what
+    their scores leave of its own (Gauss and Newton).
+    """
+    for _ in range(N_REFINEMENTS):
+        score, information = linearise(model, coordinates, series, normal)
+        (a,), (ab, b), (at, bt, t) = information
+        own, shared = _solve(a, at, t, score[0], score[2]), _solve(a, at, t, ab, bt)
+        left = score[1] - ab * own[0] - bt * own[1]
+        known = (b - ab * shared[0] - bt * shared[1]).clamp(min=0)
+        parts = torch.stack([left, known], dim=-1).view(*tells.shape[:-1], 2)
+        pull, weight = window_sum(parts * tells).unbind(-1)
+        step = ((pull - normal[..., 1]) / (1 + weight)).clamp(-1, 1)
+        others = [
+            (x.view(step.shape) - y.view(step.shape) * step).clamp(-1, 1) for x, y in zip(own, shared, strict=True)
+        ]
+        normal = (normal + torch.stack([others[0], step, others[1]], dim=-1)).clamp(-MAX_STEP, MAX_STEP)
+    score, ((a,), _, (at, _, t)) = linearise(model, coordinates, series, normal)
+    amplitude, _, time = normal.flatten(0, -2).unbind(-1)
+    steps = _solve(a + 1, at, t + 1, score[0] - amplitude, score[2] - time)
+    last = torch.stack([steps[0], torch.zeros_like(time), steps[1]], dim=-1).clamp(-1, 1)
+    return normal + last.view(normal.shape)
+
+
+def _solve(
+    a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the solution of [[a, b], [b, d]] with right-hand side [x, y], damped where the matrix is singular."""
+    a, d = a + DAMPING, d + DAMPING
+    determinant = a * d - b * b
+    return (d * x - b * y) / determinant, (a * y - b * x) / determinant
 
 
 def window_sum(values: torch.Tensor) -> torch.Tensor:
@@ -202,18 +290,13 @@ def window_sum(values: torch.Tensor) -> torch.Tensor:
 def peak(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return where the last axis of values (..., n) has its maximum, as an index with a fraction, and its height.
 
-    They are those of the parabola through the largest value and its neighbours.
+    They are those of the parabola through the largest value and its neighbours; at an end those of the largest value.
     """
-    index = values.argmax(-1, keepdim=True).clamp(1, values.shape[-1] - 2)
-    before, at, after = (values.gather(-1, index + i).squeeze(-1) for i in (-1, 0, 1))
+    largest, index = values.max(-1, keepdim=True)
+    centre = index.clamp(1, values.shape[-1] - 2)
+    before, at, after = (values.gather(-1, centre + i).squeeze(-1) for i in (-1, 0, 1))
     slope, curvature = (after - before) / 2, before - 2 * at + after
-    shift = torch.where(curvature < 0, -slope / curvature, 0.0).clamp(-1, 1)
-    return index.squeeze(-1) + shift, at + slope * shift + curvature * shift.square() / 2
-
-
-def _between(values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Return (..., n) values between two rows of (..., m, n), at an index with a fraction, (...)."""
-    low = place.floor().clamp(max=values.shape[-2] - 2)
-    index = low.long()[..., None, None].expand(*place.shape, 1, values.shape[-1])
-    first, second = (values.gather(-2, index + i).squeeze(-2) for i in (0, 1))
-    return torch.lerp(first, second, (place - low).unsqueeze(-1))
+    is_inner = (index == centre).squeeze(-1) & (curvature < 0)
+    shift = torch.where(is_inner, -slope / curvature, 0.0)
+    height = torch.where(is_inner, at + slope * shift / 2, largest.squeeze(-1))
+    return index.squeeze(-1) + shift, height
