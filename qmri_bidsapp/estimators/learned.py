@@ -18,7 +18,7 @@ from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
-from qmri_bidsapp.errors import PriorError, ProtocolError, UsageError, WeightsError
+from qmri_bidsapp.errors import PriorError, ProtocolError, QmriError, UsageError, WeightsError
 from qmri_bidsapp.estimators.examples import Draw, Examples, simulate
 from qmri_bidsapp.estimators.features import Features
 from qmri_bidsapp.estimators.parallel import predict_chunks
@@ -33,8 +33,8 @@ from qmri_bidsapp.models.base import SignalModel
 MAX_VALUES = 2**25
 #: Signal-to-noise ratios of the default noise.
 SNR = (10.0, 100.0)
-#: Factor by which a voxel's noise may exceed the highest of the training: beyond, the errors are not known.
-NOISE_MARGIN = 1.25
+#: Standard deviations that noise may take away from a voxel's reference before its level counts as beyond the training.
+MARGIN = 2.0
 #: Voxels that are predicted together, and, of these, regressed together: intermediate values then stay in the cache.
 CHUNK_SIZE = 16_384
 BLOCK_SIZE = 1024
@@ -283,10 +283,10 @@ class LearnedEstimator(TrainedEstimator):
         self.sha256_ = sha256_of(found)
         try:
             self._take(found, {name: value.to(self.device) for name, value in state.items()})
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise WeightsError(
-                f"{found} does not hold all of the weights of {self.name} ({error}). {REMEDY}"
-            ) from error
+        except WeightsError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, QmriError) as error:
+            raise WeightsError(f"{found} does not hold weights of {self.name} as they should be. {REMEDY}") from error
 
     def _take(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Take over the tensors and notes of a folder, and try them on the voxels that are kept with them."""
@@ -306,7 +306,7 @@ class LearnedEstimator(TrainedEstimator):
         self._restore(state)
         self._features = Features(self.model, trained, self.noise_, self.device)
         clean = self.model.signal(self._probes["theta"], trained)
-        check_probes(folder, self._probes, clean, *self._probe(self._probes))
+        check_probes(folder, self._probes, clean.float(), *self._probe(self._probes))
         self._features = Features(self.model, self.acquisition_, self.noise_, self.device)
 
     def _train(self, seed: int, progress: Callable[[int, float], None] | None, checkpoint: Path | None) -> None:
@@ -339,17 +339,19 @@ class LearnedEstimator(TrainedEstimator):
         index, signal, sigma = unseen.draw(N_PROBES, generator)
         theta = unseen.theta[index]
         self._probes = {"theta": theta, "clean": unseen.clean[index], "signal": signal, "sigma": sigma}
-        self._probes["mean"], self._probes["std"] = self._probe(self._probes)
+        self._probes["estimate"], self._probes["std"] = self._probe(self._probes)
 
     def _simulate(self, n: int, rng: np.random.Generator) -> Simulation:
         return simulate(self.model, self.acquisition_, self.prior_, self.noise_, n, rng, self.device)
 
     def _probe(self, probes: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of the targets, scaled, of some voxels."""
+        """Return estimates and standard deviations of some voxels, of all parameters but angles, in their units."""
         covariates = probes["theta"][:, len(self.model.parameters) :].float()
-        _, _, features = self._seen(probes["signal"], probes["sigma"], covariates)
         with torch.no_grad():
-            return self._regress_blocks(self._scaled(features))
+            estimate, std, _ = self._estimate(probes["signal"], probes["sigma"], covariates)
+        everything = (*self.model.parameters, *self.model.derived)
+        columns = [i for i, parameter in enumerate(everything) if not parameter.is_periodic]
+        return estimate[:, columns], std[:, columns]
 
     def _scale_by(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         self._input_mean, self._target_mean = features.mean(0), targets.mean(0)
@@ -396,39 +398,32 @@ class LearnedEstimator(TrainedEstimator):
 
         def predict(part: slice) -> ParameterMaps:
             values, status, usable = screen(signals[part], known[part], has_sign=self.acquisition_.has_sign)
-            fitted = self._estimate(values[usable], noise[part][usable], known[part][usable])
-            return assemble(self.model, self.std_kind, status, usable, *fitted)
+            seen = (values[usable], noise[part][usable, None], known[part][usable])
+            fitted = self._estimate(*(torch.as_tensor(content, device=self.device) for content in seen))
+            return assemble(self.model, self.std_kind, status, usable, *(content.cpu().numpy() for content in fitted))
 
         return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
 
-    def _seen(
-        self, signal: torch.Tensor, sigma: torch.Tensor, covariates: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return the reference (n, 1), NaN where there is none, frames, and features of voxels in use."""
-        size = reference(signal, self.acquisition_)
-        size = torch.where(size > 0, size, torch.nan)
-        relative = signal / size
-        frames = self._features.frames(torch.where(torch.isfinite(size), relative, 0.0))
-        return size, frames, self._features(relative, frames, sigma / size, covariates)
-
     def _estimate(
-        self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32], covariates: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-        """Return estimates and standard deviations in the parameters' units, and statuses.
+        self, signal: torch.Tensor, sigma: torch.Tensor, covariates: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return estimates and standard deviations in the parameters' units, and statuses; `sigma` is (n, 1).
 
         Without a positive reference they are NaN. A posterior mean is never on a bound, unless the voxel is unlike
         those of the training: it has no standard deviation there.
         """
-        signal, sigma, known = (torch.as_tensor(part, device=self.device) for part in (values, noise, covariates))
-        sigma = sigma.unsqueeze(1)
-        size, frames, features = self._seen(signal, sigma, known)
+        size = reference(signal, self.acquisition_)
+        size = torch.where(size > 0, size, torch.nan)
+        relative = signal / size
+        frames = self._features.frames(torch.where(torch.isfinite(size), relative, 0.0))
+        features = self._features(relative, frames, sigma / size, covariates)
         mean, std = self._regress_blocks(self._scaled(features))
         mean, std = (mean * self._target_std + self._target_mean).double(), (std * self._target_std).double()
-        std = torch.where(sigma * self.noise_.snr[0] > NOISE_MARGIN * size, torch.nan, std)
+        std = torch.where(sigma * (self.noise_.snr[0] - MARGIN) > size, torch.nan, std)
         amplitude = (size * mean[:, :1].float().exp()).double()
         mean = torch.where(torch.isfinite(size), mean, 0.5)
         value, spread, is_free = self._targets.estimates(mean[:, 1:], std[:, 1:], frames)
         estimate = torch.cat([amplitude, value], dim=1)
         spread = torch.cat([std[:, :1] * amplitude, spread], dim=1)
         status = torch.where(is_free, int(Status.OK), int(Status.AT_BOUND)).to(torch.uint8)
-        return estimate.cpu().numpy(), spread.cpu().numpy(), status.cpu().numpy()
+        return estimate, spread, status

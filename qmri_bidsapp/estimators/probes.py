@@ -19,7 +19,7 @@ MAX_TURN = 20.0
 SIGNAL_TOLERANCE = 1e-3
 #: Largest median difference of estimates, in standard deviations, and of the logarithm of these.
 ESTIMATE_TOLERANCE = 0.1
-#: Error, relative to the spread of the training, that rounding on another machine may cause.
+#: Error, relative to the spread of the estimates, that rounding on another machine may cause.
 ROUNDING = 1e-3
 
 
@@ -35,29 +35,28 @@ def check_turn(folder: Path, trained: npt.NDArray[np.floating], used: npt.NDArra
 
 
 def check_probes(
-    folder: Path, probes: Mapping[str, torch.Tensor], clean: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+    folder: Path, probes: Mapping[str, torch.Tensor], clean: torch.Tensor, estimate: torch.Tensor, std: torch.Tensor
 ) -> None:
     """Raise WeightsError if voxels of the training have other signals now, or another estimate.
-
-    This is what a version of the program must have in common with the one that trained the weights, whatever else
-    changed.
 
     Parameters
     ----------
     folder : Path
     probes : mapping
-        What was kept of the training: ``clean``, (n, n_measurements) noise-free signals of amplitude one, and ``mean``
-        and ``std``, (n, n_targets), of the scaled targets. Single voxels may be off: rounding can take another branch
-        of a tree, or turn an eigenvector round.
-    clean, mean, std : Tensor
+        What was kept of the training: ``clean``, (n, n_measurements) noise-free signals of amplitude one, and
+        ``estimate`` and ``std``, (n, n_parameters). Single voxels may be off: rounding can take another branch of a
+        tree, or turn an eigenvector round.
+    clean, estimate, std : Tensor
         The same, now.
     """
     same_signals = bool(((clean - probes["clean"]).abs() <= SIGNAL_TOLERANCE).all())
-    difference = (mean - probes["mean"]).abs() / (probes["std"] + ROUNDING)
-    widening = ((std + ROUNDING) / (probes["std"] + ROUNDING)).log().abs()
-    worst = torch.stack([difference, widening]).median(1).values.max()
-    if not same_signals or not bool(worst <= ESTIMATE_TOLERANCE):
+    usual = ROUNDING * (probes["estimate"] - probes["estimate"].nanmedian(0).values).abs().nanmedian(0).values
+    difference = (estimate - probes["estimate"]).abs() / (probes["std"] + usual)
+    widening = ((std + usual) / (probes["std"] + usual)).log().abs()
+    worst = torch.stack([difference, widening]).nanmedian(1).values
+    lost = torch.isnan(std).sum(0) > torch.isnan(probes["std"]).sum(0) + len(std) // 4
+    if not same_signals or bool((worst > ESTIMATE_TOLERANCE).any()) or bool(lost.any()):
         raise WeightsError(
             f"The weights in {folder} come from a version of the program that computes other "
-            f"{'features' if same_signals else 'signals'}. {REMEDY}"
+            f"{'features or estimates' if same_signals else 'signals'}. {REMEDY}"
         )

@@ -63,8 +63,10 @@ class TreeEnsemble:
     ) -> None:
         node = torch.arange(len(child), device=child.device)
         is_leaf = child == node
-        # Children come after their parent, so that every way ends.
-        if not bool((is_leaf | ((child > node) & (child + 1 < len(child)))).all()):
+        first = child[~is_leaf]
+        reached = torch.cat([root, first, first + 1])
+        # Children come after their parent, and every node has one parent or is a root, so that every way ends.
+        if not (bool((first > node[~is_leaf]).all()) and torch.equal(reached.sort().values, node.to(reached.dtype))):
             raise WeightsError("The nodes of a tree do not form one: train the weights again.")
         self.root, self.child, self.feature, self.threshold, self.value = root, child, feature, threshold, value
         self._column = feature.int()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
+from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError, WeightsError
@@ -55,17 +55,26 @@ def test_weights_of_a_version_with_other_features_are_refused(weights, monkeypat
 
     features = Features.__call__
     monkeypatch.setattr(Features, "__call__", swapped)
-    with pytest.raises(WeightsError, match="computes other features"):
+    with pytest.raises(WeightsError, match="computes other features or estimates"):
+        MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
+
+
+@pytest.mark.parametrize("name", ["target_mean", "target_ranges"])
+def test_weights_whose_targets_mean_something_else_are_refused(trained, weights, name):
+    tensors, notes = load_weights(weights, trained.identity(ECHOES))
+    tensors[name] = 0.7 * tensors[name]
+    save_weights(weights, tensors, trained.identity(ECHOES), notes)
+    with pytest.raises(WeightsError, match="computes other features or estimates"):
         MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
 
 
 def test_rounding_of_another_machine_is_no_other_version(trained, weights):
     tensors, notes = load_weights(weights, trained.identity(ECHOES))
     generator = torch.Generator().manual_seed(0)
-    for name in ("probe.mean", "probe.std", "probe.clean"):
+    for name in ("probe.estimate", "probe.std", "probe.clean"):
         tensors[name] *= 1 + 1e-5 * torch.randn(tensors[name].shape, generator=generator)
     # A tree may take another branch in a voxel or two.
-    tensors["probe.mean"][:3] += 1.0
+    tensors["probe.estimate"][:3] *= 2
     save_weights(weights, tensors, trained.identity(ECHOES), notes)
     MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
 
@@ -83,20 +92,40 @@ def test_weights_that_lack_a_part_are_refused(trained, weights, lost):
     identity = trained.identity(ECHOES)
     tensors, notes = ({k: v for k, v in part.items() if k != lost} for part in load_weights(weights, identity))
     save_weights(weights, tensors, identity, notes)
-    with pytest.raises(WeightsError, match="does not hold all of the weights of mlp"):
+    with pytest.raises(WeightsError, match="does not hold weights of mlp as they should be"):
         MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
 
 
 def test_no_standard_deviation_where_the_noise_is_larger_than_in_the_training(trained):
     t2 = np.full(4, 0.05)
     signal = 100 * np.exp(-np.array(ECHOES.echo_time) / t2[:, None])
-    # The reference is the signal of the first echo; 25 % beyond the highest noise are tolerated.
-    noise = signal[:, 0] / SNR[0] * [0.5, 1.2, 1.3, np.nan]
+    # The reference is the signal of the first echo, from which noise may have taken two standard deviations.
+    noise = signal[:, 0] / (SNR[0] - 2) * [0.5, 0.99, 1.01, np.nan]
     maps = trained.predict(signal, noise_std=noise)
     assert (maps.status == Status.OK).all()
     np.testing.assert_allclose(maps.estimate[:, 1], t2, rtol=0.1)
     assert np.isfinite(maps.std).all(1).tolist() == [True, True, False, True]
     assert np.isnan(maps.std[2]).all()
+
+
+def test_hardly_any_voxel_like_those_of_the_training_loses_its_standard_deviation():
+    low = Noise("gaussian", (3.0, 3.0))
+    estimator = PolynomialRegression(SpinEchoT2(), noise=low, n_combinations=2**12).fit(ECHOES)
+    t2 = np.exp(np.random.default_rng(0).uniform(np.log(0.02), np.log(0.3), 4000))
+    clean = np.exp(-np.array(ECHOES.echo_time) / t2[:, None])
+    sigma = clean[:, :1] / 3
+    maps = estimator.predict(
+        clean + sigma * np.random.default_rng(1).standard_normal(clean.shape), noise_std=sigma[:, 0]
+    )
+    assert np.isnan(maps.std[:, 0]).mean() < 0.02
+
+
+def test_weights_from_hardly_any_signal_can_be_used(tmp_path):
+    # Some voxels have no reference at this noise.
+    noise = Noise("gaussian", (1.0, 1.0))
+    model, protocol = get_model("smt"), SphericalMean((0.0, 1000.0, 2000.0), (1, 30, 30))
+    PolynomialRegression(model, noise=noise, n_combinations=2**12).fit(protocol).save(tmp_path / "w")
+    PolynomialRegression(model, weights=tmp_path / "w").fit(protocol)
 
 
 def test_the_errors_in_the_card_are_those_of_voxels_that_were_not_learned(monkeypatch):

@@ -239,7 +239,10 @@ def test_boosting_that_overshoots_ends_on_the_bound_and_says_so():
 def test_nodes_that_lead_round_in_a_circle_are_refused():
     ensemble = GradientBoosting.brief(SphericalMeanTechnique()).fit(table3.PROTOCOL)._variance
     state = ensemble.state()
-    state["child"] = state["child"].clone()
-    state["child"][state["child"][0]] = 0
-    with pytest.raises(WeightsError, match="do not form one"):
-        TreeEnsemble.from_state(state)
+    first = int(state["child"][0])
+    # Back to the root; and the same children twice, whose number would grow with every level.
+    for place, child in ((first, 0), (0, int(state["child"][first]))):
+        changed = state["child"].clone()
+        changed[place] = child
+        with pytest.raises(WeightsError, match="do not form one"):
+            TreeEnsemble.from_state({**state, "child": changed})
