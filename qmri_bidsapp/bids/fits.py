@@ -134,6 +134,6 @@ def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> lis
         kind = estimators.get(fit.estimator)
         # With several bundles there are maps of other angles, and without one of none.
         if kind is not None and not issubclass(kind, TrainedEstimator) and fit.maps.keys() >= set(names):
-            first.setdefault((fit.folder, fit.subject), fit)
+            first.setdefault((fit.folder.resolve(), fit.subject), fit)
     # Maps in single precision may lie beyond a bound by rounding.
     return [fit.values(names, tissue).clip(*bounds) for fit in first.values()]

@@ -254,18 +254,33 @@ def _protocols(bids_dir: Path, model: SignalModel) -> list[tuple[Acquisition, st
     ]
     if not found:
         kinds = " or ".join(model.bids_suffixes) or "such"
-        raise InputMissingError(f"{bids_dir} holds no {kinds} series for model {model.name}: there is no such series.")
+        raise InputMissingError(
+            f"{bids_dir} holds no {kinds} series, which model {model.name} needs; see `qmri models`."
+        )
     return found
 
 
 def _train(estimator: LearnedEstimator, protocol: Acquisition, arguments: argparse.Namespace) -> None:
-    """Train and save, going on from a checkpoint where there is one."""
-    folder = arguments.folder
-    key = estimator.cache_key(protocol, arguments.seed)
-    target = folder / f"{estimator.model.name}-{estimator.name}-{key[:12]}"
-    if target.exists():
-        print(f"{target}: there already")
-        return
+    """Train and save, going on from a checkpoint where there is one, unless there are such weights already.
+
+    Whatever version of the program and device trained them, and for directions that motion may have turned: weights of
+    one training and protocol are never in two folders, of which the app would not know which to take. Those that this
+    version cannot use are replaced.
+    """
+    from qmri_bidsapp.estimators.weights import key_of
+
+    folder, recipe = arguments.folder, estimator.recipe(protocol, arguments.seed)
+    name = f"{estimator.model.name}-{estimator.name}"
+    key = key_of({**estimator.identity(protocol), **recipe, "protocol": protocol.to_dict()})
+    target = folder / f"{name}-{key[:12]}"
+    for known in sorted(folder.glob(f"{name}-*")):
+        try:
+            notes = type(estimator)(estimator.model, weights=known).fit(protocol).notes_
+        except WeightsError:
+            continue
+        if key_of({part: notes.get(part) for part in recipe}) == key_of(recipe):
+            print(f"{known}: there already")
+            return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

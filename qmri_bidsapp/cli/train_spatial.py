@@ -63,7 +63,8 @@ def add_options(group: Any) -> None:
         "--start-from",
         type=Path,
         metavar="DIR",
-        help="go on from these weights, such as those of a network for any times (default: from random ones)",
+        help="go on from these weights: of rim for any times or the same ones, of resnet for the same ones (default: "
+        "random ones)",
     )
     group.add_argument(
         "--iterations", type=int, metavar="N", help=f"of all, those done before included (default: {N_ITERATIONS})"
@@ -152,6 +153,8 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
         "phantom": phantom_errors(trained.network, model, shown)._asdict(),
         "limits": LIMITS,
     }
+    if first is not None:
+        notes["started_from"] = {name: first.notes_[name] for name in ("iterations", "label_maps_sha256")}
     target = arguments.folder / f"{kind.name}-{model.name}"
     save_weights(target, trained.network.state_dict(), identity, notes)
     print(target)

@@ -244,20 +244,25 @@ class LearnedEstimator(TrainedEstimator):
 
     def cache_key(self, acquisition: Acquisition, seed: int = 0) -> str:
         """Return the content hash of all that the weights depend on."""
-        prior = self.prior or self.model.default_prior()
-        noise = self.noise or default_noise(self.model, acquisition)
         return key_of(
             {
                 **self.identity(acquisition),
+                **self.recipe(acquisition, seed),
                 "protocol": acquisition.to_dict(),
-                "prior": prior.describe(),
-                "noise": noise.to_dict(),
-                "options": {**self.options(), "n_combinations": self.n_combinations},
-                "seed": seed,
                 "device": torch.device(self.device).type,
                 "version": __version__,
             }
         )
+
+    def recipe(self, acquisition: Acquisition, seed: int = 0) -> dict[str, Any]:
+        """Return what weights are trained on for a protocol, and how, as plain data: part of `notes_`."""
+        return {
+            "prior": (self.prior or self.model.default_prior()).describe(),
+            "noise": (self.noise or default_noise(self.model, acquisition)).to_dict(),
+            "options": self.options(),
+            "n_combinations": min(self.n_combinations, MAX_VALUES // acquisition.n_measurements),
+            "seed": seed,
+        }
 
     def provenance(self) -> str:
         """Return number of voxels, training distribution and noise in a sentence."""
@@ -312,7 +317,8 @@ class LearnedEstimator(TrainedEstimator):
     def _train(self, seed: int, progress: Callable[[int, float], None] | None, checkpoint: Path | None) -> None:
         rng = np.random.default_rng(seed)
         generator = torch.Generator(self.device).manual_seed(seed)
-        n = min(self.n_combinations, MAX_VALUES // self.acquisition_.n_measurements)
+        told = self.recipe(self.acquisition_, seed)
+        n = told["n_combinations"]
         training, unseen = (self._simulate(size, rng) for size in (n, min(n, N_VALIDATION)))
         examples = Examples(self.model, training, self._features, self._targets)
         self._targets.learn_ranges(examples.truth)
@@ -328,11 +334,7 @@ class LearnedEstimator(TrainedEstimator):
         self._learn(scaled(examples), generator, progress, checkpoint)
         others = Examples(self.model, unseen, self._features, self._targets)
         self.notes_ = {
-            "prior": self.prior_.describe(),
-            "noise": self.noise_.to_dict(),
-            "options": self.options(),
-            "n_combinations": n,
-            "seed": seed,
+            **told,
             "version": __version__,
             "validation": self._validate(*scaled(others)(len(unseen), generator)),
         }

@@ -167,8 +167,9 @@ class SpatialNetwork(TrainedEstimator):
         """Return the number of heads, the noise and the protocols in a sentence."""
         notes = self.notes_
         low, high = notes["distribution"]["snr"]
+        before = f", after {notes['started_from']['iterations']} of other weights," if "started_from" in notes else ""
         return (
-            f"Trained for {notes['iterations']} iterations on patches of virtual heads made from "
+            f"Trained for {notes['iterations']} iterations{before} on patches of virtual heads made from "
             f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}."
         )
 
@@ -319,7 +320,7 @@ class RecurrentInference(SpatialNetwork):
             raise ProtocolError(
                 f"Estimator {cls.name} needs {name} times that begin by {latest:g} s and end at {earliest:g} s or "
                 f"later, got {min(times):g} to {max(times):g} s, which hardly tell the relaxation times of the brain: "
-                "use estimator nlls, whose standard deviations say so."
+                "use estimator nlls, whose standard deviations say so, or resnet, trained for these times."
             )
 
     @classmethod

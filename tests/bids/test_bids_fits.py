@@ -35,7 +35,7 @@ def test_subjects_of_two_studies_are_different_ones(tmp_path):
             nib.save(nib.Nifti1Image(np.full((2, 2, 1), value, np.float32), np.eye(4)), tmp_path / study / maps[name])
     fits = [
         FoundFit(tmp_path / study, "01", standard("t2"), estimator, {"t2": "t2.nii"}, "status.nii", None)
-        for study in ("a", "b")
+        for study in ("a", "b", "../" + tmp_path.name + "/a")
         for estimator in ("nlls", "varpro")
     ]
     found = samples(fits, get_model("t2"), None)

@@ -15,6 +15,7 @@ from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli import train as command
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.estimators import learned
 from qmri_bidsapp.estimators.learned import SNR, LearnedEstimator
 from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.polynomial import PolynomialRegression
@@ -43,6 +44,24 @@ def test_the_card_tells_the_optimiser(found, tmp_path, capsys, estimator, optimi
     [path] = (tmp_path / "weights").glob("*/card.json")
     noted = json.loads(path.read_text())["notes"]["options"]
     assert noted.get("optimiser", noted.get("training", {}).get("optimiser")) == optimiser
+
+
+def test_one_training_is_in_one_folder(found, tmp_path, capsys, monkeypatch):
+    def train(*options: str) -> list[str]:
+        common = ["train", "t2", str(tmp_path / "weights"), "--bids-derivatives", str(tmp_path)]
+        assert tools.main([*common, "--estimator", "polynomial", *options]) == 0
+        return sorted(path.parent.name for path in (tmp_path / "weights").glob("*/card.json"))
+
+    [name] = train()
+    # Another version of the program that computes the same uses the same weights,
+    monkeypatch.setattr(learned, "__version__", "99")
+    assert train() == [name]
+    assert "there already" in capsys.readouterr().out
+    # and one that does not trains them again, in their place; those of another training stay beside.
+    (tmp_path / "weights" / name / "weights.safetensors").write_bytes(b"damaged")
+    assert train() == [name]
+    assert "there already" not in capsys.readouterr().out
+    assert len(train("--seed", "1")) == 2
 
 
 @pytest.mark.parametrize(

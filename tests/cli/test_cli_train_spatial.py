@@ -63,6 +63,7 @@ def test_a_network_for_one_protocol_begins_as_the_general_one(labels, tmp_path, 
     assert abs(states["other"] - states["general"]).max() > 0.05
     cards = {name: json.loads((tmp_path / name / "rim-t2" / "card.json").read_text()) for name in states}
     assert cards["specific"]["notes"]["options"]["start_from"] == cards["general"]["sha256"]
+    assert cards["specific"]["notes"]["started_from"]["iterations"] == 1
     assert cards["specific"]["identity"]["protocol"]["echo_time"] == [0.01, 0.03, 0.05, 0.1]
     capsys.readouterr()
     start = ("--start-from", str(tmp_path / "other"))
