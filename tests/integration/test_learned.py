@@ -169,7 +169,7 @@ def test_protocols_of_raw_data(fitted, short_training, tmp_path, capsys):
     assert tools.main([*command, "--prior", "healthy"]) == 64
     assert "Prior healthy is made from fits" in capsys.readouterr().err
     assert tools.main(["train", "smt", *command[2:]]) == 66
-    assert "holds no dwi series for model smt: there is no such series" in capsys.readouterr().err
+    assert "holds no dwi series, which model smt needs; see `qmri models`" in capsys.readouterr().err
 
 
 def test_too_few_subjects_and_folders_that_are_no_data_set(fitted, tmp_path, capsys):
