@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.relaxometry import Errors
     from qmri_bidsapp.models.base import SignalModel
 
+#: Iterations of a training that are not named, and iterations between checkpoints.
 N_ITERATIONS = 5_000
-#: Iterations between checkpoints.
 EVERY = 250
 #: Heads that are kept for validation, the last of them in the order of their names.
 N_HELD_OUT = 5
