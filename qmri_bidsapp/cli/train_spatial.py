@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qmri_bidsapp.core.acquisition import Acquisition
+    from qmri_bidsapp.estimators.error_head import ErrorHead, SliceNetwork
     from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
     from qmri_bidsapp.evaluation.relaxometry import Errors
     from qmri_bidsapp.models.base import SignalModel
@@ -29,13 +31,17 @@ N_HELD_OUT = 5
 #: Signal-to-noise ratios at which a network is validated, and its seed.
 SNRS = (10, 50)
 VALIDATION_SEED = 2021
+#: Of the heads kept for validation, those that calibrate the standard deviations; coverage is measured on the others.
+N_CALIBRATION = 2
+#: Iterations, and batches that calibrate and validate, of the training of standard deviations.
+HEAD_SIZES = {"n_iterations": 1000, "n_calibration": 80, "n_validation": 20}
 #: Protocol of `evaluation.relaxometry.PROTOCOLS` that each model is validated on.
 STANDARD = {"t1": "31", "t2": "6"}
 #: What the card says of all spatial networks.
 LIMITS = (
     "Heads at 3 T with values as in the distribution; others, and other organs, were met only as the broad share.",
     "Structures smaller than a few voxels lose contrast; see `qmri evaluate relaxometry`.",
-    "No standard deviations, and no sign where a voxel is unlike those of the training.",
+    "Standard deviations are for voxels like those of the training, with no sign where one is not.",
 )
 
 
@@ -63,11 +69,15 @@ def add_options(group: Any) -> None:
         "--start-from",
         type=Path,
         metavar="DIR",
-        help="go on from these weights: of rim for any times or the same ones, of resnet for the same ones (default: "
-        "random ones)",
+        help="go on from these weights: of rim for any times or the same ones, of resnet for the same ones; with "
+        "--iterations 0 only their standard deviations are learned (default: random ones)",
     )
     group.add_argument(
-        "--iterations", type=int, metavar="N", help=f"of all, those done before included (default: {N_ITERATIONS})"
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="of the network, those done before included; the standard deviations are learned after them, unless that "
+        f"was done (default: {N_ITERATIONS})",
     )
     group.add_argument("--every", type=int, metavar="N", help=f"iterations between checkpoints (default: {EVERY})")
 
@@ -87,10 +97,18 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
     OutputError
         If the folder cannot be written.
     """
+    from qmri_bidsapp.estimators.error_head import join_head
     from qmri_bidsapp.estimators.patches import describe
     from qmri_bidsapp.estimators.spatial_training import TrainingOptions, check_checkpoint, train
     from qmri_bidsapp.estimators.weights import save_weights
-    from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, errors_of, estimate_by_network, phantom_errors, simulate
+    from qmri_bidsapp.evaluation.relaxometry import (
+        PROTOCOLS,
+        errors_of,
+        estimate_by_network,
+        phantom_errors,
+        phantom_std,
+        simulate,
+    )
 
     _check(arguments, model, kind)
     standard = PROTOCOLS[model.name][STANDARD[model.name]]
@@ -101,7 +119,7 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
     label_maps = {"training": _sha256(training), "held out": _sha256(held_out)}
     first = None if arguments.start_from is None else kind(model, weights=arguments.start_from).fit(shown)
     options = TrainingOptions(
-        n_iterations=arguments.iterations or N_ITERATIONS,
+        n_iterations=N_ITERATIONS if arguments.iterations is None else arguments.iterations,
         seed=arguments.seed,
         start_from=None if first is None else first.sha256_,
     )
@@ -117,6 +135,10 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
             validation.update({f"{key}_snr{snr}": value for key, value in errors._asdict().items()})
         return validation
 
+    def say(row: dict[str, float]) -> None:
+        print(" ".join(f"{key}={value:.4g}" for key, value in row.items()), flush=True)
+
+    every = arguments.every or EVERY
     try:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         baseline = _baseline(model, trials)
@@ -131,9 +153,10 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
             folder=arguments.folder,
             protocol=protocol,
             validate=validate,
-            every=arguments.every or EVERY,
-            report=lambda row: print(" ".join(f"{key}={value:.4g}" for key, value in row.items()), flush=True),
+            every=every,
+            report=say,
         )
+        head, error_notes = _learn_errors(arguments, model, trained.network, heads, label_maps, protocol, every, say)
     except OSError as error:
         raise OutputError(f"{arguments.folder} cannot be written: {error}") from error
     notes = {
@@ -151,19 +174,60 @@ def run(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNet
             kind.name: validation or validate(trained.network),
         },
         "phantom": phantom_errors(trained.network, model, shown)._asdict(),
+        "error_head": {**error_notes, "phantom_std": phantom_std(trained.network, head, model, shown)},
         "limits": LIMITS,
     }
     if first is not None:
         notes["started_from"] = {name: first.notes_[name] for name in ("iterations", "label_maps_sha256")}
     target = arguments.folder / f"{kind.name}-{model.name}"
-    save_weights(target, trained.network.state_dict(), identity, notes)
+    save_weights(target, join_head(trained.network, head), identity, notes)
     print(target)
+
+
+def _learn_errors(
+    arguments: argparse.Namespace,
+    model: SignalModel,
+    network: SliceNetwork,
+    heads: list[npt.NDArray[np.uint8]],
+    label_maps: dict[str, str],
+    protocol: Acquisition | None,
+    every: int,
+    report: Callable[[dict[str, float]], None],
+) -> tuple[ErrorHead, dict[str, Any]]:
+    """Train, calibrate and try the head that tells the network's errors; return it and what the card says of it."""
+    from qmri_bidsapp.estimators.error_training import HeadOptions, calibrate, coverage, train_head
+
+    training, held_out = heads[:-N_HELD_OUT], heads[-N_HELD_OUT:]
+    options = HeadOptions(seed=arguments.seed, **HEAD_SIZES)
+    head = train_head(
+        network,
+        model,
+        training,
+        options,
+        facts={"label_maps": label_maps},
+        folder=arguments.folder,
+        protocol=protocol,
+        every=every,
+        report=report,
+    )
+    calibrate(network, head, model, held_out[:N_CALIBRATION], options, protocol=protocol)
+    notes = {
+        "options": asdict(options),
+        "n_label_maps": {"calibration": N_CALIBRATION, "coverage": N_HELD_OUT - N_CALIBRATION},
+        "factor": dict(zip((parameter.name for parameter in model.parameters), head.factor.tolist(), strict=True)),
+        "lowest_snr": float(head.lowest_snr),
+        "coverage_of_95": coverage(network, head, model, held_out[N_CALIBRATION:], options, protocol=protocol),
+    }
+    return head, notes
 
 
 def _check(arguments: argparse.Namespace, model: SignalModel, kind: type[SpatialNetwork]) -> None:
     """Raise UsageError if an option is missing or out of range, or the model has no virtual heads."""
-    if any(number is not None and number < 1 for number in (arguments.iterations, arguments.every)):
-        raise UsageError("--iterations and --every must be at least 1.")
+    least = 1 if arguments.start_from is None else 0
+    if (arguments.iterations is not None and arguments.iterations < least) or (
+        arguments.every is not None and arguments.every < 1
+    ):
+        raise UsageError("--iterations (unless with --start-from) and --every must be at least 1.")
     if arguments.labels is None:
         raise UsageError(f"Estimator {kind.name} is trained on the label maps of --labels DIR: name one.")
     if model.name not in STANDARD:

@@ -138,6 +138,7 @@ def draw_batch(
     n_patches: int = 4,
     size: int = PATCH_SIZE,
     protocol: Acquisition | None = None,
+    noise_std: float | None = None,
 ) -> Batch:
     """Draw patches of several protocols.
 
@@ -155,13 +156,15 @@ def draw_batch(
         Voxels along each side of a patch.
     protocol : Acquisition, optional
         Instead of drawn ones.
+    noise_std : float, optional
+        Of all patches, relative to the amplitude of cerebrospinal fluid; drawn for each where not given.
     """
     rng = np.random.default_rng(list(seed))
     coordinates = Coordinates(model)
     parts = []
     for _ in range(n_protocols):
         acquisition = draw_protocol(model, rng) if protocol is None else protocol
-        parts.append(_draw_series(model, heads, acquisition, coordinates, n_patches, size, rng))
+        parts.append(_draw_series(model, heads, acquisition, coordinates, n_patches, size, rng, noise_std))
     series, truth, counts = zip(*parts, strict=True)
     return Batch(list(series), torch.cat(truth).movedim(-1, 1), torch.cat(counts))
 
@@ -174,6 +177,7 @@ def _draw_series(
     n_patches: int,
     size: int,
     rng: np.random.Generator,
+    noise_std: float | None,
 ) -> tuple[Series, torch.Tensor, torch.Tensor]:
     """Return the patches of one protocol, their normalised parameters, and which voxels count."""
     # Magnitudes are Rician; data from Gaussian noise on top of them are met as well, in the literature's experiments.
@@ -189,7 +193,7 @@ def _draw_series(
         tissue = torch.as_tensor(structures > 0)
         # A division by a relaxation time of zero, in air, has no meaning; the amplitude is zero there.
         clean = torch.where(tissue.unsqueeze(-1), model.signal(theta, acquisition), 0.0).numpy()
-        sigma = _between(*NOISE_RANGE, rng)
+        sigma = _between(*NOISE_RANGE, rng) if noise_std is None else noise_std
         signals = torch.as_tensor(add_noise(clean, sigma, rng), dtype=torch.float32)
         brain = torch.as_tensor(np.isin(structures, BRAIN_STRUCTURES))
         inside = (brain, tissue, torch.ones_like(tissue))[rng.integers(3)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 
 from qmri_bidsapp.estimators.cholesky import factorise, inverse_factor, solve
+from qmri_bidsapp.estimators.error_head import SliceNetwork
 from qmri_bidsapp.estimators.series import Coordinates, Series
 from qmri_bidsapp.models.base import SignalModel
 
@@ -45,7 +47,7 @@ class GatedUnit(nn.Module):
         return torch.lerp(candidate, memory, torch.sigmoid(update + update_memory))
 
 
-class RecurrentInferenceMachine(nn.Module):
+class RecurrentInferenceMachine(SliceNetwork):
     """Iterates estimates of all parameters of a slice (Putzky and Welling 2017; Sabidussi et al. 2021, section 3).
 
     In every step the network sees the current parameters and the evidence of each voxel's measurements: gradient and
@@ -67,6 +69,7 @@ class RecurrentInferenceMachine(nn.Module):
         self.n_steps = n_steps
         self.n_features = n_features
         n_parameters = len(model.parameters)
+        self.n_known = 2 * n_features + 3 * n_parameters + 1
         self.first = nn.Conv2d(3 * n_parameters, n_features, 3, padding=1)
         self.first_unit = GatedUnit(n_features)
         self.middle = nn.Sequential(
@@ -85,24 +88,53 @@ class RecurrentInferenceMachine(nn.Module):
 
         All series of the batch have slices of one size; those of their parameters follow each other.
         """
+        return [step.normal for step in self._steps(batch)]
+
+    def known(self, batch: list[Series]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last normalised parameters, and what the errors follow from, (n_slices, n_known, height, width).
+
+        These are the memories, the parameters, the evidence that led to them, and the logarithm of the noise.
+        """
+        *_, last = self._steps(batch)
+        return last.normal, torch.cat([*last.memories, last.normal, last.measured, log_noise(batch)], dim=1)
+
+    def _steps(self, batch: list[Series]) -> Iterator[_Step]:
+        """Iterate, and return what is known after every step."""
         coordinates = Coordinates(self.model, str(batch[0].signals.device))
         inside = torch.cat([series.inside for series in batch]).unsqueeze(1)
         normal = torch.cat([first_guess(self.model, coordinates, series) for series in batch])
         normal = normal.movedim(-1, 1) * inside
         memory = normal.new_zeros(len(normal), self.n_features, *normal.shape[2:])
         memories = [memory, memory]
-        steps = []
         for _ in range(self.n_steps):
-            parts = torch.split(normal.detach().movedim(1, -1), [len(series.signals) for series in batch])
-            measured = torch.cat(
-                [evidence(self.model, coordinates, series, part) for series, part in zip(batch, parts, strict=True)]
-            )
-            seen = torch.cat([normal, measured.movedim(-1, 1)], dim=1) * inside
-            memories[0] = self.first_unit(torch.tanh(self.first(seen)), memories[0])
+            measured = evidence_of(self.model, coordinates, batch, normal)
+            seen = torch.cat([normal, measured], dim=1) * inside
+            memories = [self.first_unit(torch.tanh(self.first(seen)), memories[0]), memories[1]]
             memories[1] = self.second_unit(self.middle(memories[0]), memories[1])
             normal = (normal + self.last(memories[1])) * inside
-            steps.append(normal)
-        return steps
+            yield _Step(normal, memories, measured)
+
+
+class _Step(NamedTuple):
+    """What the machine knows after a step: images, (n_slices, ..., height, width)."""
+
+    normal: torch.Tensor
+    memories: list[torch.Tensor]
+    measured: torch.Tensor
+
+
+def evidence_of(
+    model: SignalModel, coordinates: Coordinates, batch: list[Series], normal: torch.Tensor
+) -> torch.Tensor:
+    """Return `evidence` of all series of a batch as images, (n_slices, 2 n_parameters, height, width)."""
+    parts = torch.split(normal.detach().movedim(1, -1), [len(series.signals) for series in batch])
+    measured = [evidence(model, coordinates, series, part) for series, part in zip(batch, parts, strict=True)]
+    return torch.cat(measured).movedim(-1, 1)
+
+
+def log_noise(batch: list[Series]) -> torch.Tensor:
+    """Return the logarithm of the noise of every voxel, (n_slices, 1, height, width)."""
+    return torch.cat([series.noise_std.expand(series.inside.shape) for series in batch]).log().unsqueeze(1)
 
 
 @torch.no_grad()

@@ -67,6 +67,10 @@ class Coordinates:
         value = self.centre + self.width * normal
         return torch.where(self.is_log, value.clamp(max=10).exp(), value).clamp(self._low, self._high)
 
+    def is_free(self, theta: torch.Tensor) -> torch.Tensor:
+        """Return which parameters, (..., n_parameters) in the unit of `physical`, are not on a bound."""
+        return (theta > self._low) & (theta < self._high)
+
     def normal(self, theta: torch.Tensor) -> torch.Tensor:
         """Return normalised parameters, the inverse of `physical`; those of a time of zero are those of its bound."""
         value = theta.clamp(self._low, self._high)

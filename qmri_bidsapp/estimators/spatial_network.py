@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
+from qmri_bidsapp.estimators.covariance import propagate
+from qmri_bidsapp.estimators.error_head import NO_HEAD, ErrorHead, SliceNetwork, brightest, split_head
 from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.patches import FIRST_TIME, LAST_TIME
 from qmri_bidsapp.estimators.recurrent import RecurrentInferenceMachine
@@ -45,8 +46,9 @@ class SpatialNetwork(TrainedEstimator):
     """A network that maps slices to parameters, trained on virtual heads (`qmri train`).
 
     Slices are those across the widest spacing. Voxels outside the mask, or without a finite signal, tell the network
-    nothing. There are no standard deviations: the network gives the centre of what it expects, not its spread, and
-    the Cramer-Rao bound does not hold for an estimate that leans on its neighbours.
+    nothing. Standard deviations are those of the errors on virtual heads, as a small head on the frozen network learned
+    them (`error_head.ErrorHead`): they tell nothing where a voxel is unlike those of the training. They are NaN where
+    the noise is beyond that of the training, on bounds, and everywhere if the weights have no such head.
 
     Parameters
     ----------
@@ -59,7 +61,7 @@ class SpatialNetwork(TrainedEstimator):
         Whose likelihood the network sees; that of magnitudes, or Gaussian where the series has signs, if not given.
     """
 
-    std_kind: ClassVar[str] = "none: the network does not tell it"
+    std_kind: ClassVar[str] = "standard deviation of the error under the training distribution, learned"
     is_spatial: ClassVar[bool] = True
     #: Raised whenever the same weights would give other maps: layers, inputs, normal forms, first guess. It is part of
     #: the weights' identity, in place of the program's version, each of which would refuse the weights shipped with it.
@@ -148,11 +150,19 @@ class SpatialNetwork(TrainedEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.build(self.model, acquisition)
+            head: ErrorHead | None = ErrorHead(network.n_known, len(self.model.parameters))
         if not self._is_untrained:
             folder, tensors, self.notes_ = self.load(acquisition)
             self.sha256_ = sha256_of(folder)
+            tensors, of_head = split_head(tensors)
             try:
                 network.load_state_dict(tensors)
+                if of_head and head is not None:
+                    head.load_state_dict(of_head)
+                else:
+                    # Weights of before there were heads.
+                    head = None
+                    self.std_kind = NO_HEAD  # type: ignore[misc]
             except RuntimeError as error:
                 raise WeightsError(
                     f"The weights in {folder} are not those of this network: train them again."
@@ -160,6 +170,7 @@ class SpatialNetwork(TrainedEstimator):
         self.acquisition_ = acquisition
         self._seed = seed
         self._network = network.to(self.device).eval().requires_grad_(False)
+        self._head = None if head is None else head.to(self.device).eval().requires_grad_(False)
         self._coordinates = Coordinates(self.model, self.device)
         return self
 
@@ -173,13 +184,13 @@ class SpatialNetwork(TrainedEstimator):
             f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}."
         )
 
-    def network(self) -> nn.Module:
+    def network(self) -> SliceNetwork:
         """Return a copy of the network, after `fit`, that can be trained."""
         return copy.deepcopy(self._network).train().requires_grad_(True)
 
     @classmethod
     @abstractmethod
-    def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
+    def build(cls, model: SignalModel, acquisition: Acquisition) -> SliceNetwork:
         """Return the network, untrained."""
 
     def predict(
@@ -222,13 +233,12 @@ class SpatialNetwork(TrainedEstimator):
         signals = as_signals(signals, self.acquisition_.n_measurements)
         known = covariates_of(self.model, covariates, len(signals))
         values, status, usable = screen(signals, known, has_sign=self.acquisition_.has_sign)
-        estimate = np.empty((0, len(self.model.parameters) + len(self.model.derived)))
+        estimate = std = np.empty((0, len(self.model.parameters) + len(self.model.derived)))
         if usable.any():
             inside = np.zeros(mask.shape, dtype=bool)
             inside[mask] = usable
             noise = None if noise_std is None else noise_of(noise_std, len(values))[usable]
-            estimate = self._estimate(values[usable], inside, axis, noise)
-        std = np.full_like(estimate, np.nan)
+            estimate, std = self._estimate(values[usable], inside, axis, noise)
         fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
         return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
 
@@ -238,8 +248,8 @@ class SpatialNetwork(TrainedEstimator):
         inside: npt.NDArray[np.bool_],
         axis: int,
         noise: npt.NDArray[np.float32] | None,
-    ) -> npt.NDArray[np.float64]:
-        """Return the parameters, derived ones included, (n, n_parameters), of the n voxels inside, in C order."""
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return parameters and standard deviations, (n, n_parameters) with derived ones, of n voxels in C order."""
         indices = np.nonzero(inside)
         box = tuple(slice(index.min(), index.max() + 1) for index in indices)
 
@@ -256,21 +266,38 @@ class SpatialNetwork(TrainedEstimator):
         unit = torch.where(usable, unit, 1.0)
         signals /= unit.unsqueeze(-1)
         noise_std = slices(self._complete(noise, values), 1.0) / unit
-        normal = torch.empty((*usable.shape, len(self.model.parameters)), device=self.device)
+        whole = Series(self.acquisition_, signals, usable, noise_std, self._is_rician())
+        normal, spread = signals.new_empty(2, *usable.shape, len(self.model.parameters))
 
         def work(part: slice) -> None:
-            series = Series(self.acquisition_, signals[part], usable[part], noise_std[part], self._is_rician())
-            normal[part] = self._network([series])[-1].movedim(1, -1)
+            series = whole._replace(signals=signals[part], inside=usable[part], noise_std=noise_std[part])
+            if self._head is None:
+                normal[part], spread[part] = self._network([series])[-1].movedim(1, -1), torch.nan
+            else:
+                found, known = self._network.known([series])
+                normal[part], spread[part] = found.movedim(1, -1), self._head.std(known).movedim(1, -1)
 
         largest = max(1, CHUNK_VOXELS // usable[0].numel())
         for_each_chunk(work, len(usable), largest, self.device)
+        if self._head is not None:
+            brightness = brightest(whole, (1, 2) if is_alone else (0, 1, 2)).view(-1, 1, 1)
+            spread[noise_std * self._head.lowest_snr > brightness] = torch.nan
 
         def voxels(content: torch.Tensor) -> torch.Tensor:
             return content.movedim(0, axis)[usable.movedim(0, axis)]
 
-        theta = self._coordinates.physical(voxels(normal)).double()
-        theta[:, 0] *= voxels(unit)
-        return torch.cat([theta, self.model.derive(theta)], dim=-1).cpu().numpy()
+        theta, sizes = self._coordinates.physical(voxels(normal)), voxels(unit).unsqueeze(-1)
+        std = self._coordinates.slope(theta) * voxels(spread)
+        theta, std = theta.double(), std.double()
+        free = self._coordinates.is_free(theta)
+        theta[:, :1] *= sizes
+        std[:, :1] *= sizes
+        # Only a single parameter enters each derived one, so that the errors' correlations do not matter.
+        root = [
+            [column if i == j else torch.zeros_like(column) for j in range(i + 1)] for i, column in enumerate(std.T)
+        ]
+        estimate, std = propagate(self.model, theta, root, free)
+        return estimate.cpu().numpy(), std.cpu().numpy()
 
     def _is_rician(self) -> bool:
         """Tell whether the noise is that of magnitudes."""
@@ -324,7 +351,7 @@ class RecurrentInference(SpatialNetwork):
             )
 
     @classmethod
-    def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
+    def build(cls, model: SignalModel, acquisition: Acquisition) -> SliceNetwork:
         """Return the network, which is for any number of measurements."""
         return RecurrentInferenceMachine(model)
 
@@ -339,6 +366,6 @@ class ResidualEstimation(SpatialNetwork):
     is_general: ClassVar[bool] = False
 
     @classmethod
-    def build(cls, model: SignalModel, acquisition: Acquisition) -> nn.Module:
+    def build(cls, model: SignalModel, acquisition: Acquisition) -> SliceNetwork:
         """Return the network for as many measurements."""
         return ResidualNetwork(model, acquisition.n_measurements)

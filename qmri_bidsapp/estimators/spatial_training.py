@@ -18,6 +18,7 @@ from torch import nn
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.estimators.checkpoints import read_facts, restore_checkpoint, save_checkpoint
+from qmri_bidsapp.estimators.error_head import SliceNetwork
 from qmri_bidsapp.estimators.patches import PATCH_SIZE, Batch, draw_batch
 from qmri_bidsapp.models.base import SignalModel
 
@@ -66,7 +67,7 @@ class Trained(NamedTuple):
 
     Attributes
     ----------
-    network : Module
+    network : SliceNetwork
         Ready for use.
     iterations : int
         That were done.
@@ -74,13 +75,13 @@ class Trained(NamedTuple):
         From which iteration on how many were planned in all, which decides the learning rate.
     """
 
-    network: nn.Module
+    network: SliceNetwork
     iterations: int
     planned: list[list[int]]
 
 
 def train(
-    build: Callable[[], nn.Module],
+    build: Callable[[], SliceNetwork],
     model: SignalModel,
     heads: Sequence[npt.NDArray[np.uint8]],
     options: TrainingOptions,
@@ -199,8 +200,8 @@ def check_checkpoint(
 class _Run(NamedTuple):
     """A network in training, the running average of its weights, and its optimiser."""
 
-    network: nn.Module
-    average: nn.Module
+    network: SliceNetwork
+    average: SliceNetwork
     optimiser: torch.optim.Optimizer
 
     def step(self, batch: Batch, rate: float, iteration: int) -> float:

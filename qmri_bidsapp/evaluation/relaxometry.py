@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.error_head import ErrorHead, SliceNetwork
 from qmri_bidsapp.estimators.patches import QUANTITIES
 from qmri_bidsapp.estimators.series import Coordinates, Series, typical_signal
 from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, crop, draw_values, label_phantom, structures_of
@@ -189,15 +190,21 @@ def estimate_with(estimator: Estimator, trial: Trial) -> npt.NDArray[np.float64]
 def estimate_by_network(network: nn.Module, model: SignalModel, trial: Trial) -> npt.NDArray[np.float64]:
     """Return the relaxation times of the brain's voxels, (n_repetitions, n_voxels), from a spatial network."""
     coordinates = Coordinates(model)
-    inside = torch.as_tensor(trial.brain)
     found = []
+    for series in _series_of(trial):
+        normal = network([series])[-1]
+        found.append(coordinates.physical(normal.movedim(1, -1))[series.inside][:, -1].double().numpy())
+    return np.stack(found)
+
+
+def _series_of(trial: Trial) -> Iterator[Series]:
+    """Return what a network is shown of each repetition."""
+    inside = torch.as_tensor(trial.brain)
     for values in trial.signals:
         signals = torch.as_tensor(values)
         unit = typical_signal(signals, inside)
         noise = (trial.noise_std / unit).expand(len(signals), 1, 1)
-        normal = network([Series(trial.acquisition, signals / unit, inside, noise, trial.is_rician)])[-1]
-        found.append(coordinates.physical(normal.movedim(1, -1))[inside][:, -1].double().numpy())
-    return np.stack(found)
+        yield Series(trial.acquisition, signals / unit, inside, noise, trial.is_rician)
 
 
 def per_voxel(
@@ -228,7 +235,23 @@ def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
     return Errors(error=float(np.median(error)), bias=float(np.median(bias)), cv=float(np.median(cv)))
 
 
+def _phantom(model: SignalModel, acquisition: Acquisition) -> Trial:
+    """Return measurements of a head of ellipsoids at `PHANTOM_SNR`."""
+    return simulate(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
+
+
 def phantom_errors(network: nn.Module, model: SignalModel, acquisition: Acquisition) -> Errors:
     """Return the errors of a network on a head of ellipsoids at `PHANTOM_SNR`: what its card is checked against."""
-    trial = simulate(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
+    trial = _phantom(model, acquisition)
     return errors_of(estimate_by_network(network, model, trial), trial)
+
+
+@torch.no_grad()
+def phantom_std(network: SliceNetwork, head: ErrorHead, model: SignalModel, acquisition: Acquisition) -> list[float]:
+    """Return the median standard deviation of each normalised parameter on the same head, from a network's head."""
+    stds = []
+    for series in _series_of(_phantom(model, acquisition)):
+        _, known = network.known([series])
+        stds.append(head.std(known).movedim(1, -1)[series.inside])
+    medians: list[float] = torch.cat(stds).median(0).values.tolist()
+    return medians
