@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple, cast
 
@@ -95,7 +96,7 @@ class RecurrentInferenceMachine(SliceNetwork):
 
         These are the memories, the parameters, the evidence that led to them, and the logarithm of the noise.
         """
-        *_, last = self._steps(batch)
+        last = deque(self._steps(batch), maxlen=1).pop()
         return last.normal, torch.cat([*last.memories, last.normal, last.measured, log_noise(batch)], dim=1)
 
     def _steps(self, batch: list[Series]) -> Iterator[_Step]:

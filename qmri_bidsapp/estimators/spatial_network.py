@@ -175,13 +175,14 @@ class SpatialNetwork(TrainedEstimator):
         return self
 
     def provenance(self) -> str:
-        """Return the number of heads, the noise and the protocols in a sentence."""
+        """Return the number of heads, the noise and the protocols in a sentence, and if there is no error head."""
         notes = self.notes_
         low, high = notes["distribution"]["snr"]
+        silent = " These weights tell no standard deviations." if self._head is None else ""
         before = f", after {notes['started_from']['iterations']} of other weights," if "started_from" in notes else ""
         return (
             f"Trained for {notes['iterations']} iterations{before} on patches of virtual heads made from "
-            f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}."
+            f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}.{silent}"
         )
 
     def network(self) -> SliceNetwork:

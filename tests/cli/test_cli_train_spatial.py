@@ -10,13 +10,23 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli import tools, train_spatial
 from qmri_bidsapp.cli.train_spatial import N_HELD_OUT
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.errors import WeightsError
+from qmri_bidsapp.estimators.error_head import split_head
+from qmri_bidsapp.estimators.error_training import CHECKPOINT as HEAD_CHECKPOINT
 from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
 from qmri_bidsapp.estimators.virtual_heads import label_phantom
+from qmri_bidsapp.estimators.weights import load_weights, save_weights
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """Standard deviations that hardly learn."""
+    sizes = {"n_iterations": 2, "n_calibration": 1, "n_validation": 1, "n_series": 1, "size": 16}
+    monkeypatch.setattr(train_spatial, "HEAD_SIZES", sizes)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +42,8 @@ def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
     assert tools.main([*arguments, "--iterations", "1"]) == 0
     assert tools.main([*arguments, "--iterations", "2"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == [1, 2]
+    assert [row.get("iteration") for row in rows] == [1, None, None, 2, None, None]
+    assert [row.get("head_iteration") for row in rows] == [None, 1, 2, None, 1, 2]
     assert {"loss", "error_snr10", "bias_snr50", "cv_snr50"} <= set(rows[0])
     assert "iteration=2" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "baseline.json").read_text())) == {"varpro_snr10", "varpro_snr50"}
@@ -41,9 +52,35 @@ def test_training_goes_on_from_its_checkpoint(labels, tmp_path, capsys):
     assert card["notes"]["planned"] == [[0, 1], [1, 2]]
     assert len({card["notes"]["label_maps_sha256"], card["notes"]["validation"]["label_maps_sha256"]}) == 2
     assert {"rim", "least_squares"} <= set(card["notes"]["validation"])
+    assert set(card["notes"]["error_head"]["coverage_of_95"]["t2"]) == {"3", "5", "10", "20", "50", "100", "all"}
     protocol = MultiEcho((0.01, 0.03, 0.05, 0.1))
     maps = RecurrentInference(SpinEchoT2(), weights=tmp_path).fit(protocol).predict(np.array([[1.0, 0.8, 0.6, 0.3]]))
     assert maps.counts() == {"OK": 1}
+    assert np.isfinite(maps.std).all()
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False], ids=["resumed", "weights alone"])
+def test_trained_networks_learn_their_standard_deviations_later(labels, tmp_path, capsys, has_checkpoint):
+    """Those of before there were heads: the network stays what it is."""
+    out, later = tmp_path / "out", tmp_path / ("out" if has_checkpoint else "later")
+    arguments = ["--estimator", "rim", "--labels", str(labels)]
+    assert tools.main(["train", "t2", str(out), *arguments, "--iterations", "1"]) == 0
+    target = out / "rim-t2"
+    identity = RecurrentInference.identity(SpinEchoT2(), None)
+    tensors, notes = load_weights(target, identity)
+    network, _ = split_head(tensors)
+    save_weights(target, network, identity, {key: value for key, value in notes.items() if key != "error_head"})
+    (out / HEAD_CHECKPOINT).unlink()
+    how = ["--iterations", "1"] if has_checkpoint else ["--start-from", str(target), "--iterations", "0"]
+    capsys.readouterr()
+    assert tools.main(["train", "t2", str(later), *arguments, *how]) == 0
+    assert "head_iteration=2" in capsys.readouterr().out
+    again, notes = load_weights(later / "rim-t2", identity)
+    assert set(again) == set(tensors)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(again[name], value)
+    assert notes["error_head"]["options"]["n_iterations"] == 2
+    assert ("started_from" in notes) != has_checkpoint
 
 
 def test_a_network_for_one_protocol_begins_as_the_general_one(labels, tmp_path, capsys):

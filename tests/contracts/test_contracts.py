@@ -276,6 +276,10 @@ class TestEstimator:
         first, second = estimator.predict(signal), estimator.predict(signal * 4096)
         np.testing.assert_allclose(second.estimate[:, 0], 4096 * first.estimate[:, 0], rtol=1e-3)
         np.testing.assert_allclose(second.estimate[:, 1:], first.estimate[:, 1:], rtol=1e-3, atol=1e-6)
+        if isinstance(estimator, SpatialNetwork):
+            assert np.isfinite(first.std).all()
+            np.testing.assert_allclose(second.std[:, 0], 4096 * first.std[:, 0], rtol=1e-2)
+            np.testing.assert_allclose(second.std[:, 1:], first.std[:, 1:], rtol=1e-2)
 
     def test_survives_pickling(self, model_name: str, estimator_name: str) -> None:
         model, estimator = self.fitted(model_name, estimator_name)
@@ -310,7 +314,9 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     model = get_model(model_name)
     estimator = fitted(model_name, estimator_name)
     if isinstance(estimator, TrainedEstimator):
-        pytest.skip("its standard deviation, if any, is that of the posterior; see test_estimators_mlp")
+        pytest.skip(
+            "its standard deviation is that of the posterior; see test_estimators_mlp, test_estimators_error_head"
+        )
     acquisition = protocol(model)
     n_free = acquisition.n_measurements - len(model.parameters)
     if not known_noise and n_free < 6:

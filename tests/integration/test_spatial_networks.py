@@ -60,7 +60,9 @@ def test_shipped_weights_give_maps_that_say_what_they_are(bids, tmp_path):
     report = (tmp_path / "out" / "sub-01.html").read_text()
     assert sidecar["EstimatorTraining"] in report
     assert "recurrent inference machine trained on slices" in report
-    assert "none: the network does not tell it" in report
+    assert RecurrentInference.std_kind in report
+    std = np.asarray(nib.load(anat / "sub-01_desc-rimstd_T1map.nii.gz").dataobj)
+    assert np.isfinite(std[inside]).mean() > 0.95
 
 
 def test_without_weights_nothing_is_begun(bids, tmp_path, capsys):
