@@ -100,20 +100,24 @@ class ErrorHead(nn.Module):
         return std
 
 
-def brightest(series: Series, dim: tuple[int, ...]) -> torch.Tensor:
+def brightest(series: Series, *, per_slice: bool) -> torch.Tensor:
     """Return the root mean square signal of the brightest image, the power of the noise taken away.
 
     Parameters
     ----------
     series : Series
-    dim : tuple of int
-        Over which of slices, height and width voxels are counted together.
+    per_slice : bool
+        Whether each slice counts on its own, (n_slices,), or all together, ().
     """
-    number = series.inside.sum(dim).clamp(min=1)
-    noise = series.noise_std.expand(series.inside.shape).square() * (1 + series.is_rician) * series.inside
+    start = int(per_slice)
+    inside = series.inside.flatten(start)
+    number = inside.sum(-1).clamp(min=1)
     # One image at a time, to hold no second copy of a whole series.
-    power = [(image.square() * series.inside).sum(dim) / number for image in series.signals.unbind(-1)]
-    return (torch.stack(power).amax(0) - noise.sum(dim) / number).clamp(min=0).sqrt()
+    power = [(image.flatten(start).square() * inside).sum(-1) / number for image in series.signals.unbind(-1)]
+    # The median, so that a few voxels whose noise is said to be large do not darken all others.
+    noise = series.noise_std.expand(series.inside.shape).where(series.inside, torch.nan).flatten(start).nanmedian(-1)
+    floor = noise.values.square() * (1 + series.is_rician)
+    return (torch.stack(power).amax(0) - floor).clamp(min=0).sqrt()
 
 
 def join_head(network: nn.Module, head: ErrorHead) -> dict[str, torch.Tensor]:

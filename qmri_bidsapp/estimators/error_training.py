@@ -237,7 +237,7 @@ def _step(
     if (iteration + 1) % ALONE_EVERY == 0:
         batch = alone(batch, network.model, np.random.default_rng([options.seed, TRAINING, iteration, 1]))
     else:
-        snr = torch.cat([brightest(series, (1, 2)) / series.noise_std.flatten() for series in batch.series])
+        snr = torch.cat([brightest(series, per_slice=True) / series.noise_std.flatten() for series in batch.series])
         lowest = head.lowest_snr if iteration else snr.new_tensor(torch.inf)
         head.lowest_snr.copy_(torch.minimum(lowest, snr.min()))
     with torch.no_grad():

@@ -177,12 +177,13 @@ class SpatialNetwork(TrainedEstimator):
     def provenance(self) -> str:
         """Return the number of heads, the noise and the protocols in a sentence, and if there is no error head."""
         notes = self.notes_
-        low, high = notes["distribution"]["snr"]
+        distribution = notes["distribution"]
+        low, high = distribution["snr"]
         silent = " These weights tell no standard deviations." if self._head is None else ""
         before = f", after {notes['started_from']['iterations']} of other weights," if "started_from" in notes else ""
         return (
             f"Trained for {notes['iterations']} iterations{before} on patches of virtual heads made from "
-            f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {notes['distribution']['protocols']}.{silent}"
+            f"{notes['n_label_maps']} label maps, SNR {low:g} to {high:g}, {distribution['protocols']}.{silent}"
         )
 
     def network(self) -> SliceNetwork:
@@ -281,7 +282,7 @@ class SpatialNetwork(TrainedEstimator):
         largest = max(1, CHUNK_VOXELS // usable[0].numel())
         for_each_chunk(work, len(usable), largest, self.device)
         if self._head is not None:
-            brightness = brightest(whole, (1, 2) if is_alone else (0, 1, 2)).view(-1, 1, 1)
+            brightness = brightest(whole, per_slice=is_alone).view(-1, 1, 1)
             spread[noise_std * self._head.lowest_snr > brightness] = torch.nan
 
         def voxels(content: torch.Tensor) -> torch.Tensor:

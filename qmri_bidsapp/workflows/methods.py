@@ -68,8 +68,8 @@ _ESTIMATORS = {
     "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
     "[@rician], reached from the least-squares minimum by Fisher scoring; the noise level is that of each voxel.",
     "rim": "With the estimator rim, estimates are those of a recurrent inference machine trained on slices simulated "
-    "from label maps of heads, with protocols drawn at random [@sabidussi]; standard deviations, where the weights tell "
-    "them, were learned from the errors on such slices.",
+    "from label maps of heads, with protocols drawn at random [@sabidussi]; standard deviations, where the weights "
+    "tell them, were learned from the errors on such slices.",
     "varpro": "With the estimator varpro, the linear parameters were eliminated by variable projection [@golub] "
     "[@kaufman].",
     "wide-deep": "With the estimator wide-deep, estimates are those of a linear model and a deep network combined "

@@ -31,7 +31,7 @@ from qmri_bidsapp.estimators.spatial_network import RecurrentInference, Residual
 from qmri_bidsapp.estimators.spatial_training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train
 from qmri_bidsapp.estimators.virtual_heads import label_phantom, structures_of
 from qmri_bidsapp.estimators.weights import TENSORS, save_weights
-from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, phantom_errors
+from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, phantom_errors, phantom_std
 from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, SpinEchoT2
 
 T1, T2 = InversionRecoveryT1(), SpinEchoT2()
@@ -379,6 +379,13 @@ def test_shipped_weights_do_what_their_card_says(model: InversionRecoveryT1 | Sp
     assert "15 label maps, SNR 3 to 100" in estimator.provenance()
     found = phantom_errors(estimator._network, model, protocol)
     assert found._asdict() == pytest.approx(estimator.notes_["phantom"], rel=0.02, abs=1e-3)
+    told = estimator.notes_["error_head"]
+    assert estimator._head is not None
+    stds = phantom_std(estimator._network, estimator._head, model, protocol)
+    assert stds == pytest.approx(told["phantom_std"], rel=0.02)
+    covered = told["coverage_of_95"][model.parameters[-1].name]
+    assert 0.93 < covered["all"] < 0.97
+    assert all(0.9 < share < 0.98 for share in covered.values())
 
 
 def test_voxels_without_neighbours_do_not_influence_each_other() -> None:
