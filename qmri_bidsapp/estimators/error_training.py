@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.checkpoints import read_facts, restore_checkpoint, save_checkpoint
 from qmri_bidsapp.estimators.error_head import HALF_WIDTH, ErrorHead, SliceNetwork, brightest
-from qmri_bidsapp.estimators.patches import PATCH_SIZE, Batch, draw_batch
+from qmri_bidsapp.estimators.patches import PATCH_SIZE, SNR_SIGNAL, Batch, draw_batch
 from qmri_bidsapp.estimators.series import Coordinates, Series
 from qmri_bidsapp.estimators.spatial_training import LOG, MAX_GRADIENT
 from qmri_bidsapp.models.base import SignalModel
@@ -30,8 +31,6 @@ DECAY_SHARE = 0.5
 #: One iteration of so many shows voxels without neighbours, and so many of each series.
 ALONE_EVERY = 4
 N_ALONE = 256
-#: Amplitude of white matter, relative to that of cerebrospinal fluid, to which the SNR refers.
-SNR_SIGNAL = 0.65
 #: Signal-to-noise ratios at which coverage is told.
 SNRS = (3, 5, 10, 20, 50, 100)
 #: What begins the seeds of the batches of each purpose, so that none is drawn twice.
@@ -98,10 +97,7 @@ def train_head(
     ErrorHead
         Ready for use; its factor is one, see `calibrate`.
     """
-    n_threads = torch.get_num_threads()
-    # Rounding depends on the number of threads, and weights on rounding.
-    torch.set_num_threads(1)
-    try:
+    with _one_thread():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             head = ErrorHead(network.n_known, len(model.parameters))
@@ -122,8 +118,6 @@ def train_head(
                     with (folder / LOG).open("a") as log:
                         log.write(json.dumps(row) + "\n")
                 report(row)
-    finally:
-        torch.set_num_threads(n_threads)
     return head.eval().requires_grad_(False)
 
 
@@ -137,12 +131,13 @@ def calibrate(
     protocol: Acquisition | None = None,
 ) -> None:
     """Set the factor by which intervals of 1.96 standard deviations hold the truth in 95 % of the voxels of heads."""
-    ratios = torch.cat(
-        [
-            error_ratios(network, head, model, _draw(model, heads, options, protocol, (CALIBRATION, index)))
-            for index in range(options.n_calibration)
-        ]
-    )
+    with _one_thread():
+        ratios = torch.cat(
+            [
+                error_ratios(network, head, model, _draw(model, heads, options, protocol, (CALIBRATION, index)))
+                for index in range(options.n_calibration)
+            ]
+        )
     head.factor.mul_(torch.as_tensor(np.quantile(ratios.numpy(), 0.95, axis=0) / HALF_WIDTH))
 
 
@@ -202,6 +197,17 @@ def alone(batch: Batch, model: SignalModel, rng: np.random.Generator) -> Batch:
         truth_of.append(coordinates.normal(theta).view(N_ALONE, -1, 1, 1))
     truth = torch.cat(truth_of)
     return Batch(series_of, truth, torch.ones(len(truth), 1, 1, dtype=torch.bool))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: rounding depends on their number, and weights on rounding."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _draw(

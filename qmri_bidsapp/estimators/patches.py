@@ -30,6 +30,8 @@ NOISE_RANGE = (0.0065, 0.255)
 SNR_RANGE = (3.0, 100.0)
 #: Share of patches whose structures have values of no particular tissue, so that phantoms and disease are not foreign.
 BROAD_SHARE = 0.2
+#: Amplitude, of white matter in the paper's Table 1, over the noise is the SNR.
+SNR_SIGNAL = TISSUES["wm"].a[0]
 #: Standard deviation of the logarithm of what the scale and the noise of a series are mistaken by.
 SCALE_ERROR = 0.2
 NOISE_ERROR = 0.05

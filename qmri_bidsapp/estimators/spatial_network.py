@@ -150,19 +150,16 @@ class SpatialNetwork(TrainedEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = self.build(self.model, acquisition)
-            head: ErrorHead | None = ErrorHead(network.n_known, len(self.model.parameters))
+            head = ErrorHead(network.n_known, len(self.model.parameters))
+        has_head = True
         if not self._is_untrained:
             folder, tensors, self.notes_ = self.load(acquisition)
             self.sha256_ = sha256_of(folder)
             tensors, of_head = split_head(tensors)
             try:
                 network.load_state_dict(tensors)
-                if of_head and head is not None:
+                if has_head := bool(of_head):
                     head.load_state_dict(of_head)
-                else:
-                    # Weights of before there were heads.
-                    head = None
-                    self.std_kind = NO_HEAD  # type: ignore[misc]
             except RuntimeError as error:
                 raise WeightsError(
                     f"The weights in {folder} are not those of this network: train them again."
@@ -170,7 +167,9 @@ class SpatialNetwork(TrainedEstimator):
         self.acquisition_ = acquisition
         self._seed = seed
         self._network = network.to(self.device).eval().requires_grad_(False)
-        self._head = None if head is None else head.to(self.device).eval().requires_grad_(False)
+        self._head = head.to(self.device).eval().requires_grad_(False) if has_head else None
+        if not has_head:
+            self.std_kind = NO_HEAD  # type: ignore[misc]
         self._coordinates = Coordinates(self.model, self.device)
         return self
 

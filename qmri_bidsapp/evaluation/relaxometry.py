@@ -14,13 +14,11 @@ from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiE
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.error_head import ErrorHead, SliceNetwork
-from qmri_bidsapp.estimators.patches import QUANTITIES
+from qmri_bidsapp.estimators.patches import QUANTITIES, SNR_SIGNAL
 from qmri_bidsapp.estimators.series import Coordinates, Series, typical_signal
 from qmri_bidsapp.estimators.virtual_heads import BRAIN_STRUCTURES, crop, draw_values, label_phantom, structures_of
 from qmri_bidsapp.models.base import SignalModel
 
-#: Signal to which the SNR refers: A of white matter (Sabidussi et al. 2021, Table 1), which gives their noise levels.
-SNR_SIGNAL = 0.65
 PHANTOM_SNR = 20.0
 #: Side of a slice, voxels.
 SLICE_SIZE = 96
