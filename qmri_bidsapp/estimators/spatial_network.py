@@ -16,7 +16,6 @@ from typing_extensions import Self
 from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
-from qmri_bidsapp.estimators.covariance import propagate
 from qmri_bidsapp.estimators.error_head import NO_HEAD, ErrorHead, SliceNetwork, brightest, split_head
 from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.patches import FIRST_TIME, LAST_TIME
@@ -287,18 +286,19 @@ class SpatialNetwork(TrainedEstimator):
         def voxels(content: torch.Tensor) -> torch.Tensor:
             return content.movedim(0, axis)[usable.movedim(0, axis)]
 
-        theta, sizes = self._coordinates.physical(voxels(normal)), voxels(unit).unsqueeze(-1)
+        theta = self._coordinates.physical(voxels(normal))
         std = self._coordinates.slope(theta) * voxels(spread)
-        theta, std = theta.double(), std.double()
-        free = self._coordinates.is_free(theta)
-        theta[:, :1] *= sizes
-        std[:, :1] *= sizes
-        # Only a single parameter enters each derived one, so that the errors' correlations do not matter.
-        root = [
-            [column if i == j else torch.zeros_like(column) for j in range(i + 1)] for i, column in enumerate(std.T)
-        ]
-        estimate, std = propagate(self.model, theta, root, free)
-        return estimate.cpu().numpy(), std.cpu().numpy()
+        std[~self._coordinates.is_free(theta)] = torch.nan
+        theta = theta.double()
+        for columns in (theta, std):
+            columns[:, 0] *= voxels(unit)
+        derived, pull_back = torch.func.vjp(self.model.derive, theta)[:2]
+        stds = [std]
+        for output in torch.eye(len(self.model.derived), dtype=theta.dtype, device=theta.device):
+            slope = pull_back(output.expand_as(derived))[0]
+            # Each follows from a single parameter, so that the errors' correlations do not matter.
+            stds.append(torch.where(slope == 0, 0.0, slope * std).norm(dim=-1, keepdim=True))
+        return torch.cat([theta, derived], dim=-1).cpu().numpy(), torch.cat(stds, dim=-1).cpu().numpy()
 
     def _is_rician(self) -> bool:
         """Tell whether the noise is that of magnitudes."""
