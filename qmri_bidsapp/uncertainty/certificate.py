@@ -1,0 +1,339 @@
+"""The certificate of an estimator: what it makes of every tissue, for one protocol and noise level."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from qmri_bidsapp import __version__
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.prior import Prior
+from qmri_bidsapp.core.simulation import Noise
+from qmri_bidsapp.errors import InputError, OutputError, PriorError, UsageError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.trained import TrainedEstimator
+from qmri_bidsapp.estimators.weights import key_of
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.uncertainty.inverse import InverseReader
+from qmri_bidsapp.uncertainty.simulation import Pairs, simulate_pairs
+from qmri_bidsapp.uncertainty.sinks import Sink, find_sinks
+from qmri_bidsapp.uncertainty.space import Space, unit_box
+from qmri_bidsapp.uncertainty.tissues import tissues_of
+
+Array = npt.NDArray[np.float64]
+
+ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
+#: Raised whenever the meaning of stored numbers changes.
+FORMAT = 1
+#: Simulated voxels of the prior, and of each named tissue.
+N_VOXELS = 2**15
+N_PER_TISSUE = 2000
+#: Bins of the truth along one parameter, and along each of two.
+N_BINS = 20
+N_CELLS = 12
+#: A bin with fewer voxels says too little.
+MIN_PER_BIN = 20
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Truths and estimates, and what follows from them.
+
+    Attributes
+    ----------
+    model : SignalModel
+    identity : dict
+        Plain data: all that the numbers depend on.
+    pairs : Pairs
+        Their truths are drawn from the stated prior: what the inverse reading is made from.
+    survey : Pairs
+        Their truths are drawn from the model's default prior, all plausible tissue alike: what bias, standard
+        deviation and sinks over the parameter space are made from. The same as `pairs` where that is the stated prior.
+    tissues : dict
+        Named tissue -> its source, true values, and for every quantity mean and percentiles of its estimates.
+    """
+
+    model: SignalModel
+    identity: dict[str, Any]
+    pairs: Pairs
+    survey: Pairs
+    tissues: dict[str, dict[str, Any]]
+
+    @cached_property
+    def space(self) -> Space:
+        """The quantities that are compared."""
+        return Space(self.model)
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash of the identity."""
+        return key_of(self.identity)
+
+    def reader(self) -> InverseReader:
+        """Return what reads estimates back to truths, under the stated prior."""
+        return InverseReader(self.space, self.pairs)
+
+    def errors_by_bins(self, quantity: int, n_bins: int = N_BINS) -> dict[str, list[float | None]]:
+        """Return bias, standard deviation and RMSE of one quantity over bins of its truth, in its unit.
+
+        Parameters
+        ----------
+        quantity : int
+            Position among the quantities of `space`; not the amplitude, whose truth is always one.
+        n_bins : int
+            Of equal width, in the logarithm where `Space` takes it; the outer ones hold all beyond.
+
+        Returns
+        -------
+        dict
+            ``truth``, the mean of each bin, ``bias``, ``std``, ``rmse``, ``n``; None where there are too few voxels.
+        """
+        truth, error = self.survey.truth[:, quantity], self._errors()[:, quantity]
+        place = self.space.forward(self.survey.truth)[:, quantity : quantity + 1]
+        index = _bins(place, n_bins)[:, 0]
+        rows = [_moments(truth[index == k], error[index == k]) for k in range(n_bins)]
+        return {name: [row[name] for row in rows] for name in ("truth", "bias", "std", "rmse", "n")}
+
+    def arrows(self, n_cells: int = N_CELLS) -> list[dict[str, list[float]]] | None:
+        """Return mean truth and mean estimate over cells of two parameters; None where it is not two that are told.
+
+        Each row has ``truth`` and ``estimate``, in the units of ``space.told``.
+        """
+        told = self.space.told
+        if len(told) != 2:
+            return None
+        cell = _bins(self.space.place(self.survey.truth), n_cells) @ [1, n_cells]
+        rows = []
+        for k in range(n_cells**2):
+            inside = cell == k
+            if inside.sum() >= MIN_PER_BIN:
+                means = (values[inside][:, told].mean(axis=0) for values in (self.survey.truth, self.survey.estimate))
+                rows.append({name: mean.tolist() for name, mean in zip(("truth", "estimate"), means, strict=True)})
+        return rows
+
+    @cached_property
+    def sinks(self) -> list[Sink]:
+        """Sinks, see `sinks`, in the units of ``space.told``."""
+        truth, estimate = (self.space.place(values) for values in (self.survey.truth, self.survey.estimate))
+        offset, size = unit_box(truth)
+        found = find_sinks((truth - offset) / size, (estimate - offset) / size)
+        return [self._in_units(sink, offset, size) for sink in found]
+
+    def _in_units(self, sink: Sink, offset: Array, size: Array) -> Sink:
+        def back(places: Any) -> Array:
+            return self.space.back(np.asarray(places) * size + offset)
+
+        extent, basin = (
+            [(low, high) for low, high in back(np.array(part).T).T.tolist()] for part in (sink.extent, sink.basin)
+        )
+        return Sink(back([sink.centre])[0].tolist(), extent, basin, sink.share, sink.pull, sink.gathering)
+
+    def _errors(self) -> Array:
+        return self.survey.estimate.astype(np.float64) - self.survey.truth
+
+    def summary(self) -> dict[str, Any]:
+        """Return all but the voxels as plain data, for the report."""
+        quantities = self.space.parameters
+        overall = self._errors()
+        return {
+            "format": FORMAT,
+            "key": self.key,
+            "identity": self.identity,
+            "told": [quantities[k].name for k in self.space.told],
+            "n_failed": self.survey.n_failed,
+            "part_at_bound": float(self.survey.at_bound.mean()),
+            "quantities": {
+                p.name: {
+                    "unit": "relative" if k == 0 else p.unit,
+                    "description": p.description,
+                    **_moments(self.survey.truth[:, k], overall[:, k]),
+                    "by_truth": self.errors_by_bins(k) if k else None,
+                }
+                for k, p in enumerate(quantities)
+            },
+            "arrows": self.arrows(),
+            "sinks": [sink.to_dict() for sink in self.sinks],
+            "tissues": self.tissues,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write the voxels (.npz) and the summary (.json) into a new folder; it appears whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        folder = Path(folder)
+        arrays = self.pairs.to_arrays("pairs_")
+        if self.survey is not self.pairs:
+            arrays |= self.survey.to_arrays("survey_")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+                new = Path(temporary) / "new"
+                new.mkdir()
+                np.savez(new / ARRAYS, **arrays)  # type: ignore[arg-type]
+                text = json.dumps(self.summary(), indent=1, sort_keys=True, allow_nan=False)
+                (new / SUMMARY).write_text(text + "\n", encoding="utf-8")
+                shutil.rmtree(folder, ignore_errors=True)
+                new.replace(folder)
+        except OSError as error:
+            raise OutputError(f"The certificate cannot be written to {folder} ({error.strerror}).") from error
+
+    @classmethod
+    def load(cls, folder: str | Path, model: SignalModel) -> Self:
+        """Return the certificate of `save`.
+
+        Raises
+        ------
+        InputError
+            If there is none, it is damaged, or of another model.
+        """
+        folder = Path(folder)
+        try:
+            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            with np.load(folder / ARRAYS, allow_pickle=False) as file:
+                arrays = dict(file)
+            identity, tissues, stored = summary["identity"], summary["tissues"], summary["format"]
+            pairs = Pairs.from_arrays(arrays, "pairs_")
+            survey = Pairs.from_arrays(arrays, "survey_") if "survey_truth" in arrays else pairs
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise InputError(f"{folder} holds no readable certificate ({type(error).__name__}): delete it.") from error
+        if stored != FORMAT or identity["model"] != model.name or summary["key"] != key_of(identity):
+            raise InputError(f"{folder} holds no certificate of model {model.name} in this format: delete it.")
+        return cls(model, identity, pairs, survey, tissues)
+
+
+def identity_of(
+    estimator: Estimator,
+    acquisition: Acquisition,
+    *,
+    prior: Prior,
+    noise: Noise,
+    n: int,
+    seed: int,
+    noise_is_known: bool,
+    covariates_are_known: bool,
+) -> dict[str, Any]:
+    """Return all that the certificate of a fitted estimator depends on, as plain data; see `certify`."""
+    weights = None
+    if isinstance(estimator, TrainedEstimator):
+        weights = estimator.sha256_ or key_of(estimator.notes_)
+    quantities = (*estimator.model.parameters, *estimator.model.derived)
+    return {
+        "model": estimator.model.name,
+        "bounds": {p.name: list(p.bounds) for p in quantities},
+        "estimator": estimator.name,
+        "weights": weights,
+        "protocol": acquisition.to_dict(),
+        "prior": prior.describe(),
+        "noise": noise.to_dict(),
+        "noise_is_known": noise_is_known,
+        "covariates_are_known": covariates_are_known,
+        "n": n,
+        "seed": seed,
+        "version": __version__,
+    }
+
+
+def certify(
+    estimator: Estimator,
+    acquisition: Acquisition,
+    *,
+    noise: Noise,
+    prior: Prior | None = None,
+    n: int = N_VOXELS,
+    seed: int = 0,
+    noise_is_known: bool = True,
+    covariates_are_known: bool = False,
+) -> Certificate:
+    """Simulate tissue, estimate it, and keep truth and estimate.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Fitted to the protocol.
+    acquisition : Acquisition
+        The protocol, as the model uses it.
+    noise : Noise
+        At the level of the data.
+    prior : Prior, optional
+        Of all parameters but the amplitude: what the truth may be, as far as it is known. The model's default prior
+        where not given.
+    n : int
+        Voxels drawn from it and, where it is not the default prior, from that as well.
+    seed : int
+    noise_is_known : bool
+        Whether the estimator is told the noise, as of series whose noise is measured.
+    covariates_are_known : bool
+        Whether there is a map of each covariate: they are then drawn from all that they may be, and neutral otherwise.
+
+    Returns
+    -------
+    Certificate
+
+    Raises
+    ------
+    UsageError
+        If neighbouring voxels influence each other's estimates: single ones say nothing of such an estimator.
+    PriorError
+        If the prior is not of the model's parameters.
+    InputError
+        If hardly any voxel could be estimated.
+    """
+    model = estimator.model
+    if estimator.is_spatial:
+        raise UsageError(f"Estimator {estimator.name} works on images: it cannot be certified by single voxels.")
+    default = model.default_prior()
+    stated = prior or default
+    if stated.parameters != model.parameters[1:]:
+        raise PriorError(f"The prior is not of the parameters of model {model.name}.")
+    known = {"noise_is_known": noise_is_known, "covariates_are_known": covariates_are_known}
+
+    def simulate(values: Array, part: int) -> Pairs:
+        # Not the streams that learned estimators are trained with at the same seed.
+        own_seed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
+        return simulate_pairs(estimator, acquisition, values, noise, seed=own_seed, **known)
+
+    rng = np.random.default_rng([seed, 0])
+    pairs = simulate(stated.draw(n, rng), 1)
+    survey = pairs if stated.describe() == default.describe() else simulate(default.draw(n, rng), 2)
+    if min(len(pairs), len(survey)) < MIN_PER_BIN:
+        raise InputError(f"{estimator.name} could not estimate {model.name} from simulated signals of this protocol.")
+    tissues = {}
+    for part, tissue in enumerate(tissues_of(model), start=3):
+        values = np.array([[tissue.values.get(p.name, p.scale) for p in model.parameters[1:]]])
+        found = simulate(np.repeat(values, N_PER_TISSUE, axis=0), part)
+        tissues[tissue.name] = {"source": tissue.source, **found.boxes(Space(model))}
+    identity = identity_of(estimator, acquisition, prior=stated, noise=noise, n=n, seed=seed, **known)
+    # As it will be read from a file.
+    return Certificate(model, json.loads(json.dumps(identity)), pairs, survey, tissues)
+
+
+def _bins(places: Array, n_bins: int) -> npt.NDArray[np.intp]:
+    """Return the bins, 0 to n_bins - 1, of places along each axis, (n, d)."""
+    offset, size = unit_box(places)
+    return np.asarray(((places - offset) / size * n_bins).astype(np.intp).clip(0, n_bins - 1))
+
+
+def _moments(truth: npt.NDArray[np.float32], error: Array) -> dict[str, Any]:
+    """Return mean truth, bias, standard deviation and RMSE of the errors, and their number."""
+    if len(error) < MIN_PER_BIN:
+        return {"truth": None, "bias": None, "std": None, "rmse": None, "n": len(error)}
+    return {
+        "truth": float(truth.mean(dtype=np.float64)),
+        "bias": float(error.mean()),
+        "std": float(error.std()),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+        "n": len(error),
+    }

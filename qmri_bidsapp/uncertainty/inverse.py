@@ -1,0 +1,237 @@
+r"""The inverse reading: which truths may have made an estimate.
+
+From simulated voxels whose truths were drawn from a stated prior: those whose estimates are most like the one found
+tell, by their errors, the distribution of the truth given the estimate. The expected bias is
+:math:`E[\hat x - x \mid \hat x]`, the range that of 5 to 95 % of the truths. Since voxels of the same distribution are
+exchangeable with the simulated ones, the range holds the truth in 90 % of them whatever the estimator (as in
+distribution-free prediction, Lei and Wasserman 2014, J R Stat Soc B 76:71). Where the error changes with the estimate
+within the neighbourhood, that is taken out by linear regression (Beaumont et al. 2002, Genetics 162:2025).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from qmri_bidsapp.uncertainty.simulation import Pairs
+from qmri_bidsapp.uncertainty.space import Space
+
+Array = npt.NDArray[np.float64]
+
+#: Simulated voxels whose errors stand for those of a voxel.
+N_NEIGHBOURS = 150
+#: Limits of the range of the truth.
+LOWER, UPPER = 0.05, 0.95
+#: Distance between these limits of a normal distribution, in standard deviations.
+NORMAL_RANGE = 3.2897
+#: A range of the truth is wide although the stated standard deviation is small: more than this many times what the
+#: latter says, and more than this part of the range of all truths.
+WIDE_RATIO = 3.0
+WIDE_SHARE = 0.25
+#: Part of the simulated estimates further from the next one than which an estimate is unlike any.
+UNLIKE = 0.999
+#: Ridge of the regression, relative to the variance of the neighbours' places: it leaves a slope out where all
+#: estimates are the same, as on a bound.
+RIDGE = 1e-4
+#: Simulated voxels whose neighbours are looked up at a time.
+BATCH = 4096
+#: Least variance, relative to the largest, of a direction of the space that tells estimates apart.
+LEAST_VARIANCE = 1e-6
+
+
+class Trust(IntEnum):
+    """What the inverse reading says of a voxel."""
+
+    OUTSIDE = 0  #: not in the mask
+    READ = 1  #: the range of the truth is given, and not at odds with the standard deviation
+    WIDE = 2  #: the range of the truth is wide although the standard deviation is small, as in a sink
+    UNLIKE = 3  #: no simulated voxel has such an estimate: nothing is given
+    NO_ESTIMATE = 4  #: the estimation failed
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What estimates may mean.
+
+    Attributes
+    ----------
+    bias, lower, upper : ndarray
+        (n, n_quantities) float32, expected bias and limits of the truth, in each quantity's unit; NaN where the
+        estimate is missing or unlike any simulated one.
+    trust : ndarray
+        (n,) uint8, values of `Trust`.
+    """
+
+    bias: npt.NDArray[np.float32]
+    lower: npt.NDArray[np.float32]
+    upper: npt.NDArray[np.float32]
+    trust: npt.NDArray[np.uint8]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of voxels per name of `Trust`, for those that occur."""
+        values, counts = np.unique(self.trust, return_counts=True)
+        return {Trust(value).name: int(count) for value, count in zip(values, counts, strict=True)}
+
+
+class _Local(NamedTuple):
+    """Errors around simulated voxels: level + slope (place - own place) + residual.
+
+    Attributes
+    ----------
+    level : ndarray
+        (n, n_quantities).
+    slope : ndarray
+        (n, n_dimensions, n_quantities).
+    low, high : ndarray
+        (n, n_quantities) limits of the residual.
+    mean : ndarray
+        (n, n_quantities) mean of minus the residual or, of ratios, of its exponential.
+    """
+
+    level: Array
+    slope: Array
+    low: Array
+    high: Array
+    mean: Array
+
+
+class InverseReader:
+    """Reads estimates back to truths.
+
+    Errors are ratios where `Space` says so; of the amplitude always, every scaling of which is alike under the prior.
+    Their distribution is found once for every simulated voxel, from its neighbours; a voxel in use takes that of the
+    simulated one with the nearest estimate.
+
+    Parameters
+    ----------
+    space : Space
+    pairs : Pairs
+        Their truths drawn from the stated prior, in random order.
+    """
+
+    def __init__(self, space: Space, pairs: Pairs) -> None:
+        self._space = space
+        self._truths = space.forward(pairs.truth)
+        errors = space.forward(pairs.estimate) - self._truths
+        places = np.hstack([space.place(pairs.estimate), pairs.covariates])
+        self._centre, self._whiten = _whitening(places)
+        self._tree = cKDTree(self._whitened(places))
+        self._farthest = self._usual_distance()
+        self._local = self._local_errors(errors)
+        self._span = np.subtract(*np.quantile(self._truths, [UPPER, LOWER], axis=0))
+
+    def _whitened(self, places: Array) -> Array:
+        return (places - self._centre) @ self._whiten
+
+    def _usual_distance(self) -> float:
+        """Return the distance of a simulated estimate to the next one that few exceed."""
+        distance, _ = self._tree.query(self._tree.data, 2)
+        return float(np.quantile(distance[:, 1], UNLIKE))
+
+    def _local_errors(self, errors: Array) -> _Local:
+        """Return the distribution of the error around every simulated voxel."""
+        n = len(errors)
+        k = min(N_NEIGHBOURS, n)
+        ratio = self._space.is_ratio
+        parts = []
+        for first in range(0, n, BATCH):
+            here = self._tree.data[first : first + BATCH]
+            near = self._tree.query(here, k)[1]
+            level, slope, residual = _regress(self._tree.data[near] - here[:, None], errors[near])
+            # Of k exchangeable errors, the j-th is below the next one with probability j / (k + 1).
+            low, high = np.quantile(residual, [LOWER, UPPER], axis=1, method="weibull")
+            mean = np.where(ratio, np.exp(-residual * ratio), -residual).mean(axis=1)
+            parts.append((level, slope, low, high, mean))
+        return _Local(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def read(
+        self, estimate: npt.ArrayLike, std: npt.ArrayLike | None = None, covariates: npt.ArrayLike | None = None
+    ) -> Reading:
+        """Return what estimates may mean.
+
+        Parameters
+        ----------
+        estimate, std : array_like
+            (n, n_quantities), in the quantities' units; NaN where there is none.
+        covariates : array_like, optional
+            (n, n_covariates) where the simulated voxels have any.
+        """
+        found = np.asarray(estimate, dtype=np.float64)
+        n = len(found)
+        known = np.zeros((n, 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
+        usable = np.isfinite(found).all(axis=1) & np.isfinite(known).all(axis=1)
+        trust = np.full(n, Trust.NO_ESTIMATE, dtype=np.uint8)
+        bias, lower, upper = (np.full(found.shape, np.nan, dtype=np.float32) for _ in range(3))
+        values = found[usable]
+        place = self._whitened(np.hstack([self._space.place(values), known[usable]]))
+        distance, index = self._tree.query(place)
+        like = distance <= self._farthest
+        trust[usable] = np.where(like, Trust.READ, Trust.UNLIKE)
+        rows, index, values = np.flatnonzero(usable)[like], index[like], values[like]
+        low, high, mean = self._truths_of(values, place[like], index)
+        bias[rows], lower[rows], upper[rows] = values - mean, low, high
+        if std is not None and len(rows):
+            wide = self._is_wide(values, np.asarray(std, dtype=np.float64)[rows], index)
+            trust[rows[wide]] = Trust.WIDE
+        return Reading(bias, lower, upper, trust)
+
+    def _truths_of(self, values: Array, place: Array, index: npt.NDArray[np.intp]) -> tuple[Array, Array, Array]:
+        """Return limits and mean of the truth of estimates, given the simulated voxels like them."""
+        ratio, bounds, local = self._space.is_ratio, self._space.bounds(), self._local
+        error = local.level[index] + np.einsum("nd,ndq->nq", place - self._tree.data[index], local.slope[index])
+
+        def without(error: Array) -> Array:
+            return np.where(ratio, values * np.exp(-error * ratio), values - error)
+
+        centre = without(error)
+        mean = np.where(ratio, centre * local.mean[index], centre + local.mean[index])
+        limits = without(error + local.high[index]), without(error + local.low[index])
+        low, high, mean = (np.clip(part, *bounds) for part in (*limits, mean))
+        return low, high, mean
+
+    def _is_wide(self, values: Array, std: Array, index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Tell where the range of the truth is wide although the standard deviation is small; see `WIDE_RATIO`.
+
+        The amplitude does not count: its prior has no range.
+        """
+        width = self._local.high[index] - self._local.low[index]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            stated = np.where(self._space.is_ratio, std / values, std)
+        surprising = width > WIDE_RATIO * NORMAL_RANGE * stated
+        return np.asarray((surprising & (width > WIDE_SHARE * self._span))[:, 1:].any(axis=1))
+
+
+def _whitening(places: Array) -> tuple[Array, Array]:
+    """Return centre and matrix that make the covariance of places one; directions without variance are left out."""
+    # A few estimates far off must not decide what is near.
+    limited = np.clip(places, *np.percentile(places, [0.5, 99.5], axis=0))
+    spread = limited.std(axis=0)
+    size = np.where(spread > 0, spread, 1.0)
+    variance, axes = np.linalg.eigh(np.atleast_2d(np.cov((limited / size).T)))
+    variance = np.maximum(variance, np.finfo(float).tiny)
+    kept = variance > LEAST_VARIANCE * variance.max()
+    return limited.mean(axis=0), axes[:, kept] / np.sqrt(variance[kept]) / size[:, None]
+
+
+def _regress(places: Array, errors: Array) -> tuple[Array, Array, Array]:
+    """Return level at place zero, slope, and residuals of errors, for many neighbourhoods at once.
+
+    Parameters
+    ----------
+    places : ndarray
+        (n, n_neighbours, n_dimensions).
+    errors : ndarray
+        (n, n_neighbours, n_quantities).
+    """
+    centre, mean = places.mean(axis=1, keepdims=True), errors.mean(axis=1, keepdims=True)
+    away, over = places - centre, errors - mean
+    square = np.einsum("nkd,nke->nde", away, away)
+    n_dimensions = places.shape[2]
+    ridge = RIDGE * np.trace(square, axis1=1, axis2=2) + np.finfo(float).tiny
+    slope = np.linalg.solve(square + ridge[:, None, None] * np.eye(n_dimensions), np.einsum("nkd,nkq->ndq", away, over))
+    return (mean - centre @ slope)[:, 0], slope, over - away @ slope

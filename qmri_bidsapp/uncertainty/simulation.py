@@ -1,0 +1,131 @@
+"""Simulated voxels with their estimates: what everything here is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.spatial.transform import Rotation
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import Status
+from qmri_bidsapp.core.prior import Uniform
+from qmri_bidsapp.core.simulation import Noise, Simulation
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.models.rotation import turn
+from qmri_bidsapp.uncertainty.space import Space
+
+Array = npt.NDArray[np.float64]
+
+#: Percentiles of box plots.
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """True parameters and what was estimated from their simulated signals, of voxels whose estimation did not fail.
+
+    Attributes
+    ----------
+    truth, estimate, std : ndarray
+        (n, n_quantities) float32, see `Space`; amplitudes relative to the true one.
+    covariates : ndarray
+        (n, n_covariates) float32; no columns where they are neutral.
+    at_bound : ndarray
+        (n,) bool, whether an estimate lies on a bound.
+    n_failed : int
+        Voxels without a finite estimate, left out.
+    """
+
+    truth: npt.NDArray[np.float32]
+    estimate: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    covariates: npt.NDArray[np.float32]
+    at_bound: npt.NDArray[np.bool_]
+    n_failed: int
+
+    def __len__(self) -> int:
+        return len(self.truth)
+
+    def to_arrays(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
+        """Return all of it by name."""
+        return {f"{prefix}{field.name}": np.asarray(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> Self:
+        """Return what `to_arrays` gave; KeyError if some of it is missing."""
+        values: dict[str, Any] = {field.name: arrays[f"{prefix}{field.name}"] for field in fields(cls)}
+        return cls(**{**values, "n_failed": int(values["n_failed"])})
+
+    def boxes(self, space: Space) -> dict[str, Any]:
+        """Return truth, and mean and `PERCENTILES` of the estimates, of every quantity of a single tissue."""
+        if not len(self):
+            return {"truth": {}, "estimates": {}}
+        return {
+            "truth": {p.name: float(self.truth[0, k]) for k, p in enumerate(space.parameters)},
+            "estimates": {
+                p.name: {
+                    "mean": float(self.estimate[:, k].mean()),
+                    "percentiles": np.percentile(self.estimate[:, k], PERCENTILES).tolist(),
+                }
+                for k, p in enumerate(space.parameters)
+            },
+        }
+
+
+def simulate_pairs(
+    estimator: Estimator,
+    acquisition: Acquisition,
+    values: Array,
+    noise: Noise,
+    *,
+    seed: int,
+    noise_is_known: bool,
+    covariates_are_known: bool,
+) -> Pairs:
+    """Simulate voxels of amplitude one, and estimate them.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Fitted to the protocol.
+    acquisition : Acquisition
+        The protocol, as the model uses it.
+    values : ndarray
+        (n, n_parameters - 1) true parameters but the amplitude. Their directions are turned at random.
+    noise : Noise
+    seed : int
+    noise_is_known, covariates_are_known
+        See `certificate.certify`.
+    """
+    model, n = estimator.model, len(values)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    known = Uniform(model.covariates).draw(n, rng) if covariates_are_known and model.covariates else None
+    parameters = torch.tensor(np.insert(values, 0, 1.0, axis=1))
+    theta = model.with_covariates(parameters, None if known is None else torch.tensor(known))
+    if model.directional:
+        theta = turn(model, theta, torch.tensor(Rotation.random(n, random_state=rng).as_matrix()))
+    simulation = Simulation(theta, lambda part: model.signal(part, acquisition), acquisition, noise)
+    signal, sigma = simulation.measure(torch.arange(n), generator)
+    maps = estimator.predict(
+        signal.numpy(), noise_std=sigma.numpy().ravel() if noise_is_known else None, covariates=known
+    )
+    with torch.no_grad():
+        own = model.canonical(theta[:, : len(model.parameters)])
+        truth = torch.cat([own, model.derive(theta)], dim=1).float().numpy()
+    columns = Space(model).columns
+    estimate = maps.estimate[:, columns]
+    found = np.isfinite(estimate).all(axis=1) & np.isfinite(truth[:, columns]).all(axis=1)
+    return Pairs(
+        truth=truth[found][:, columns],
+        estimate=estimate[found],
+        std=maps.std[found][:, columns],
+        covariates=np.zeros((int(found.sum()), 0), np.float32) if known is None else known[found].astype(np.float32),
+        at_bound=maps.status[found] == Status.AT_BOUND,
+        n_failed=int((~found).sum()),
+    )
