@@ -83,6 +83,7 @@ class Config:
     weights: Path | None = None
     prior: str = "uniform"
     n_fibres: str = "1"
+    no_certificate: bool = False
     device: str = "auto"
     nprocs: int = 1
     omp_nthreads: int = 1

@@ -39,6 +39,7 @@ CONFIGS = st.builds(
     bids_database_dir=st.sampled_from([None, Path("/database")]),
     models=NAMES,
     estimators=NAMES,
+    no_certificate=st.booleans(),
     device=st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
     nprocs=st.integers(1, 1000),
     omp_nthreads=st.integers(1, 1000),

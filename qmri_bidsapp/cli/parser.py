@@ -137,6 +137,12 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "constrained spherical deconvolution (default: 1)",
     )
     group.add_argument(
+        "--no-certificate",
+        action="store_true",
+        help="leave out the simulations that tell what each estimator makes of every tissue, and the maps of expected "
+        "bias and of the range of the truth that follow (default: made once for each protocol and noise level)",
+    )
+    group.add_argument(
         "--output-layout",
         choices=LAYOUTS,
         help="bids: derivatives in output_dir; legacy: in output_dir/qmri_bidsapp (default: bids)",

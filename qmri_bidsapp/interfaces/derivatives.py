@@ -108,6 +108,12 @@ class _SaveFitInputSpec(_SaveInputSpec):
     posterior_sidecars = traits.List(traits.Dict, mandatory=True)
     status_sidecar = traits.Dict(mandatory=True)
     training = traits.Dict(desc="further fields of all sidecars of the maps; see `Fit`")
+    truth_sidecars = traits.List(traits.Dict, mandatory=True)
+    trust_sidecar = traits.Dict(mandatory=True)
+    truths = traits.List(File(exists=True), desc="see `ReadTruth`; likewise the next three")
+    trust = traits.Str()
+    trust_counts = traits.Dict()
+    certificate = traits.Str()
 
 
 class SaveFit(SimpleInterface):
@@ -133,8 +139,37 @@ class SaveFit(SimpleInterface):
         table = [{"index": int(status), "name": status.name} for status in Status]
         save_table(table, inputs.out_dir, record["status"].replace(".nii.gz", ".tsv"))
         record.update(status_counts=inputs.counts, seconds=inputs.seconds, training=training)
+        if defined(inputs.trust):
+            record.update(self._save_truths(training))
+        else:
+            del record["truths"], record["trust"]
         self._results["record_file"] = _write_record(record, inputs.record_file)
         return runtime
+
+    def _save_truths(self, training: dict[str, str]) -> dict[str, Any]:
+        """Save what the certificate says; return what is to be noted of it."""
+        from qmri_bidsapp.bids.derivatives import save_json, save_table
+        from qmri_bidsapp.uncertainty.inverse import Trust
+
+        inputs, record = self.inputs, self.inputs.record
+        certificate = json.loads(Path(inputs.certificate).read_text(encoding="utf-8"))
+        identity = certificate["identity"]
+        name = f"logs/certificates/{identity['model']}-{identity['estimator']}-{certificate['key'][:16]}.json"
+        save_json(certificate, inputs.out_dir, name)
+        low, high = identity["noise"]["snr"]
+        assert low == high
+        fields = {
+            **training,
+            "Certificate": f"bids::{name}",
+            "CertificatePrior": identity["prior"]["name"],
+            "CertificateNoise": f"{identity['noise']['kind']}, signal-to-noise ratio {low:g}",
+        }
+        sidecars = [{**sidecar, **fields} for sidecar in inputs.truth_sidecars]
+        _save_all(inputs.truths, record["truths"], sidecars, inputs.out_dir)
+        _save_all([inputs.trust], [record["trust"]], [{**inputs.trust_sidecar, **fields}], inputs.out_dir)
+        table = [{"index": int(value), "name": value.name} for value in Trust]
+        save_table(table, inputs.out_dir, record["trust"].replace(".nii.gz", ".tsv"))
+        return {"trust_counts": inputs.trust_counts, "certificate": name}
 
 
 def _save_all(files: list[str], names: list[str], sidecars: list[dict[str, Any]], out_dir: str) -> None:

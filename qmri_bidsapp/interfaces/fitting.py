@@ -24,6 +24,8 @@ from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.interfaces.preprocess import defined
+from qmri_bidsapp.registry import get_estimator, get_model
+from qmri_bidsapp.uncertainty.noise_level import NoiseLevel
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -46,6 +48,7 @@ def fit_volume(
     covariates: Sequence[npt.NDArray[np.float32]] = (),
     directions: npt.NDArray[np.float32] | None = None,
     seed: int = 0,
+    level: NoiseLevel | None = None,
 ) -> ParameterMaps:
     """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
 
@@ -70,6 +73,8 @@ def fit_volume(
         (x, y, z, 3, 3) of the fibres, for `BundlesByVoxel`.
     seed : int
         Passed to the estimator.
+    level : NoiseLevel, optional
+        Is given all voxels, unless neighbours influence each other.
 
     Returns
     -------
@@ -109,7 +114,10 @@ def fit_volume(
         options: dict[str, Any] = {} if toward is None else {"directions": toward[index]}
         if known is not None:
             options["covariates"] = known[index]
-        maps.fill(index, estimator.predict(values, noise_std=noise, **options))
+        part = estimator.predict(values, noise_std=noise, **options)
+        if level is not None:
+            level.add(values, part, noise, options.get("covariates"))
+        maps.fill(index, part)
     return maps
 
 
@@ -191,6 +199,8 @@ class _FitOutputSpec(TraitedSpec):
     counts = traits.Dict(desc="voxels per status")
     seconds = traits.Float(desc="time that the fit took")
     training = traits.Dict(desc="what is to be told of the training of an estimator, for sidecars; empty without one")
+    snr = traits.Float(desc="median signal-to-noise ratio of the series; 0 where it is not known")
+    noise_is_given = traits.Bool(desc="whether the noise of most voxels was known before the fit")
 
 
 class Fit(SimpleInterface):
@@ -214,16 +224,21 @@ class Fit(SimpleInterface):
         mask = np.asarray(mask_image.dataobj) > 0
         start = time.perf_counter()
         estimator = self._estimator(by_voxel=bool(directions_file))
+        protocol = Acquisition.from_dict(acquisition)
+        level = None if directions_file else NoiseLevel(estimator.model, estimator.model.adapt(protocol)[0])
         maps = fit_volume(
             estimator,
             self.inputs.in_file,
             mask,
-            Acquisition.from_dict(acquisition),
+            protocol,
             noise_std=np.asarray(load_image(noise_file, ndim=3).dataobj) if noise_file else None,
             covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
             directions=_load_directions(directions_file) if directions_file else None,
             seed=self.inputs.seed,
+            level=level,
         )
+        self._results["snr"] = 0.0 if level is None else level.snr() or 0.0
+        self._results["noise_is_given"] = level is not None and level.is_given
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
         self._results["training"] = _training_of(estimator)
@@ -233,15 +248,22 @@ class Fit(SimpleInterface):
     def _estimator(self, *, by_voxel: bool) -> Estimator:
         """Return the estimator; with a number of bundles of its own in every voxel, or with that of the model."""
         from qmri_bidsapp.estimators.bundles import BundlesByVoxel
-        from qmri_bidsapp.estimators.trained import TrainedEstimator
-        from qmri_bidsapp.registry import get_estimator, get_model
 
-        model, kind = get_model(self.inputs.model), get_estimator(self.inputs.estimator)
+        inputs = self.inputs
         if by_voxel:
-            return BundlesByVoxel(model, kind, device=self.inputs.device)  # type: ignore[arg-type]
-        if issubclass(kind, TrainedEstimator):
-            return kind(model, device=self.inputs.device, weights=defined(self.inputs.weights) or None)
-        return kind(model, device=self.inputs.device)
+            kind = get_estimator(inputs.estimator)
+            return BundlesByVoxel(get_model(inputs.model), kind, device=inputs.device)  # type: ignore[arg-type]
+        return make_estimator(inputs.model, inputs.estimator, inputs.device, defined(inputs.weights) or None)
+
+
+def make_estimator(model: str, estimator: str, device: str, weights: str | None) -> Estimator:
+    """Return an estimator, not yet fitted to a protocol, that takes its weights, if it has any, from a folder."""
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+
+    kind = get_estimator(estimator)
+    if issubclass(kind, TrainedEstimator):
+        return kind(get_model(model), device=device, weights=weights)
+    return kind(get_model(model), device=device)
 
 
 def _training_of(estimator: Estimator) -> dict[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, SimpleInterface, TraitedSpec, traits
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.prior import make_prior
+from qmri_bidsapp.core.prior import Prior, make_prior
 from qmri_bidsapp.estimators.learned import LearnedEstimator
 from qmri_bidsapp.interfaces.preprocess import defined
+from qmri_bidsapp.models.base import SignalModel
 
 
 def train_once(estimator: LearnedEstimator, acquisition: Acquisition, cache: Path, *, seed: int = 0) -> Path:
@@ -29,13 +32,27 @@ def train_once(estimator: LearnedEstimator, acquisition: Acquisition, cache: Pat
     seed : int
     """
     folder = cache / estimator.cache_key(acquisition, seed)
-    cache.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        # Other subjects of this protocol wait here, and then find the weights.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder):
         if not folder.exists():
             estimator.fit(acquisition, seed=seed).save(folder)
     return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let only one process at a time make a folder: the others wait here, and then find it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def load_prior(model: SignalModel, name: str, samples: str | Path | None) -> Prior | None:
+    """Return the training distribution of that name; None for the model's own, which is uniform."""
+    if not samples:
+        return None
+    with np.load(samples, allow_pickle=False) as file:
+        return make_prior(name, model.default_prior(), [file[key] for key in sorted(file.files)])
 
 
 class _TrainInputSpec(BaseInterfaceInputSpec):
@@ -65,11 +82,7 @@ class Train(SimpleInterface):
 
         model, kind = get_model(self.inputs.model), get_estimator(self.inputs.estimator)
         assert issubclass(kind, LearnedEstimator)
-        prior = None
-        if defined(self.inputs.samples):
-            with np.load(self.inputs.samples, allow_pickle=False) as file:
-                samples = [file[name] for name in sorted(file.files)]
-            prior = make_prior(self.inputs.prior, model.default_prior(), samples)
+        prior = load_prior(model, self.inputs.prior, defined(self.inputs.samples))
         estimator = kind(model, device=self.inputs.device, prior=prior)
         protocol, _ = model.adapt(Acquisition.from_dict(self.inputs.acquisition))
         self._results["weights"] = str(train_once(estimator, protocol, Path(self.inputs.cache), seed=self.inputs.seed))

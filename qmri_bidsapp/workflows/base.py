@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, orientation_outputs, series_outputs
-from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, plan, weights_for
+from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, is_learned, plan, weights_for
 from qmri_bidsapp.workflows.series import (
     Resources,
     init_anat_wf,
@@ -18,6 +18,7 @@ from qmri_bidsapp.workflows.series import (
     init_series_wf,
     init_train_node,
 )
+from qmri_bidsapp.workflows.trust import add_trust
 
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
@@ -190,16 +191,37 @@ def _add_series(
         weights = weights_for(config, get_model(model), get_estimator(estimator))
         if weights is not None:
             fit.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
-        elif issubclass(get_estimator(estimator), LearnedEstimator):
+        takers = [fit]
+        has_covariates = bool(item.group.covariates and get_model(model).covariates)
+        if has_covariates:
+            wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
+        if not config.no_certificate and item.objection_to_certificate(model, estimator) is None:
+            certify, read = add_trust(
+                wf,
+                fit,
+                fit_save,
+                cache=cache_dir(config) / "certificates",
+                prior=config.prior,
+                samples=samples_file(config, model) if _has_samples(item, model) else None,
+                covariates_are_known=has_covariates,
+            )
+            takers.append(certify)
+            wf.connect(series_wf, "outputnode.mask", read, "in_mask")
+            if has_covariates:
+                wf.connect(series_wf, "outputnode.covariates", read, "covariates")
+        if weights is None and issubclass(get_estimator(estimator), LearnedEstimator):
             train = init_train_node(
                 fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
             )
-            wf.connect(train, "weights", fit, "weights")
-        if item.group.covariates and get_model(model).covariates:
-            wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
+            wf.connect([(train, taker, [("weights", "weights")]) for taker in takers])
         if (model, estimator) in item.bundle_fits:
             wf.connect(orientation, "directions", fit, "directions")
         wf.connect([(fit, fit_save, results)])
+
+
+def _has_samples(item: SeriesPlan, model: str) -> bool:
+    """Tell whether a run's training distribution is gathered for a model: where an estimator of it learns."""
+    return any(name == model and is_learned(estimator) for name, estimator in item.fits)
 
 
 def _sink(

@@ -21,6 +21,13 @@ CSD_REFERENCE = "Jeurissen et al. 2014, NeuroImage 103:411"
 LOG_EVIDENCE = "Natural logarithm of the evidence: density of the measurements of a voxel, in the unit of the series"
 #: What a posterior adds to a map, by ending of ``desc``.
 INTERVAL = {"low": "Lower limit of the central 95 % interval", "high": "Upper limit of the central 95 % interval"}
+#: What the inverse reading adds to a map, by ending of ``desc``.
+TRUTH = {
+    "bias": "Expected bias, given the estimate,",
+    "truthlow": "Lower limit (5 %) of the truth, given the estimate,",
+    "truthhigh": "Upper limit (95 %) of the truth, given the estimate,",
+}
+READ_UNDER = "under the prior and at the noise level of the certificate"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
 
@@ -36,13 +43,16 @@ def desc_meanings() -> dict[str, str]:
         name = estimator.label()
         endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
         endings |= INTERVAL if estimator.has_posterior else {}
+        endings |= {} if estimator.is_spatial else TRUTH
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
+        meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
         for model in filter(estimator.supports, map(get_model, load_models())):
             if "dwi" in model.bids_suffixes:
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
+            meanings[f"{name}{model.name}trust"] = f"What the certificate says in each voxel of: {of}"
             meanings |= {f"{name}{model.name}{ending}": f"{text}: {of}" for ending, text in endings.items()}
     return meanings
 
@@ -179,6 +189,7 @@ def fit_outputs(
     """
     from qmri_bidsapp.estimators.bundles import BundlesByVoxel
     from qmri_bidsapp.registry import get_estimator, get_model
+    from qmri_bidsapp.uncertainty.space import Space
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
     title, maps_used = model.title, [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
@@ -211,6 +222,14 @@ def fit_outputs(
     ]
     posterior.append((_name(group, "logevidence", **entities, desc=desc), sidecar(LOG_EVIDENCE, "arbitrary")))
     posterior = posterior if estimator.has_posterior else []
+    truths = []
+    if item.objection_to_certificate(model_name, estimator_name) is None:
+        by_name = dict(zip(saved, names, strict=True))
+        truths = [
+            (by_name[p][ending], sidecar(f"{text} of: {p.description}, {READ_UNDER}", p.unit))
+            for ending, text in TRUTH.items()
+            for p in Space(model).parameters
+        ]
     record = {
         "series": group.name,
         "kind": group.kind,
@@ -223,6 +242,8 @@ def fit_outputs(
         "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
         "maps": [_map_entry(parameter, own) for parameter, own in zip(saved, names, strict=True)],
         "posterior": [name for name, _ in posterior],
+        "truths": [name for name, _ in truths],
+        "trust": _name(group, "dseg", **entities, desc=f"{desc}trust"),
     }
     description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
     return {
@@ -231,6 +252,14 @@ def fit_outputs(
         "std_sidecars": [sidecar(f"{std}{p.description}{unknown}", p.unit) for p in saved],
         "posterior_sidecars": [sidecar for _, sidecar in posterior],
         "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
+        "truth_sidecars": [sidecar for _, sidecar in truths],
+        "trust_sidecar": _sidecar(
+            group,
+            bids_dir,
+            f"What the certificate says of the estimate ({title}, {estimator.title}) in each voxel",
+            skull_stripped=True,
+            Manual=False,
+        ),
     }
 
 
@@ -249,8 +278,8 @@ def _map_entry(parameter: Parameter, names: dict[str, str]) -> dict[str, Any]:
 def _map_names(
     group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
 ) -> dict[str, str]:
-    """Return the names of a parameter's map (""), of its standard deviation ("std"), and of what `INTERVAL` lists."""
-    endings = ("", "std", *INTERVAL)
+    """Return the names of a parameter's map (""), its standard deviation ("std"), and of `INTERVAL` and `TRUTH`."""
+    endings = ("", "std", *INTERVAL, *TRUTH)
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}
         return {ending: _name(group, "dwimap", **entities, desc=f"{estimator}{ending}") for ending in endings}

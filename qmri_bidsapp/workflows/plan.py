@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -44,6 +44,16 @@ class SeriesPlan:
         model = get_model(model_name)
         protocol, _ = model.adapt(self.group.acquisition)  # type: ignore[arg-type]
         return self.group.kind == "dwi" or protocol.n_measurements > len(model.parameters)
+
+    def objection_to_certificate(self, model_name: str, estimator_name: str) -> str | None:
+        """Return why a fit gets no certificate, None if it does."""
+        from qmri_bidsapp.registry import get_estimator
+
+        if get_estimator(estimator_name).is_spatial:
+            return f"{estimator_name} works on images, and single simulated voxels say nothing of it"
+        if (model_name, estimator_name) in self.bundle_fits:
+            return "the number of bundles differs from voxel to voxel"
+        return None if self.has_residuals(model_name) else NO_RESIDUALS
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,14 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
         notes += [f"{name}: {NO_FIELD}." for name in names if get_model(name).covariates]
     notes += [f"{name}: no standard deviations: {NO_RESIDUALS}." for name in names if not found.has_residuals(name)]
     bundle_fits, reasons = _bundle_fits(config, acquisition, fits)
-    return SeriesPlan(group, tuple(fits), (*notes, *reasons), bundle_fits), refused
+    found = SeriesPlan(group, tuple(fits), (*notes, *reasons), bundle_fits)
+    return found if config.no_certificate else replace(found, notes=(*found.notes, *_uncertified(found))), refused
+
+
+def _uncertified(item: SeriesPlan) -> list[str]:
+    """Return notes on the fits that get no certificate."""
+    objections = [(model, item.objection_to_certificate(model, estimator)) for model, estimator in item.fits]
+    return [f"{model}: no certificate: {objection}." for model, objection in dict.fromkeys(objections) if objection]
 
 
 def _with_weights(

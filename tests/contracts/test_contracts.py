@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from functools import cache
 from itertools import combinations_with_replacement
@@ -20,13 +21,16 @@ from qmri_bidsapp.core.acquisition import (
     T2Preparation,
 )
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.core.simulation import Noise
+from qmri_bidsapp.errors import ProtocolError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.evaluation.standards import even_directions
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators, load_models
+from qmri_bidsapp.uncertainty.certificate import certify
+from qmri_bidsapp.uncertainty.inverse import Trust
 
 MODELS = sorted(load_models())
 PAIRS = [(m, e) for m in MODELS for e, cls in sorted(load_estimators().items()) if cls.supports(get_model(m))]
@@ -210,6 +214,24 @@ class TestEstimator:
     @staticmethod
     def fitted(model_name: str, estimator_name: str):
         return get_model(model_name), fitted(model_name, estimator_name)
+
+    def test_can_be_certified(self, model_name: str, estimator_name: str) -> None:
+        model, estimator = self.fitted(model_name, estimator_name)
+        noise = Noise("gaussian", (50.0, 50.0))
+        if estimator.is_spatial:
+            with pytest.raises(UsageError, match="works on images"):
+                certify(estimator, protocol(model), noise=noise)
+            return
+        n = number(model, estimator_name, 300)
+        certificate = certify(estimator, protocol(model), noise=noise, n=n, covariates_are_known=True)
+        assert len(certificate.pairs) + certificate.pairs.n_failed == n
+        json.dumps(certificate.summary(), allow_nan=False)
+        pairs = certificate.pairs
+        reading = certificate.reader().read(pairs.estimate, pairs.std, pairs.covariates)
+        given = np.isin(reading.trust, (Trust.READ, Trust.WIDE))
+        assert given.mean() > 0.98
+        assert (reading.lower[given] <= reading.upper[given]).all()
+        assert np.isfinite(reading.bias[given]).all()
 
     def test_recovers_noise_free_parameters(self, model_name: str, estimator_name: str) -> None:
         model, estimator = self.fitted(model_name, estimator_name)

@@ -71,7 +71,14 @@ def test_bundles_by_voxel(
     n_directions: int, n_fibres: str, bundles: tuple[tuple[str, str], ...], note: str | None
 ) -> None:
     config = Config(
-        Path("/raw"), Path("/out"), "participant", "run", Path("/work"), models=("noddi", "smt"), n_fibres=n_fibres
+        Path("/raw"),
+        Path("/out"),
+        "participant",
+        "run",
+        Path("/work"),
+        models=("noddi", "smt"),
+        n_fibres=n_fibres,
+        no_certificate=True,
     )
     (found,) = plan(config, (SubjectInputs("01", (two_shells(n_directions),)),))
     (item,) = found.series
@@ -182,3 +189,24 @@ def test_weights_and_prior_exclude_each_other(trained: Path) -> None:
         plan_learned(echoes(0.09), weights=trained, prior="mixed")
     with pytest.raises(UsageError, match="--prior must be uniform, healthy, mixed, healthy-wm or healthy-gm, got 'wm'"):
         plan_learned(echoes(0.09), prior="wm")
+
+
+@pytest.mark.parametrize("no_certificate", [False, True], ids=["certified", "not asked for"])
+def test_fits_without_a_certificate_are_named(no_certificate: bool) -> None:
+    config = Config(
+        Path("/raw"),
+        Path("/out"),
+        "participant",
+        "run",
+        Path("/work"),
+        models=("noddi", "smt"),
+        n_fibres="auto",
+        no_certificate=no_certificate,
+    )
+    (found,) = plan(config, (SubjectInputs("01", (two_shells(60),)),))
+    (item,) = found.series
+    notes = [note for note in item.notes if "no certificate" in note]
+    assert len(notes) == (not no_certificate)
+    assert item.objection_to_certificate("smt", "nlls") is None
+    assert item.objection_to_certificate("noddi", "nlls") == "the number of bundles differs from voxel to voxel"
+    assert "works on images" in (item.objection_to_certificate("t1", "rim") or "")

@@ -1,0 +1,105 @@
+"""Certificates and the maps that follow from them, on coarse simulated heads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from qmri_bidsapp.cli import run
+from qmri_bidsapp.uncertainty.inverse import Trust
+
+#: Too few slices for an alignment, which voxels that differ from all others would lead astray.
+SHAPE, VOXEL = (36, 44, 4), 4.0
+ECHO_TIMES = (0.015, 0.03, 0.05, 0.08, 0.12, 0.2)
+NOISE = 20.0
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
+    """Data set of two subjects of one protocol, and their true T2: any value from 20 to 300 ms."""
+    bids = tmp_path_factory.mktemp("trust") / "bids"
+    x, y, z = np.meshgrid(*(VOXEL * (np.arange(n) - (n - 1) / 2) for n in SHAPE), indexing="ij")
+    inside = (x / 60) ** 2 + (y / 75) ** 2 + (z / 48) ** 2 < 1
+    rng, truth = np.random.default_rng(0), {}
+    for subject in ("01", "02"):
+        truth[subject] = 0.02 * 15 ** rng.random(SHAPE)
+        for index, time in enumerate(ECHO_TIMES, start=1):
+            path = bids / f"sub-{subject}" / "anat" / f"sub-{subject}_echo-{index}_MESE.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Every voxel has the same signal in the first image, as the reference is in simulations.
+            clean = np.where(inside, 1000 * np.exp(-(time - ECHO_TIMES[0]) / truth[subject]), 0)
+            noise = rng.standard_normal((2, *SHAPE)) * NOISE
+            affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
+            nib.save(nib.Nifti1Image(np.hypot(clean + noise[0], noise[1]).astype(np.float32), affine), path)
+            fields = {"EchoTime": time, "RepetitionTime": 5.0}
+            Path(str(path).replace(".nii.gz", ".json")).write_text(json.dumps(fields))
+    (bids / "dataset_description.json").write_text(json.dumps({"Name": "trust", "BIDSVersion": "1.10.0"}))
+    (bids / "README").write_text("Simulated for a test.")
+    return bids, truth
+
+
+def app(bids: Path, out: Path, *options: str) -> None:
+    arguments = [str(bids), str(out), "participant", "-w", str(out.parent / "work"), "--models", "t2"]
+    resources = ["--skip-bids-validation", "--nprocs", "1", "--device", "cpu"]
+    assert run.main([*arguments, *resources, *options]) == 0
+
+
+@pytest.fixture(scope="module")
+def out(heads, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "out"
+    app(heads[0], folder)
+    return folder
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_maps_say_where_the_truth_is(heads, out):
+    for subject, truth in heads[1].items():
+        name = str(out / f"sub-{subject}" / "anat" / f"sub-{subject}_desc-nlls")
+        estimate = load(Path(name.replace("_desc-nlls", "_T2map.nii.gz")))
+        bias, low, high = (load(Path(f"{name}{key}_T2map.nii.gz")) for key in ("bias", "truthlow", "truthhigh"))
+        trust = load(Path(f"{name}t2trust_dseg.nii.gz"))
+        assert set(np.unique(trust)) <= {int(value) for value in Trust}
+        np.testing.assert_array_equal(np.isfinite(low), np.isin(trust, (Trust.READ, Trust.WIDE)))
+        read = np.isfinite(low) & np.isfinite(estimate)
+        assert read.sum() > 1000
+        held = (truth >= low) & (truth <= high)
+        # The level of the certificate is that of a coarse scale, and alignment does not touch still images.
+        assert 0.86 < held[read].mean() < 0.94
+        assert (np.abs(bias[read]) < 0.5 * estimate[read]).mean() > 0.95
+
+
+def test_one_certificate_for_both_subjects(out):
+    (file,) = (out / "logs" / "certificates").iterdir()
+    certificate = json.loads(file.read_text())
+    assert certificate["identity"]["noise"]["kind"] == "rician"
+    # 1000 over 20, at the nearest step of the scale.
+    assert certificate["identity"]["noise"]["snr"] == pytest.approx([50.1, 50.1])
+    assert set(certificate["tissues"]) == {"White matter", "Grey matter", "Cerebrospinal fluid"}
+    assert len(list((out.parent / "work").glob("*/certificates/*/certificate.npz"))) == 1
+    for subject in ("01", "02"):
+        sidecar = json.loads((out / f"sub-{subject}" / "anat" / f"sub-{subject}_desc-nllsbias_T2map.json").read_text())
+        assert sidecar["Certificate"] == f"bids::logs/certificates/{file.name}"
+        assert sidecar["CertificatePrior"] == "uniform"
+        assert sidecar["CertificateNoise"] == "rician, signal-to-noise ratio 50.1"
+        assert sidecar["Units"] == "s"
+        assert "Expected bias" in sidecar["Description"]
+
+
+def test_nothing_of_it_on_request(heads, out, tmp_path):
+    app(heads[0], tmp_path / "out", "--participant-label", "01", "--no-certificate")
+    names = {path.name for path in tmp_path.rglob("*") if "work" not in path.parts}
+    assert "sub-01_T2map.nii.gz" in names
+    assert not [name for name in names if "bias" in name or "truth" in name or "trust" in name or "certificate" in name]
+    record = json.loads((tmp_path / "out" / "logs" / "sub-01.json").read_text())
+    assert "certificate" not in record["fits"][0]
+    np.testing.assert_array_equal(
+        load(tmp_path / "out" / "sub-01" / "anat" / "sub-01_T2map.nii.gz"),
+        load(out / "sub-01" / "anat" / "sub-01_T2map.nii.gz"),
+    )

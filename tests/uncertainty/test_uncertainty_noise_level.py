@@ -1,0 +1,57 @@
+"""Is the noise of a series found again?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qmri_bidsapp.core.acquisition import MultiEcho, SphericalMean
+from qmri_bidsapp.registry import get_estimator, get_model
+from qmri_bidsapp.uncertainty.noise_level import NoiseLevel, coarse
+
+N = 20_000
+
+
+def level_of(name: str, acquisition, theta: np.ndarray, *, is_given: bool) -> NoiseLevel:
+    """Return the level of voxels of one tissue with noise of standard deviation 10."""
+    model, rng = get_model(name), np.random.default_rng(0)
+    clean = model.signal(torch.tensor(theta), acquisition).numpy()
+    signals = clean + 10 / np.sqrt(acquisition.n_averages) * rng.standard_normal((N, len(clean)))
+    noise = np.full(N, 10.0) if is_given else None
+    level = NoiseLevel(model, acquisition)
+    level.add(signals, get_estimator("nlls")(model).fit(acquisition).predict(signals), noise, None)
+    return level
+
+
+@pytest.mark.parametrize("is_given", [True, False], ids=["given", "from residuals"])
+def test_averages_with_two_residuals(is_given):
+    """The reference is the mean without diffusion weighting, the noise that of one volume."""
+    acquisition = SphericalMean((0.0, 1000.0, 2000.0, 3500.0, 5000.0), (12, 32, 32, 32, 32))
+    level = level_of("smt", acquisition, np.array([300.0, 0.5, 1.5e-3]), is_given=is_given)
+    assert level.snr() == pytest.approx(30, rel=0.05)
+    assert level.is_given == is_given
+
+
+def test_echoes():
+    acquisition = MultiEcho((0.01, 0.02, 0.04, 0.06, 0.1))
+    level = level_of("t2", acquisition, np.array([500.0, 0.08]), is_given=False)
+    # Relative to the largest measurement, nearly always the first.
+    assert level.snr() == pytest.approx(50 * np.exp(-0.01 / 0.08), rel=0.03)
+
+
+def test_not_known_without_residuals_or_voxels():
+    acquisition = MultiEcho((0.01, 0.05))
+    assert level_of("t2", acquisition, np.array([500.0, 0.08]), is_given=False).snr() is None
+    assert level_of("t2", acquisition, np.array([500.0, 0.08]), is_given=True).snr() is not None
+    empty = NoiseLevel(get_model("t2"), acquisition)
+    assert empty.snr() is None
+    assert not empty.is_given
+
+
+@pytest.mark.parametrize(
+    ("snr", "expected"),
+    [(24.0, 25.1), (26.0, 25.1), (25.1, 25.1), (28.0, 25.1), (29.0, 31.6), (0.1, 2.0), (np.inf, 1000.0), (10, 10.0)],
+)
+def test_levels_are_few(snr, expected):
+    assert coarse(snr) == expected
