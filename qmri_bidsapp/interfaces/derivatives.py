@@ -156,16 +156,14 @@ class SaveFit(SimpleInterface):
         identity = certificate["identity"]
         name = f"logs/certificates/{identity['model']}-{identity['estimator']}-{certificate['key'][:16]}.json"
         save_json(certificate, inputs.out_dir, name)
-        low, high = identity["noise"]["snr"]
-        assert low == high
         fields = {
             **training,
             "Certificate": f"bids::{name}",
             "CertificatePrior": identity["prior"]["name"],
-            "CertificateNoise": f"{identity['noise']['kind']}, signal-to-noise ratio {low:g}",
+            "CertificateNoise": f"{identity['noise']['kind']}, signal-to-noise ratio {identity['noise']['snr'][0]:g}",
         }
         sidecars = [{**sidecar, **fields} for sidecar in inputs.truth_sidecars]
-        _save_all(inputs.truths, record["truths"], sidecars, inputs.out_dir)
+        _save_all(inputs.truths, [item["map"] for item in record["truths"]], sidecars, inputs.out_dir)
         _save_all([inputs.trust], [record["trust"]], [{**inputs.trust_sidecar, **fields}], inputs.out_dir)
         table = [{"index": int(value), "name": value.name} for value in Trust]
         save_table(table, inputs.out_dir, record["trust"].replace(".nii.gz", ".tsv"))

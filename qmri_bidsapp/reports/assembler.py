@@ -18,6 +18,7 @@ import numpy.typing as npt
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.figures import image_figure, map_figure, motion_figure, save_svg
+from qmri_bidsapp.reports.trust import certificate_figure, certificate_text, truth_figure
 
 #: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
 VISIBLE_MOTION = 1e-6
@@ -207,6 +208,31 @@ def _fit_reportlets(
             display_range=item["display_range"] and tuple(item["display_range"]),
         )
         reportlets.append(pages.figure(f"{identity}{item['parameter']}", figure, caption=item["map"]))
+    return reportlets + _trust_reportlets(pages, fit, mask)
+
+
+def _trust_reportlets(pages: _Reportlets, fit: Mapping[str, Any], mask: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Certificate of a fit, and the expected bias and the range of the truth that follow from it."""
+    if "certificate" not in fit:
+        return []
+    identity, name = f"{fit['series']}{fit['model']}{fit['estimator']}", fit["certificate"]
+    file = pages.out_dir / name
+    if not file.is_file():
+        return [pages.html(f"{identity}nocertificate", tables.notes([f"{name} is not in the output folder."], "error"))]
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    title = f"How far to trust it: {fit['model_title']}, {fit['estimator_title']}"
+    reportlets = [
+        pages.html(f"{identity}trust", certificate_text(summary, fit["trust_counts"], name), subtitle=title),
+        pages.figure(f"{identity}bias", certificate_figure(summary)),
+    ]
+    for parameter in summary["told"]:
+        names = {item["ending"]: item["map"] for item in fit["truths"] if item["parameter"] == parameter}
+        bias, low, high = (pages.volume(names[ending]) for ending in ("bias", "truthlow", "truthhigh"))
+        if bias is None or low is None or high is None:
+            continue
+        quantity = summary["quantities"][parameter]
+        figure = truth_figure(bias, low, high, mask, title=quantity["description"], unit=quantity["unit"])
+        reportlets.append(pages.figure(f"{identity}{parameter}truth", figure, caption=names["bias"]))
     return reportlets
 
 

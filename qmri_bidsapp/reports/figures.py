@@ -73,6 +73,24 @@ def _outline(axis: Any, mask: npt.NDArray[np.bool_]) -> None:
         axis.contour(tiled, levels=[0.5], colors=CONTOUR, linewidths=0.6)
 
 
+def mosaic(
+    axis: Any,
+    values: npt.NDArray[np.floating],
+    mask: npt.NDArray[np.bool_],
+    colours: str,
+    limits: tuple[float, float],
+) -> Any:
+    """Draw axial slices of a volume with the outline of the mask; return what a colour bar needs."""
+    shown = _show(axis, tile(values, mask), colours, limits)
+    _outline(axis, mask)
+    return shown
+
+
+def mosaic_height(mask: npt.NDArray[np.bool_], width: float) -> float:
+    """Return the height of a mosaic of that width, inch."""
+    return _height(tile(mask, mask), width)
+
+
 def _height(tiled: npt.NDArray[np.float64], width: float) -> float:
     return float(np.clip(width * tiled.shape[0] / tiled.shape[1], 1.2, 6.0))
 

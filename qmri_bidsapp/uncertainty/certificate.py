@@ -155,6 +155,7 @@ class Certificate:
                 p.name: {
                     "unit": "relative" if k == 0 else p.unit,
                     "description": p.description,
+                    "is_scale": p.is_scale,
                     **_moments(self.survey.truth[:, k], overall[:, k]),
                     "by_truth": self.errors_by_bins(k) if k else None,
                 }

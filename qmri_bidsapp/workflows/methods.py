@@ -77,10 +77,10 @@ _ESTIMATORS = {
 }
 #: What is said of the inverse reading.
 _CERTIFICATE = (
-    "For each protocol, estimator and noise level, voxels were simulated with parameters from a stated prior (plausible "
-    "tissue, all alike, unless maps say otherwise) and estimated; maps of the expected bias and of the 5 to 95 % range "
-    "of the truth are those of the simulated voxels with the most similar estimates, after linear regression within "
-    "the neighbourhood [@beaumont], and sinks of the parameter space [@gyori] are listed in the reports."
+    "For each protocol, estimator and noise level, voxels were simulated with parameters from a stated prior "
+    "(plausible tissue, all alike, unless maps say otherwise) and estimated; maps of the expected bias and of the 5 to "
+    "95 % range of the truth come from the simulated voxels with the most similar estimates, after linear regression "
+    "within the neighbourhood [@beaumont]. Sinks of the parameter space [@gyori] are listed in the reports."
 )
 
 

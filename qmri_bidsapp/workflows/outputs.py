@@ -226,7 +226,10 @@ def fit_outputs(
     if item.objection_to_certificate(model_name, estimator_name) is None:
         by_name = dict(zip(saved, names, strict=True))
         truths = [
-            (by_name[p][ending], sidecar(f"{text} of: {p.description}, {READ_UNDER}", p.unit))
+            (
+                {"parameter": p.name, "ending": ending, "map": by_name[p][ending]},
+                sidecar(f"{text} of: {p.description}, {READ_UNDER}", p.unit),
+            )
             for ending, text in TRUTH.items()
             for p in Space(model).parameters
         ]
@@ -242,7 +245,7 @@ def fit_outputs(
         "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
         "maps": [_map_entry(parameter, own) for parameter, own in zip(saved, names, strict=True)],
         "posterior": [name for name, _ in posterior],
-        "truths": [name for name, _ in truths],
+        "truths": [entry for entry, _ in truths],
         "trust": _name(group, "dseg", **entities, desc=f"{desc}trust"),
     }
     description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"

@@ -224,3 +224,51 @@ class TestGroup:
         rows[4]["median"] = 1.4
         (message,) = outliers(GroupTable("T1map", "T1", "s", rows))
         assert "sub-4" in message
+
+
+@pytest.mark.parametrize("told", [["t1"], ["inversion_factor", "t1"]], ids=["lines", "arrows"])
+def test_certificate_is_shown(output: Path, told: list[str]) -> None:
+    """A figure, the voxels by kind with a warning of many, the sinks, and maps of bias and range."""
+    column = {"truth": [0.5, 2.0, None], "bias": [0.1, -0.2, None], "std": [0.1, 0.3, None]}
+    quantity = {"description": "T1 & so on", "is_scale": True, "by_truth": column}
+    box = {"mean": 1.0, "percentiles": [0.8, 0.9, 1.0, 1.1, 1.3]}
+    centre = [1.0] * len(told)
+    spans = [[0.9, 1.1]] * len(told)
+    summary = {
+        "identity": {"n": 32768, "noise": {"kind": "rician", "snr": [25.1, 25.1]}, "prior": {"name": "uniform"}},
+        "told": told,
+        "quantities": {
+            "t1": {**quantity, "unit": "s"},
+            "inversion_factor": {**quantity, "unit": "1", "is_scale": False},
+        },
+        "arrows": [{"truth": [1.8, 0.5], "estimate": [1.9, 0.6]}] if len(told) == 2 else None,
+        "sinks": [
+            {"centre": centre, "extent": spans, "basin": spans, "share": 0.25, "pull": 0.5, "gathering": 3.0},
+        ],
+        "tissues": {"Grey matter": {"truth": dict.fromkeys(told, 1.2), "estimates": dict.fromkeys(told, box)}},
+    }
+    (output / "logs" / "certificates").mkdir()
+    (output / "logs" / "certificates" / "t1.json").write_text(json.dumps(summary))
+    record = json.loads((output / "logs" / "sub-01.json").read_text())
+    map_name = "sub-01/anat/sub-01_T1map.nii.gz"
+    record["fits"][0] |= {
+        "certificate": "logs/certificates/t1.json",
+        "trust_counts": {"READ": 300, "WIDE": 100},
+        "truths": [
+            {"parameter": "t1", "ending": ending, "map": map_name} for ending in ("bias", "truthlow", "truthhigh")
+        ]
+        + [
+            {"parameter": "inversion_factor", "ending": e, "map": "gone.nii.gz"}
+            for e in ("bias", "truthlow", "truthhigh")
+        ],
+    }
+    (output / "logs" / "sub-01.json").write_text(json.dumps(record))
+    page = build_subject_report(output, "01", None).read_text()
+    assert "32,768 simulated voxels of this protocol, rician noise, signal-to-noise ratio 25.1" in page
+    assert "25% of the voxels: the range of the truth is wide" in page
+    assert "1e+03 ms (900 to 1.1e+03)" in page
+    assert "50% of the way" in page
+    figures = {path.name for path in (output / "sub-01" / "figures").glob("*.svg")}
+    assert {"sub-01_desc-IRT1t1nllsbias_T1w.svg", "sub-01_desc-IRT1t1nllst1truth_T1w.svg"} <= figures
+    (output / "logs" / "certificates" / "t1.json").unlink()
+    assert "t1.json is not in the output folder" in build_subject_report(output, "01", None).read_text()

@@ -1,0 +1,222 @@
+"""What the report shows of a certificate: figures of bias, tables of sinks, maps of the truth's range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MultipleLocator
+
+from qmri_bidsapp.reports.figures import mosaic, mosaic_height
+from qmri_bidsapp.reports.tables import notes, table
+from qmri_bidsapp.units import to_display
+
+MEANING = {
+    "READ": "the range of the truth is given",
+    "WIDE": "the range of the truth is wide although the standard deviation is small: do not trust the estimate",
+    "UNLIKE": "no simulated voxel has such an estimate: the certificate does not hold",
+    "NO_ESTIMATE": "not estimated",
+}
+#: A part of voxels of these kinds that is worth a warning.
+MANY = 0.1
+ARROW, SINK, TRUTH = "#1f4e79", "#e8308a", "#d62728"
+
+
+def certificate_figure(summary: Mapping[str, Any]) -> Figure:
+    """Draw what an estimator makes of all tissue: arrows for two parameters, lines otherwise; named tissues below.
+
+    Parameters
+    ----------
+    summary : mapping
+        From `uncertainty.certificate.Certificate.summary`.
+    """
+    told = summary["told"]
+    rows = 2 if summary["tissues"] else 1
+    has_arrows = bool(summary["arrows"])
+    n_panels = 1 if has_arrows else len(told)
+    figure = Figure(figsize=(11, 4.2 + 2.6 * (rows - 1)), layout="constrained")
+    grid = figure.add_gridspec(rows, n_panels * len(told), height_ratios=[4.2, 2.6][:rows])
+    if has_arrows:
+        _arrows(figure.add_subplot(grid[0, :]), summary)
+    else:
+        for k, name in enumerate(told):
+            _line(figure.add_subplot(grid[0, k * len(told) : (k + 1) * len(told)]), summary, k, name)
+    for k, name in enumerate(told if rows == 2 else []):
+        _boxes(figure.add_subplot(grid[1, k * n_panels : (k + 1) * n_panels]), summary, name)
+    return figure
+
+
+def _scaled(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
+    """Return the label of an axis, and the factor to its unit."""
+    unit, factor = to_display(summary["quantities"][name]["unit"])
+    return f"{summary['quantities'][name]['description']}{f' ({unit})' if unit else ''}", factor
+
+
+def _arrows(axis: Any, summary: Mapping[str, Any]) -> None:
+    """Draw arrows from the truth to the mean estimate, as Gyori et al. 2021, Figure 2, and sinks."""
+    told = summary["told"]
+    places = [_Axis(summary, name) for name in told]
+
+    def placed(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
+        return np.stack([place(column) for place, column in zip(places, np.array(rows).T, strict=True)], axis=1)
+
+    truth, estimate = (placed([row[key] for row in summary["arrows"]]) for key in ("truth", "estimate"))
+    shift = estimate - truth
+    axis.quiver(*truth.T, *shift.T, angles="xy", scale_units="xy", scale=1, width=0.0018, color=ARROW)
+    axis.scatter(*truth.T, s=5, color=ARROW)
+    for number, sink in enumerate(summary["sinks"], start=1):
+        low, high = placed(np.array(sink["extent"]).T.tolist())
+        axis.add_patch(Rectangle(low, *(high - low), color=SINK, alpha=0.25))
+        (centre,) = placed([sink["centre"]])
+        axis.plot(*centre, "o", markersize=11, markerfacecolor="none", color=SINK, markeredgewidth=2)
+        axis.annotate(f"sink {number}", centre, xytext=(9, 9), textcoords="offset points", color=SINK, fontsize=9)
+    places[0].label(axis.xaxis)
+    places[1].label(axis.yaxis)
+    axis.set_title("Arrows from the truth to the mean estimate", loc="left", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axis: Any, summary: Mapping[str, Any], position: int, name: str) -> None:
+    """Draw the mean estimate over the truth of one parameter, with one standard deviation."""
+    label, factor = _scaled(summary, name)
+    bins = summary["quantities"][name]["by_truth"]
+    truth, bias, std = (
+        np.array([np.nan if v is None else v for v in bins[key]], dtype=float) * factor
+        for key in ("truth", "bias", "std")
+    )
+    known = np.isfinite(truth)
+    truth, mean, std = truth[known], (truth + bias)[known], std[known]
+    axis.plot(truth, truth, color="#888888", linewidth=1, linestyle="--", label="truth")
+    axis.plot(truth, mean, color=ARROW, label="mean estimate")
+    axis.fill_between(truth, mean - std, mean + std, color=ARROW, alpha=0.18, label="one standard deviation")
+    for number, sink in enumerate(summary["sinks"], start=1):
+        low, high = (value * factor for value in sink["extent"][position])
+        axis.axhspan(low, high, color=SINK, alpha=0.15, linewidth=1)
+        axis.annotate(f"sink {number}", (truth[-1], high), color=SINK, fontsize=8, ha="right", va="top")
+    if summary["quantities"][name]["is_scale"]:
+        axis.set(xscale="log", yscale="log", ylim=(truth.min() / 2, truth.max() * 2))
+    axis.set(xlabel=f"True {label[:1].lower()}{label[1:]}", ylabel="Estimate")
+    axis.legend(fontsize=7.5, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+class _Axis:
+    """Places of one parameter's values on an axis: logarithms where plausible values are spread evenly in them.
+
+    Arrows need an axis that is linear in what they are drawn in.
+    """
+
+    def __init__(self, summary: Mapping[str, Any], name: str) -> None:
+        self._text, self._factor = _scaled(summary, name)
+        self._is_scale = summary["quantities"][name]["is_scale"]
+
+    def __call__(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        shown = values * self._factor
+        return np.log10(shown) if self._is_scale else shown
+
+    def label(self, axis: Any) -> None:
+        """Label an axis of matplotlib."""
+        axis.set_label_text(self._text)
+        if self._is_scale:
+            axis.set_major_locator(MultipleLocator(1.0))
+            axis.set_major_formatter(lambda value, _: f"{10**value:g}")
+
+
+def _boxes(axis: Any, summary: Mapping[str, Any], name: str) -> None:
+    """Draw the estimates of the named tissues: 5th to 95th percentile, quartiles, median; and the truth."""
+    label, factor = _scaled(summary, name)
+    tissues = {key: item for key, item in summary["tissues"].items() if item["estimates"]}
+    keys = ("whislo", "q1", "med", "q3", "whishi")
+    boxes = [
+        {**dict(zip(keys, np.array(item["estimates"][name]["percentiles"]) * factor, strict=True)), "label": tissue}
+        for tissue, item in tissues.items()
+    ]
+    axis.bxp(boxes, showfliers=False, orientation="horizontal", widths=0.5, medianprops={"color": ARROW})
+    for place, item in enumerate(tissues.values(), start=1):
+        value = item["truth"][name] * factor
+        axis.plot([value, value], [place - 0.38, place + 0.38], color=TRUTH, linestyle="--", linewidth=1.4)
+    if summary["quantities"][name]["is_scale"]:
+        axis.set_xscale("log")
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    axis.set_title("Named tissues: estimates, and the truth dashed", loc="left", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def certificate_text(summary: Mapping[str, Any], counts: Mapping[str, int], certificate: str) -> str:
+    """Return what the certificate holds for, the voxels by kind, and the sinks, as HTML."""
+    identity, total = summary["identity"], max(1, sum(counts.values()))
+    noise = identity["noise"]
+    about = (
+        f"Certificate: {identity['n']:,} simulated voxels of this protocol, {noise['kind']} noise, signal-to-noise "
+        f"ratio {noise['snr'][0]:g}; prior of the truth: {identity['prior']['name']}. {certificate}"
+    )
+    rows = [
+        (name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %", text)
+        for name, text in MEANING.items()
+        if name in counts
+    ]
+    many = [
+        f"{counts[name] / total:.0%} of the voxels: {MEANING[name]}."
+        for name in ("WIDE", "UNLIKE")
+        if counts.get(name, 0) > MANY * total
+    ]
+    text = f"<p class='elem-desc'>{escape(about)}</p>" + notes(many, "warning")
+    text += table(("Reading", "Voxels", "Part", "Meaning"), rows)
+    if not summary["sinks"]:
+        return text + "<p class='elem-desc'>No sinks: nowhere are estimates drawn together.</p>"
+    header = ("Sink", *summary["told"], "drawn from", "part of all tissue", "pull")
+    return text + table(header, [_sink_row(summary, k, sink) for k, sink in enumerate(summary["sinks"], start=1)])
+
+
+def _sink_row(summary: Mapping[str, Any], number: int, sink: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return number, place with its extent, basin, part of all tissue, and pull of a sink."""
+    units = [to_display(summary["quantities"][name]["unit"]) for name in summary["told"]]
+
+    def span(limits: Sequence[float], k: int) -> str:
+        return f"{limits[0] * units[k][1]:.3g} to {limits[1] * units[k][1]:.3g}"
+
+    places = [
+        f"{value * factor:.3g}{unit and f' {unit}'} ({span(sink['extent'][k], k)})"
+        for k, (value, (unit, factor)) in enumerate(zip(sink["centre"], units, strict=True))
+    ]
+    basin = "; ".join(f"{name} {span(sink['basin'][k], k)}" for k, name in enumerate(summary["told"]))
+    return f"{number}", *places, basin, f"{sink['share']:.0%}", f"{sink['pull']:.0%} of the way"
+
+
+def truth_figure(
+    bias: npt.NDArray[np.float32],
+    low: npt.NDArray[np.float32],
+    high: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.bool_],
+    *,
+    title: str,
+    unit: str,
+) -> Figure:
+    """Draw the expected bias and the width of the range of the truth.
+
+    Parameters
+    ----------
+    bias, low, high : ndarray
+        (x, y, z), RAS, in `unit`; NaN where they are not known.
+    mask : ndarray
+        (x, y, z) bool.
+    title, unit : str
+        What it is, BIDS unit.
+    """
+    label, factor = to_display(unit)
+    figure = Figure(figsize=(11, 2 * mosaic_height(mask, 9.5) + 0.7), layout="constrained")
+    parts = ((bias, "Expected bias", "RdBu_r"), (high - low, "Width of the 5 to 95 % range of the truth", "magma"))
+    for axis, (values, name, colours) in zip(figure.subplots(2, 1), parts, strict=True):
+        inside = np.abs(values[mask & np.isfinite(values)]) * factor
+        top = float(np.percentile(inside, 98)) if inside.size else 0.0
+        limits = (-(top or 1.0) if values is bias else 0.0, top or 1.0)
+        shown = mosaic(axis, np.where(mask, values, np.nan) * factor, mask, colours, limits)
+        figure.colorbar(shown, ax=axis, fraction=0.03, pad=0.01, extend="both").set_label(label or "fraction")
+        axis.set_title(f"{name}: {title}", loc="left", fontsize=10)
+    return figure
