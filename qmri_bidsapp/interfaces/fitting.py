@@ -116,7 +116,7 @@ def fit_volume(
             options["covariates"] = known[index]
         part = estimator.predict(values, noise_std=noise, **options)
         if level is not None:
-            level.add(values, part, noise, options.get("covariates"))
+            level.add(index, values, part, noise, options.get("covariates"))
         maps.fill(index, part)
     return maps
 
@@ -200,6 +200,7 @@ class _FitOutputSpec(TraitedSpec):
     seconds = traits.Float(desc="time that the fit took")
     training = traits.Dict(desc="what is to be told of the training of an estimator, for sidecars; empty without one")
     snr = traits.Float(desc="median signal-to-noise ratio of the series; 0 where it is not known")
+    snr_map = File(exists=True, desc="signal-to-noise ratio of each voxel, NaN where it is not known")
     noise_is_given = traits.Bool(desc="whether the noise of most voxels was known before the fit")
 
 
@@ -225,7 +226,7 @@ class Fit(SimpleInterface):
         start = time.perf_counter()
         estimator = self._estimator(by_voxel=bool(directions_file))
         protocol = Acquisition.from_dict(acquisition)
-        level = None if directions_file else NoiseLevel(estimator.model, estimator.model.adapt(protocol)[0])
+        level = NoiseLevel(estimator.model, estimator.model.adapt(protocol)[0], int(mask.sum()))
         maps = fit_volume(
             estimator,
             self.inputs.in_file,
@@ -235,14 +236,14 @@ class Fit(SimpleInterface):
             covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
             directions=_load_directions(directions_file) if directions_file else None,
             seed=self.inputs.seed,
-            level=level,
+            level=None if directions_file else level,
         )
-        self._results["snr"] = 0.0 if level is None else level.snr() or 0.0
-        self._results["noise_is_given"] = level is not None and level.is_given
+        self._results["snr"] = level.snr() or 0.0
+        self._results["noise_is_given"] = level.is_given
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
         self._results["training"] = _training_of(estimator)
-        self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
+        self._results.update(_save_maps(maps, level.by_voxel(), mask_image, Path(runtime.cwd)))
         return runtime
 
     def _estimator(self, *, by_voxel: bool) -> Estimator:
@@ -284,7 +285,9 @@ def _load_directions(name: str) -> npt.NDArray[np.float32]:
     return values.reshape(*values.shape[:3], 3, 3)
 
 
-def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
+def _save_maps(
+    maps: ParameterMaps, snr: npt.NDArray[np.float32], mask_image: nib.Nifti1Image, folder: Path
+) -> dict[str, Any]:
     """Write the maps of a fit that are to be saved into a folder, with the geometry of the mask."""
     from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
@@ -307,4 +310,5 @@ def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -
         "stds": save_columns(maps.std, "_std"),
         "posterior": posterior,
         "status": save(maps.status, Status.OUTSIDE, "status.nii"),
+        "snr_map": save(snr, np.nan, "snr.nii"),
     }

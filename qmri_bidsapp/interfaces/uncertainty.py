@@ -124,6 +124,7 @@ class _ReadTruthInputSpec(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True)
     estimates = traits.List(File(exists=True), mandatory=True, desc="maps of `Fit`, named by the parameter")
     stds = traits.List(File(exists=True), mandatory=True)
+    snr_map = File(exists=True, mandatory=True, desc="of `Fit`")
     covariates = InputMultiObject(File(exists=True), desc="as for `Fit`")
 
 
@@ -155,7 +156,8 @@ class ReadTruth(SimpleInterface):
             certificate,
             _columns(inputs.estimates, quantities, "", mask),
             _columns(inputs.stds, quantities, "_std", mask),
-            _columns_of(defined(inputs.covariates) or [], mask) if certificate.pairs.covariates.size else None,
+            _columns_of([inputs.snr_map], mask)[:, 0],
+            _columns_of(defined(inputs.covariates), mask) if certificate.identity["covariates_are_known"] else None,
         )
 
         def save(values: npt.NDArray[Any], background: float, name: str) -> str:
@@ -189,12 +191,15 @@ def _read(
     certificate: Certificate,
     estimate: npt.NDArray[Any],
     std: npt.NDArray[Any],
+    snr: npt.NDArray[Any],
     covariates: npt.NDArray[Any] | None,
 ) -> Reading:
     """Read voxels part by part, so that memory stays bounded."""
     reader = certificate.reader()
     parts = [
-        reader.read(estimate[part], std[part], None if covariates is None else covariates[part])
+        reader.read(
+            estimate[part], std[part], snr=snr[part], covariates=None if covariates is None else covariates[part]
+        )
         for part in (slice(i, i + CHUNK_SIZE) for i in range(0, len(estimate), CHUNK_SIZE))
     ]
     names = ("bias", "lower", "upper", "trust")

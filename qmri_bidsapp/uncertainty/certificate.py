@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ N_PER_TISSUE = 2000
 #: Bins of the truth along one parameter, and along each of two.
 N_BINS = 20
 N_CELLS = 12
+#: Factor, up and down, by which a voxel's signal-to-noise ratio may differ from that of the series.
+SPREAD = 4.0
 #: A bin with fewer voxels says too little.
 MIN_PER_BIN = 20
 
@@ -54,10 +57,11 @@ class Certificate:
     identity : dict
         Plain data: all that the numbers depend on.
     pairs : Pairs
-        Their truths are drawn from the stated prior: what the inverse reading is made from.
+        Their truths are drawn from the stated prior, their noise from a range around the level of the series: what the
+        inverse reading is made from.
     survey : Pairs
-        Their truths are drawn from the model's default prior, all plausible tissue alike: what bias, standard
-        deviation and sinks over the parameter space are made from. The same as `pairs` where that is the stated prior.
+        Their truths are drawn from the model's default prior, all plausible tissue alike, at the level of the series:
+        what bias, standard deviation and sinks over the parameter space are made from.
     tissues : dict
         Named tissue -> its source, true values, and for every quantity mean and percentiles of its estimates.
     """
@@ -175,9 +179,7 @@ class Certificate:
             If it cannot be written.
         """
         folder = Path(folder)
-        arrays = self.pairs.to_arrays("pairs_")
-        if self.survey is not self.pairs:
-            arrays |= self.survey.to_arrays("survey_")
+        arrays = self.pairs.to_arrays("pairs_") | self.survey.to_arrays("survey_")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -206,8 +208,7 @@ class Certificate:
             with np.load(folder / ARRAYS, allow_pickle=False) as file:
                 arrays = dict(file)
             identity, tissues, stored = summary["identity"], summary["tissues"], summary["format"]
-            pairs = Pairs.from_arrays(arrays, "pairs_")
-            survey = Pairs.from_arrays(arrays, "survey_") if "survey_truth" in arrays else pairs
+            pairs, survey = (Pairs.from_arrays(arrays, prefix) for prefix in ("pairs_", "survey_"))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(f"{folder} holds no readable certificate ({type(error).__name__}): delete it.") from error
         if stored != FORMAT or identity["model"] != model.name or summary["key"] != key_of(identity):
@@ -239,6 +240,7 @@ def identity_of(
         "protocol": acquisition.to_dict(),
         "prior": prior.describe(),
         "noise": noise.to_dict(),
+        "spread": SPREAD,
         "noise_is_known": noise_is_known,
         "covariates_are_known": covariates_are_known,
         "n": n,
@@ -267,12 +269,12 @@ def certify(
     acquisition : Acquisition
         The protocol, as the model uses it.
     noise : Noise
-        At the level of the data.
+        At the level of the data, one finite signal-to-noise ratio.
     prior : Prior, optional
         Of all parameters but the amplitude: what the truth may be, as far as it is known. The model's default prior
         where not given.
     n : int
-        Voxels drawn from it and, where it is not the default prior, from that as well.
+        Voxels drawn from it, and as many from the default prior.
     seed : int
     noise_is_known : bool
         Whether the estimator is told the noise, as of series whose noise is measured.
@@ -286,7 +288,8 @@ def certify(
     Raises
     ------
     UsageError
-        If neighbouring voxels influence each other's estimates: single ones say nothing of such an estimator.
+        If neighbouring voxels influence each other's estimates: single ones say nothing of such an estimator. If the
+        noise is a range, or none.
     PriorError
         If the prior is not of the model's parameters.
     InputError
@@ -295,26 +298,29 @@ def certify(
     model = estimator.model
     if estimator.is_spatial:
         raise UsageError(f"Estimator {estimator.name} works on images: it cannot be certified by single voxels.")
-    default = model.default_prior()
-    stated = prior or default
+    level = noise.snr[0]
+    if not noise.is_fixed or math.isinf(level):
+        raise UsageError(f"A certificate is for one finite signal-to-noise ratio, got {noise.snr}.")
+    stated = prior or model.default_prior()
     if stated.parameters != model.parameters[1:]:
         raise PriorError(f"The prior is not of the parameters of model {model.name}.")
     known = {"noise_is_known": noise_is_known, "covariates_are_known": covariates_are_known}
 
-    def simulate(values: Array, part: int) -> Pairs:
+    def simulate(values: Array, noise: Noise, part: int) -> Pairs:
         # Not the streams that learned estimators are trained with at the same seed.
         own_seed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
         return simulate_pairs(estimator, acquisition, values, noise, seed=own_seed, **known)
 
     rng = np.random.default_rng([seed, 0])
-    pairs = simulate(stated.draw(n, rng), 1)
-    survey = pairs if stated.describe() == default.describe() else simulate(default.draw(n, rng), 2)
+    around = replace(noise, snr=(level / SPREAD, level * SPREAD))
+    pairs = simulate(stated.draw(n, rng), around, 1)
+    survey = simulate(model.default_prior().draw(n, rng), noise, 2)
     if min(len(pairs), len(survey)) < MIN_PER_BIN:
         raise InputError(f"{estimator.name} could not estimate {model.name} from simulated signals of this protocol.")
     tissues = {}
     for part, tissue in enumerate(tissues_of(model), start=3):
         values = np.array([[tissue.values.get(p.name, p.scale) for p in model.parameters[1:]]])
-        found = simulate(np.repeat(values, N_PER_TISSUE, axis=0), part)
+        found = simulate(np.repeat(values, N_PER_TISSUE, axis=0), noise, part)
         tissues[tissue.name] = {"source": tissue.source, **found.boxes(Space(model))}
     identity = identity_of(estimator, acquisition, prior=stated, noise=noise, n=n, seed=seed, **known)
     # As it will be read from a file.

@@ -5,7 +5,8 @@ tell, by their errors, the distribution of the truth given the estimate. The exp
 :math:`E[\hat x - x \mid \hat x]`, the range that of 5 to 95 % of the truths. Since voxels of the same distribution are
 exchangeable with the simulated ones, the range holds the truth in 90 % of them whatever the estimator (as in
 distribution-free prediction, Lei and Wasserman 2014, J R Stat Soc B 76:71). Where the error changes with the estimate
-within the neighbourhood, that is taken out by linear regression (Beaumont et al. 2002, Genetics 162:2025).
+within the neighbourhood, that is taken out by linear regression (Beaumont et al. 2002, Genetics 162:2025), and so is a
+change of its size (Blum and Francois 2010, Stat Comput 20:63).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from qmri_bidsapp.uncertainty.simulation import Pairs
+from qmri_bidsapp.uncertainty.simulation import Pairs, conditions_of
 from qmri_bidsapp.uncertainty.space import Space
 
 Array = npt.NDArray[np.float64]
@@ -35,9 +36,16 @@ WIDE_RATIO = 3.0
 WIDE_SHARE = 0.25
 #: Part of the simulated estimates further from the next one than which an estimate is unlike any.
 UNLIKE = 0.999
+#: How much narrower neighbourhoods are along the signal-to-noise ratio and covariates, which set the size of errors,
+#: than along estimates.
+NARROWING = 2.0
 #: Ridge of the regression, relative to the variance of the neighbours' places: it leaves a slope out where all
 #: estimates are the same, as on a bound.
 RIDGE = 1e-4
+#: Least size of a residual, relative to the mean, whose logarithm is taken, and largest logarithm of the factor by
+#: which one is brought to another size.
+LEAST_SIZE = 0.05
+LARGEST_FACTOR = 1.0
 #: Simulated voxels whose neighbours are looked up at a time.
 BATCH = 4096
 #: Least variance, relative to the largest, of a direction of the space that tells estimates apart.
@@ -105,7 +113,7 @@ class InverseReader:
 
     Errors are ratios where `Space` says so; of the amplitude always, every scaling of which is alike under the prior.
     Their distribution is found once for every simulated voxel, from its neighbours; a voxel in use takes that of the
-    simulated one with the nearest estimate.
+    simulated one with the nearest estimate. What counts as near includes the signal-to-noise ratio and covariates.
 
     Parameters
     ----------
@@ -118,15 +126,18 @@ class InverseReader:
         self._space = space
         self._truths = space.forward(pairs.truth)
         errors = space.forward(pairs.estimate) - self._truths
-        places = np.hstack([space.place(pairs.estimate), pairs.covariates])
-        self._centre, self._whiten = _whitening(places)
-        self._tree = cKDTree(self._whitened(places))
+        self._centre, self._whiten = _whitening(space.place(pairs.estimate))
+        spread = pairs.conditions.std(axis=0, dtype=np.float64)
+        self._narrow = NARROWING / np.where(spread > 0, spread, 1.0)
+        self._tree = cKDTree(self._placed(pairs.estimate, pairs.conditions))
         self._farthest = self._usual_distance()
         self._local = self._local_errors(errors)
         self._span = np.subtract(*np.quantile(self._truths, [UPPER, LOWER], axis=0))
 
-    def _whitened(self, places: Array) -> Array:
-        return (places - self._centre) @ self._whiten
+    def _placed(self, estimate: npt.ArrayLike, conditions: npt.NDArray[np.float32]) -> Array:
+        """Return where estimates lie in the space in which they are compared."""
+        whitened = (self._space.place(estimate) - self._centre) @ self._whiten
+        return np.hstack([whitened, conditions * self._narrow])
 
     def _usual_distance(self) -> float:
         """Return the distance of a simulated estimate to the next one that few exceed."""
@@ -138,11 +149,16 @@ class InverseReader:
         n = len(errors)
         k = min(N_NEIGHBOURS, n)
         ratio = self._space.is_ratio
+        # Residuals of regressions on their own data are smaller than those on new ones.
+        share = min((self._tree.data.shape[1] + 1) / k, 0.5)
+        inflation = np.sqrt((1 + share) / (1 - share))
         parts = []
         for first in range(0, n, BATCH):
             here = self._tree.data[first : first + BATCH]
             near = self._tree.query(here, k)[1]
-            level, slope, residual = _regress(self._tree.data[near] - here[:, None], errors[near])
+            away = self._tree.data[near] - here[:, None]
+            level, slope, residual = _regress(away, errors[near])
+            residual *= _size_here(away, residual) * inflation
             # Of k exchangeable errors, the j-th is below the next one with probability j / (k + 1).
             low, high = np.quantile(residual, [LOWER, UPPER], axis=1, method="weibull")
             mean = np.where(ratio, np.exp(-residual * ratio), -residual).mean(axis=1)
@@ -150,7 +166,12 @@ class InverseReader:
         return _Local(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def read(
-        self, estimate: npt.ArrayLike, std: npt.ArrayLike | None = None, covariates: npt.ArrayLike | None = None
+        self,
+        estimate: npt.ArrayLike,
+        std: npt.ArrayLike | None = None,
+        *,
+        snr: npt.ArrayLike,
+        covariates: npt.ArrayLike | None = None,
     ) -> Reading:
         """Return what estimates may mean.
 
@@ -158,17 +179,19 @@ class InverseReader:
         ----------
         estimate, std : array_like
             (n, n_quantities), in the quantities' units; NaN where there is none.
+        snr : array_like
+            (n,) signal-to-noise ratio of each voxel, see `simulation.conditions_of`; or one for all.
         covariates : array_like, optional
             (n, n_covariates) where the simulated voxels have any.
         """
         found = np.asarray(estimate, dtype=np.float64)
         n = len(found)
-        known = np.zeros((n, 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
+        known = conditions_of(np.broadcast_to(np.asarray(snr), n), covariates)
         usable = np.isfinite(found).all(axis=1) & np.isfinite(known).all(axis=1)
         trust = np.full(n, Trust.NO_ESTIMATE, dtype=np.uint8)
         bias, lower, upper = (np.full(found.shape, np.nan, dtype=np.float32) for _ in range(3))
         values = found[usable]
-        place = self._whitened(np.hstack([self._space.place(values), known[usable]]))
+        place = self._placed(values, known[usable])
         distance, index = self._tree.query(place)
         like = distance <= self._farthest
         trust[usable] = np.where(like, Trust.READ, Trust.UNLIKE)
@@ -235,3 +258,11 @@ def _regress(places: Array, errors: Array) -> tuple[Array, Array, Array]:
     ridge = RIDGE * np.trace(square, axis1=1, axis2=2) + np.finfo(float).tiny
     slope = np.linalg.solve(square + ridge[:, None, None] * np.eye(n_dimensions), np.einsum("nkd,nkq->ndq", away, over))
     return (mean - centre @ slope)[:, 0], slope, over - away @ slope
+
+
+def _size_here(places: Array, residual: Array) -> Array:
+    """Return the factors that bring residuals to the size that they have at place zero; see `_regress`."""
+    size = np.abs(residual)
+    least = LEAST_SIZE * size.mean(axis=1, keepdims=True) + np.finfo(float).tiny
+    _, slope, _ = _regress(places, np.log(np.maximum(size, least)))
+    return np.exp(np.clip(-(places @ slope), -LARGEST_FACTOR, LARGEST_FACTOR))

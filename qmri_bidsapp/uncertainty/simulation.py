@@ -15,7 +15,7 @@ from typing_extensions import Self
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Uniform
-from qmri_bidsapp.core.simulation import Noise, Simulation
+from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.models.rotation import turn
 from qmri_bidsapp.uncertainty.space import Space
@@ -34,8 +34,9 @@ class Pairs:
     ----------
     truth, estimate, std : ndarray
         (n, n_quantities) float32, see `Space`; amplitudes relative to the true one.
-    covariates : ndarray
-        (n, n_covariates) float32; no columns where they are neutral.
+    conditions : ndarray
+        (n, 1 + n_covariates) float32, what else is known of a voxel: the logarithm of its signal-to-noise ratio, see
+        `conditions_of`, and covariates, unless they are neutral.
     at_bound : ndarray
         (n,) bool, whether an estimate lies on a bound.
     n_failed : int
@@ -45,7 +46,7 @@ class Pairs:
     truth: npt.NDArray[np.float32]
     estimate: npt.NDArray[np.float32]
     std: npt.NDArray[np.float32]
-    covariates: npt.NDArray[np.float32]
+    conditions: npt.NDArray[np.float32]
     at_bound: npt.NDArray[np.bool_]
     n_failed: int
 
@@ -125,7 +126,24 @@ def simulate_pairs(
         truth=truth[found][:, columns],
         estimate=estimate[found],
         std=maps.std[found][:, columns],
-        covariates=np.zeros((int(found.sum()), 0), np.float32) if known is None else known[found].astype(np.float32),
+        conditions=conditions_of(reference(signal, acquisition) / sigma, known)[found],
         at_bound=maps.status[found] == Status.AT_BOUND,
         n_failed=int((~found).sum()),
     )
+
+
+def conditions_of(snr: npt.ArrayLike, covariates: npt.ArrayLike | None) -> npt.NDArray[np.float32]:
+    """Return what is known of voxels beside their estimates, see `Pairs`.
+
+    Parameters
+    ----------
+    snr : array_like
+        (n,) or (n, 1) ratio of the voxel's measured reference signal (`core.simulation.reference`) to the noise of one
+        raw measurement.
+    covariates : array_like or None
+        (n, n_covariates).
+    """
+    ratio = np.asarray(snr, dtype=np.float64).reshape(-1, 1)
+    known = np.zeros((len(ratio), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.hstack([np.log(np.maximum(ratio, np.finfo(np.float32).tiny)), known]).astype(np.float32)

@@ -65,7 +65,7 @@ def add_trust(
         [
             (fit, certify, [("snr", "snr"), ("noise_is_given", "noise_is_given")]),
             (certify, read, [("certificate", "certificate")]),
-            (fit, read, [("estimates", "estimates"), ("stds", "stds")]),
+            (fit, read, [("estimates", "estimates"), ("stds", "stds"), ("snr_map", "snr_map")]),
             (
                 read,
                 save,

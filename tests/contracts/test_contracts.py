@@ -227,7 +227,8 @@ class TestEstimator:
         assert len(certificate.pairs) + certificate.pairs.n_failed == n
         json.dumps(certificate.summary(), allow_nan=False)
         pairs = certificate.pairs
-        reading = certificate.reader().read(pairs.estimate, pairs.std, pairs.covariates)
+        snr, known = np.exp(pairs.conditions[:, 0]), pairs.conditions[:, 1:]
+        reading = certificate.reader().read(pairs.estimate, pairs.std, snr=snr, covariates=known)
         given = np.isin(reading.trust, (Trust.READ, Trust.WIDE))
         assert given.mean() > 0.98
         assert (reading.lower[given] <= reading.upper[given]).all()

@@ -70,7 +70,6 @@ def test_maps_say_where_the_truth_is(heads, out):
         read = np.isfinite(low) & np.isfinite(estimate)
         assert read.sum() > 1000
         held = (truth >= low) & (truth <= high)
-        # The level of the certificate is that of a coarse scale, and alignment does not touch still images.
         assert 0.86 < held[read].mean() < 0.94
         assert (np.abs(bias[read]) < 0.5 * estimate[read]).mean() > 0.95
 
@@ -79,15 +78,15 @@ def test_one_certificate_for_both_subjects(out):
     (file,) = (out / "logs" / "certificates").iterdir()
     certificate = json.loads(file.read_text())
     assert certificate["identity"]["noise"]["kind"] == "rician"
-    # 1000 over 20, at the nearest step of the scale.
-    assert certificate["identity"]["noise"]["snr"] == pytest.approx([50.1, 50.1])
+    # 1000 over 20, at the nearest step of the scale in logarithm.
+    assert certificate["identity"]["noise"]["snr"] == pytest.approx([39.8, 39.8])
     assert set(certificate["tissues"]) == {"White matter", "Grey matter", "Cerebrospinal fluid"}
     assert len(list((out.parent / "work").glob("*/certificates/*/certificate.npz"))) == 1
     for subject in ("01", "02"):
         sidecar = json.loads((out / f"sub-{subject}" / "anat" / f"sub-{subject}_desc-nllsbias_T2map.json").read_text())
         assert sidecar["Certificate"] == f"bids::logs/certificates/{file.name}"
         assert sidecar["CertificatePrior"] == "uniform"
-        assert sidecar["CertificateNoise"] == "rician, signal-to-noise ratio 50.1"
+        assert sidecar["CertificateNoise"] == "rician, signal-to-noise ratio 39.8"
         assert sidecar["Units"] == "s"
         assert "Expected bias" in sidecar["Description"]
 

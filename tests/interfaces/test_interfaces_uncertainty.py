@@ -33,7 +33,7 @@ def test_one_certificate_per_level(tmp_path, monkeypatch):
         raise AssertionError("made again")
 
     monkeypatch.setattr(uncertainty, "certify", fail)
-    assert certificate_of(tmp_path, snr=52.0) == first
+    assert certificate_of(tmp_path, snr=42.0) == first
     with pytest.raises(AssertionError, match="made again"):
         certificate_of(tmp_path, acquisition=MultiEcho((0.01, 0.03, 0.06, 0.08)).to_dict())
 
@@ -51,7 +51,7 @@ def test_nothing_where_the_noise_is_not_known(tmp_path):
     assert certificate_of(tmp_path, snr=0.0) == ""
     nib.save(nib.Nifti1Image(np.ones((1, 1, 1), np.float32), np.eye(4)), tmp_path / "t2.nii")
     file = str(tmp_path / "t2.nii")
-    read = ReadTruth(certificate="", model="t2", in_mask=file, estimates=[file], stds=[file])
+    read = ReadTruth(certificate="", model="t2", in_mask=file, estimates=[file], stds=[file], snr_map=file)
     outputs = read.run(cwd=str(tmp_path)).outputs
     assert (outputs.maps, outputs.trust, outputs.counts) == ([], "", {})
 
@@ -73,7 +73,7 @@ def test_from_images_to_ranges(tmp_path):
     assert maps.snr == pytest.approx(43, rel=0.15)
     assert not maps.noise_is_given
     read = ReadTruth(model="t2", in_mask=tmp_path / "mask.nii", estimates=maps.estimates, stds=maps.stds)
-    read.inputs.certificate = certificate_of(tmp_path / "cache", maps.snr)
+    read.inputs.trait_set(snr_map=maps.snr_map, certificate=certificate_of(tmp_path / "cache", maps.snr))
     outputs = read.run(cwd=str(tmp_path)).outputs
     names = [Path(name).stem for name in outputs.maps]
     assert names == [f"{name}_{ending}" for ending in ("bias", "truthlow", "truthhigh") for name in ("s0", "t2", "r2")]
@@ -92,6 +92,6 @@ def test_the_map_of_a_covariate_tells_the_place(tmp_path):
     folder = certificate_of(tmp_path, 200.0, acquisition=acquisition.to_dict(), model="vfa", covariates_are_known=True)
     reader = Certificate.load(folder, get_model("vfa")).reader()
     estimate = np.array([[1000.0, 1.0, 1.0]] * 2)
-    reading = reader.read(estimate, covariates=np.array([[0.5], [1.0]]))
+    reading = reader.read(estimate, snr=200.0, covariates=np.array([[0.5], [1.0]]))
     width = (reading.upper - reading.lower)[:, 1]
     assert width[0] > 1.3 * width[1]

@@ -19,8 +19,8 @@ def level_of(name: str, acquisition, theta: np.ndarray, *, is_given: bool) -> No
     clean = model.signal(torch.tensor(theta), acquisition).numpy()
     signals = clean + 10 / np.sqrt(acquisition.n_averages) * rng.standard_normal((N, len(clean)))
     noise = np.full(N, 10.0) if is_given else None
-    level = NoiseLevel(model, acquisition)
-    level.add(signals, get_estimator("nlls")(model).fit(acquisition).predict(signals), noise, None)
+    level = NoiseLevel(model, acquisition, N)
+    level.add(np.arange(N), signals, get_estimator("nlls")(model).fit(acquisition).predict(signals), noise, None)
     return level
 
 
@@ -44,14 +44,30 @@ def test_not_known_without_residuals_or_voxels():
     acquisition = MultiEcho((0.01, 0.05))
     assert level_of("t2", acquisition, np.array([500.0, 0.08]), is_given=False).snr() is None
     assert level_of("t2", acquisition, np.array([500.0, 0.08]), is_given=True).snr() is not None
-    empty = NoiseLevel(get_model("t2"), acquisition)
+    empty = NoiseLevel(get_model("t2"), acquisition, 0)
     assert empty.snr() is None
     assert not empty.is_given
 
 
 @pytest.mark.parametrize(
     ("snr", "expected"),
-    [(24.0, 25.1), (26.0, 25.1), (25.1, 25.1), (28.0, 25.1), (29.0, 31.6), (0.1, 2.0), (np.inf, 1000.0), (10, 10.0)],
+    [(24.0, 25.1), (26.0, 25.1), (25.1, 25.1), (31.0, 25.1), (32.0, 39.8), (0.1, 2.51), (np.inf, 1000.0), (10, 10.0)],
 )
 def test_levels_are_few(snr, expected):
     assert coarse(snr) == expected
+
+
+def test_each_voxel_has_its_own():
+    """Signals of different size with the same noise, which is given in some voxels only."""
+    acquisition, model, rng = MultiEcho((0.01, 0.02, 0.04, 0.06, 0.1)), get_model("t2"), np.random.default_rng(0)
+    amplitude = np.repeat([200.0, 1000.0], N // 2)
+    signals = amplitude[:, None] * np.exp(-np.array(acquisition.echo_time) / 0.08) + 10 * rng.standard_normal((N, 5))
+    estimator = get_estimator("nlls")(model).fit(acquisition)
+    for noise in (None, np.where(np.arange(N) % 3, 10.0, np.nan)):
+        level = NoiseLevel(model, acquisition, N)
+        for part in (np.arange(0, N, 2), np.arange(1, N, 2)):
+            given = None if noise is None else noise[part]
+            level.add(part, signals[part], estimator.predict(signals[part]), given, None)
+        found = level.by_voxel()
+        for half, size in ((slice(None, N // 2), 20.0), (slice(N // 2, None), 100.0)):
+            assert np.median(found[half]) == pytest.approx(size * np.exp(-0.01 / 0.08), rel=0.04)
