@@ -108,12 +108,7 @@ class _SaveFitInputSpec(_SaveInputSpec):
     posterior_sidecars = traits.List(traits.Dict, mandatory=True)
     status_sidecar = traits.Dict(mandatory=True)
     training = traits.Dict(desc="further fields of all sidecars of the maps; see `Fit`")
-    truth_sidecars = traits.List(traits.Dict, mandatory=True)
-    trust_sidecar = traits.Dict(mandatory=True)
-    truths = traits.List(File(exists=True), desc="see `ReadTruth`; likewise the next three")
-    trust = traits.Str()
-    trust_counts = traits.Dict()
-    certificate = traits.Str()
+    obsolete = traits.List(traits.Str, desc="maps that were read from an earlier fit, to be removed")
 
 
 class SaveFit(SimpleInterface):
@@ -129,6 +124,7 @@ class SaveFit(SimpleInterface):
 
         inputs, record = self.inputs, dict(self.inputs.record)
         training = defined(inputs.training) or {}
+        _remove(inputs.obsolete, inputs.out_dir)
         for files, names, sidecars in (
             (inputs.estimates, [item["map"] for item in record["maps"]], inputs.sidecars),
             (inputs.stds, [item["std"] for item in record["maps"]], inputs.std_sidecars),
@@ -139,15 +135,39 @@ class SaveFit(SimpleInterface):
         table = [{"index": int(status), "name": status.name} for status in Status]
         save_table(table, inputs.out_dir, record["status"].replace(".nii.gz", ".tsv"))
         record.update(status_counts=inputs.counts, seconds=inputs.seconds, training=training)
-        if defined(inputs.trust):
-            record.update(self._save_truths(training))
-        else:
-            del record["truths"], record["trust"]
         self._results["record_file"] = _write_record(record, inputs.record_file)
         return runtime
 
-    def _save_truths(self, training: dict[str, str]) -> dict[str, Any]:
-        """Save what the certificate says; return what is to be noted of it."""
+
+class _SaveTruthInputSpec(_SaveInputSpec):
+    maps = traits.List(File(exists=True), mandatory=True, desc="see `ReadTruth`; likewise the next four")
+    trust = traits.Str(mandatory=True)
+    counts = traits.Dict(mandatory=True)
+    wide_counts = traits.Dict(mandatory=True)
+    certificate = traits.Str(mandatory=True)
+    sidecars = traits.List(traits.Dict, mandatory=True, desc="of the maps")
+    trust_sidecar = traits.Dict(mandatory=True)
+    training = traits.Dict(desc="further fields of all sidecars; see `Fit`")
+
+
+class SaveTruth(SimpleInterface):
+    """Save what the certificate of an estimator says of its maps; apart from `SaveFit`, which never waits for it."""
+
+    input_spec = _SaveTruthInputSpec
+    output_spec = _RecordOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime: Any) -> Any:
+        inputs, record = self.inputs, dict(self.inputs.record)
+        if inputs.certificate:
+            record.update(self._save(), counts=inputs.counts, wide_counts=inputs.wide_counts)
+        else:
+            record = {name: record[name] for name in ("series", "model", "estimator")}
+        self._results["record_file"] = _write_record(record, inputs.record_file)
+        return runtime
+
+    def _save(self) -> dict[str, str]:
+        """Save certificate and maps; return the name of the former."""
         from qmri_bidsapp.bids.derivatives import save_json, save_table
         from qmri_bidsapp.uncertainty.inverse import Trust
 
@@ -156,18 +176,27 @@ class SaveFit(SimpleInterface):
         identity = certificate["identity"]
         name = f"logs/certificates/{identity['model']}-{identity['estimator']}-{certificate['key'][:16]}.json"
         save_json(certificate, inputs.out_dir, name)
+        noise, spread = identity["noise"], identity["spread"]
+        level = noise["snr"][0]
         fields = {
-            **training,
+            **(defined(inputs.training) or {}),
             "Certificate": f"bids::{name}",
             "CertificatePrior": identity["prior"]["name"],
-            "CertificateNoise": f"{identity['noise']['kind']}, signal-to-noise ratio {identity['noise']['snr'][0]:g}",
+            "CertificateNoise": f"{noise['kind']}, signal-to-noise ratio {level / spread:.3g} to {level * spread:.3g}",
         }
-        sidecars = [{**sidecar, **fields} for sidecar in inputs.truth_sidecars]
-        _save_all(inputs.truths, [item["map"] for item in record["truths"]], sidecars, inputs.out_dir)
+        sidecars = [{**sidecar, **fields} for sidecar in inputs.sidecars]
+        _save_all(inputs.maps, [item["map"] for item in record["truths"]], sidecars, inputs.out_dir)
         _save_all([inputs.trust], [record["trust"]], [{**inputs.trust_sidecar, **fields}], inputs.out_dir)
         table = [{"index": int(value), "name": value.name} for value in Trust]
         save_table(table, inputs.out_dir, record["trust"].replace(".nii.gz", ".tsv"))
-        return {"trust_counts": inputs.trust_counts, "certificate": name}
+        return {"certificate": name}
+
+
+def _remove(names: list[str], out_dir: str) -> None:
+    """Remove images and what belongs to them, where there are any."""
+    for name in names:
+        for ending in (".nii.gz", ".json", ".tsv"):
+            Path(out_dir, name.replace(".nii.gz", ending)).unlink(missing_ok=True)
 
 
 def _save_all(files: list[str], names: list[str], sidecars: list[dict[str, Any]], out_dir: str) -> None:

@@ -97,7 +97,7 @@ def fit_volume(
             raise InputError(f"A covariate has shape {values.shape}, but {image_file} has {mask.shape}: resample it.")
     protocol, matrix = estimator.model.adapt(acquisition)
     estimator.fit(protocol, seed=seed)
-    masked_noise = None if noise_std is None else noise_std[mask]
+    masked_noise = _noise(image_file, mask, acquisition, noise_std)
     known = np.stack([values[mask] for values in covariates], axis=-1) if covariates else None
     toward = None if directions is None else directions[mask]
     if estimator.is_spatial:
@@ -107,16 +107,13 @@ def fit_volume(
     maps = _allocate(estimator, int(mask.sum()))
     for index, signals in iter_voxels(image_file, mask, CHUNK_SIZE):
         values = signals if matrix is None else signals @ matrix.astype(np.float32)
-        noise = _noise_of_repeats(signals, acquisition)
-        if masked_noise is not None:
-            given = masked_noise[index]
-            noise = given if noise is None else np.where(given > 0, given, noise)
+        noise = None if masked_noise is None else masked_noise[index]
         options: dict[str, Any] = {} if toward is None else {"directions": toward[index]}
         if known is not None:
             options["covariates"] = known[index]
         part = estimator.predict(values, noise_std=noise, **options)
         if level is not None:
-            level.add(index, values, part, noise, options.get("covariates"))
+            level.add(index, values, noise, options.get("covariates"))
         maps.fill(index, part)
     return maps
 
@@ -153,19 +150,30 @@ def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:
     return replace(maps, lower=lower, upper=upper, log_evidence=np.empty(n_voxels, dtype=np.float32))
 
 
-def _noise_of_repeats(signals: npt.NDArray[np.float32], acquisition: Acquisition) -> npt.NDArray[np.float32] | None:
-    """Return (n_voxels,) standard deviations over the repeated b0 volumes; None where there are too few.
+def _noise(
+    image_file: str | Path,
+    mask: npt.NDArray[np.bool_],
+    acquisition: Acquisition,
+    given: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.float32] | None:
+    """Return (n_voxels,) standard deviations: those given, elsewhere of the repeated b0 volumes where there are enough.
 
     Only volumes of (nearly) the lowest b-value count: perfusion makes the signal fall within `B0_THRESHOLD`.
 
     A powder average leaves few residuals, too few to tell the noise from; repeats do.
     """
+    from qmri_bidsapp.images.noise import noise_of_repeats
+
+    known = None if given is None else given[mask]
     if not isinstance(acquisition, Diffusion):
-        return None
+        return known
     repeats = acquisition.shells(REPEAT_TOLERANCE)[0]
     if len(repeats) < MIN_REPEATS or acquisition.b_value[repeats[0]] > B0_THRESHOLD:
-        return None
-    return np.asarray(signals[:, repeats].std(axis=1, ddof=1))
+        return known
+    if known is not None and (known > 0).all():
+        return known
+    found = noise_of_repeats(image_file, mask, repeats)
+    return found if known is None else np.where(known > 0, known, found)
 
 
 class _FitInputSpec(BaseInterfaceInputSpec):
@@ -186,6 +194,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     weights_digest = traits.Str(desc="content hash of a folder that the user named: other weights, other maps")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
+    find_level = traits.Bool(False, usedefault=True, desc="whether to find the signal-to-noise ratio, for certificates")
 
 
 class _FitOutputSpec(TraitedSpec):
@@ -202,6 +211,7 @@ class _FitOutputSpec(TraitedSpec):
     snr = traits.Float(desc="median signal-to-noise ratio of the series; 0 where it is not known")
     snr_map = File(exists=True, desc="signal-to-noise ratio of each voxel, NaN where it is not known")
     noise_is_given = traits.Bool(desc="whether the noise of most voxels was known before the fit")
+    floor_is_removed = traits.Bool(desc="whether the bias of magnitudes was taken away, with the noise that was given")
 
 
 class Fit(SimpleInterface):
@@ -226,7 +236,9 @@ class Fit(SimpleInterface):
         start = time.perf_counter()
         estimator = self._estimator(by_voxel=bool(directions_file))
         protocol = Acquisition.from_dict(acquisition)
-        level = NoiseLevel(estimator.model, estimator.model.adapt(protocol)[0], int(mask.sum()))
+        level = None
+        if self.inputs.find_level:
+            level = NoiseLevel(estimator.model, estimator.model.adapt(protocol)[0], mask)
         maps = fit_volume(
             estimator,
             self.inputs.in_file,
@@ -236,14 +248,15 @@ class Fit(SimpleInterface):
             covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
             directions=_load_directions(directions_file) if directions_file else None,
             seed=self.inputs.seed,
-            level=None if directions_file else level,
+            level=level,
         )
-        self._results["snr"] = level.snr() or 0.0
-        self._results["noise_is_given"] = level.is_given
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
         self._results["training"] = _training_of(estimator)
-        self._results.update(_save_maps(maps, level.by_voxel(), mask_image, Path(runtime.cwd)))
+        self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
+        if level is not None:
+            self._results.update(_save_level(level, mask_image, Path(runtime.cwd)))
+            self._results["floor_is_removed"] = bool(noise_file)
         return runtime
 
     def _estimator(self, *, by_voxel: bool) -> Estimator:
@@ -285,9 +298,19 @@ def _load_directions(name: str) -> npt.NDArray[np.float32]:
     return values.reshape(*values.shape[:3], 3, 3)
 
 
-def _save_maps(
-    maps: ParameterMaps, snr: npt.NDArray[np.float32], mask_image: nib.Nifti1Image, folder: Path
-) -> dict[str, Any]:
+def _save_level(level: NoiseLevel, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
+    """Write the signal-to-noise ratios; return all that is known of the noise."""
+    from qmri_bidsapp.images.volumes import fill, make_image, save_image
+
+    values = fill(level.by_voxel, np.asarray(mask_image.dataobj) > 0, np.nan)
+    return {
+        "snr": level.snr or 0.0,
+        "noise_is_given": level.is_given,
+        "snr_map": str(save_image(make_image(values, mask_image), folder / "snr.nii")),
+    }
+
+
+def _save_maps(maps: ParameterMaps, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
     """Write the maps of a fit that are to be saved into a folder, with the geometry of the mask."""
     from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
@@ -310,5 +333,4 @@ def _save_maps(
         "stds": save_columns(maps.std, "_std"),
         "posterior": posterior,
         "status": save(maps.status, Status.OUTSIDE, "status.nii"),
-        "snr_map": save(snr, np.nan, "snr.nii"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class _CertifyInputSpec(BaseInterfaceInputSpec):
     samples = File(exists=True, desc="parameters of each subject that it is made from, .npz, unless it is uniform")
     snr = traits.Float(mandatory=True, desc="signal-to-noise ratio of the series; 0 where it is not known")
     noise_is_given = traits.Bool(mandatory=True, desc="whether the estimator is told the noise")
+    floor_is_removed = traits.Bool(mandatory=True, desc="whether the bias of magnitudes was taken away")
     covariates_are_known = traits.Bool(False, usedefault=True, desc="whether there is a map of each covariate")
     cache = traits.Directory(mandatory=True, nohash=True, desc="folder of all certificates")
     device = traits.Str("cpu", usedefault=True, nohash=True)
@@ -89,11 +91,12 @@ class Certify(SimpleInterface):
 
     input_spec = _CertifyInputSpec
     output_spec = _CertifyOutputSpec
+    # The cache may have been emptied; where it was not, there is next to nothing to do.
+    _always_run = True
 
     def _run_interface(self, runtime: Any) -> Any:
         import torch
 
-        from qmri_bidsapp.estimators.learned import default_noise
         from qmri_bidsapp.uncertainty.noise_level import coarse
 
         inputs = self.inputs
@@ -109,7 +112,7 @@ class Certify(SimpleInterface):
             estimator.fit(protocol, seed=inputs.seed),
             protocol,
             Path(inputs.cache),
-            noise=Noise(default_noise(model, protocol).kind, (level, level)),
+            noise=Noise("gaussian" if protocol.has_sign or inputs.floor_is_removed else "rician", (level, level)),
             prior=load_prior(model, inputs.prior, defined(inputs.samples)),
             noise_is_known=inputs.noise_is_given,
             covariates_are_known=inputs.covariates_are_known,
@@ -132,7 +135,8 @@ class _ReadTruthOutputSpec(TraitedSpec):
     maps = traits.List(File(exists=True), desc="expected biases, then lower, then upper limits of the truth")
     trust = traits.Str(desc="what the reading says of each voxel, see `Trust`; empty without a certificate")
     counts = traits.Dict(desc="voxels per value of `Trust`")
-    summary = traits.Str(desc="summary of the certificate, JSON; empty without one")
+    wide_counts = traits.Dict(desc="voxels in which it is this quantity's range that is wide")
+    certificate = traits.Str(desc="summary of the certificate, JSON; empty without one")
 
 
 class ReadTruth(SimpleInterface):
@@ -145,7 +149,7 @@ class ReadTruth(SimpleInterface):
         from qmri_bidsapp.images.volumes import fill, load_image, make_image, save_image
 
         inputs, folder = self.inputs, Path(runtime.cwd)
-        self._results.update(maps=[], trust="", counts={}, summary="")
+        self._results.update(maps=[], trust="", counts={}, wide_counts={}, certificate="")
         if not inputs.certificate:
             return runtime
         certificate = Certificate.load(inputs.certificate, get_model(inputs.model))
@@ -171,7 +175,9 @@ class ReadTruth(SimpleInterface):
         ]
         self._results["trust"] = save(reading.trust, Trust.OUTSIDE, "trust")
         self._results["counts"] = reading.counts()
-        self._results["summary"] = str(Path(inputs.certificate) / SUMMARY)
+        self._results["wide_counts"] = dict(zip(quantities, reading.is_wide.sum(axis=0).tolist(), strict=True))
+        # Of its own: the folder of certificates may be emptied.
+        self._results["certificate"] = shutil.copy(Path(inputs.certificate) / SUMMARY, folder)
         return runtime
 
 
@@ -195,12 +201,12 @@ def _read(
     covariates: npt.NDArray[Any] | None,
 ) -> Reading:
     """Read voxels part by part, so that memory stays bounded."""
-    reader = certificate.reader()
+    reader = certificate.reader
     parts = [
         reader.read(
             estimate[part], std[part], snr=snr[part], covariates=None if covariates is None else covariates[part]
         )
         for part in (slice(i, i + CHUNK_SIZE) for i in range(0, len(estimate), CHUNK_SIZE))
     ]
-    names = ("bias", "lower", "upper", "trust")
+    names = ("bias", "lower", "upper", "trust", "is_wide")
     return Reading(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -147,6 +147,9 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
     for fit in record["fits"]:
         if fit["series"] == name:
             reportlets += _fit_reportlets(pages, fit, inside, tissues)
+            for found in record.get("truths", ()):
+                if all(found[key] == fit[key] for key in ("series", "model", "estimator")):
+                    reportlets += _trust_reportlets(pages, fit, found, inside)
     return {"name": name, "reportlets": reportlets}
 
 
@@ -208,25 +211,29 @@ def _fit_reportlets(
             display_range=item["display_range"] and tuple(item["display_range"]),
         )
         reportlets.append(pages.figure(f"{identity}{item['parameter']}", figure, caption=item["map"]))
-    return reportlets + _trust_reportlets(pages, fit, mask)
+    return reportlets
 
 
-def _trust_reportlets(pages: _Reportlets, fit: Mapping[str, Any], mask: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+def _trust_reportlets(
+    pages: _Reportlets, fit: Mapping[str, Any], found: Mapping[str, Any], mask: npt.NDArray[np.bool_]
+) -> list[dict[str, Any]]:
     """Certificate of a fit, and the expected bias and the range of the truth that follow from it."""
-    if "certificate" not in fit:
-        return []
-    identity, name = f"{fit['series']}{fit['model']}{fit['estimator']}", fit["certificate"]
+    identity, name = f"{fit['series']}{fit['model']}{fit['estimator']}", found.get("certificate")
+    title = f"How far to trust it: {fit['model_title']}, {fit['estimator_title']}"
+    if name is None:
+        text = tables.notes(["No certificate: nothing tells the noise of the series."])
+        return [pages.html(f"{identity}nocertificate", text, subtitle=title)]
     file = pages.out_dir / name
     if not file.is_file():
         return [pages.html(f"{identity}nocertificate", tables.notes([f"{name} is not in the output folder."], "error"))]
     summary = json.loads(file.read_text(encoding="utf-8"))
-    title = f"How far to trust it: {fit['model_title']}, {fit['estimator_title']}"
+    text = certificate_text(summary, found["counts"], found["wide_counts"], name)
     reportlets = [
-        pages.html(f"{identity}trust", certificate_text(summary, fit["trust_counts"], name), subtitle=title),
+        pages.html(f"{identity}trust", text, subtitle=title),
         pages.figure(f"{identity}bias", certificate_figure(summary)),
     ]
     for parameter in summary["told"]:
-        names = {item["ending"]: item["map"] for item in fit["truths"] if item["parameter"] == parameter}
+        names = {item["ending"]: item["map"] for item in found["truths"] if item["parameter"] == parameter}
         bias, low, high = (pages.volume(names[ending]) for ending in ("bias", "truthlow", "truthhigh"))
         if bias is None or low is None or high is None:
             continue

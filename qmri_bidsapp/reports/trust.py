@@ -17,14 +17,16 @@ from qmri_bidsapp.reports.tables import notes, table
 from qmri_bidsapp.units import to_display
 
 MEANING = {
-    "READ": "the range of the truth is given",
-    "WIDE": "the range of the truth is wide although the standard deviation is small: do not trust the estimate",
-    "UNLIKE": "no simulated voxel has such an estimate: the certificate does not hold",
-    "NO_ESTIMATE": "not estimated",
+    "RANGE_GIVEN": "the range of the truth is given",
+    "WIDE": "the range of the truth is wide, and no standard deviation says so: do not trust the estimate",
+    "UNLIKE": "no simulated voxel is like it in estimate and noise: the certificate does not hold",
+    "NO_ESTIMATE": "not estimated, or its noise is not known",
 }
 #: A part of voxels of these kinds that is worth a warning.
 MANY = 0.1
 ARROW, SINK, TRUTH = "#1f4e79", "#e8308a", "#d62728"
+#: Panels side by side, and columns of the grid that rows of one, two or three of them share.
+MOST_PANELS, N_COLUMNS = 3, 6
 
 
 def certificate_figure(summary: Mapping[str, Any]) -> Figure:
@@ -36,18 +38,22 @@ def certificate_figure(summary: Mapping[str, Any]) -> Figure:
         From `uncertainty.certificate.Certificate.summary`.
     """
     told = summary["told"]
-    rows = 2 if summary["tissues"] else 1
     has_arrows = bool(summary["arrows"])
-    n_panels = 1 if has_arrows else len(told)
-    figure = Figure(figsize=(11, 4.2 + 2.6 * (rows - 1)), layout="constrained")
-    grid = figure.add_gridspec(rows, n_panels * len(told), height_ratios=[4.2, 2.6][:rows])
+    lines = [] if has_arrows else [told[k : k + MOST_PANELS] for k in range(0, len(told), MOST_PANELS)]
+    boxes = [told] if summary["tissues"] else []
+    heights = [4.2] * has_arrows + [3.4] * len(lines) + [2.6] * len(boxes)
+    figure = Figure(figsize=(11, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), N_COLUMNS, height_ratios=heights)
     if has_arrows:
         _arrows(figure.add_subplot(grid[0, :]), summary)
-    else:
-        for k, name in enumerate(told):
-            _line(figure.add_subplot(grid[0, k * len(told) : (k + 1) * len(told)]), summary, k, name)
-    for k, name in enumerate(told if rows == 2 else []):
-        _boxes(figure.add_subplot(grid[1, k * n_panels : (k + 1) * n_panels]), summary, name)
+    for row, names in enumerate([*lines, *boxes], start=int(has_arrows)):
+        width = N_COLUMNS // min(MOST_PANELS, max(len(names), len(lines)))
+        for k, name in enumerate(names):
+            axis = figure.add_subplot(grid[row, k * width : (k + 1) * width])
+            if row < len(heights) - len(boxes):
+                _line(axis, summary, told.index(name), name)
+            else:
+                _boxes(axis, summary, name)
     return figure
 
 
@@ -69,7 +75,7 @@ def _arrows(axis: Any, summary: Mapping[str, Any]) -> None:
     shift = estimate - truth
     axis.quiver(*truth.T, *shift.T, angles="xy", scale_units="xy", scale=1, width=0.0018, color=ARROW)
     axis.scatter(*truth.T, s=5, color=ARROW)
-    for number, sink in enumerate(summary["sinks"], start=1):
+    for number, sink in enumerate(summary["sinks"] or (), start=1):
         low, high = placed(np.array(sink["extent"]).T.tolist())
         axis.add_patch(Rectangle(low, *(high - low), color=SINK, alpha=0.25))
         (centre,) = placed([sink["centre"]])
@@ -91,17 +97,22 @@ def _line(axis: Any, summary: Mapping[str, Any], position: int, name: str) -> No
     )
     known = np.isfinite(truth)
     truth, mean, std = truth[known], (truth + bias)[known], std[known]
+    if not known.any():
+        axis.set_axis_off()
+        return
     axis.plot(truth, truth, color="#888888", linewidth=1, linestyle="--", label="truth")
     axis.plot(truth, mean, color=ARROW, label="mean estimate")
     axis.fill_between(truth, mean - std, mean + std, color=ARROW, alpha=0.18, label="one standard deviation")
-    for number, sink in enumerate(summary["sinks"], start=1):
+    for number, sink in enumerate(summary["sinks"] or (), start=1):
         low, high = (value * factor for value in sink["extent"][position])
         axis.axhspan(low, high, color=SINK, alpha=0.15, linewidth=1)
         axis.annotate(f"sink {number}", (truth[-1], high), color=SINK, fontsize=8, ha="right", va="top")
     if summary["quantities"][name]["is_scale"]:
         axis.set(xscale="log", yscale="log", ylim=(truth.min() / 2, truth.max() * 2))
-    axis.set(xlabel=f"True {label[:1].lower()}{label[1:]}", ylabel="Estimate")
-    axis.legend(fontsize=7.5, frameon=False)
+    axis.set_xlabel(f"True {label[:1].lower()}{label[1:]}", fontsize=8)
+    axis.set_ylabel("Estimate", fontsize=8)
+    if position == 0:
+        axis.legend(fontsize=7.5, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -148,30 +159,50 @@ def _boxes(axis: Any, summary: Mapping[str, Any], name: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def certificate_text(summary: Mapping[str, Any], counts: Mapping[str, int], certificate: str) -> str:
+def certificate_text(
+    summary: Mapping[str, Any], counts: Mapping[str, int], wide_counts: Mapping[str, int], certificate: str
+) -> str:
     """Return what the certificate holds for, the voxels by kind, and the sinks, as HTML."""
-    identity, total = summary["identity"], max(1, sum(counts.values()))
-    noise = identity["noise"]
-    about = (
-        f"Certificate: {identity['n']:,} simulated voxels of this protocol, {noise['kind']} noise, signal-to-noise "
-        f"ratio {noise['snr'][0]:g}; prior of the truth: {identity['prior']['name']}. {certificate}"
-    )
+    total = max(1, sum(counts.values()))
     rows = [
         (name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %", text)
         for name, text in MEANING.items()
         if name in counts
     ]
+    wide = ", ".join(f"{name} {n / total:.1%}" for name, n in wide_counts.items() if n)
+    rows = [(*row[:3], f"{row[3]} ({wide})" if row[0] == "WIDE" and wide else row[3]) for row in rows]
     many = [
         f"{counts[name] / total:.0%} of the voxels: {MEANING[name]}."
         for name in ("WIDE", "UNLIKE")
         if counts.get(name, 0) > MANY * total
     ]
-    text = f"<p class='elem-desc'>{escape(about)}</p>" + notes(many, "warning")
-    text += table(("Reading", "Voxels", "Part", "Meaning"), rows)
-    if not summary["sinks"]:
-        return text + "<p class='elem-desc'>No sinks: nowhere are estimates drawn together.</p>"
+    text = f"<p class='elem-desc'>{escape(_about(summary))} {escape(certificate)}</p>" + notes(many, "warning")
+    return text + table(("Reading", "Voxels", "Part", "Meaning"), rows) + _sinks(summary)
+
+
+def _about(summary: Mapping[str, Any]) -> str:
+    """Return what was simulated."""
+    identity, noise = summary["identity"], summary["identity"]["noise"]
+    level, spread = noise["snr"][0], identity["spread"]
+    about = (
+        f"Ranges and expected bias: from {identity['n']:,} simulated voxels of this protocol, {noise['kind']} noise, "
+        f"signal-to-noise ratio {level / spread:.3g} to {level * spread:.3g}; prior of the truth: "
+        f"{identity['prior']['name']}. Figures and sinks: from as many of all plausible tissue, signal-to-noise ratio "
+        f"{level:g}"
+    )
+    failed = summary["n_failed"]
+    return about + (f" ({failed:,} could not be estimated)." if failed else ".")
+
+
+def _sinks(summary: Mapping[str, Any]) -> str:
+    """Return a table of the sinks, or why there is none."""
+    sinks = summary["sinks"]
+    if sinks is None:
+        return "<p class='elem-desc'>Sinks were not looked for: there are too many parameters.</p>"
+    if not sinks:
+        return "<p class='elem-desc'>No sinks were found: nowhere are estimates drawn together.</p>"
     header = ("Sink", *summary["told"], "drawn from", "part of all tissue", "pull")
-    return text + table(header, [_sink_row(summary, k, sink) for k, sink in enumerate(summary["sinks"], start=1)])
+    return table(header, [_sink_row(summary, k, sink) for k, sink in enumerate(sinks, start=1)])
 
 
 def _sink_row(summary: Mapping[str, Any], number: int, sink: Mapping[str, Any]) -> tuple[str, ...]:

@@ -24,9 +24,9 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.weights import key_of
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.uncertainty.inverse import InverseReader
+from qmri_bidsapp.uncertainty.inverse import InverseReader, LocalErrors
 from qmri_bidsapp.uncertainty.simulation import Pairs, simulate_pairs
-from qmri_bidsapp.uncertainty.sinks import Sink, find_sinks
+from qmri_bidsapp.uncertainty.sinks import MAX_DIMENSIONS, Sink, find_sinks
 from qmri_bidsapp.uncertainty.space import Space, unit_box
 from qmri_bidsapp.uncertainty.tissues import tissues_of
 
@@ -34,7 +34,7 @@ Array = npt.NDArray[np.float64]
 
 ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
 #: Raised whenever the meaning of stored numbers changes.
-FORMAT = 1
+FORMAT = 2
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
@@ -64,6 +64,8 @@ class Certificate:
         what bias, standard deviation and sinks over the parameter space are made from.
     tissues : dict
         Named tissue -> its source, true values, and for every quantity mean and percentiles of its estimates.
+    local : LocalErrors, optional
+        What the inverse reading needs to know of `pairs`; found when it is first read, where not given.
     """
 
     model: SignalModel
@@ -71,6 +73,7 @@ class Certificate:
     pairs: Pairs
     survey: Pairs
     tissues: dict[str, dict[str, Any]]
+    local: LocalErrors | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -82,9 +85,10 @@ class Certificate:
         """Content hash of the identity."""
         return key_of(self.identity)
 
+    @cached_property
     def reader(self) -> InverseReader:
-        """Return what reads estimates back to truths, under the stated prior."""
-        return InverseReader(self.space, self.pairs)
+        """What reads estimates back to truths, under the stated prior."""
+        return InverseReader(self.space, self.pairs, self.local)
 
     def errors_by_bins(self, quantity: int, n_bins: int = N_BINS) -> dict[str, list[float | None]]:
         """Return bias, standard deviation and RMSE of one quantity over bins of its truth, in its unit.
@@ -125,8 +129,10 @@ class Certificate:
         return rows
 
     @cached_property
-    def sinks(self) -> list[Sink]:
-        """Sinks, see `sinks`, in the units of ``space.told``."""
+    def sinks(self) -> list[Sink] | None:
+        """Sinks, see `sinks`, in the units of ``space.told``; None in more than `MAX_DIMENSIONS`."""
+        if len(self.space.told) > MAX_DIMENSIONS:
+            return None
         truth, estimate = (self.space.place(values) for values in (self.survey.truth, self.survey.estimate))
         offset, size = unit_box(truth)
         found = find_sinks((truth - offset) / size, (estimate - offset) / size)
@@ -166,7 +172,7 @@ class Certificate:
                 for k, p in enumerate(quantities)
             },
             "arrows": self.arrows(),
-            "sinks": [sink.to_dict() for sink in self.sinks],
+            "sinks": None if self.sinks is None else [sink.to_dict() for sink in self.sinks],
             "tissues": self.tissues,
         }
 
@@ -180,6 +186,7 @@ class Certificate:
         """
         folder = Path(folder)
         arrays = self.pairs.to_arrays("pairs_") | self.survey.to_arrays("survey_")
+        arrays |= {f"local_{name}": values for name, values in self.reader.local._asdict().items()}
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -209,11 +216,12 @@ class Certificate:
                 arrays = dict(file)
             identity, tissues, stored = summary["identity"], summary["tissues"], summary["format"]
             pairs, survey = (Pairs.from_arrays(arrays, prefix) for prefix in ("pairs_", "survey_"))
+            local = LocalErrors(*(arrays[f"local_{name}"] for name in LocalErrors._fields))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(f"{folder} holds no readable certificate ({type(error).__name__}): delete it.") from error
         if stored != FORMAT or identity["model"] != model.name or summary["key"] != key_of(identity):
             raise InputError(f"{folder} holds no certificate of model {model.name} in this format: delete it.")
-        return cls(model, identity, pairs, survey, tissues)
+        return cls(model, identity, pairs, survey, tissues, local)
 
 
 def identity_of(
@@ -233,6 +241,7 @@ def identity_of(
         weights = estimator.sha256_ or key_of(estimator.notes_)
     quantities = (*estimator.model.parameters, *estimator.model.derived)
     return {
+        "format": FORMAT,
         "model": estimator.model.name,
         "bounds": {p.name: list(p.bounds) for p in quantities},
         "estimator": estimator.name,
@@ -279,7 +288,8 @@ def certify(
     noise_is_known : bool
         Whether the estimator is told the noise, as of series whose noise is measured.
     covariates_are_known : bool
-        Whether there is a map of each covariate: they are then drawn from all that they may be, and neutral otherwise.
+        Whether there is a map of each covariate: they are then drawn from all that they may be, and the estimator is
+        told; otherwise they vary by `simulation.UNMEASURED_SPREAD` around the neutral value that the estimator takes.
 
     Returns
     -------

@@ -30,8 +30,8 @@ N_NEIGHBOURS = 150
 LOWER, UPPER = 0.05, 0.95
 #: Distance between these limits of a normal distribution, in standard deviations.
 NORMAL_RANGE = 3.2897
-#: A range of the truth is wide although the stated standard deviation is small: more than this many times what the
-#: latter says, and more than this part of the range of all truths.
+#: A range of the truth is wide although no standard deviation says so: more than this many times what the latter says,
+#: where there is one, and more than this part of the range of all truths.
 WIDE_RATIO = 3.0
 WIDE_SHARE = 0.25
 #: Part of the simulated estimates further from the next one than which an estimate is unlike any.
@@ -56,10 +56,10 @@ class Trust(IntEnum):
     """What the inverse reading says of a voxel."""
 
     OUTSIDE = 0  #: not in the mask
-    READ = 1  #: the range of the truth is given, and not at odds with the standard deviation
-    WIDE = 2  #: the range of the truth is wide although the standard deviation is small, as in a sink
-    UNLIKE = 3  #: no simulated voxel has such an estimate: nothing is given
-    NO_ESTIMATE = 4  #: the estimation failed
+    RANGE_GIVEN = 1  #: the range of the truth is given
+    WIDE = 2  #: it is given, and wide although no standard deviation tells so, as in a sink
+    UNLIKE = 3  #: no simulated voxel is like it in its estimate, noise and covariates: nothing is given
+    NO_ESTIMATE = 4  #: the estimation failed, or nothing tells the noise
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,15 @@ class Reading:
         estimate is missing or unlike any simulated one.
     trust : ndarray
         (n,) uint8, values of `Trust`.
+    is_wide : ndarray
+        (n, n_quantities) bool, whether it is the range of this quantity that makes a voxel WIDE.
     """
 
     bias: npt.NDArray[np.float32]
     lower: npt.NDArray[np.float32]
     upper: npt.NDArray[np.float32]
     trust: npt.NDArray[np.uint8]
+    is_wide: npt.NDArray[np.bool_]
 
     def counts(self) -> dict[str, int]:
         """Return the number of voxels per name of `Trust`, for those that occur."""
@@ -86,8 +89,8 @@ class Reading:
         return {Trust(value).name: int(count) for value, count in zip(values, counts, strict=True)}
 
 
-class _Local(NamedTuple):
-    """Errors around simulated voxels: level + slope (place - own place) + residual.
+class LocalErrors(NamedTuple):
+    """Errors around simulated voxels: level + slope (place - own place) + residual; all float32.
 
     Attributes
     ----------
@@ -99,13 +102,16 @@ class _Local(NamedTuple):
         (n, n_quantities) limits of the residual.
     mean : ndarray
         (n, n_quantities) mean of minus the residual or, of ratios, of its exponential.
+    farthest : ndarray
+        Scalar, distance to the next simulated estimate that few exceed.
     """
 
-    level: Array
-    slope: Array
-    low: Array
-    high: Array
-    mean: Array
+    level: npt.NDArray[np.float32]
+    slope: npt.NDArray[np.float32]
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float32]
+    farthest: npt.NDArray[np.float32]
 
 
 class InverseReader:
@@ -120,19 +126,23 @@ class InverseReader:
     space : Space
     pairs : Pairs
         Their truths drawn from the stated prior, in random order.
+    local : LocalErrors, optional
+        What `local` of a reader of the same pairs was; found here where not given.
+
+    Attributes
+    ----------
+    local : LocalErrors
     """
 
-    def __init__(self, space: Space, pairs: Pairs) -> None:
+    def __init__(self, space: Space, pairs: Pairs, local: LocalErrors | None = None) -> None:
         self._space = space
-        self._truths = space.forward(pairs.truth)
-        errors = space.forward(pairs.estimate) - self._truths
+        truths = space.forward(pairs.truth)
         self._centre, self._whiten = _whitening(space.place(pairs.estimate))
         spread = pairs.conditions.std(axis=0, dtype=np.float64)
         self._narrow = NARROWING / np.where(spread > 0, spread, 1.0)
         self._tree = cKDTree(self._placed(pairs.estimate, pairs.conditions))
-        self._farthest = self._usual_distance()
-        self._local = self._local_errors(errors)
-        self._span = np.subtract(*np.quantile(self._truths, [UPPER, LOWER], axis=0))
+        self._span = np.subtract(*np.quantile(truths, [UPPER, LOWER], axis=0))
+        self.local = local or self._local_errors(space.forward(pairs.estimate) - truths)
 
     def _placed(self, estimate: npt.ArrayLike, conditions: npt.NDArray[np.float32]) -> Array:
         """Return where estimates lie in the space in which they are compared."""
@@ -144,7 +154,7 @@ class InverseReader:
         distance, _ = self._tree.query(self._tree.data, 2)
         return float(np.quantile(distance[:, 1], UNLIKE))
 
-    def _local_errors(self, errors: Array) -> _Local:
+    def _local_errors(self, errors: Array) -> LocalErrors:
         """Return the distribution of the error around every simulated voxel."""
         n = len(errors)
         k = min(N_NEIGHBOURS, n)
@@ -163,7 +173,9 @@ class InverseReader:
             low, high = np.quantile(residual, [LOWER, UPPER], axis=1, method="weibull")
             mean = np.where(ratio, np.exp(-residual * ratio), -residual).mean(axis=1)
             parts.append((level, slope, low, high, mean))
-        return _Local(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        level, slope, low, high, mean = (np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True))
+        farthest = np.array(self._usual_distance(), dtype=np.float32)
+        return LocalErrors(level, slope, low, high, mean, farthest)
 
     def read(
         self,
@@ -193,19 +205,20 @@ class InverseReader:
         values = found[usable]
         place = self._placed(values, known[usable])
         distance, index = self._tree.query(place)
-        like = distance <= self._farthest
-        trust[usable] = np.where(like, Trust.READ, Trust.UNLIKE)
+        like = distance <= self.local.farthest
+        trust[usable] = np.where(like, Trust.RANGE_GIVEN, Trust.UNLIKE)
         rows, index, values = np.flatnonzero(usable)[like], index[like], values[like]
         low, high, mean = self._truths_of(values, place[like], index)
         bias[rows], lower[rows], upper[rows] = values - mean, low, high
-        if std is not None and len(rows):
-            wide = self._is_wide(values, np.asarray(std, dtype=np.float64)[rows], index)
-            trust[rows[wide]] = Trust.WIDE
-        return Reading(bias, lower, upper, trust)
+        is_wide = np.zeros(found.shape, dtype=bool)
+        if std is not None:
+            is_wide[rows] = self._is_wide(values, np.asarray(std, dtype=np.float64)[rows], index)
+            trust[is_wide.any(axis=1)] = Trust.WIDE
+        return Reading(bias, lower, upper, trust, is_wide)
 
     def _truths_of(self, values: Array, place: Array, index: npt.NDArray[np.intp]) -> tuple[Array, Array, Array]:
         """Return limits and mean of the truth of estimates, given the simulated voxels like them."""
-        ratio, bounds, local = self._space.is_ratio, self._space.bounds(), self._local
+        ratio, bounds, local = self._space.is_ratio, self._space.bounds(), self.local
         error = local.level[index] + np.einsum("nd,ndq->nq", place - self._tree.data[index], local.slope[index])
 
         def without(error: Array) -> Array:
@@ -218,15 +231,17 @@ class InverseReader:
         return low, high, mean
 
     def _is_wide(self, values: Array, std: Array, index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """Tell where the range of the truth is wide although the standard deviation is small; see `WIDE_RATIO`.
+        """Tell, per quantity, where the range of the truth is wide and no standard deviation says so; see `WIDE_RATIO`.
 
-        The amplitude does not count: its prior has no range.
+        The amplitude never is: its prior has no range.
         """
-        width = self._local.high[index] - self._local.low[index]
+        width = self.local.high[index] - self.local.low[index]
         with np.errstate(invalid="ignore", divide="ignore"):
             stated = np.where(self._space.is_ratio, std / values, std)
-        surprising = width > WIDE_RATIO * NORMAL_RANGE * stated
-        return np.asarray((surprising & (width > WIDE_SHARE * self._span))[:, 1:].any(axis=1))
+        is_told = width <= WIDE_RATIO * NORMAL_RANGE * stated
+        is_wide = ~is_told & (width > WIDE_SHARE * self._span)
+        is_wide[:, 0] = False
+        return np.asarray(is_wide)
 
 
 def _whitening(places: Array) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,18 @@ import torch
 from scipy.stats import chi2
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.simulation import reference
 from qmri_bidsapp.estimators.voxels import covariates_of
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.registry import get_estimator
 
-#: Voxels that are looked at of those given together: plenty for a median.
-N_PER_PART = 4096
+#: Pairs of voxels from which the noise of a series is found: plenty for a median.
+N_PAIRS = 2048
+#: Voxels from one of a pair to the other: near enough for the same misfit of the model, and so far that interpolation
+#: does not give them the same noise.
+DISTANCE = 2
+#: Estimators whose residuals are least; the first that a model has.
+LEAST_SQUARES = ("nlls", "wls")
 #: Steps per factor of ten of the levels at which certificates are made, so that subjects share them, and the range of
 #: the latter: outside, all series are alike.
 STEPS_PER_DECADE = 5
@@ -33,44 +39,45 @@ def coarse(snr: float) -> float:
 class NoiseLevel:
     """Gathers the voxels of a series, to tell their signal-to-noise ratios.
 
-    The noise is what the fit was given or, where it was given none, that of the series by the fit's residuals: of a
-    voxel with few measurements more than parameters these say little, but their distribution over voxels is known.
+    The noise is what the fit was given or, where it was given none, that of the series, the same for every estimator:
+    from the residuals of least squares, since what another estimator leaves is its bias too; and from the differences
+    of residuals between voxels next to each other, since what the model cannot follow is alike in both. A voxel's
+    residuals say little, but their distribution over voxels is known.
 
     Parameters
     ----------
     model : SignalModel
     acquisition : Acquisition
         Protocol, as the model uses it.
-    n_voxels : int
+    mask : ndarray
+        (x, y, z) bool, the voxels of the series, which are given in C order.
     """
 
-    def __init__(self, model: SignalModel, acquisition: Acquisition, n_voxels: int) -> None:
+    def __init__(self, model: SignalModel, acquisition: Acquisition, mask: npt.NDArray[np.bool_]) -> None:
         self._model, self._acquisition = model, acquisition
+        n_voxels = int(mask.sum())
         self._size, self._given = (np.full(n_voxels, np.nan) for _ in range(2))
-        self._residual: list[npt.NDArray[Any]] = []
+        self._pairs = _neighbours(mask)
+        self._wanted = np.unique(self._pairs)
+        self._signals = np.full((len(self._wanted), acquisition.n_measurements), np.nan)
+        self._covariates = np.full((len(self._wanted), len(model.covariates)), np.nan)
 
     def add(
         self,
         index: npt.NDArray[np.intp],
         signals: npt.NDArray[Any],
-        maps: ParameterMaps,
         noise_std: npt.NDArray[Any] | None,
         covariates: npt.NDArray[Any] | None,
     ) -> None:
-        """Take the voxels of one part of the series, as they were estimated; see `Estimator.predict`."""
+        """Take the voxels of one part of the series, as they are given to an estimator; see `Estimator.predict`."""
         measured = torch.as_tensor(np.ascontiguousarray(signals), dtype=torch.float64)
         size = reference(measured, self._acquisition).numpy().ravel()
         self._size[index] = np.where(size > 0, size, np.nan)
         if noise_std is not None:
             self._given[index] = np.where(np.asarray(noise_std) > 0, noise_std, np.nan)
-        part = slice(None, None, 1 + len(signals) // N_PER_PART)
-        known = covariates_of(self._model, covariates, len(signals))[part]
-        theta = np.hstack([maps.estimate[part, : len(self._model.parameters)], known])
-        with torch.no_grad():
-            fitted = self._model.signal(torch.tensor(theta, dtype=torch.float64), self._acquisition)
-        weight = np.asarray(self._acquisition.n_averages)
-        cost = (weight * np.square((measured[part] - fitted).numpy())).sum(axis=1)
-        self._residual.append(cost[np.isfinite(cost)])
+        _, own, kept = np.intersect1d(index, self._wanted, assume_unique=True, return_indices=True)
+        self._signals[kept] = signals[own]
+        self._covariates[kept] = covariates_of(self._model, covariates, len(signals))[own]
 
     @property
     def is_given(self) -> bool:
@@ -82,19 +89,46 @@ class NoiseLevel:
         if self.is_given:
             return float(np.nanmedian(self._given))
         freedom = self._acquisition.n_measurements - len(self._model.parameters)
-        residual = np.concatenate(self._residual) if self._residual else np.empty(0)
-        if not residual.size or freedom < 1:
+        if freedom < 1 or not len(self._pairs):
             return math.nan
-        return math.sqrt(float(np.median(residual)) / chi2.median(freedom))
+        residual = self._residuals()[np.searchsorted(self._wanted, self._pairs)]
+        cost = np.square(residual[:, 0] - residual[:, 1]).sum(axis=1) / 2
+        cost = cost[np.isfinite(cost)]
+        return math.sqrt(float(np.median(cost)) / chi2.median(freedom)) if len(cost) else math.nan
 
+    def _residuals(self) -> npt.NDArray[np.float64]:
+        """Return the residuals of least squares, of the size that those of raw measurements have."""
+        kind = next(kind for name in LEAST_SQUARES if (kind := get_estimator(name)).supports(self._model))
+        known = self._covariates if self._model.covariates else None
+        estimator = kind(self._model).fit(self._acquisition)
+        maps = estimator.predict(self._signals, covariates=known)
+        theta = np.hstack([maps.estimate[:, : len(self._model.parameters)], self._covariates])
+        with torch.no_grad():
+            fitted = self._model.signal(torch.tensor(theta, dtype=torch.float64), self._acquisition).numpy()
+        return np.asarray(np.sqrt(self._acquisition.n_averages) * (self._signals - fitted))
+
+    @cached_property
     def by_voxel(self) -> npt.NDArray[np.float32]:
-        """Return (n_voxels,) ratios of reference signal to the noise of one raw measurement, NaN where not known."""
+        """(n_voxels,) ratios of reference signal to the noise of one raw measurement, NaN where not known."""
         noise = np.where(np.isfinite(self._given), self._given, self._of_the_series())
         with np.errstate(divide="ignore"):
             return np.asarray(self._size / noise, dtype=np.float32)
 
+    @property
     def snr(self) -> float | None:
-        """Return the median over voxels, None where it is not known."""
-        ratio = self.by_voxel()
-        known = ratio[ratio > 0]
+        """The median over voxels, None where it is not known."""
+        known = self.by_voxel[self.by_voxel > 0]
         return float(np.median(known)) if len(known) else None
+
+
+def _neighbours(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
+    """Return (n, 2) numbers, in C order, of voxels of a mask `DISTANCE` apart, evenly over the mask.
+
+    They are apart along the axis with most voxels, which is not across slices.
+    """
+    number = np.full(mask.shape, -1, dtype=np.intp)
+    number[mask] = np.arange(int(mask.sum()))
+    number = np.moveaxis(number, int(np.argmax(mask.shape)), 0)
+    pairs = np.stack([number[:-DISTANCE], number[DISTANCE:]], axis=-1).reshape(-1, 2)
+    pairs = pairs[(pairs >= 0).all(axis=1)]
+    return pairs[np.linspace(0, len(pairs) - 1, min(N_PAIRS, len(pairs))).astype(np.intp)]

@@ -17,6 +17,7 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
 from qmri_bidsapp.uncertainty.space import Space
 
@@ -24,6 +25,11 @@ Array = npt.NDArray[np.float64]
 
 #: Percentiles of box plots.
 PERCENTILES = (5, 25, 50, 75, 95)
+#: Standard deviation, relative to the neutral value, of a covariate that was not measured: about that of the transmit
+#: field in brains at 3 T.
+UNMEASURED_SPREAD = 0.12
+#: Least signal-to-noise ratio that is told from zero: noise may bring the reference to any value below.
+LEAST_SNR = 0.1
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,10 @@ def simulate_pairs(
     """
     model, n = estimator.model, len(values)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    known = Uniform(model.covariates).draw(n, rng) if covariates_are_known and model.covariates else None
+    covariates = _covariates(model, n, rng, are_known=covariates_are_known)
+    known = covariates if covariates_are_known else None
     parameters = torch.tensor(np.insert(values, 0, 1.0, axis=1))
-    theta = model.with_covariates(parameters, None if known is None else torch.tensor(known))
+    theta = model.with_covariates(parameters, None if covariates is None else torch.tensor(covariates))
     if model.directional:
         theta = turn(model, theta, torch.tensor(Rotation.random(n, random_state=rng).as_matrix()))
     simulation = Simulation(theta, lambda part: model.signal(part, acquisition), acquisition, noise)
@@ -132,6 +139,16 @@ def simulate_pairs(
     )
 
 
+def _covariates(model: SignalModel, n: int, rng: np.random.Generator, *, are_known: bool) -> Array | None:
+    """Return (n, n_covariates): any value where they are measured, and else what they may be around the neutral one."""
+    if not model.covariates:
+        return None
+    if are_known:
+        return Uniform(model.covariates).draw(n, rng)
+    columns = [np.clip(p.scale * (1 + UNMEASURED_SPREAD * rng.standard_normal(n)), *p.bounds) for p in model.covariates]
+    return np.stack(columns, axis=1)
+
+
 def conditions_of(snr: npt.ArrayLike, covariates: npt.ArrayLike | None) -> npt.NDArray[np.float32]:
     """Return what is known of voxels beside their estimates, see `Pairs`.
 
@@ -145,5 +162,4 @@ def conditions_of(snr: npt.ArrayLike, covariates: npt.ArrayLike | None) -> npt.N
     """
     ratio = np.asarray(snr, dtype=np.float64).reshape(-1, 1)
     known = np.zeros((len(ratio), 0)) if covariates is None else np.asarray(covariates, dtype=np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.hstack([np.log(np.maximum(ratio, np.finfo(np.float32).tiny)), known]).astype(np.float32)
+    return np.hstack([np.log(np.maximum(ratio, LEAST_SNR)), known]).astype(np.float32)

@@ -37,6 +37,8 @@ LEAST_SHARE = 0.02
 LEAST_GATHERING = 1.5
 #: Fewest ends that make a cluster.
 MIN_ENDS = 5
+#: In more dimensions simulated voxels are too far from each other for the errors to be followed.
+MAX_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
-from qmri_bidsapp.workflows.outputs import anat_outputs, fit_outputs, orientation_outputs, series_outputs
+from qmri_bidsapp.workflows.outputs import (
+    anat_outputs,
+    fit_outputs,
+    orientation_outputs,
+    series_outputs,
+    truth_outputs,
+)
 from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, is_learned, plan, weights_for
 from qmri_bidsapp.workflows.series import (
     Resources,
@@ -133,10 +139,7 @@ def _add_series(
     resources: Resources,
 ) -> None:
     """Add preprocessing, fits and sinks of one series."""
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
-    from qmri_bidsapp.estimators.weights import digest_of
-    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveImages, SaveSeries
-    from qmri_bidsapp.registry import get_estimator, get_model
+    from qmri_bidsapp.interfaces.derivatives import SaveImages, SaveSeries
 
     size_gb = _size_gb(item)
     series_wf = init_series_wf(item, resources, has_t1w=anat_wf is not None, size_gb=size_gb)
@@ -174,49 +177,71 @@ def _add_series(
         ports += [("dseg", "in_dseg")] if anat_wf is not None else []
         wf.connect([(series_wf, orientation, [(f"outputnode.{source}", target) for source, target in ports])])
         wf.connect([(orientation, keep, [("images", "in_files"), ("notes", "notes")])])
+    fit_fields = [(f"outputnode.{source}", target) for source, target in fit_ports]
     for number, (model, estimator) in enumerate(item.fits):
         fit = init_fit_node(item, model, estimator, resources, size_gb=size_gb)
-        fit_save = _sink(
-            config,
-            subject_plan,
-            SaveFit,
-            f"save_{fit.name}",
-            f"{item.group.name} {model} ({estimator})",
-            f"fit_{index}_{number}",
-            **fit_outputs(item, model, estimator, str(config.bids_dir), subject_plan.clashing(item, model)),
-        )
-        outputs_of_fit = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
-        results = [(name, name) for name in outputs_of_fit]
-        wf.connect([(series_wf, fit, [(f"outputnode.{source}", target) for source, target in fit_ports])])
-        weights = weights_for(config, get_model(model), get_estimator(estimator))
-        if weights is not None:
-            fit.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
-        takers = [fit]
-        has_covariates = bool(item.group.covariates and get_model(model).covariates)
-        if has_covariates:
-            wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
-        if not config.no_certificate and item.objection_to_certificate(model, estimator) is None:
+        wf.connect([(series_wf, fit, fit_fields)])
+        _add_fit(wf, config, subject_plan, item, fit, f"{index}_{number}", resources)
+        if (model, estimator) in item.bundle_fits:
+            wf.connect(orientation, "directions", fit, "directions")
+
+
+def _add_fit(
+    wf: Workflow,
+    config: Config,
+    subject_plan: SubjectPlan,
+    item: SeriesPlan,
+    fit: Any,
+    step: str,
+    resources: Resources,
+) -> None:
+    """Add what belongs to a fit: training or weights, covariates, certificate and sinks."""
+    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.weights import digest_of
+    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveTruth
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    model, estimator = fit.inputs.model, fit.inputs.estimator
+    series_wf = wf.get_node(f"{item.node_name}_wf")
+    clashing = subject_plan.clashing(item, model)
+    what = f"{item.group.name} {model} ({estimator})"
+    has_covariates = bool(item.group.covariates and get_model(model).covariates)
+    outputs = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
+    obsolete, certify = [], None
+    if item.objection_to_certificate(model, estimator) is None:
+        truths = truth_outputs(item, model, estimator, outputs, clashing)
+        obsolete = [entry["map"] for entry in truths["record"]["truths"]] + [truths["record"]["trust"]]
+        if not config.no_certificate:
+            name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
+            save = _sink(config, subject_plan, SaveTruth, name, f"{what} truth", f"truth_{step}", **truths)
+            samples = samples_file(config, model) if _has_samples(item, model) else None
             certify, read = add_trust(
                 wf,
                 fit,
-                fit_save,
+                save,
                 cache=cache_dir(config) / "certificates",
                 prior=config.prior,
-                samples=samples_file(config, model) if _has_samples(item, model) else None,
+                samples=samples,
                 covariates_are_known=has_covariates,
             )
-            takers.append(certify)
             wf.connect(series_wf, "outputnode.mask", read, "in_mask")
             if has_covariates:
                 wf.connect(series_wf, "outputnode.covariates", read, "covariates")
-        if weights is None and issubclass(get_estimator(estimator), LearnedEstimator):
-            train = init_train_node(
-                fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
-            )
-            wf.connect([(train, taker, [("weights", "weights")]) for taker in takers])
-        if (model, estimator) in item.bundle_fits:
-            wf.connect(orientation, "directions", fit, "directions")
-        wf.connect([(fit, fit_save, results)])
+    if has_covariates:
+        wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
+    weights = weights_for(config, get_model(model), get_estimator(estimator))
+    if weights is not None:
+        fit.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
+        if certify is not None:
+            certify.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
+    elif issubclass(get_estimator(estimator), LearnedEstimator):
+        train = init_train_node(
+            fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
+        )
+        wf.connect([(train, taker, [("weights", "weights")]) for taker in (fit, certify) if taker is not None])
+    save = _sink(config, subject_plan, SaveFit, f"save_{fit.name}", what, f"fit_{step}", obsolete=obsolete, **outputs)
+    results = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
+    wf.connect([(fit, save, [(name, name) for name in results])])
 
 
 def _has_samples(item: SeriesPlan, model: str) -> bool:

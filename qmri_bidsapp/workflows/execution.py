@@ -259,6 +259,7 @@ def _write_subject_record(config: Config, item: SubjectPlan) -> None:
         "series": [json.loads(name.read_text()) for name in sorted(folder.glob("series_*.json"))],
         "orientations": [json.loads(name.read_text()) for name in sorted(folder.glob("orientation_*.json"))],
         "fits": [json.loads(name.read_text()) for name in sorted(folder.glob("fit_*.json"))],
+        "truths": [json.loads(name.read_text()) for name in sorted(folder.glob("truth_*.json"))],
         "problems": problems,
         "notes": [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
@@ -23,11 +24,11 @@ LOG_EVIDENCE = "Natural logarithm of the evidence: density of the measurements o
 INTERVAL = {"low": "Lower limit of the central 95 % interval", "high": "Upper limit of the central 95 % interval"}
 #: What the inverse reading adds to a map, by ending of ``desc``.
 TRUTH = {
-    "bias": "Expected bias, given the estimate,",
-    "truthlow": "Lower limit (5 %) of the truth, given the estimate,",
-    "truthhigh": "Upper limit (95 %) of the truth, given the estimate,",
+    "bias": "Expected bias, given the estimate",
+    "truthlow": "Lower limit (5 %) of the true value, given the estimate",
+    "truthhigh": "Upper limit (95 %) of the true value, given the estimate",
 }
-READ_UNDER = "under the prior and at the noise level of the certificate"
+READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
 
@@ -189,7 +190,6 @@ def fit_outputs(
     """
     from qmri_bidsapp.estimators.bundles import BundlesByVoxel
     from qmri_bidsapp.registry import get_estimator, get_model
-    from qmri_bidsapp.uncertainty.space import Space
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
     title, maps_used = model.title, [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
@@ -222,17 +222,6 @@ def fit_outputs(
     ]
     posterior.append((_name(group, "logevidence", **entities, desc=desc), sidecar(LOG_EVIDENCE, "arbitrary")))
     posterior = posterior if estimator.has_posterior else []
-    truths = []
-    if item.objection_to_certificate(model_name, estimator_name) is None:
-        by_name = dict(zip(saved, names, strict=True))
-        truths = [
-            (
-                {"parameter": p.name, "ending": ending, "map": by_name[p][ending]},
-                sidecar(f"{text} of: {p.description}, {READ_UNDER}", p.unit),
-            )
-            for ending, text in TRUTH.items()
-            for p in Space(model).parameters
-        ]
     record = {
         "series": group.name,
         "kind": group.kind,
@@ -245,8 +234,6 @@ def fit_outputs(
         "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
         "maps": [_map_entry(parameter, own) for parameter, own in zip(saved, names, strict=True)],
         "posterior": [name for name, _ in posterior],
-        "truths": [entry for entry, _ in truths],
-        "trust": _name(group, "dseg", **entities, desc=f"{desc}trust"),
     }
     description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
     return {
@@ -255,14 +242,37 @@ def fit_outputs(
         "std_sidecars": [sidecar(f"{std}{p.description}{unknown}", p.unit) for p in saved],
         "posterior_sidecars": [sidecar for _, sidecar in posterior],
         "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
-        "truth_sidecars": [sidecar for _, sidecar in truths],
-        "trust_sidecar": _sidecar(
-            group,
-            bids_dir,
-            f"What the certificate says of the estimate ({title}, {estimator.title}) in each voxel",
-            skull_stripped=True,
-            Manual=False,
-        ),
+    }
+
+
+def truth_outputs(
+    item: SeriesPlan, model_name: str, estimator_name: str, fit: Mapping[str, Any], clashing: frozenset[str]
+) -> dict[str, Any]:
+    """Return inputs of `SaveTruth` for one fit, given what `fit_outputs` returned for it; see there."""
+    from qmri_bidsapp.registry import get_estimator, get_model
+    from qmri_bidsapp.uncertainty.space import Space
+
+    group, model, label = item.group, get_model(model_name), get_estimator(estimator_name).label()
+    sidecar_of = {
+        entry["parameter"]: sidecar for entry, sidecar in zip(fit["record"]["maps"], fit["sidecars"], strict=True)
+    }
+    quantities = Space(model).parameters
+    names = [_map_names(group, model_name, p, label, False, clashing) for p in quantities]
+    entries, sidecars = [], []
+    for ending, text in TRUTH.items():
+        for p, own in zip(quantities, names, strict=True):
+            entries.append({"parameter": p.name, "ending": ending, "map": own[ending]})
+            sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}, {READ_UNDER}"})
+    record = {name: fit["record"][name] for name in ("series", "model", "estimator")}
+    status = fit["record"]["status"]
+    title = f"{fit['record']['model_title']}, {fit['record']['estimator_title']}"
+    return {
+        "record": {**record, "truths": entries, "trust": status.replace("status_dseg", "trust_dseg")},
+        "sidecars": sidecars,
+        "trust_sidecar": {
+            **fit["status_sidecar"],
+            "Description": f"What the certificate says of the estimate ({title}) in each voxel",
+        },
     }
 
 

@@ -28,8 +28,10 @@ def add_trust(
     Parameters
     ----------
     wf : Workflow
-    fit, save : Node
-        `Fit` and `SaveFit`, connected to each other.
+    fit : Node
+        `Fit`.
+    save : Node
+        `SaveTruth`. Nothing that saves the fit depends on these nodes.
     cache : Path
         Folder of all certificates, which all subjects share.
     prior : str
@@ -49,6 +51,7 @@ def add_trust(
 
     from qmri_bidsapp.interfaces.uncertainty import Certify, ReadTruth
 
+    fit.inputs.find_level = True
     inputs = {name: value for name in _SHARED if isdefined(value := getattr(fit.inputs, name))}
     if samples is not None:
         inputs |= {"prior": prior, "samples": str(samples)}
@@ -61,16 +64,15 @@ def add_trust(
     certify.title = fit.title.replace(" fit ", " certificate ")
     read = Node(ReadTruth(model=fit.inputs.model), name=fit.name.replace("fit_", "truth_", 1), mem_gb=2)
     read.title = fit.title.replace(" fit ", " truth ")
+    levels = ("snr", "noise_is_given", "floor_is_removed")
+    found = ("maps", "trust", "counts", "wide_counts", "certificate")
     wf.connect(
         [
-            (fit, certify, [("snr", "snr"), ("noise_is_given", "noise_is_given")]),
+            (fit, certify, [(name, name) for name in levels]),
             (certify, read, [("certificate", "certificate")]),
-            (fit, read, [("estimates", "estimates"), ("stds", "stds"), ("snr_map", "snr_map")]),
-            (
-                read,
-                save,
-                [("maps", "truths"), ("trust", "trust"), ("counts", "trust_counts"), ("summary", "certificate")],
-            ),
+            (fit, read, [(name, name) for name in ("estimates", "stds", "snr_map")]),
+            (fit, save, [("training", "training")]),
+            (read, save, [(name, name) for name in found]),
         ]
     )
     return certify, read

@@ -31,6 +31,7 @@ from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators, load_models
 from qmri_bidsapp.uncertainty.certificate import certify
 from qmri_bidsapp.uncertainty.inverse import Trust
+from qmri_bidsapp.uncertainty.simulation import simulate_pairs
 
 MODELS = sorted(load_models())
 PAIRS = [(m, e) for m in MODELS for e, cls in sorted(load_estimators().items()) if cls.supports(get_model(m))]
@@ -222,17 +223,20 @@ class TestEstimator:
             with pytest.raises(UsageError, match="works on images"):
                 certify(estimator, protocol(model), noise=noise)
             return
-        n = number(model, estimator_name, 300)
-        certificate = certify(estimator, protocol(model), noise=noise, n=n, covariates_are_known=True)
+        n = number(model, estimator_name, 2000)
+        options = {"noise_is_known": True, "covariates_are_known": True}
+        certificate = certify(estimator, protocol(model), noise=noise, n=n, **options)
         assert len(certificate.pairs) + certificate.pairs.n_failed == n
         json.dumps(certificate.summary(), allow_nan=False)
-        pairs = certificate.pairs
-        snr, known = np.exp(pairs.conditions[:, 0]), pairs.conditions[:, 1:]
-        reading = certificate.reader().read(pairs.estimate, pairs.std, snr=snr, covariates=known)
-        given = np.isin(reading.trust, (Trust.READ, Trust.WIDE))
-        assert given.mean() > 0.98
-        assert (reading.lower[given] <= reading.upper[given]).all()
+        values = model.default_prior().draw(n, np.random.default_rng(1))
+        new = simulate_pairs(estimator, protocol(model), values, noise, seed=1, **options)
+        snr, known = np.exp(new.conditions[:, 0]), new.conditions[:, 1:]
+        reading = certificate.reader.read(new.estimate, new.std, snr=snr, covariates=known)
+        given = np.isin(reading.trust, (Trust.RANGE_GIVEN, Trust.WIDE))
+        assert given.mean() > 0.95
         assert np.isfinite(reading.bias[given]).all()
+        held = (new.truth >= reading.lower) & (new.truth <= reading.upper)
+        assert (np.abs(held[given].mean(axis=0) - 0.9) < 0.03 + 4 * np.sqrt(0.09 / given.sum())).all()
 
     def test_recovers_noise_free_parameters(self, model_name: str, estimator_name: str) -> None:
         model, estimator = self.fitted(model_name, estimator_name)

@@ -22,6 +22,7 @@ PROTOCOL = MultiEcho((0.01, 0.03, 0.06, 0.09))
 
 def certificate_of(cache: Path, snr: float = 48.0, **inputs) -> str:
     given = {"acquisition": PROTOCOL.to_dict(), "model": "t2", "estimator": "nlls", "noise_is_given": False}
+    given["floor_is_removed"] = False
     return Certify(cache=str(cache), snr=snr, **(given | inputs)).run().outputs.certificate
 
 
@@ -67,7 +68,7 @@ def test_from_images_to_ranges(tmp_path):
     nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), tmp_path / "series.nii")
     nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "mask.nii")
     fit = Fit(in_file=tmp_path / "series.nii", in_mask=tmp_path / "mask.nii", model="t2", estimator="nlls")
-    fit.inputs.acquisition = PROTOCOL.to_dict()
+    fit.inputs.trait_set(acquisition=PROTOCOL.to_dict(), find_level=True)
     maps = fit.run(cwd=str(tmp_path)).outputs
     # The first image is the reference: 1000 exp(-10 / 63), over 20.
     assert maps.snr == pytest.approx(43, rel=0.15)
@@ -90,7 +91,7 @@ def test_the_map_of_a_covariate_tells_the_place(tmp_path):
     """With a weak transmit field the flip angles are small, and T1 is less certain."""
     acquisition = SpoiledGradientEcho((3, 6, 12, 18, 24), (0.02,) * 5)
     folder = certificate_of(tmp_path, 200.0, acquisition=acquisition.to_dict(), model="vfa", covariates_are_known=True)
-    reader = Certificate.load(folder, get_model("vfa")).reader()
+    reader = Certificate.load(folder, get_model("vfa")).reader
     estimate = np.array([[1000.0, 1.0, 1.0]] * 2)
     reading = reader.read(estimate, snr=200.0, covariates=np.array([[0.5], [1.0]]))
     width = (reading.upper - reading.lower)[:, 1]

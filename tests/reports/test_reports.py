@@ -235,7 +235,13 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     centre = [1.0] * len(told)
     spans = [[0.9, 1.1]] * len(told)
     summary = {
-        "identity": {"n": 32768, "noise": {"kind": "rician", "snr": [25.1, 25.1]}, "prior": {"name": "uniform"}},
+        "identity": {
+            "n": 32768,
+            "noise": {"kind": "rician", "snr": [25.1, 25.1]},
+            "prior": {"name": "uniform"},
+            "spread": 4.0,
+        },
+        "n_failed": 12,
         "told": told,
         "quantities": {
             "t1": {**quantity, "unit": "s"},
@@ -251,9 +257,11 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     (output / "logs" / "certificates" / "t1.json").write_text(json.dumps(summary))
     record = json.loads((output / "logs" / "sub-01.json").read_text())
     map_name = "sub-01/anat/sub-01_T1map.nii.gz"
-    record["fits"][0] |= {
+    truths = {
+        **{key: record["fits"][0][key] for key in ("series", "model", "estimator")},
         "certificate": "logs/certificates/t1.json",
-        "trust_counts": {"READ": 300, "WIDE": 100},
+        "counts": {"RANGE_GIVEN": 300, "WIDE": 100},
+        "wide_counts": {"m0": 0, "inversion_factor": 100, "t1": 4},
         "truths": [
             {"parameter": "t1", "ending": ending, "map": map_name} for ending in ("bias", "truthlow", "truthhigh")
         ]
@@ -262,9 +270,12 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
             for e in ("bias", "truthlow", "truthhigh")
         ],
     }
+    record["truths"] = [truths]
     (output / "logs" / "sub-01.json").write_text(json.dumps(record))
     page = build_subject_report(output, "01", None).read_text()
-    assert "32,768 simulated voxels of this protocol, rician noise, signal-to-noise ratio 25.1" in page
+    assert "32,768 simulated voxels of this protocol, rician noise, signal-to-noise ratio 6.28 to 100; prior" in page
+    assert "signal-to-noise ratio 25.1 (12 could not be estimated)" in page
+    assert "inversion_factor 25.0%, t1 1.0%" in page
     assert "25% of the voxels: the range of the truth is wide" in page
     assert "1e+03 ms (900 to 1.1e+03)" in page
     assert "50% of the way" in page
@@ -272,3 +283,6 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     assert {"sub-01_desc-IRT1t1nllsbias_T1w.svg", "sub-01_desc-IRT1t1nllst1truth_T1w.svg"} <= figures
     (output / "logs" / "certificates" / "t1.json").unlink()
     assert "t1.json is not in the output folder" in build_subject_report(output, "01", None).read_text()
+    record["truths"] = [{key: truths[key] for key in ("series", "model", "estimator")}]
+    (output / "logs" / "sub-01.json").write_text(json.dumps(record))
+    assert "nothing tells the noise" in build_subject_report(output, "01", None).read_text()

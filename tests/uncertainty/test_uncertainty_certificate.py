@@ -116,7 +116,7 @@ def test_saved_and_loaded(tmp_path, stated):
     loaded = Certificate.load(tmp_path / "one", model)
     assert loaded.summary() == certificate.summary() == json.loads((tmp_path / "one" / SUMMARY).read_text())
     estimate = np.array([[1.0, 0.2]])
-    first, second = (item.reader().read(estimate, snr=10.0).lower for item in (loaded, certificate))
+    first, second = (item.reader.read(estimate, snr=10.0).lower for item in (loaded, certificate))
     np.testing.assert_array_equal(first, second)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 

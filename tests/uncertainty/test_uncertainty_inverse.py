@@ -65,7 +65,7 @@ def coverage(
     values = (prior or estimator.model.default_prior()).draw(N_NEW, np.random.default_rng(99))
     own = Noise(kind, (snr / factor, snr / factor))
     new = simulate_pairs(estimator, acquisition, values, own, seed=98, noise_is_known=True, covariates_are_known=False)
-    reading = certificate.reader().read(new.estimate, new.std, snr=np.exp(new.conditions[:, 0]))
+    reading = certificate.reader.read(new.estimate, new.std, snr=np.exp(new.conditions[:, 0]))
     given = np.isfinite(reading.lower).all(axis=1)
     assert given.mean() > 0.99
     held = (new.truth >= reading.lower) & (new.truth <= reading.upper)
@@ -114,7 +114,7 @@ def test_the_range_of_a_network_of_healthy_tissue_holds_the_truth(narrow, stated
 
 def test_reading_of_an_unbiased_estimate_is_the_posterior():
     """Of x uniform over 0 to 1, measured with Gaussian noise, the truth has a truncated normal distribution."""
-    reader = certify(Toy(lambda ratio: ratio), PROTOCOL, noise=NOISE).reader()
+    reader = certify(Toy(lambda ratio: ratio), PROTOCOL, noise=NOISE).reader
     x = np.array([-0.05, 0.05, 0.2, 0.5, 0.75, 0.9, 1.0])
     reading = reader.read(np.stack([np.full_like(x, 300.0), x], axis=1), snr=1 / SIGMA)
     truth = truncnorm(-x / SIGMA, (1 - x) / SIGMA, loc=x, scale=SIGMA)
@@ -127,7 +127,7 @@ def test_reading_of_an_unbiased_estimate_is_the_posterior():
 
 def test_a_known_bias_is_read():
     """An estimate that is 0.2 too large, and a scale that does not matter."""
-    reader = certify(Toy(lambda ratio: 0.8 * ratio + 0.2), PROTOCOL, noise=NOISE).reader()
+    reader = certify(Toy(lambda ratio: 0.8 * ratio + 0.2), PROTOCOL, noise=NOISE).reader
     estimate = np.array([[1.0, 0.6], [5000.0, 0.6]])
     reading = reader.read(estimate, snr=1 / SIGMA)
     expected = 0.6 - 0.5
@@ -136,25 +136,26 @@ def test_a_known_bias_is_read():
 
 
 def test_an_estimate_unlike_any_is_not_read():
-    reader = certify(Toy(lambda ratio: ratio.clip(0, 0.5)), PROTOCOL, noise=NOISE, n=4000).reader()
+    reader = certify(Toy(lambda ratio: ratio.clip(0, 0.5)), PROTOCOL, noise=NOISE, n=4000).reader
     reading = reader.read(np.array([[1.0, 0.3], [1.0, 0.9], [np.nan, np.nan]]), np.full((3, 2), SIGMA), snr=1 / SIGMA)
-    assert reading.trust.tolist() == [Trust.READ, Trust.UNLIKE, Trust.NO_ESTIMATE]
+    assert reading.trust.tolist() == [Trust.RANGE_GIVEN, Trust.UNLIKE, Trust.NO_ESTIMATE]
     assert np.isfinite(reading.lower[0]).all()
     assert np.isnan(reading.lower[1:]).all()
     assert np.isnan(reading.bias[1:]).all()
-    assert reading.counts() == {"READ": 1, "UNLIKE": 1, "NO_ESTIMATE": 1}
+    assert reading.counts() == {"RANGE_GIVEN": 1, "UNLIKE": 1, "NO_ESTIMATE": 1}
 
 
-@pytest.mark.parametrize(("std", "expected"), [(0.01, Trust.WIDE), (0.3, Trust.READ)], ids=["tight", "honest"])
+@pytest.mark.parametrize(("std", "expected"), [(0.01, Trust.WIDE), (0.3, Trust.RANGE_GIVEN)], ids=["tight", "honest"])
 def test_a_wide_range_is_flagged_only_where_the_standard_deviation_is_small(std, expected):
     """All truths give nearly the same estimate."""
-    reader = certify(Toy(lambda ratio: 0.5 + 0.02 * (ratio - 0.5)), PROTOCOL, noise=NOISE, n=8000).reader()
+    reader = certify(Toy(lambda ratio: 0.5 + 0.02 * (ratio - 0.5)), PROTOCOL, noise=NOISE, n=8000).reader
     reading = reader.read(np.array([[1.0, 0.5]]), np.full((1, 2), std), snr=1 / SIGMA)
     assert reading.trust.tolist() == [expected]
 
 
-def test_no_flag_without_a_standard_deviation():
-    reader = certify(Toy(lambda ratio: np.full_like(ratio, 0.5)), PROTOCOL, noise=NOISE, n=4000).reader()
+def test_a_wide_range_without_a_standard_deviation_is_told():
+    reader = certify(Toy(lambda ratio: np.full_like(ratio, 0.5)), PROTOCOL, noise=NOISE, n=4000).reader
     reading = reader.read(np.array([[1.0, 0.5]]), np.full((1, 2), np.nan), snr=1 / SIGMA)
-    assert reading.trust.tolist() == [Trust.READ]
+    assert reading.trust.tolist() == [Trust.WIDE]
+    assert reading.is_wide.tolist() == [[False, True]]
     np.testing.assert_allclose([reading.lower[0, 1], reading.upper[0, 1]], [0.05, 0.95], atol=0.06)
