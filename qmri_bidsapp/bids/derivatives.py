@@ -238,7 +238,8 @@ def write_dataset_files(
     save_text(
         "Quantitative maps made by qmri_bidsapp.\n\nOpen sub-<label>.html for the report of a subject. Maps are in "
         "BIDS units (s, mm2/s, 1/s); each has a\nstandard deviation (desc-<estimator>std) and each fit a status map "
-        "(desc-<...>status_dseg).\n",
+        "(desc-<...>status_dseg). How far\na value can be trusted: desc-<estimator>bias, the range of the truth "
+        "(truthlow, truthhigh) and\ndesc-<...>trust_dseg; descriptions.tsv explains all labels.\n",
         out_dir,
         "README",
     )
