@@ -177,10 +177,11 @@ def _add_series(
         ports += [("dseg", "in_dseg")] if anat_wf is not None else []
         wf.connect([(series_wf, orientation, [(f"outputnode.{source}", target) for source, target in ports])])
         wf.connect([(orientation, keep, [("images", "in_files"), ("notes", "notes")])])
+    # Connecting empties the list.
     fit_fields = [(f"outputnode.{source}", target) for source, target in fit_ports]
     for number, (model, estimator) in enumerate(item.fits):
         fit = init_fit_node(item, model, estimator, resources, size_gb=size_gb)
-        wf.connect([(series_wf, fit, fit_fields)])
+        wf.connect([(series_wf, fit, list(fit_fields))])
         _add_fit(wf, config, subject_plan, item, fit, f"{index}_{number}", resources)
         if (model, estimator) in item.bundle_fits:
             wf.connect(orientation, "directions", fit, "directions")
