@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import LogLocator, MultipleLocator, NullLocator
 
 from qmri_bidsapp.reports.figures import mosaic, mosaic_height
 from qmri_bidsapp.reports.tables import notes, table
@@ -153,6 +153,9 @@ def _boxes(axis: Any, summary: Mapping[str, Any], name: str) -> None:
         axis.plot([value, value], [place - 0.38, place + 0.38], color=TRUTH, linestyle="--", linewidth=1.4)
     if summary["quantities"][name]["is_scale"]:
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.invert_yaxis()
     axis.set_xlabel(label)
     axis.set_title("Named tissues: estimates, and the truth dashed", loc="left", fontsize=9)
