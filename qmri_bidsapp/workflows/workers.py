@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from traceback import format_exception
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
@@ -69,5 +70,8 @@ class Workers(MultiProcPlugin):  # type: ignore[misc]
             else:
                 self._submit(self._new_pool(1), task, is_second=True)
                 return
+        except Exception as error:
+            # Nipype's own code failed on the other side; without a result the run would wait for ever.
+            self._taskresult[task[2]] = {"result": None, "traceback": format_exception(error), "taskid": task[2]}
         if is_second:
             pool.shutdown(wait=False)
