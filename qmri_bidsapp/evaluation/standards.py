@@ -13,6 +13,7 @@ from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecov
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.directions import even_directions
 
 Array = npt.NDArray[np.float64]
 
@@ -37,14 +38,6 @@ TISSUE: dict[str, dict[str, tuple[float, float]]] = {
 }
 #: Eigenvalues of the diffusion tensor in tissue, mm2/s.
 EIGENVALUES = (0.2e-3, 1.7e-3)
-
-
-def even_directions(n: int) -> tuple[tuple[float, ...], ...]:
-    """Return n unit vectors spread evenly over half a sphere along a golden spiral (Vogel 1979)."""
-    z = 1 - (np.arange(n) + 0.5) / n
-    angle = np.pi * (3 - np.sqrt(5)) * np.arange(n)
-    radius = np.sqrt(1 - z**2)
-    return tuple(map(tuple, np.column_stack([radius * np.cos(angle), radius * np.sin(angle), z]).tolist()))
 
 
 def shells(n_b0: int, *parts: tuple[float, int]) -> Diffusion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -26,3 +27,11 @@ def turns(angles: torch.Tensor) -> torch.Tensor:
     by_polar = torch.stack([cosine * cos_azimuth, cosine * sin_azimuth, -sine], dim=-1)
     by_azimuth = torch.stack([-sine * sin_azimuth, sine * cos_azimuth, torch.zeros_like(sine)], dim=-1)
     return torch.deg2rad(torch.stack([by_polar, by_azimuth], dim=-2))
+
+
+def even_directions(n: int) -> tuple[tuple[float, ...], ...]:
+    """Return n unit vectors spread evenly over half a sphere along a golden spiral (Vogel 1979)."""
+    z = 1 - (np.arange(n) + 0.5) / n
+    angle = np.pi * (3 - np.sqrt(5)) * np.arange(n)
+    radius = np.sqrt(1 - z**2)
+    return tuple(map(tuple, np.column_stack([radius * np.cos(angle), radius * np.sin(angle), z]).tolist()))

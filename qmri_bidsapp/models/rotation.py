@@ -25,6 +25,26 @@ N_POINTS = 24
 FORMS = {2: quadratic_form, 4: quartic_form}
 
 
+def real_harmonics(
+    polar: npt.NDArray[np.float64], azimuth: npt.NDArray[np.float64], highest: int
+) -> npt.NDArray[np.float64]:
+    """Return real orthonormal spherical harmonics of even degree, (n_directions, n_harmonics).
+
+    Parameters
+    ----------
+    polar, azimuth : ndarray
+        (n_directions,) angles, radian.
+    highest : int
+        Highest degree; they come by ascending degree, orders from the lowest negative one.
+    """
+    harmonics = []
+    for degree in range(0, highest + 1, 2):
+        for order in range(-degree, degree + 1):
+            value = sph_harm_y(degree, abs(order), polar, azimuth)
+            harmonics.append(value.real if order == 0 else np.sqrt(2) * (value.real if order > 0 else value.imag))
+    return np.stack(harmonics, axis=1)
+
+
 @lru_cache(maxsize=8)
 def _tables(rank: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return directions (n_points, 3), and from values along them elements and harmonics, (n_elements, n_points)."""
@@ -32,13 +52,9 @@ def _tables(rank: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
     azimuth = np.pi * (3 - np.sqrt(5)) * np.arange(N_POINTS)
     radius = np.sqrt(1 - x**2)
     direction = np.stack([x, radius * np.cos(azimuth), radius * np.sin(azimuth)], axis=1)
-    harmonics = []
-    for degree in range(0, rank + 1, 2):
-        for order in range(-degree, degree + 1):
-            value = sph_harm_y(degree, abs(order), np.arccos(x), azimuth)
-            harmonics.append(value.real if order == 0 else np.sqrt(2) * (value.real if order > 0 else value.imag))
     form = FORMS[rank](torch.tensor(direction)).numpy()
-    return direction, np.linalg.pinv(form), np.linalg.pinv(np.stack(harmonics, axis=1))
+    harmonics = real_harmonics(np.arccos(x), azimuth, rank)
+    return direction, np.linalg.pinv(form), np.asarray(np.linalg.pinv(harmonics), dtype=np.float64)
 
 
 def rotation_of_elements(rotation: torch.Tensor, rank: int) -> torch.Tensor:

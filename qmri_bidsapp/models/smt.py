@@ -76,6 +76,34 @@ class SphericalMeanTechnique(SeparableModel):
         extra = stick_mean(fraction * x) * torch.exp(-(1 - fraction) * x)
         return s0 * (fraction * stick_mean(x) + (1 - fraction) * extra)
 
+    def signal_of_fibres(self, theta: torch.Tensor, axes: torch.Tensor, acquisition: Diffusion) -> torch.Tensor:
+        """Return the series of which `signal` is the powder average, whatever the fibres (Kaden et al. 2016).
+
+        Parameters
+        ----------
+        theta : Tensor
+            (n, 3), as in `signal`.
+        axes : Tensor
+            (n, n_fibres, 3) unit vectors along fibres of equal shares.
+        acquisition : Diffusion
+
+        Returns
+        -------
+        Tensor
+            (n, n_volumes).
+        """
+        s0, fraction, diffusivity = (column[:, None, None] for column in theta.unbind(-1))
+        direction, b_value = (
+            torch.tensor(values, dtype=theta.dtype, device=theta.device)
+            for values in (acquisition.direction, acquisition.b_value)
+        )
+        along = diffusivity * (axes @ direction.T).square()
+        across = (1 - fraction) * diffusivity
+        intra = torch.exp(-b_value * along)
+        # Tortuosity: the diffusivity of the space between fibres is `across` at right angles to them.
+        extra = torch.exp(-b_value * (across + fraction * along))
+        return (s0 * (fraction * intra + (1 - fraction) * extra)).mean(1)
+
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivative in closed form, (..., n_shells, 3)."""
         s0, fraction, diffusivity = (column.unsqueeze(-1) for column in theta.unbind(-1))

@@ -24,8 +24,11 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.weights import key_of
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.uncertainty.bins import MIN_PER_BIN, bins_of, moments
 from qmri_bidsapp.uncertainty.inverse import InverseReader, LocalErrors
-from qmri_bidsapp.uncertainty.simulation import Pairs, simulate_pairs
+from qmri_bidsapp.uncertainty.ood import OutOfDistribution
+from qmri_bidsapp.uncertainty.ood_measures import measure
+from qmri_bidsapp.uncertainty.simulation import Pairs, pairs_of, simulate_pairs, simulate_voxels
 from qmri_bidsapp.uncertainty.sinks import MAX_DIMENSIONS, Sink, find_sinks
 from qmri_bidsapp.uncertainty.space import Space, unit_box
 from qmri_bidsapp.uncertainty.tissues import tissues_of
@@ -34,7 +37,7 @@ Array = npt.NDArray[np.float64]
 
 ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
 #: Raised whenever the meaning of stored numbers changes.
-FORMAT = 2
+FORMAT = 3
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
@@ -43,8 +46,6 @@ N_BINS = 20
 N_CELLS = 12
 #: Factor, up and down, by which a voxel's signal-to-noise ratio may differ from that of the series.
 SPREAD = 4.0
-#: A bin with fewer voxels says too little.
-MIN_PER_BIN = 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Certificate:
         what bias, standard deviation and sinks over the parameter space are made from.
     tissues : dict
         Named tissue -> its source, true values, and for every quantity mean and percentiles of its estimates.
+    out_of_distribution : OutOfDistribution
+        Made of the simulated voxels of `pairs`: tells voxels that are unlike them.
     local : LocalErrors, optional
         What the inverse reading needs to know of `pairs`; found when it is first read, where not given.
     """
@@ -73,6 +76,7 @@ class Certificate:
     pairs: Pairs
     survey: Pairs
     tissues: dict[str, dict[str, Any]]
+    out_of_distribution: OutOfDistribution
     local: LocalErrors | None = None
 
     @cached_property
@@ -107,8 +111,8 @@ class Certificate:
         """
         truth, error = self.survey.truth[:, quantity], self._errors()[:, quantity]
         place = self.space.forward(self.survey.truth)[:, quantity : quantity + 1]
-        index = _bins(place, n_bins)[:, 0]
-        rows = [_moments(truth[index == k], error[index == k]) for k in range(n_bins)]
+        index = bins_of(place, n_bins)[:, 0]
+        rows = [moments(truth[index == k], error[index == k]) for k in range(n_bins)]
         return {name: [row[name] for row in rows] for name in ("truth", "bias", "std", "rmse", "n")}
 
     def arrows(self, n_cells: int = N_CELLS) -> list[dict[str, list[float]]] | None:
@@ -119,7 +123,7 @@ class Certificate:
         told = self.space.told
         if len(told) != 2:
             return None
-        cell = _bins(self.space.place(self.survey.truth), n_cells) @ [1, n_cells]
+        cell = bins_of(self.space.place(self.survey.truth), n_cells) @ [1, n_cells]
         rows = []
         for k in range(n_cells**2):
             inside = cell == k
@@ -166,7 +170,7 @@ class Certificate:
                     "unit": "relative" if k == 0 else p.unit,
                     "description": p.description,
                     "is_scale": p.is_scale,
-                    **_moments(self.survey.truth[:, k], overall[:, k]),
+                    **moments(self.survey.truth[:, k], overall[:, k]),
                     "by_truth": self.errors_by_bins(k) if k else None,
                 }
                 for k, p in enumerate(quantities)
@@ -186,6 +190,7 @@ class Certificate:
         """
         folder = Path(folder)
         arrays = self.pairs.to_arrays("pairs_") | self.survey.to_arrays("survey_")
+        arrays |= self.out_of_distribution.to_arrays("measures_")
         arrays |= {f"local_{name}": values for name, values in self.reader.local._asdict().items()}
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -216,12 +221,13 @@ class Certificate:
                 arrays = dict(file)
             identity, tissues, stored = summary["identity"], summary["tissues"], summary["format"]
             pairs, survey = (Pairs.from_arrays(arrays, prefix) for prefix in ("pairs_", "survey_"))
+            known = OutOfDistribution.from_arrays(arrays, "measures_")
             local = LocalErrors(*(arrays[f"local_{name}"] for name in LocalErrors._fields))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(f"{folder} holds no readable certificate ({type(error).__name__}): delete it.") from error
         if stored != FORMAT or identity["model"] != model.name or summary["key"] != key_of(identity):
             raise InputError(f"{folder} holds no certificate of model {model.name} in this format: delete it.")
-        return cls(model, identity, pairs, survey, tissues, local)
+        return cls(model, identity, pairs, survey, tissues, known, local)
 
 
 def identity_of(
@@ -316,14 +322,19 @@ def certify(
         raise PriorError(f"The prior is not of the parameters of model {model.name}.")
     known = {"noise_is_known": noise_is_known, "covariates_are_known": covariates_are_known}
 
-    def simulate(values: Array, noise: Noise, part: int) -> Pairs:
+    def own_seed(part: int) -> int:
         # Not the streams that learned estimators are trained with at the same seed.
-        own_seed = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
-        return simulate_pairs(estimator, acquisition, values, noise, seed=own_seed, **known)
+        return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
+
+    def simulate(values: Array, noise: Noise, part: int) -> Pairs:
+        return simulate_pairs(estimator, acquisition, values, noise, seed=own_seed(part), **known)
 
     rng = np.random.default_rng([seed, 0])
     around = replace(noise, snr=(level / SPREAD, level * SPREAD))
-    pairs = simulate(stated.draw(n, rng), around, 1)
+    voxels = simulate_voxels(
+        estimator, acquisition, stated.draw(n, rng), around, seed=own_seed(1), by_volume=True, **known
+    )
+    pairs = pairs_of(model, acquisition, voxels)
     survey = simulate(model.default_prior().draw(n, rng), noise, 2)
     if min(len(pairs), len(survey)) < MIN_PER_BIN:
         raise InputError(f"{estimator.name} could not estimate {model.name} from simulated signals of this protocol.")
@@ -334,23 +345,6 @@ def certify(
         tissues[tissue.name] = {"source": tissue.source, **found.boxes(Space(model))}
     identity = identity_of(estimator, acquisition, prior=stated, noise=noise, n=n, seed=seed, **known)
     # As it will be read from a file.
-    return Certificate(model, json.loads(json.dumps(identity)), pairs, survey, tissues)
-
-
-def _bins(places: Array, n_bins: int) -> npt.NDArray[np.intp]:
-    """Return the bins, 0 to n_bins - 1, of places along each axis, (n, d)."""
-    offset, size = unit_box(places)
-    return np.asarray(((places - offset) / size * n_bins).astype(np.intp).clip(0, n_bins - 1))
-
-
-def _moments(truth: npt.NDArray[np.float32], error: Array) -> dict[str, Any]:
-    """Return mean truth, bias, standard deviation and RMSE of the errors, and their number."""
-    if len(error) < MIN_PER_BIN:
-        return {"truth": None, "bias": None, "std": None, "rmse": None, "n": len(error)}
-    return {
-        "truth": float(truth.mean(dtype=np.float64)),
-        "bias": float(error.mean()),
-        "std": float(error.std()),
-        "rmse": float(np.sqrt(np.square(error).mean())),
-        "n": len(error),
-    }
+    identity = json.loads(json.dumps(identity))
+    out_of_distribution = OutOfDistribution(measure(estimator, acquisition, voxels), voxels.noise_std)
+    return Certificate(model, identity, pairs, survey, tissues, out_of_distribution)

@@ -13,12 +13,13 @@ from scipy.spatial.transform import Rotation
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.maps import Status
+from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
+from qmri_bidsapp.uncertainty.ood_directions import fibre_series, nominal_series
 from qmri_bidsapp.uncertainty.space import Space
 
 Array = npt.NDArray[np.float64]
@@ -85,7 +86,34 @@ class Pairs:
         }
 
 
-def simulate_pairs(
+@dataclass(frozen=True)
+class Voxels:
+    """Simulated voxels of amplitude one, as they were estimated.
+
+    Attributes
+    ----------
+    theta : Tensor
+        (n, n_columns) float64 truths, see `SignalModel.signal`.
+    signals : ndarray
+        (n, n_measurements) float32, as the estimator had them.
+    noise_std : ndarray
+        (n,) float32, of one raw measurement.
+    covariates : ndarray or None
+        (n, n_covariates); None where they are neutral.
+    series : ndarray or None
+        (n, n_volumes) float32 of which the signals are powder averages, see `ood_directions.nominal_series`.
+    maps : ParameterMaps
+    """
+
+    theta: torch.Tensor
+    signals: npt.NDArray[np.float32]
+    noise_std: npt.NDArray[np.float32]
+    covariates: Array | None
+    series: npt.NDArray[np.float32] | None
+    maps: ParameterMaps
+
+
+def simulate_voxels(
     estimator: Estimator,
     acquisition: Acquisition,
     values: Array,
@@ -94,7 +122,8 @@ def simulate_pairs(
     seed: int,
     noise_is_known: bool,
     covariates_are_known: bool,
-) -> Pairs:
+    by_volume: bool = False,
+) -> Voxels:
     """Simulate voxels of amplitude one, and estimate them.
 
     Parameters
@@ -109,6 +138,9 @@ def simulate_pairs(
     seed : int
     noise_is_known, covariates_are_known
         See `certificate.certify`.
+    by_volume : bool
+        Whether powder averages are made from simulated series, so that their directions, which are never quite
+        evenly spread, have their share.
     """
     model, n = estimator.model, len(values)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -118,25 +150,57 @@ def simulate_pairs(
     theta = model.with_covariates(parameters, None if covariates is None else torch.tensor(covariates))
     if model.directional:
         theta = turn(model, theta, torch.tensor(Rotation.random(n, random_state=rng).as_matrix()))
-    simulation = Simulation(theta, lambda part: model.signal(part, acquisition), acquisition, noise)
-    signal, sigma = simulation.measure(torch.arange(n), generator)
-    maps = estimator.predict(
-        signal.numpy(), noise_std=sigma.numpy().ravel() if noise_is_known else None, covariates=known
-    )
+    nominal = nominal_series(model, acquisition) if by_volume else None
+    series = None
+    if nominal is None:
+        simulation = Simulation(theta, lambda part: model.signal(part, acquisition), acquisition, noise)
+        measured, sigma = simulation.measure(torch.arange(n), generator)
+        signals = measured.numpy()
+    else:
+        protocol, matrix = nominal
+        simulation = Simulation(theta, lambda part: fibre_series(model, part, protocol, rng), protocol, noise)
+        measured, sigma = simulation.measure(torch.arange(n), generator)
+        series = measured.numpy()
+        signals = series @ matrix.astype(np.float32)
+    noise_std = sigma.numpy().ravel()
+    maps = estimator.predict(signals, noise_std=noise_std if noise_is_known else None, covariates=known)
+    return Voxels(theta, signals, noise_std, known, series, maps)
+
+
+def pairs_of(model: SignalModel, acquisition: Acquisition, voxels: Voxels) -> Pairs:
+    """Return truths and estimates of simulated voxels."""
+    theta, maps = voxels.theta, voxels.maps
     with torch.no_grad():
         own = model.canonical(theta[:, : len(model.parameters)])
         truth = torch.cat([own, model.derive(theta)], dim=1).float().numpy()
     columns = Space(model).columns
     estimate = maps.estimate[:, columns]
     found = np.isfinite(estimate).all(axis=1) & np.isfinite(truth[:, columns]).all(axis=1)
+    size = reference(torch.from_numpy(voxels.signals), acquisition).numpy().ravel()
     return Pairs(
         truth=truth[found][:, columns],
         estimate=estimate[found],
         std=maps.std[found][:, columns],
-        conditions=conditions_of(reference(signal, acquisition) / sigma, known)[found],
+        conditions=conditions_of(size / voxels.noise_std, voxels.covariates)[found],
         at_bound=maps.status[found] == Status.AT_BOUND,
         n_failed=int((~found).sum()),
     )
+
+
+def simulate_pairs(
+    estimator: Estimator,
+    acquisition: Acquisition,
+    values: Array,
+    noise: Noise,
+    *,
+    seed: int,
+    noise_is_known: bool,
+    covariates_are_known: bool,
+) -> Pairs:
+    """Simulate voxels, and return truths and estimates; see `simulate_voxels`."""
+    known = {"noise_is_known": noise_is_known, "covariates_are_known": covariates_are_known}
+    voxels = simulate_voxels(estimator, acquisition, values, noise, seed=seed, **known)
+    return pairs_of(estimator.model, acquisition, voxels)
 
 
 def _covariates(model: SignalModel, n: int, rng: np.random.Generator, *, are_known: bool) -> Array | None:

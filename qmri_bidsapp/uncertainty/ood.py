@@ -1,0 +1,248 @@
+"""Out of distribution: voxels that are unlike all that was simulated, each with a reason.
+
+Scores are compared with those of simulated voxels of a like signal-to-noise ratio: the part of these that is as
+extreme is a p-value, whatever the distribution of the score (Lei and Wasserman 2014, J R Stat Soc B 76:71; of several
+scores the smallest, compared in turn). Of voxels like the simulated ones as many are flagged as the level says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+from typing_extensions import Self
+
+from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.uncertainty.ood_measures import Measures
+
+Array = npt.NDArray[np.float64]
+
+#: Part of the voxels like the simulated ones that is flagged.
+LEVEL = 0.05
+#: Neighbours whose distance counts, and most dimensions of the space in which it does.
+N_NEIGHBOURS = 10
+MAX_DIMENSIONS = 6
+#: How much narrower neighbourhoods are along the logarithm of the signal-to-noise ratio than along features.
+NARROWING = 2.0
+#: Part of the simulated voxels that are neighbours; the others tell what is usual.
+BASE = 1 / 4
+#: Groups of the latter of like signal-to-noise ratio, each of this part of them: of 6,000, 0.05 are known to 0.003.
+N_WINDOWS = 32
+WINDOW = 1 / 4
+#: Fewer simulated voxels tell nothing.
+MIN_VOXELS = 40
+#: Least standard deviation of the logarithm of the signal-to-noise ratio by which it is scaled.
+FIXED_SNR = 1e-3
+#: Least variance of a direction of feature space relative to the largest.
+LEAST_VARIANCE = 1e-8
+
+
+class Reason(IntEnum):
+    """Why a voxel is flagged: the score that is least like those of simulated voxels."""
+
+    OUTSIDE = 0  #: not in the mask
+    TYPICAL = 1  #: not flagged
+    MISFIT = 2  #: residuals of the fit larger or smaller than the noise
+    DISTANCE = 3  #: signals unlike those of all simulated tissue
+    DIRECTIONS = 4  #: scatter over directions larger or smaller than the noise
+    OUTLIER = 5  #: a single image stands out
+    NETWORK = 6  #: least squares fits much better than the learned estimator
+    BOUND = 7  #: a parameter is at a bound, where next to no simulated voxel has it
+    NO_ESTIMATE = 8  #: the estimation failed
+
+
+#: Scores in their order, and those of which small values are as suspicious as large ones.
+SCORES = (Reason.MISFIT, Reason.DISTANCE, Reason.DIRECTIONS, Reason.OUTLIER, Reason.NETWORK, Reason.BOUND)
+TWO_SIDED = (Reason.MISFIT, Reason.DIRECTIONS)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the scores say of n voxels.
+
+    Attributes
+    ----------
+    p_value : ndarray
+        (n,) float32: the part of simulated voxels of a like signal-to-noise ratio that are as strange; NaN without
+        an estimate.
+    reason : ndarray
+        (n,) uint8, values of `Reason`: that of the smallest p-value where `p_value` is at most `LEVEL`.
+    p_values : dict
+        Reason -> (n,) float32, p-value of this score alone; only of scores that exist.
+    """
+
+    p_value: npt.NDArray[np.float32]
+    reason: npt.NDArray[np.uint8]
+    p_values: dict[Reason, npt.NDArray[np.float32]]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of voxels per name of `Reason`, for those that occur."""
+        values, counts = np.unique(self.reason, return_counts=True)
+        return {Reason(value).name: int(count) for value, count in zip(values, counts, strict=True)}
+
+
+class OutOfDistribution:
+    """Compares voxels with simulated ones.
+
+    Parameters
+    ----------
+    measures : Measures
+        Of simulated voxels in random order: the first quarter are neighbours, the others tell how far new voxels are.
+        Those without an estimate are left out.
+    noise_std : array_like
+        (n,) of the noise of one raw measurement, in the unit of their signals.
+
+    Raises
+    ------
+    InputError
+        If there are next to no voxels.
+    """
+
+    def __init__(self, measures: Measures, noise_std: npt.ArrayLike) -> None:
+        usable = np.isfinite(measures.misfit) & np.isfinite(measures.features).all(axis=1)
+        if usable.sum() < MIN_VOXELS:
+            raise InputError(f"Voxels are told from {MIN_VOXELS} simulated ones at least, got {usable.sum()}.")
+        self._measures, self._noise = measures.part(usable), np.asarray(noise_std, dtype=np.float32)[usable]
+        n_base = round(BASE * len(self._measures))
+        base, rest = self._measures.part(slice(n_base)), self._measures.part(slice(n_base, None))
+        log_snr = _log_snr(base, self._noise[:n_base])
+        self._limits = (float(log_snr.min()), float(log_snr.max()))
+        self._narrow = NARROWING / max(float(log_snr.std()), FIXED_SNR)
+        self._centre, self._whiten = _whitening(base.features.astype(np.float64))
+        self._tree = cKDTree(self._placed(base.features, log_snr))
+        self._nearest = np.arange(1, min(N_NEIGHBOURS, n_base) + 1)
+        snr, scores = self.scores(rest, self._noise[n_base:])
+        self._reference = _Reference(snr, scores)
+
+    def _placed(self, features: npt.NDArray[np.float32], log_snr: Array) -> Array:
+        """Return where voxels lie in the space in which they are compared."""
+        return np.column_stack([(features - self._centre) @ self._whiten, log_snr * self._narrow])
+
+    def scores(self, measures: Measures, noise_std: npt.ArrayLike) -> tuple[Array, dict[Reason, Array]]:
+        """Return the logarithm of the signal-to-noise ratio, as far as it was simulated, and all scores, (n,) each.
+
+        The larger the stranger, and for `TWO_SIDED` the smaller too.
+        """
+        noise = np.asarray(np.broadcast_to(noise_std, len(measures)), dtype=np.float64)
+        noise = np.where(noise > 0, noise, np.nan)
+        log_snr = np.clip(_log_snr(measures, noise), *self._limits)
+        place = self._placed(measures.features, log_snr)
+        distance, usable = np.full(len(place), np.nan), np.isfinite(place).all(axis=1)
+        distance[usable] = self._tree.query(place[usable], self._nearest)[0].mean(axis=1)
+        scores = {
+            Reason.MISFIT: measures.misfit / noise**2,
+            Reason.DISTANCE: distance,
+            Reason.DIRECTIONS: measures.directions / noise**2,
+            Reason.OUTLIER: measures.outlier / noise,
+            Reason.NETWORK: measures.network / noise**2,
+            Reason.BOUND: measures.at_bound.astype(np.float64),
+        }
+        return log_snr, scores
+
+    def flag(self, measures: Measures, noise_std: npt.ArrayLike, *, level: float = LEVEL) -> Flags:
+        """Compare voxels.
+
+        Parameters
+        ----------
+        measures : Measures
+            From a `Meter` of the same estimator and protocol.
+        noise_std : array_like
+            (n,) or one for all: standard deviation of the noise of one raw measurement, in the unit of the signals;
+            voxels where it is not a positive number have no p-value.
+        level : float
+            Part of the voxels like the simulated ones that is flagged.
+        """
+        p_value, p_values = self._reference.compare(*self.scores(measures, noise_std))
+        names = list(p_values)
+        table = np.column_stack([np.where(np.isnan(p), np.inf, p) for p in p_values.values()])
+        smallest = np.array(names, dtype=np.uint8)[table.argmin(axis=1)]
+        reason = np.where(p_value <= level, smallest, np.uint8(Reason.TYPICAL))
+        reason[np.isnan(p_value)] = Reason.NO_ESTIMATE
+        return Flags(p_value.astype(np.float32), reason, {key: p.astype(np.float32) for key, p in p_values.items()})
+
+    def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
+        """Return all that it is made from, by name."""
+        return {**self._measures.to_arrays(prefix), f"{prefix}noise_std": self._noise}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str = "") -> Self:
+        """Return what `to_arrays` gave; KeyError if some of it is missing."""
+        return cls(Measures.from_arrays(arrays, prefix), arrays[f"{prefix}noise_std"])
+
+
+class _Reference:
+    """Scores of simulated voxels, by signal-to-noise ratio.
+
+    Parameters
+    ----------
+    log_snr : ndarray
+        (n,).
+    scores : dict
+        Reason -> (n,); those that are NaN do not exist.
+    """
+
+    def __init__(self, log_snr: Array, scores: dict[Reason, Array]) -> None:
+        order = np.argsort(log_snr, kind="stable")
+        n = len(order)
+        width = max(round(WINDOW * n), 1)
+        first = np.linspace(0, n - width, N_WINDOWS).round().astype(int)
+        self._rows = [order[i : i + width] for i in first]
+        self._centres = np.array([log_snr[rows].mean() for rows in self._rows])
+        self._scores = {key: values for key, values in scores.items() if np.isfinite(values).all()}
+        window = self._window_of(log_snr)
+        self._smallest = np.fmin.reduce(list(self._p_values(window, self._scores).values()))
+
+    def _window_of(self, log_snr: Array) -> npt.NDArray[np.intp]:
+        """Return the window whose centre is nearest."""
+        return np.searchsorted((self._centres[1:] + self._centres[:-1]) / 2, np.nan_to_num(log_snr))
+
+    def _p_values(self, window: npt.NDArray[np.intp], scores: dict[Reason, Array]) -> dict[Reason, Array]:
+        """Return Reason -> (n,) p-values."""
+        result = {}
+        for key, known in self._scores.items():
+            values, p = scores[key], np.empty(len(window))
+            for k, rows in enumerate(self._rows):
+                here = window == k
+                p[here] = _part_as_extreme(np.sort(known[rows]), values[here], key in TWO_SIDED)
+            result[key] = p
+        return result
+
+    def compare(self, log_snr: Array, scores: dict[Reason, Array]) -> tuple[Array, dict[Reason, Array]]:
+        """Return the p-value of each voxel, and of each score that exists."""
+        window = self._window_of(log_snr)
+        p_values = self._p_values(window, scores)
+        smallest, p = np.fmin.reduce(list(p_values.values())), np.empty(len(window))
+        for k, rows in enumerate(self._rows):
+            here = window == k
+            p[here] = _part_as_extreme(np.sort(-self._smallest[rows]), -smallest[here], two_sided=False)
+        missing = np.isnan(scores[Reason.MISFIT]) | np.isnan(log_snr)
+        return np.where(missing, np.nan, p), {key: np.where(missing, np.nan, q) for key, q in p_values.items()}
+
+
+def _part_as_extreme(known: Array, values: Array, two_sided: bool) -> Array:
+    """Return the part of known scores, ascending, and of the value itself, that are as extreme as each value."""
+    above = len(known) - np.searchsorted(known, values, side="left")
+    if not two_sided:
+        p = (1 + above) / (1 + len(known))
+    else:
+        below = np.searchsorted(known, values, side="right")
+        p = np.minimum(2 * (1 + np.minimum(above, below)) / (1 + len(known)), 1.0)
+    return np.where(np.isnan(values), np.nan, p)
+
+
+def _log_snr(measures: Measures, noise_std: npt.NDArray[np.floating]) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.log(measures.size.astype(np.float64) / noise_std))
+
+
+def _whitening(features: Array) -> tuple[Array, Array]:
+    """Return centre and matrix that make the covariance of features one, along those axes that vary most."""
+    limited = np.clip(features, *np.percentile(features, [0.5, 99.5], axis=0))
+    variance, axes = np.linalg.eigh(np.atleast_2d(np.cov(limited.T)))
+    kept = np.flatnonzero(variance > LEAST_VARIANCE * variance.max())[-MAX_DIMENSIONS:]
+    return limited.mean(axis=0), axes[:, kept] / np.sqrt(variance[kept])

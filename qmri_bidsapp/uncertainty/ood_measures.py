@@ -1,0 +1,211 @@
+"""What is measured of every voxel to tell whether it is like those that were simulated.
+
+None of it depends on the noise, which may be known only when all voxels were seen, nor on a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.simulation import reference
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.trained import TrainedEstimator
+from qmri_bidsapp.estimators.voxels import covariates_of
+from qmri_bidsapp.registry import PREFERENCE, load_estimators
+from qmri_bidsapp.uncertainty.ood_directions import ShellFits, nominal_series
+from qmri_bidsapp.uncertainty.simulation import Voxels
+
+Array = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float32]
+
+#: Voxels whose derivatives are computed at a time.
+BATCH = 16_384
+#: Models with more parameters than that are not differentiated: their series are looked at by direction.
+MAX_PARAMETERS = 5
+#: Least part of a measurement's variance that the fit leaves, with which a residual counts.
+LEAST_FREEDOM = 0.05
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Of n voxels; NaN where there is no estimate or a measure does not exist.
+
+    Attributes
+    ----------
+    size : ndarray
+        (n,) reference signal, see `core.simulation.reference`.
+    misfit : ndarray
+        (n,) weighted sum of squares of the residuals of the estimate, in the unit of the signals, squared.
+    directions : ndarray
+        (n,) sum of squares of the residuals of spherical harmonics, in this unit squared.
+    outlier : ndarray
+        (n,) largest studentised residual of a single image, in the unit of the signals.
+    network : ndarray
+        (n,) misfit of a learned estimator less that of least squares.
+    at_bound : ndarray
+        (n,) bool.
+    features : ndarray
+        (n, n_features) relative to the reference: signals or, of models that turn with the tissue, what does not.
+    """
+
+    size: Values
+    misfit: Values
+    directions: Values
+    outlier: Values
+    network: Values
+    at_bound: npt.NDArray[np.bool_]
+    features: Values
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def part(self, index: slice | npt.NDArray[Any]) -> Self:
+        """Return some of the voxels."""
+        return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @classmethod
+    def join(cls, parts: list[Self]) -> Self:
+        """Return the voxels of all parts."""
+        return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)})
+
+    def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
+        """Return all of it by name."""
+        return {f"{prefix}{field.name}": getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str = "") -> Self:
+        """Return what `to_arrays` gave; KeyError if some of it is missing."""
+        return cls(**{field.name: arrays[f"{prefix}{field.name}"] for field in fields(cls)})
+
+
+class Meter:
+    """Measures voxels.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Fitted to the protocol.
+    acquisition : Acquisition
+        Protocol, as the model uses it.
+    series : Acquisition, optional
+        Protocol of the series of which the model takes powder averages, where there is one.
+    """
+
+    def __init__(self, estimator: Estimator, acquisition: Acquisition, series: Acquisition | None = None) -> None:
+        self._model, self._acquisition = estimator.model, acquisition
+        own = series if series is not None else acquisition
+        self._fits = ShellFits(own) if isinstance(own, Diffusion) else None
+        if self._fits is not None and not self._fits.freedom:
+            self._fits = None
+        self._classical = _classical(estimator, acquisition) if isinstance(estimator, TrainedEstimator) else None
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """Degrees of the harmonics that are fitted to shells, see `ShellFits`; empty where there are none."""
+        return () if self._fits is None else self._fits.degrees
+
+    def measure(
+        self,
+        signals: npt.NDArray[np.floating],
+        maps: ParameterMaps,
+        *,
+        series: npt.NDArray[np.floating] | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> Measures:
+        """Measure voxels.
+
+        Parameters
+        ----------
+        signals : ndarray
+            (n, n_measurements), as the estimator had them.
+        maps : ParameterMaps
+            What it made of them.
+        series : ndarray, optional
+            (n, n_volumes) of which the signals are powder averages.
+        covariates : array_like, optional
+            As the estimator had them.
+        """
+        measured = torch.as_tensor(np.ascontiguousarray(signals), dtype=torch.float64)
+        size = reference(measured, self._acquisition).numpy()
+        theta = self._theta(maps, covariates)
+        residual = self._residual(measured, theta)
+        misfit = np.square(residual).sum(axis=1)
+        found = np.isfinite(misfit)
+        directions, outlier = self._of_images(measured, residual, theta, series)
+        network = np.full(len(misfit), np.nan)
+        if self._classical is not None:
+            other = self._classical.predict(signals, covariates=covariates)
+            network = misfit - np.square(self._residual(measured, self._theta(other, covariates))).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            features = self._features(np.asarray(signals)) / np.where(size > 0, size, np.nan)
+        columns = {"misfit": misfit, "directions": directions, "outlier": outlier, "network": network}
+        return Measures(
+            size=np.where(size[:, 0] > 0, size[:, 0], np.nan).astype(np.float32),
+            at_bound=maps.status == Status.AT_BOUND,
+            features=features.astype(np.float32),
+            **{name: np.where(found, values, np.nan).astype(np.float32) for name, values in columns.items()},
+        )
+
+    def _theta(self, maps: ParameterMaps, covariates: npt.ArrayLike | None) -> torch.Tensor:
+        known = covariates_of(self._model, covariates, len(maps.estimate))
+        return torch.tensor(np.hstack([maps.estimate[:, : len(self._model.parameters)], known]), dtype=torch.float64)
+
+    def _residual(self, measured: torch.Tensor, theta: torch.Tensor) -> Array:
+        """Return the residuals of voxels, in the unit of the noise of one raw measurement."""
+        with torch.no_grad():
+            fitted = torch.cat([self._model.signal(part, self._acquisition) for part in torch.split(theta, BATCH)])
+        return np.asarray((measured - fitted).numpy() * np.sqrt(self._acquisition.n_averages))
+
+    def _of_images(
+        self, measured: torch.Tensor, residual: Array, theta: torch.Tensor, series: npt.NDArray[np.floating] | None
+    ) -> tuple[Array, Array]:
+        """Return `Measures.directions` and `Measures.outlier`."""
+        if self._fits is not None:
+            values = measured.numpy() if isinstance(self._acquisition, Diffusion) else series
+            if values is not None:
+                return self._fits.residuals(values)
+        nothing = np.full(len(residual), np.nan)
+        n_parameters = len(self._model.parameters)
+        if n_parameters > MAX_PARAMETERS or residual.shape[1] <= n_parameters or series is not None:
+            return nothing, nothing
+        left = np.concatenate([self._freedom(part) for part in torch.split(theta, BATCH)])
+        return nothing, np.abs(residual / np.sqrt(np.maximum(left, LEAST_FREEDOM))).max(axis=1)
+
+    def _freedom(self, theta: torch.Tensor) -> Array:
+        """Return the part of each measurement's variance that a fit at these parameters leaves, (n, n_measurements)."""
+        usable = torch.isfinite(theta).all(1)
+        with torch.no_grad():
+            jacobian = self._model.jacobian(torch.where(usable[:, None], theta, 1.0), self._acquisition)
+        weight = torch.tensor(self._acquisition.n_averages, dtype=theta.dtype).sqrt()
+        jacobian = jacobian * weight[:, None]
+        length = jacobian.norm(dim=1, keepdim=True).clamp(min=torch.finfo(theta.dtype).tiny)
+        orthogonal, _ = torch.linalg.qr(torch.nan_to_num(jacobian / length))
+        return np.asarray((1 - orthogonal.square().sum(-1)).numpy())
+
+    def _features(self, signals: npt.NDArray[np.floating]) -> Array:
+        if self._model.directional and self._fits is not None:
+            return self._fits.features(signals)
+        return np.asarray(signals, dtype=np.float64)
+
+
+def measure(estimator: Estimator, acquisition: Acquisition, voxels: Voxels) -> Measures:
+    """Measure simulated voxels."""
+    nominal = nominal_series(estimator.model, acquisition)
+    meter = Meter(estimator, acquisition, None if nominal is None else nominal[0])
+    return meter.measure(voxels.signals, voxels.maps, series=voxels.series, covariates=voxels.covariates)
+
+
+def _classical(estimator: Estimator, acquisition: Acquisition) -> Estimator | None:
+    """Return the preferred estimator that learns nothing, fitted; None if there is none."""
+    known = load_estimators()
+    names = [name for name in reversed(PREFERENCE) if name in known and known[name].supports(estimator.model)]
+    return known[names[0]](estimator.model, device=estimator.device).fit(acquisition) if names else None
