@@ -31,9 +31,11 @@ MAX_DIMENSIONS = 6
 NARROWING = 2.0
 #: Part of the simulated voxels that are neighbours; the others tell what is usual.
 BASE = 1 / 4
-#: Groups of the latter of like signal-to-noise ratio, each of this part of them: of 6,000, 0.05 are known to 0.003.
+#: Groups of the latter of like signal-to-noise ratio, each of this part of them: of 10,000, 0.05 are known to 0.002.
 N_WINDOWS = 32
-WINDOW = 1 / 4
+WINDOW = 0.4
+#: Degree of the polynomial that takes the dependence of a score on the signal-to-noise ratio out beforehand.
+TREND = 3
 #: Fewer simulated voxels tell nothing.
 MIN_VOXELS = 40
 #: Least standard deviation of the logarithm of the signal-to-noise ratio by which it is scaled.
@@ -56,9 +58,8 @@ class Reason(IntEnum):
     NO_ESTIMATE = 8  #: the estimation failed
 
 
-#: Scores in their order, and those of which small values are as suspicious as large ones.
-SCORES = (Reason.MISFIT, Reason.DISTANCE, Reason.DIRECTIONS, Reason.OUTLIER, Reason.NETWORK, Reason.BOUND)
-TWO_SIDED = (Reason.MISFIT, Reason.DIRECTIONS)
+#: Part of the false positives that large values may have; the others are for small ones, as of noise less than stated.
+UPPER_SHARE = {Reason.MISFIT: 0.9, Reason.DIRECTIONS: 0.5}
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class OutOfDistribution:
     def scores(self, measures: Measures, noise_std: npt.ArrayLike) -> tuple[Array, dict[Reason, Array]]:
         """Return the logarithm of the signal-to-noise ratio, as far as it was simulated, and all scores, (n,) each.
 
-        The larger the stranger, and for `TWO_SIDED` the smaller too.
+        The larger the stranger, and for those in `UPPER_SHARE` the smaller too.
         """
         noise = np.asarray(np.broadcast_to(noise_std, len(measures)), dtype=np.float64)
         noise = np.where(noise > 0, noise, np.nan)
@@ -165,6 +166,19 @@ class OutOfDistribution:
         reason[np.isnan(p_value)] = Reason.NO_ESTIMATE
         return Flags(p_value.astype(np.float32), reason, {key: p.astype(np.float32) for key, p in p_values.items()})
 
+    def noise_factor(self, measures: Measures, noise_std: npt.ArrayLike) -> float:
+        """Return the noise of most voxels over the one that is stated; one where nothing tells it.
+
+        Denoised series have less noise than was measured before, and then every voxel would be flagged. What this
+        takes out is told of the series as a whole, by this number.
+
+        Parameters
+        ----------
+        measures, noise_std
+            As for `flag`.
+        """
+        return self._reference.noise_factor(*self.scores(measures, noise_std))
+
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return all that it is made from, by name."""
         return {**self._measures.to_arrays(prefix), f"{prefix}noise_std": self._noise}
@@ -193,9 +207,22 @@ class _Reference:
         first = np.linspace(0, n - width, N_WINDOWS).round().astype(int)
         self._rows = [order[i : i + width] for i in first]
         self._centres = np.array([log_snr[rows].mean() for rows in self._rows])
-        self._scores = {key: values for key, values in scores.items() if np.isfinite(values).all()}
+        known = {key: values for key, values in scores.items() if np.isfinite(values).all()}
+        self._trends = {
+            key: np.polynomial.Polynomial.fit(log_snr, np.log(values), TREND)
+            for key, values in known.items()
+            if values.min() > 0 and np.ptp(log_snr) > 0
+        }
+        self._scores = self._without_trend(log_snr, known)
         window = self._window_of(log_snr)
         self._smallest = np.fmin.reduce(list(self._p_values(window, self._scores).values()))
+
+    def _without_trend(self, log_snr: Array, scores: dict[Reason, Array]) -> dict[Reason, Array]:
+        """Return scores whose size hardly depends on the signal-to-noise ratio, within a window."""
+        return {
+            key: values / np.exp(self._trends[key](log_snr)) if key in self._trends else values
+            for key, values in scores.items()
+        }
 
     def _window_of(self, log_snr: Array) -> npt.NDArray[np.intp]:
         """Return the window whose centre is nearest."""
@@ -208,31 +235,40 @@ class _Reference:
             values, p = scores[key], np.empty(len(window))
             for k, rows in enumerate(self._rows):
                 here = window == k
-                p[here] = _part_as_extreme(np.sort(known[rows]), values[here], key in TWO_SIDED)
+                p[here] = _part_as_extreme(np.sort(known[rows]), values[here], UPPER_SHARE.get(key, 1.0))
             result[key] = p
         return result
 
     def compare(self, log_snr: Array, scores: dict[Reason, Array]) -> tuple[Array, dict[Reason, Array]]:
         """Return the p-value of each voxel, and of each score that exists."""
         window = self._window_of(log_snr)
-        p_values = self._p_values(window, scores)
+        p_values = self._p_values(window, self._without_trend(log_snr, scores))
         smallest, p = np.fmin.reduce(list(p_values.values())), np.empty(len(window))
         for k, rows in enumerate(self._rows):
             here = window == k
-            p[here] = _part_as_extreme(np.sort(-self._smallest[rows]), -smallest[here], two_sided=False)
+            p[here] = _part_as_extreme(np.sort(-self._smallest[rows]), -smallest[here])
         missing = np.isnan(scores[Reason.MISFIT]) | np.isnan(log_snr)
         return np.where(missing, np.nan, p), {key: np.where(missing, np.nan, q) for key, q in p_values.items()}
 
+    def noise_factor(self, log_snr: Array, scores: dict[Reason, Array]) -> float:
+        """Return the root of the median residual over that of the simulated voxels."""
+        key = Reason.DIRECTIONS if Reason.DIRECTIONS in self._scores else Reason.MISFIT
+        if key not in self._trends:
+            return 1.0
+        found = self._without_trend(log_snr, {key: scores[key]})[key]
+        return float(np.sqrt(np.nanmedian(found) / np.median(self._scores[key]))) if np.isfinite(found).any() else 1.0
 
-def _part_as_extreme(known: Array, values: Array, two_sided: bool) -> Array:
-    """Return the part of known scores, ascending, and of the value itself, that are as extreme as each value."""
-    above = len(known) - np.searchsorted(known, values, side="left")
-    if not two_sided:
-        p = (1 + above) / (1 + len(known))
-    else:
-        below = np.searchsorted(known, values, side="right")
-        p = np.minimum(2 * (1 + np.minimum(above, below)) / (1 + len(known)), 1.0)
-    return np.where(np.isnan(values), np.nan, p)
+
+def _part_as_extreme(known: Array, values: Array, upper_share: float = 1.0) -> Array:
+    """Return p-values: the part of known scores, ascending, and of the value itself, that are as extreme as each value.
+
+    If small values are extreme too, those p-values of either side are compared that have their share.
+    """
+    n = len(known)
+    p = (1 + n - np.searchsorted(known, values, side="left")) / (1 + n) / upper_share
+    if upper_share < 1:
+        p = np.minimum(p, (1 + np.searchsorted(known, values, side="right")) / (1 + n) / (1 - upper_share))
+    return np.where(np.isnan(values), np.nan, np.minimum(p, 1.0))
 
 
 def _log_snr(measures: Measures, noise_std: npt.NDArray[np.floating]) -> Array:

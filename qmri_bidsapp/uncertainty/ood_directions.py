@@ -29,8 +29,8 @@ SHARE = 0.5
 MAX_CONDITION = 20.0
 #: Simulated fibres of a voxel: most bundles, fibres of each, and their spread about its axis.
 MAX_BUNDLES = 3
-N_PER_BUNDLE = 12
-SPREAD = (0.1, 1.0)
+N_PER_BUNDLE = 20
+SPREAD = (0.15, 1.0)
 #: Voxels whose series are simulated at a time.
 BATCH = 512
 

@@ -44,13 +44,14 @@ class Measures:
     size : ndarray
         (n,) reference signal, see `core.simulation.reference`.
     misfit : ndarray
-        (n,) weighted sum of squares of the residuals of the estimate, in the unit of the signals, squared.
+        (n,) weighted sum of squares of the residuals of the estimate, in the unit of the signals, squared; of models of
+        single directions, less `directions`: the sum of squares of the lack of fit.
     directions : ndarray
         (n,) sum of squares of the residuals of spherical harmonics, in this unit squared.
     outlier : ndarray
         (n,) largest studentised residual of a single image, in the unit of the signals.
     network : ndarray
-        (n,) misfit of a learned estimator less that of least squares.
+        (n,) misfit of a learned estimator less that of least squares; not of models that turn with the tissue.
     at_bound : ndarray
         (n,) bool.
     features : ndarray
@@ -106,7 +107,9 @@ class Meter:
         self._fits = ShellFits(own) if isinstance(own, Diffusion) else None
         if self._fits is not None and not self._fits.freedom:
             self._fits = None
-        self._classical = _classical(estimator, acquisition) if isinstance(estimator, TrainedEstimator) else None
+        # Least squares of models of single directions takes longer than all else.
+        compared = isinstance(estimator, TrainedEstimator) and not self._model.directional
+        self._classical = _classical(estimator, acquisition) if compared else None
 
     @property
     def degrees(self) -> tuple[int, ...]:
@@ -141,10 +144,14 @@ class Meter:
         misfit = np.square(residual).sum(axis=1)
         found = np.isfinite(misfit)
         directions, outlier = self._of_images(measured, residual, theta, series)
+        if self._fits is not None and series is None:
+            # What is left of the shells is of the noise and of single volumes; the rest is of the model.
+            misfit = misfit - directions
         network = np.full(len(misfit), np.nan)
         if self._classical is not None:
             other = self._classical.predict(signals, covariates=covariates)
-            network = misfit - np.square(self._residual(measured, self._theta(other, covariates))).sum(axis=1)
+            least = np.square(self._residual(measured, self._theta(other, covariates))).sum(axis=1)
+            network = np.square(residual).sum(axis=1) - least
         with np.errstate(invalid="ignore", divide="ignore"):
             features = self._features(np.asarray(signals)) / np.where(size > 0, size, np.nan)
         columns = {"misfit": misfit, "directions": directions, "outlier": outlier, "network": network}
