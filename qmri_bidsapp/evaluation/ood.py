@@ -26,7 +26,7 @@ from qmri_bidsapp.models.rotation import turn
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_estimator, get_model
 from qmri_bidsapp.uncertainty.certificate import N_VOXELS, certify
-from qmri_bidsapp.uncertainty.ood import LEVEL, Flags, OutOfDistribution, Reason
+from qmri_bidsapp.uncertainty.ood import LEVEL, Flags, OutOfDistribution
 from qmri_bidsapp.uncertainty.ood_measures import Meter
 
 Array = npt.NDArray[np.float64]
@@ -243,7 +243,7 @@ def evaluate(
     def known(snr: float) -> OutOfDistribution:
         noise = Noise(setting.kind, (snr, snr))
         certificate = certify(estimator, setting.protocol, noise=noise, prior=setting.prior, n=n_reference, seed=seed)
-        return certificate.out_of_distribution()
+        return certificate.out_of_distribution
 
     def p_values_of(case: Case, n: int, own_seed: int) -> dict[str, Array]:
         series, noise_std = draw(setting, case, n, own_seed)

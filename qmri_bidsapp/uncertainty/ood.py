@@ -30,10 +30,12 @@ MAX_DIMENSIONS = 6
 #: How much narrower neighbourhoods are along the logarithm of the signal-to-noise ratio than along features.
 NARROWING = 2.0
 #: Part of the simulated voxels that are neighbours; the others tell what is usual.
-BASE = 1 / 4
-#: Groups of the latter of like signal-to-noise ratio, each of this part of them: of 10,000, 0.05 are known to 0.002.
+BASE = 1 / 8
+#: Groups of the latter of like signal-to-noise ratio, each of this part of them: of 7,200, 0.05 are known to 0.003.
 N_WINDOWS = 32
-WINDOW = 0.4
+WINDOW = 0.25
+#: Smaller p-values are alike: of either reason nearly no simulated voxel is as strange.
+ALIKE = 0.002
 #: Degree of the polynomial that takes the dependence of a score on the signal-to-noise ratio out beforehand.
 TREND = 3
 #: Fewer simulated voxels tell nothing.
@@ -72,7 +74,8 @@ class Flags:
         (n,) float32: the part of simulated voxels of a like signal-to-noise ratio that are as strange; NaN without
         an estimate.
     reason : ndarray
-        (n,) uint8, values of `Reason`: that of the smallest p-value where `p_value` is at most `LEVEL`.
+        (n,) uint8, values of `Reason`: that of the smallest p-value where `p_value` is at most the level; of those
+        below `ALIKE` the first of `p_values`, in which what explains most comes first.
     p_values : dict
         Reason -> (n,) float32, p-value of this score alone; only of scores that exist.
     """
@@ -93,7 +96,7 @@ class OutOfDistribution:
     Parameters
     ----------
     measures : Measures
-        Of simulated voxels in random order: the first quarter are neighbours, the others tell how far new voxels are.
+        Of simulated voxels in random order: the first eighth are neighbours, the others tell how far new voxels are.
         Those without an estimate are left out.
     noise_std : array_like
         (n,) of the noise of one raw measurement, in the unit of their signals.
@@ -135,13 +138,15 @@ class OutOfDistribution:
         place = self._placed(measures.features, log_snr)
         distance, usable = np.full(len(place), np.nan), np.isfinite(place).all(axis=1)
         distance[usable] = self._tree.query(place[usable], self._nearest)[0].mean(axis=1)
+        # More noise than is stated, or a bad image, is not to be taken for something else.
+        scatter = np.fmax(noise**2, measures.directions)
         scores = {
-            Reason.MISFIT: measures.misfit / noise**2,
-            Reason.DISTANCE: distance,
             Reason.DIRECTIONS: measures.directions / noise**2,
-            Reason.OUTLIER: measures.outlier / noise,
-            Reason.NETWORK: measures.network / noise**2,
+            Reason.OUTLIER: measures.outlier / np.sqrt(np.fmax(noise**2, measures.others)),
+            Reason.MISFIT: measures.misfit / scatter,
+            Reason.NETWORK: measures.network / scatter,
             Reason.BOUND: measures.at_bound.astype(np.float64),
+            Reason.DISTANCE: distance,
         }
         return log_snr, scores
 
@@ -160,7 +165,7 @@ class OutOfDistribution:
         """
         p_value, p_values = self._reference.compare(*self.scores(measures, noise_std))
         names = list(p_values)
-        table = np.column_stack([np.where(np.isnan(p), np.inf, p) for p in p_values.values()])
+        table = np.column_stack([np.maximum(np.where(np.isnan(p), np.inf, p), ALIKE) for p in p_values.values()])
         smallest = np.array(names, dtype=np.uint8)[table.argmin(axis=1)]
         reason = np.where(p_value <= level, smallest, np.uint8(Reason.TYPICAL))
         reason[np.isnan(p_value)] = Reason.NO_ESTIMATE
@@ -214,8 +219,8 @@ class _Reference:
             if values.min() > 0 and np.ptp(log_snr) > 0
         }
         self._scores = self._without_trend(log_snr, known)
-        window = self._window_of(log_snr)
-        self._smallest = np.fmin.reduce(list(self._p_values(window, self._scores).values()))
+        own = self._p_values(self._window_of(log_snr), self._scores, are_known=True)
+        self._smallest = np.fmin.reduce(list(own.values()))
 
     def _without_trend(self, log_snr: Array, scores: dict[Reason, Array]) -> dict[Reason, Array]:
         """Return scores whose size hardly depends on the signal-to-noise ratio, within a window."""
@@ -228,14 +233,16 @@ class _Reference:
         """Return the window whose centre is nearest."""
         return np.searchsorted((self._centres[1:] + self._centres[:-1]) / 2, np.nan_to_num(log_snr))
 
-    def _p_values(self, window: npt.NDArray[np.intp], scores: dict[Reason, Array]) -> dict[Reason, Array]:
+    def _p_values(
+        self, window: npt.NDArray[np.intp], scores: dict[Reason, Array], *, are_known: bool = False
+    ) -> dict[Reason, Array]:
         """Return Reason -> (n,) p-values."""
         result = {}
         for key, known in self._scores.items():
             values, p = scores[key], np.empty(len(window))
             for k, rows in enumerate(self._rows):
                 here = window == k
-                p[here] = _part_as_extreme(np.sort(known[rows]), values[here], UPPER_SHARE.get(key, 1.0))
+                p[here] = _part_as_extreme(np.sort(known[rows]), values[here], UPPER_SHARE.get(key, 1.0), are_known)
             result[key] = p
         return result
 
@@ -259,15 +266,16 @@ class _Reference:
         return float(np.sqrt(np.nanmedian(found) / np.median(self._scores[key]))) if np.isfinite(found).any() else 1.0
 
 
-def _part_as_extreme(known: Array, values: Array, upper_share: float = 1.0) -> Array:
+def _part_as_extreme(known: Array, values: Array, upper_share: float = 1.0, are_known: bool = False) -> Array:
     """Return p-values: the part of known scores, ascending, and of the value itself, that are as extreme as each value.
 
-    If small values are extreme too, those p-values of either side are compared that have their share.
+    If small values are extreme too, those p-values of either side are compared that have their share. Values that are
+    among the known ones count once.
     """
-    n = len(known)
-    p = (1 + n - np.searchsorted(known, values, side="left")) / (1 + n) / upper_share
+    n, itself = len(known), 0 if are_known else 1
+    p = (itself + n - np.searchsorted(known, values, side="left")) / (itself + n) / upper_share
     if upper_share < 1:
-        p = np.minimum(p, (1 + np.searchsorted(known, values, side="right")) / (1 + n) / (1 - upper_share))
+        p = np.minimum(p, (itself + np.searchsorted(known, values, side="right")) / (itself + n) / (1 - upper_share))
     return np.where(np.isnan(values), np.nan, np.minimum(p, 1.0))
 
 

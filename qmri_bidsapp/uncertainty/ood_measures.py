@@ -45,11 +45,13 @@ class Measures:
         (n,) reference signal, see `core.simulation.reference`.
     misfit : ndarray
         (n,) weighted sum of squares of the residuals of the estimate, in the unit of the signals, squared; of models of
-        single directions, less `directions`: the sum of squares of the lack of fit.
+        single directions, less that of the residuals of spherical harmonics: what is left is the lack of fit.
     directions : ndarray
-        (n,) sum of squares of the residuals of spherical harmonics, in this unit squared.
+        (n,) mean square of the residuals of spherical harmonics, but for the largest, in this unit squared.
     outlier : ndarray
         (n,) largest studentised residual of a single image, in the unit of the signals.
+    others : ndarray
+        (n,) mean square of the residuals of the other images, in this unit squared.
     network : ndarray
         (n,) misfit of a learned estimator less that of least squares; not of models that turn with the tissue.
     at_bound : ndarray
@@ -62,6 +64,7 @@ class Measures:
     misfit: Values
     directions: Values
     outlier: Values
+    others: Values
     network: Values
     at_bound: npt.NDArray[np.bool_]
     features: Values
@@ -143,10 +146,17 @@ class Meter:
         residual = self._residual(measured, theta)
         misfit = np.square(residual).sum(axis=1)
         found = np.isfinite(misfit)
-        directions, outlier = self._of_images(measured, residual, theta, series)
-        if self._fits is not None and series is None:
-            # What is left of the shells is of the noise and of single volumes; the rest is of the model.
-            misfit = misfit - directions
+        noise = np.zeros(len(misfit))
+        directions = outlier = others = np.full(len(misfit), np.nan)
+        if self._fits is not None:
+            by_volume = measured.numpy() if isinstance(self._acquisition, Diffusion) else series
+            if by_volume is not None:
+                squares, outlier = self._fits.residuals(by_volume)
+                directions = others = _without_largest(squares, outlier, self._fits.freedom)
+                # What is left of the shells is of the noise and of single volumes; the rest is of the model.
+                noise = squares if isinstance(self._acquisition, Diffusion) else noise
+        else:
+            outlier, others = self._of_images(residual, theta)
         network = np.full(len(misfit), np.nan)
         if self._classical is not None:
             other = self._classical.predict(signals, covariates=covariates)
@@ -154,7 +164,8 @@ class Meter:
             network = np.square(residual).sum(axis=1) - least
         with np.errstate(invalid="ignore", divide="ignore"):
             features = self._features(np.asarray(signals)) / np.where(size > 0, size, np.nan)
-        columns = {"misfit": misfit, "directions": directions, "outlier": outlier, "network": network}
+        columns = {"misfit": misfit - noise, "directions": directions, "network": network}
+        columns |= {"outlier": outlier, "others": others}
         return Measures(
             size=np.where(size[:, 0] > 0, size[:, 0], np.nan).astype(np.float32),
             at_bound=maps.status == Status.AT_BOUND,
@@ -172,20 +183,15 @@ class Meter:
             fitted = torch.cat([self._model.signal(part, self._acquisition) for part in torch.split(theta, BATCH)])
         return np.asarray((measured - fitted).numpy() * np.sqrt(self._acquisition.n_averages))
 
-    def _of_images(
-        self, measured: torch.Tensor, residual: Array, theta: torch.Tensor, series: npt.NDArray[np.floating] | None
-    ) -> tuple[Array, Array]:
-        """Return `Measures.directions` and `Measures.outlier`."""
-        if self._fits is not None:
-            values = measured.numpy() if isinstance(self._acquisition, Diffusion) else series
-            if values is not None:
-                return self._fits.residuals(values)
-        nothing = np.full(len(residual), np.nan)
-        n_parameters = len(self._model.parameters)
-        if n_parameters > MAX_PARAMETERS or residual.shape[1] <= n_parameters or series is not None:
+    def _of_images(self, residual: Array, theta: torch.Tensor) -> tuple[Array, Array]:
+        """Return `Measures.outlier` and `Measures.others` by the residuals of the estimate."""
+        freedom = residual.shape[1] - len(self._model.parameters)
+        if len(self._model.parameters) > MAX_PARAMETERS or freedom < 1:
+            nothing = np.full(len(residual), np.nan)
             return nothing, nothing
         left = np.concatenate([self._freedom(part) for part in torch.split(theta, BATCH)])
-        return nothing, np.abs(residual / np.sqrt(np.maximum(left, LEAST_FREEDOM))).max(axis=1)
+        largest = np.abs(residual / np.sqrt(np.maximum(left, LEAST_FREEDOM))).max(axis=1)
+        return largest, _without_largest(np.square(residual).sum(axis=1), largest, freedom)
 
     def _freedom(self, theta: torch.Tensor) -> Array:
         """Return the part of each measurement's variance that a fit at these parameters leaves, (n, n_measurements)."""
@@ -202,6 +208,11 @@ class Meter:
         if self._model.directional and self._fits is not None:
             return self._fits.features(signals)
         return np.asarray(signals, dtype=np.float64)
+
+
+def _without_largest(squares: Array, largest: Array, freedom: int) -> Array:
+    """Return the mean square of residuals but the largest; see Cook and Weisberg 1982, Residuals and Influence, 2.2."""
+    return np.asarray(np.maximum(squares - largest**2, 0) / max(freedom - 1, 1))
 
 
 def measure(estimator: Estimator, acquisition: Acquisition, voxels: Voxels) -> Measures:

@@ -133,3 +133,31 @@ def test_table3_code_and_cause_in_one_line(options, code, cause, capsys):
     assert cause in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+def test_out_of_distribution(tmp_path, capsys):
+    options = ["--models", "t2", "--estimators", "varpro", "--voxels", "100", "--reference", "1000"]
+    assert tools.main(["evaluate", "ood", *options, "--json", "ood.json"]) == 0
+    found = json.loads((tmp_path / "ood.json").read_text())
+    assert list(found) == ["t2:varpro", "false_positive_rates"]
+    scores = set(found["false_positive_rates"]["t2:varpro"])
+    assert scores == {"outlier", "misfit", "bound", "distance", "flag"}
+    assert all(set(row) == scores for row in found["t2:varpro"].values())
+    table = rows(capsys.readouterr().out)
+    assert [row[0] for row in table[2:-1]] == list(found["t2:varpro"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--models", "ivim"], "no cases for model 'ivim'"),
+        (["--models", "t2", "--estimators", "wls"], "supports model t2"),
+        (["--models", "t2", "--estimators", "rim"], "works on images"),
+        (["--voxels", "5"], "at least 100"),
+        (["--json", "missing/ood.json"], "cannot be written"),
+    ],
+    ids=["model", "estimator", "spatial", "voxels", "json"],
+)
+def test_out_of_distribution_says_what_is_wrong(options, words, capsys):
+    assert tools.main(["evaluate", "ood", *options]) != 0
+    assert words in capsys.readouterr().err
