@@ -101,23 +101,23 @@ class Meter:
     acquisition : Acquisition
         Protocol, as the model uses it.
     series : Acquisition, optional
-        Protocol of the series of which the model takes powder averages, where there is one.
+        Protocol of the series of which the model takes powder averages, where there is one. Without it, or if its
+        directions tell less than evenly spread ones, there are no scores by direction.
     """
 
     def __init__(self, estimator: Estimator, acquisition: Acquisition, series: Acquisition | None = None) -> None:
         self._model, self._acquisition = estimator.model, acquisition
-        own = series if series is not None else acquisition
-        self._fits = ShellFits(own) if isinstance(own, Diffusion) else None
-        if self._fits is not None and not self._fits.freedom:
-            self._fits = None
+        nominal = nominal_series(self._model, acquisition)
+        self._is_averaged = nominal is not None
+        simulated = _fits(nominal[0] if nominal else acquisition)
+        self._is_by_volume = simulated is not None and simulated.freedom > 0
+        own = _fits(series) if self._is_averaged else simulated
+        # Fits of other degrees than those that were simulated leave something else.
+        usable = self._is_by_volume and own is not None and simulated is not None and own.degrees == simulated.degrees
+        self._fits = own if usable else None
         # Least squares of models of single directions takes longer than all else.
         compared = isinstance(estimator, TrainedEstimator) and not self._model.directional
         self._classical = _classical(estimator, acquisition) if compared else None
-
-    @property
-    def degrees(self) -> tuple[int, ...]:
-        """Degrees of the harmonics that are fitted to shells, see `ShellFits`; empty where there are none."""
-        return () if self._fits is None else self._fits.degrees
 
     def measure(
         self,
@@ -148,15 +148,14 @@ class Meter:
         found = np.isfinite(misfit)
         noise = np.zeros(len(misfit))
         directions = outlier = others = np.full(len(misfit), np.nan)
-        if self._fits is not None:
-            by_volume = measured.numpy() if isinstance(self._acquisition, Diffusion) else series
-            if by_volume is not None:
-                squares, outlier = self._fits.residuals(by_volume)
-                directions = others = _without_largest(squares, outlier, self._fits.freedom)
-                # What is left of the shells is of the noise and of single volumes; the rest is of the model.
-                noise = squares if isinstance(self._acquisition, Diffusion) else noise
-        else:
+        by_volume = series if self._is_averaged else measured.numpy()
+        if not self._is_by_volume:
             outlier, others = self._of_images(residual, theta)
+        elif self._fits is not None and by_volume is not None:
+            squares, outlier = self._fits.residuals(by_volume)
+            directions = others = _without_largest(squares, outlier, self._fits.freedom)
+            # What is left of the shells is of the noise and of single volumes; the rest is of the model.
+            noise = noise if self._is_averaged else squares
         network = np.full(len(misfit), np.nan)
         if self._classical is not None:
             other = self._classical.predict(signals, covariates=covariates)
@@ -208,6 +207,11 @@ class Meter:
         if self._model.directional and self._fits is not None:
             return self._fits.features(signals)
         return np.asarray(signals, dtype=np.float64)
+
+
+def _fits(series: Acquisition | None) -> ShellFits | None:
+    """Return the fits of shells; None unless there is a value for each direction."""
+    return ShellFits(series) if isinstance(series, Diffusion) else None
 
 
 def _without_largest(squares: Array, largest: Array, freedom: int) -> Array:

@@ -153,13 +153,17 @@ def test_the_scale_of_the_signals_does_not_matter(spherical):
     np.testing.assert_allclose(first.p_value, second.p_value, atol=2e-3)
 
 
-def test_without_the_series_the_other_scores_remain(spherical):
-    """Of a participant without a usable series the scatter over directions is not known."""
+def test_without_usable_directions_the_other_scores_remain(spherical):
+    """The series is not given, or each direction was measured several times."""
     voxels = spherical.voxels
-    meter = Meter(spherical.estimator, spherical.protocol, spherical.series)
-    flags = spherical.known.flag(meter.measure(voxels.signals, voxels.maps), voxels.noise_std)
-    assert np.isnan(flags.p_values[Reason.DIRECTIONS]).all()
-    assert np.isfinite(flags.p_value).all()
+    directions = (((0.0, 0.0, 0.0),) * 12, *((even_directions(8) * 4) for _ in range(4)))
+    repeated = Diffusion(spherical.series.b_value, tuple(axis for part in directions for axis in part))
+    for series, values in ((spherical.series, None), (None, voxels.series), (repeated, voxels.series)):
+        meter = Meter(spherical.estimator, spherical.protocol, series)
+        flags = spherical.known.flag(meter.measure(voxels.signals, voxels.maps, series=values), voxels.noise_std)
+        assert np.isnan(flags.p_values[Reason.DIRECTIONS]).all()
+        assert np.isnan(flags.p_values[Reason.OUTLIER]).all()
+        assert np.isfinite(flags.p_value).all()
 
 
 def test_a_voxel_without_an_estimate_or_noise_has_no_p_value(spherical):
