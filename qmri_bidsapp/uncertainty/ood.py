@@ -202,7 +202,7 @@ class _Reference:
     log_snr : ndarray
         (n,).
     scores : dict
-        Reason -> (n,); those that are NaN do not exist.
+        Reason -> (n,); those that are NaN in most voxels do not exist.
     """
 
     def __init__(self, log_snr: Array, scores: dict[Reason, Array]) -> None:
@@ -212,11 +212,11 @@ class _Reference:
         first = np.linspace(0, n - width, N_WINDOWS).round().astype(int)
         self._rows = [order[i : i + width] for i in first]
         self._centres = np.array([log_snr[rows].mean() for rows in self._rows])
-        known = {key: values for key, values in scores.items() if np.isfinite(values).all()}
+        known = {key: values for key, values in scores.items() if np.isfinite(values).mean() > 0.5}
         self._trends = {
-            key: np.polynomial.Polynomial.fit(log_snr, np.log(values), TREND)
+            key: _trend(log_snr, values)
             for key, values in known.items()
-            if values.min() > 0 and np.ptp(log_snr) > 0
+            if np.nanmin(values) > 0 and np.ptp(log_snr) > 0
         }
         self._scores = self._without_trend(log_snr, known)
         own = self._p_values(self._window_of(log_snr), self._scores, are_known=True)
@@ -241,8 +241,9 @@ class _Reference:
         for key, known in self._scores.items():
             values, p = scores[key], np.empty(len(window))
             for k, rows in enumerate(self._rows):
-                here = window == k
-                p[here] = _part_as_extreme(np.sort(known[rows]), values[here], UPPER_SHARE.get(key, 1.0), are_known)
+                here, own = window == k, known[rows]
+                own = np.sort(own[np.isfinite(own)])
+                p[here] = _part_as_extreme(own, values[here], UPPER_SHARE.get(key, 1.0), are_known)
             result[key] = p
         return result
 
@@ -263,7 +264,15 @@ class _Reference:
         if key not in self._trends:
             return 1.0
         found = self._without_trend(log_snr, {key: scores[key]})[key]
-        return float(np.sqrt(np.nanmedian(found) / np.median(self._scores[key]))) if np.isfinite(found).any() else 1.0
+        return (
+            float(np.sqrt(np.nanmedian(found) / np.nanmedian(self._scores[key]))) if np.isfinite(found).any() else 1.0
+        )
+
+
+def _trend(log_snr: Array, values: Array) -> np.polynomial.Polynomial:
+    """Return the polynomial that the logarithm of a score follows."""
+    seen = np.isfinite(values)
+    return np.polynomial.Polynomial.fit(log_snr[seen], np.log(values[seen]), TREND)
 
 
 def _part_as_extreme(known: Array, values: Array, upper_share: float = 1.0, are_known: bool = False) -> Array:

@@ -53,7 +53,8 @@ class ShellFits:
 
     def __init__(self, acquisition: Diffusion) -> None:
         direction, b_value = np.asarray(acquisition.direction), np.asarray(acquisition.b_value)
-        shells = acquisition.shells()
+        timed = acquisition.small_delta is not None and acquisition.large_delta is not None
+        shells = acquisition.timed_shells() if timed else acquisition.shells()
         self.degrees = tuple(
             _degree(direction[shell]) if b_value[shell].max() > B0_THRESHOLD else 0 for shell in shells
         )

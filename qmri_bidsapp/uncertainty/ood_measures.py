@@ -146,6 +146,9 @@ class Meter:
         residual = self._residual(measured, theta)
         misfit = np.square(residual).sum(axis=1)
         found = np.isfinite(misfit)
+        if measured.shape[1] <= len(self._model.parameters):
+            # Only rounding is left.
+            misfit = np.zeros(len(misfit))
         noise = np.zeros(len(misfit))
         directions = outlier = others = np.full(len(misfit), np.nan)
         by_volume = series if self._is_averaged else measured.numpy()
@@ -169,7 +172,7 @@ class Meter:
             size=np.where(size[:, 0] > 0, size[:, 0], np.nan).astype(np.float32),
             at_bound=maps.status == Status.AT_BOUND,
             features=features.astype(np.float32),
-            **{name: np.where(found, values, np.nan).astype(np.float32) for name, values in columns.items()},
+            **{name: _as_float32(np.where(found, values, np.nan)) for name, values in columns.items()},
         )
 
     def _theta(self, maps: ParameterMaps, covariates: npt.ArrayLike | None) -> torch.Tensor:
@@ -207,6 +210,12 @@ class Meter:
         if self._model.directional and self._fits is not None:
             return self._fits.features(signals)
         return np.asarray(signals, dtype=np.float64)
+
+
+def _as_float32(values: Array) -> Values:
+    """Return values, the largest of which, of fits that went astray, may be beyond the range."""
+    limit = float(np.finfo(np.float32).max)
+    return np.clip(values, -limit, limit).astype(np.float32)
 
 
 def _fits(series: Acquisition | None) -> ShellFits | None:

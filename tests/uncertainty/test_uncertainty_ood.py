@@ -202,6 +202,18 @@ def test_a_certificate_keeps_what_voxels_are_compared_with(tmp_path):
     np.testing.assert_array_equal(first.reason, second.reason)
 
 
+def test_a_score_that_some_simulated_voxels_lack_remains():
+    """As of least squares that failed in a few of them."""
+    estimator, protocol = fitted("t2", "varpro")
+    voxels = simulate(estimator, protocol, Noise("rician", (12.5, 200.0)), 8000, seed=17)
+    measures = measure(estimator, protocol, voxels)
+    some = np.where(np.arange(8000) % 7 == 0, np.nan, measures.misfit).astype(np.float32)
+    known = OutOfDistribution(replace(measures, network=some), voxels.noise_std)
+    flags = known.flag(replace(measures, network=measures.misfit), voxels.noise_std)
+    assert (flags.p_values[Reason.NETWORK] <= 0.05).mean() == pytest.approx(0.05, abs=0.01)
+    assert np.isfinite(flags.p_value).all()
+
+
 def test_too_few_voxels():
     estimator, protocol = fitted("t2", "varpro")
     with pytest.raises(InputError, match="at least"):
