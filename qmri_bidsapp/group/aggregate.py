@@ -18,7 +18,9 @@ from nibabel.spatialimages import HeaderDataError
 from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import NothingMatchedError, QmriError
-from qmri_bidsapp.reports.tables import protocol_rows
+from qmri_bidsapp.reports.flags import MOST, main_reason, part_flagged
+from qmri_bidsapp.reports.tables import protocol_rows, truth_of
+from qmri_bidsapp.uncertainty.ood import Reason
 
 TISSUES = {"GM": 1, "WM": 2, "CSF": 3}
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -38,6 +40,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "n_voxels": {"Description": "Voxels that count: status OK"},
     "n_flagged": {"Description": "Voxels of the region that do not count: another status"},
+    "n_unlike": {"Description": "Voxels of the region unlike all that was simulated; n/a where they were not compared"},
     "median": {"Description": "Median"},
     "q1": {"Description": "First quartile"},
     "q3": {"Description": "Third quartile"},
@@ -64,6 +67,8 @@ class GroupTable:
         (participant, series) -> (kind of series, name and value of each part of its protocol).
     missing : list of str
         Participants without this map.
+    unlike : list of str
+        Fits most of whose voxels are unlike all that was simulated, with the main reason.
     """
 
     name: str
@@ -72,6 +77,7 @@ class GroupTable:
     rows: list[dict[str, Any]] = field(default_factory=list)
     protocols: dict[tuple[str, str], tuple[str, dict[str, str]]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
 
     @property
     def file_name(self) -> str:
@@ -133,13 +139,16 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         series = {item["name"]: item for item in record["series"]}
-        fits = [(fit, series[fit["series"]], dict(protocol_rows(series[fit["series"]])[1:])) for fit in record["fits"]]
+        fits = [
+            (fit, truth_of(record, fit), series[fit["series"]], dict(protocol_rows(series[fit["series"]])[1:]))
+            for fit in record["fits"]
+        ]
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, QmriError) as error:
         warnings.append(f"{path.name} cannot be used ({type(error).__name__}: {error}): run the participant again.")
         return
-    for fit, source, protocol in fits:
+    for fit, truth, source, protocol in fits:
         try:
-            entries = _fit_rows(out_dir, path.stem, source, fit)
+            entries = _fit_rows(out_dir, path.stem, source, fit, truth)
         except KeyError as error:
             warnings.append(f"{path.name} cannot be used (no entry {error}): run the participant again.")
             continue
@@ -151,13 +160,18 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
             table = found.setdefault(name, GroupTable(name, item["description"], item["unit"]))
             table.rows += rows
             table.protocols[path.stem, fit["series"]] = (source["kind"], protocol)
+            counts = truth.get("flag_counts", {})
+            if part_flagged(counts) > MOST:
+                where = f"{path.stem}, {fit['series']} ({fit['estimator']})"
+                table.unlike.append(f"{where}: {part_flagged(counts):.0%}; mostly: {main_reason(counts)}")
 
 
 def _fit_rows(
-    out_dir: Path, participant: str, series: Mapping[str, Any], fit: Mapping[str, Any]
+    out_dir: Path, participant: str, series: Mapping[str, Any], fit: Mapping[str, Any], truth: Mapping[str, Any]
 ) -> list[tuple[str, Mapping[str, Any], list[dict[str, Any]]]]:
     """Return name of the table, map of the record and rows, for all maps of a fit: all or none."""
     status = _load(out_dir / fit["status"])
+    flags = _load(out_dir / truth["flag"]) if "flag" in truth else None
     regions = {"brain": status != Status.OUTSIDE}
     if series["tissues"]:
         tissues = _load(out_dir / series["tissues"])
@@ -175,7 +189,13 @@ def _fit_rows(
             "estimator": fit["estimator"],
         }
         rows = [
-            {**origin, "tissue": tissue, **_statistics(values, region, status), "unit": item["unit"]}
+            {
+                **origin,
+                "tissue": tissue,
+                **_statistics(values, region, status),
+                "n_unlike": None if flags is None else _n_unlike(flags[region]),
+                "unit": item["unit"],
+            }
             for tissue, region in regions.items()
         ]
         entries.append((_table_name(fit, item), item, rows))
@@ -191,6 +211,10 @@ def _table_name(fit: Mapping[str, Any], item: Mapping[str, Any]) -> str:
 
 def _load(path: Path) -> npt.NDArray[Any]:
     return np.asarray(nib.load(path).dataobj)
+
+
+def _n_unlike(flags: npt.NDArray[np.integer]) -> int:
+    return int(((flags > Reason.TYPICAL) & (flags < Reason.NO_ESTIMATE)).sum())
 
 
 def _statistics(

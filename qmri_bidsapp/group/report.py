@@ -47,6 +47,7 @@ def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Se
             "figure": _figure(table),
             "outliers": outliers(table),
             "missing": table.missing,
+            "unlike": table.unlike,
         }
         for table in tables
     ]

@@ -140,13 +140,17 @@ class SaveFit(SimpleInterface):
 
 
 class _SaveTruthInputSpec(_SaveInputSpec):
-    maps = traits.List(File(exists=True), mandatory=True, desc="see `ReadTruth`; likewise the next four")
+    maps = traits.List(File(exists=True), mandatory=True, desc="see `ReadTruth`; likewise the next seven")
     trust = traits.Str(mandatory=True)
     counts = traits.Dict(mandatory=True)
     wide_counts = traits.Dict(mandatory=True)
+    flags = traits.List(File(exists=True), mandatory=True)
+    flag_counts = traits.Dict(mandatory=True)
+    noise_factor = traits.Float(mandatory=True)
     certificate = traits.Str(mandatory=True)
     sidecars = traits.List(traits.Dict, mandatory=True, desc="of the maps")
     trust_sidecar = traits.Dict(mandatory=True)
+    flag_sidecars = traits.List(traits.Dict, mandatory=True)
     training = traits.Dict(desc="further fields of all sidecars; see `Fit`")
 
 
@@ -161,6 +165,7 @@ class SaveTruth(SimpleInterface):
         inputs, record = self.inputs, dict(self.inputs.record)
         if inputs.certificate:
             record.update(self._save(), counts=inputs.counts, wide_counts=inputs.wide_counts)
+            record.update(flag_counts=inputs.flag_counts, noise_factor=inputs.noise_factor)
         else:
             record = {name: record[name] for name in ("series", "model", "estimator")}
         self._results["record_file"] = _write_record(record, inputs.record_file)
@@ -170,6 +175,7 @@ class SaveTruth(SimpleInterface):
         """Save certificate and maps; return the name of the former."""
         from qmri_bidsapp.bids.derivatives import save_json, save_table
         from qmri_bidsapp.uncertainty.inverse import Trust
+        from qmri_bidsapp.uncertainty.ood import Reason
 
         inputs, record = self.inputs, self.inputs.record
         certificate = json.loads(Path(inputs.certificate).read_text(encoding="utf-8"))
@@ -187,8 +193,13 @@ class SaveTruth(SimpleInterface):
         sidecars = [{**sidecar, **fields} for sidecar in inputs.sidecars]
         _save_all(inputs.maps, [item["map"] for item in record["truths"]], sidecars, inputs.out_dir)
         _save_all([inputs.trust], [record["trust"]], [{**inputs.trust_sidecar, **fields}], inputs.out_dir)
-        table = [{"index": int(value), "name": value.name} for value in Trust]
-        save_table(table, inputs.out_dir, record["trust"].replace(".nii.gz", ".tsv"))
+        flag_sidecars = [{**sidecar, **fields} for sidecar in inputs.flag_sidecars]
+        if inputs.noise_factor != 1:
+            flag_sidecars = [{**sidecar, "NoiseFactor": inputs.noise_factor} for sidecar in flag_sidecars]
+        _save_all(inputs.flags, [record["flag"], record["p_value"]], flag_sidecars, inputs.out_dir)
+        for image, values in ((record["trust"], Trust), (record["flag"], Reason)):
+            table = [{"index": int(value), "name": value.name} for value in values]
+            save_table(table, inputs.out_dir, image.replace(".nii.gz", ".tsv"))
         return {"certificate": name}
 
 

@@ -30,6 +30,8 @@ from qmri_bidsapp.uncertainty.noise_level import NoiseLevel
 if TYPE_CHECKING:
     import nibabel as nib
 
+    from qmri_bidsapp.uncertainty.ood_measures import Measures
+
 #: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
 CHUNK_SIZE = 32_768
 #: Volumes whose b-values differ by no more (s/mm2) are repeats of each other.
@@ -48,7 +50,7 @@ def fit_volume(
     covariates: Sequence[npt.NDArray[np.float32]] = (),
     directions: npt.NDArray[np.float32] | None = None,
     seed: int = 0,
-    level: NoiseLevel | None = None,
+    witness: Witness | None = None,
 ) -> ParameterMaps:
     """Fit a series chunk by chunk, so that memory does not grow with the number of measurements.
 
@@ -73,8 +75,8 @@ def fit_volume(
         (x, y, z, 3, 3) of the fibres, for `BundlesByVoxel`.
     seed : int
         Passed to the estimator.
-    level : NoiseLevel, optional
-        Is given all voxels, unless neighbours influence each other.
+    witness : Witness, optional
+        Sees all voxels, unless neighbours influence each other.
 
     Returns
     -------
@@ -112,8 +114,8 @@ def fit_volume(
         if known is not None:
             options["covariates"] = known[index]
         part = estimator.predict(values, noise_std=noise, **options)
-        if level is not None:
-            level.add(index, values, noise, options.get("covariates"))
+        if witness is not None:
+            witness.see(index, signals, values, part, noise, options.get("covariates"))
         maps.fill(index, part)
     return maps
 
@@ -176,6 +178,48 @@ def _noise(
     return found if known is None else np.where(known > 0, known, found)
 
 
+class Witness:
+    """Sees the voxels of a series as they are fitted, and keeps what tells how far the fit can be trusted.
+
+    Parameters
+    ----------
+    estimator : Estimator
+    acquisition : Acquisition
+        Protocol of the series, as it was acquired.
+    mask : ndarray
+        (x, y, z) bool.
+    """
+
+    def __init__(self, estimator: Estimator, acquisition: Acquisition, mask: npt.NDArray[np.bool_]) -> None:
+        from qmri_bidsapp.uncertainty.ood_measures import Meter
+
+        protocol, _ = estimator.model.adapt(acquisition)
+        self.level = NoiseLevel(estimator.model, protocol, mask)
+        self._meter = Meter(estimator, protocol, acquisition)
+        self._index: list[npt.NDArray[np.intp]] = []
+        self._parts: list[Measures] = []
+
+    def see(
+        self,
+        index: npt.NDArray[np.intp],
+        series: npt.NDArray[np.float32],
+        signals: npt.NDArray[np.float32],
+        maps: ParameterMaps,
+        noise_std: npt.NDArray[np.float32] | None,
+        covariates: npt.NDArray[np.float32] | None,
+    ) -> None:
+        """Take the voxels of a chunk: as they were measured, as the estimator had them, and what it made of them."""
+        self.level.add(index, signals, noise_std, covariates)
+        self._index.append(index)
+        self._parts.append(self._meter.measure(signals, maps, series=series, covariates=covariates))
+
+    def measures(self) -> Measures:
+        """Return the measures of all voxels, in C order of the mask."""
+        from qmri_bidsapp.uncertainty.ood_measures import Measures
+
+        return Measures.join(self._parts).part(np.argsort(np.concatenate(self._index)))
+
+
 class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
     in_mask = File(exists=True, mandatory=True)
@@ -194,7 +238,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     weights_digest = traits.Str(desc="content hash of a folder that the user named: other weights, other maps")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
-    find_level = traits.Bool(False, usedefault=True, desc="whether to find the signal-to-noise ratio, for certificates")
+    with_evidence = traits.Bool(False, usedefault=True, desc="whether to keep what tells how far to trust it")
 
 
 class _FitOutputSpec(TraitedSpec):
@@ -210,6 +254,7 @@ class _FitOutputSpec(TraitedSpec):
     training = traits.Dict(desc="what is to be told of the training of an estimator, for sidecars; empty without one")
     snr = traits.Float(desc="median signal-to-noise ratio of the series; 0 where it is not known")
     snr_map = File(exists=True, desc="signal-to-noise ratio of each voxel, NaN where it is not known")
+    measures = File(exists=True, desc="`Measures` of each voxel, .npz")
     noise_is_given = traits.Bool(desc="whether the noise of most voxels was known before the fit")
     floor_is_removed = traits.Bool(desc="whether the bias of magnitudes was taken away, with the noise that was given")
 
@@ -236,9 +281,7 @@ class Fit(SimpleInterface):
         start = time.perf_counter()
         estimator = self._estimator(by_voxel=bool(directions_file))
         protocol = Acquisition.from_dict(acquisition)
-        level = None
-        if self.inputs.find_level:
-            level = NoiseLevel(estimator.model, estimator.model.adapt(protocol)[0], mask)
+        witness = Witness(estimator, protocol, mask) if self.inputs.with_evidence else None
         maps = fit_volume(
             estimator,
             self.inputs.in_file,
@@ -248,14 +291,14 @@ class Fit(SimpleInterface):
             covariates=[np.asarray(load_image(name, ndim=3).dataobj) for name in defined(self.inputs.covariates) or ()],
             directions=_load_directions(directions_file) if directions_file else None,
             seed=self.inputs.seed,
-            level=level,
+            witness=witness,
         )
         self._results["seconds"] = time.perf_counter() - start
         self._results["counts"] = maps.counts()
         self._results["training"] = _training_of(estimator)
         self._results.update(_save_maps(maps, mask_image, Path(runtime.cwd)))
-        if level is not None:
-            self._results.update(_save_level(level, mask_image, Path(runtime.cwd)))
+        if witness is not None:
+            self._results.update(_save_evidence(witness, mask_image, Path(runtime.cwd)))
             self._results["floor_is_removed"] = bool(noise_file)
         return runtime
 
@@ -298,14 +341,17 @@ def _load_directions(name: str) -> npt.NDArray[np.float32]:
     return values.reshape(*values.shape[:3], 3, 3)
 
 
-def _save_level(level: NoiseLevel, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
-    """Write the signal-to-noise ratios; return all that is known of the noise."""
+def _save_evidence(witness: Witness, mask_image: nib.Nifti1Image, folder: Path) -> dict[str, Any]:
+    """Write the signal-to-noise ratios and measures of voxels; return all that is known of the noise."""
     from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
+    level = witness.level
+    np.savez(folder / "measures.npz", **witness.measures().to_arrays())  # type: ignore[arg-type]
     values = fill(level.by_voxel, np.asarray(mask_image.dataobj) > 0, np.nan)
     return {
         "snr": level.snr or 0.0,
         "noise_is_given": level.is_given,
+        "measures": str(folder / "measures.npz"),
         "snr_map": str(save_image(make_image(values, mask_image), folder / "snr.nii")),
     }
 

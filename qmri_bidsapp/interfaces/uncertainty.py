@@ -21,6 +21,8 @@ from qmri_bidsapp.interfaces.training import load_prior, locked
 from qmri_bidsapp.registry import get_model
 from qmri_bidsapp.uncertainty.certificate import N_VOXELS, SUMMARY, Certificate, certify, identity_of
 from qmri_bidsapp.uncertainty.inverse import Reading, Trust
+from qmri_bidsapp.uncertainty.ood import Flags, Reason
+from qmri_bidsapp.uncertainty.ood_measures import Measures
 
 #: Voxels that are read at a time.
 CHUNK_SIZE = 131_072
@@ -127,7 +129,9 @@ class _ReadTruthInputSpec(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True)
     estimates = traits.List(File(exists=True), mandatory=True, desc="maps of `Fit`, named by the parameter")
     stds = traits.List(File(exists=True), mandatory=True)
-    snr_map = File(exists=True, mandatory=True, desc="of `Fit`")
+    snr_map = File(exists=True, mandatory=True, desc="of `Fit`; likewise the next two")
+    measures = File(exists=True, mandatory=True)
+    floor_is_removed = traits.Bool(mandatory=True)
     covariates = InputMultiObject(File(exists=True), desc="as for `Fit`")
 
 
@@ -136,6 +140,9 @@ class _ReadTruthOutputSpec(TraitedSpec):
     trust = traits.Str(desc="what the reading says of each voxel, see `Trust`; empty without a certificate")
     counts = traits.Dict(desc="voxels per value of `Trust`")
     wide_counts = traits.Dict(desc="voxels in which it is this quantity's range that is wide")
+    flags = traits.List(File(exists=True), desc="reasons, see `Reason`, and p-values; empty without a certificate")
+    flag_counts = traits.Dict(desc="voxels per value of `Reason`")
+    noise_factor = traits.Float(desc="noise of the denoised series over that before, one of others")
     certificate = traits.Str(desc="summary of the certificate, JSON; empty without one")
 
 
@@ -150,17 +157,19 @@ class ReadTruth(SimpleInterface):
 
         inputs, folder = self.inputs, Path(runtime.cwd)
         self._results.update(maps=[], trust="", counts={}, wide_counts={}, certificate="")
+        self._results.update(flags=[], flag_counts={}, noise_factor=1.0)
         if not inputs.certificate:
             return runtime
         certificate = Certificate.load(inputs.certificate, get_model(inputs.model))
         mask_image = load_image(inputs.in_mask, ndim=3)
         mask = np.asarray(mask_image.dataobj) > 0
         quantities = [p.name for p in certificate.space.parameters]
+        snr = _columns_of([inputs.snr_map], mask)[:, 0]
         reading = _read(
             certificate,
             _columns(inputs.estimates, quantities, "", mask),
             _columns(inputs.stds, quantities, "_std", mask),
-            _columns_of([inputs.snr_map], mask)[:, 0],
+            snr,
             _columns_of(defined(inputs.covariates), mask) if certificate.identity["covariates_are_known"] else None,
         )
 
@@ -176,9 +185,26 @@ class ReadTruth(SimpleInterface):
         self._results["trust"] = save(reading.trust, Trust.OUTSIDE, "trust")
         self._results["counts"] = reading.counts()
         self._results["wide_counts"] = dict(zip(quantities, reading.is_wide.sum(axis=0).tolist(), strict=True))
+        flags, factor = _flag(certificate, inputs.measures, snr, is_denoised=inputs.floor_is_removed)
+        reasons = save(flags.reason, Reason.OUTSIDE, "flag")
+        self._results["flags"] = [reasons, save(flags.p_value, np.nan, "p_value")]
+        self._results.update(flag_counts=flags.counts(), noise_factor=factor)
         # Of its own: the folder of certificates may be emptied.
         self._results["certificate"] = shutil.copy(Path(inputs.certificate) / SUMMARY, folder)
         return runtime
+
+
+def _flag(certificate: Certificate, file: str, snr: npt.NDArray[Any], *, is_denoised: bool) -> tuple[Flags, float]:
+    """Compare voxels with the simulated ones; return also the factor that was applied to the noise."""
+    with np.load(file, allow_pickle=False) as arrays:
+        measures = Measures.from_arrays(dict(arrays))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        noise = measures.size / snr
+    known, factor = certificate.out_of_distribution, 1.0
+    if is_denoised:
+        # Denoising leaves less noise than was measured before it; more than that is no work of it.
+        factor = min(known.noise_factor(measures, noise), 1.0)
+    return known.flag(measures, factor * noise), factor
 
 
 def _columns(files: list[str], quantities: list[str], ending: str, mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.reports import tables
-from qmri_bidsapp.reports.figures import image_figure, map_figure, motion_figure, save_svg
+from qmri_bidsapp.reports.figures import TISSUE_NAMES, image_figure, map_figure, motion_figure, save_svg
+from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
 from qmri_bidsapp.reports.trust import certificate_figure, certificate_text, truth_figure
 
 #: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
@@ -111,6 +112,13 @@ def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
                 f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels were estimated without a flag."
             )
             text += tables.notes([message], "warning")
+        flags = tables.truth_of(record, fit).get("flag_counts", {})
+        if part_flagged(flags) > MOST:
+            message = (
+                f"{fit['series']}, {fit['model_title']}, {fit['estimator_title']}: {part_flagged(flags):.0%} of the "
+                f"voxels are unlike all that was simulated; mostly: {main_reason(flags)}."
+            )
+            text += tables.notes([message], "error")
     if record["fits"]:
         text += tables.overview_table(record)
     else:
@@ -146,10 +154,15 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
             reportlets.append(_orientation_reportlet(pages, found, inside, tissues))
     for fit in record["fits"]:
         if fit["series"] == name:
-            reportlets += _fit_reportlets(pages, fit, inside, tissues)
-            for found in record.get("truths", ()):
-                if all(found[key] == fit[key] for key in ("series", "model", "estimator")):
-                    reportlets += _trust_reportlets(pages, fit, found, inside)
+            truth = tables.truth_of(record, fit)
+            maps = _fit_reportlets(pages, fit, inside, tissues)
+            flags = _flag_reportlets(pages, fit, truth, inside, tissues) if "flag" in truth else []
+            if part_flagged(truth.get("flag_counts", {})) > MANY:
+                reportlets += flags + maps
+            else:
+                reportlets += maps + flags
+            if truth:
+                reportlets += _trust_reportlets(pages, fit, truth, inside)
     return {"name": name, "reportlets": reportlets}
 
 
@@ -212,6 +225,32 @@ def _fit_reportlets(
         )
         reportlets.append(pages.figure(f"{identity}{item['parameter']}", figure, caption=item["map"]))
     return reportlets
+
+
+def _flag_reportlets(
+    pages: _Reportlets,
+    fit: Mapping[str, Any],
+    found: Mapping[str, Any],
+    mask: npt.NDArray[np.bool_],
+    tissues: npt.NDArray[np.uint8] | None,
+) -> list[dict[str, Any]]:
+    """Voxels that are unlike all that was simulated: their number by reason and tissue, and where they are."""
+    identity = f"{fit['series']}{fit['model']}{fit['estimator']}"
+    flags, item = pages.volume(found["flag"]), fit["maps"][-1]
+    values = pages.volume(item["map"])
+    if flags is None or values is None:
+        text = tables.notes([f"{found['flag']} or {item['map']} is not in the output folder."], "error")
+        return [pages.html(f"{identity}noflags", text)]
+    regions = {"brain": mask}
+    if tissues is not None:
+        regions |= {name: mask & (tissues == label) for label, name in TISSUE_NAMES.items()}
+    title = f"Out of distribution: {fit['model_title']}, {fit['estimator_title']}"
+    text = flag_text(found["flag_counts"], found["noise_factor"], flags, regions)
+    figure = flag_figure(values, flags, mask, title=item["description"], unit=item["unit"])
+    return [
+        pages.html(f"{identity}flags", text, subtitle=title),
+        pages.figure(f"{identity}flagged", figure, caption=found["flag"]),
+    ]
 
 
 def _trust_reportlets(

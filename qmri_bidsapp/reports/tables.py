@@ -57,6 +57,12 @@ def _milliseconds(times: Sequence[float]) -> str:
     return ", ".join(f"{1e3 * time:g}" for time in times) + " ms"
 
 
+def truth_of(record: Mapping[str, Any], fit: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the record of a participant holds on how far a fit can be trusted; empty if nothing."""
+    keys = ("series", "model", "estimator")
+    return next((found for found in record.get("truths", ()) if all(found[key] == fit[key] for key in keys)), {})
+
+
 def status_table(counts: Mapping[str, int]) -> str:
     """Return the voxels per status, with percentages and meanings."""
     total = sum(counts.values())

@@ -211,7 +211,8 @@ def _add_fit(
     obsolete, certify = [], None
     if item.objection_to_certificate(model, estimator) is None:
         truths = truth_outputs(item, model, estimator, outputs, clashing)
-        obsolete = [entry["map"] for entry in truths["record"]["truths"]] + [truths["record"]["trust"]]
+        made = truths["record"]
+        obsolete = [*(entry["map"] for entry in made["truths"]), made["trust"], made["flag"], made["p_value"]]
         if not config.no_certificate:
             name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
             save = _sink(config, subject_plan, SaveTruth, name, f"{what} truth", f"truth_{step}", **truths)

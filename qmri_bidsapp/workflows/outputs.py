@@ -48,12 +48,14 @@ def desc_meanings() -> dict[str, str]:
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
         meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
+        meanings[f"{name}flag"] = f"Voxels unlike all that was simulated for: {estimator.title}"
         for model in filter(estimator.supports, map(get_model, load_models())):
             if "dwi" in model.bids_suffixes:
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
             meanings[f"{name}{model.name}trust"] = f"What the certificate says in each voxel of: {of}"
+            meanings[f"{name}{model.name}flag"] = f"Voxels unlike all that was simulated for: {of}"
             meanings |= {f"{name}{model.name}{ending}": f"{text}: {of}" for ending, text in endings.items()}
     return meanings
 
@@ -250,6 +252,7 @@ def truth_outputs(
 ) -> dict[str, Any]:
     """Return inputs of `SaveTruth` for one fit, given what `fit_outputs` returned for it; see there."""
     from qmri_bidsapp.registry import get_estimator, get_model
+    from qmri_bidsapp.uncertainty.ood import LEVEL
     from qmri_bidsapp.uncertainty.space import Space
 
     group, model, label = item.group, get_model(model_name), get_estimator(estimator_name).label()
@@ -267,12 +270,29 @@ def truth_outputs(
     status = fit["record"]["status"]
     title = f"{fit['record']['model_title']}, {fit['record']['estimator_title']}"
     return {
-        "record": {**record, "truths": entries, "trust": status.replace("status_dseg", "trust_dseg")},
+        "record": {
+            **record,
+            "truths": entries,
+            "trust": status.replace("status_dseg", "trust_dseg"),
+            "flag": status.replace("status_dseg", "flag_dseg"),
+            "p_value": status.replace("status_dseg", "flag_pvalue"),
+        },
         "sidecars": sidecars,
         "trust_sidecar": {
             **fit["status_sidecar"],
             "Description": f"What the certificate says of the estimate ({title}) in each voxel",
         },
+        "flag_sidecars": [
+            {
+                **fit["status_sidecar"],
+                "Description": f"Why a voxel is unlike all that was simulated ({title}), at a level of {LEVEL:g}",
+            },
+            {
+                **{key: value for key, value in fit["status_sidecar"].items() if key != "Manual"},
+                "Description": f"Part of simulated voxels that are as strange as this one ({title})",
+                "Units": "1",
+            },
+        ],
     }
 
 

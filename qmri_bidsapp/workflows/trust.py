@@ -51,7 +51,7 @@ def add_trust(
 
     from qmri_bidsapp.interfaces.uncertainty import Certify, ReadTruth
 
-    fit.inputs.find_level = True
+    fit.inputs.with_evidence = True
     inputs = {name: value for name in _SHARED if isdefined(value := getattr(fit.inputs, name))}
     if samples is not None:
         inputs |= {"prior": prior, "samples": str(samples)}
@@ -65,12 +65,13 @@ def add_trust(
     read = Node(ReadTruth(model=fit.inputs.model), name=fit.name.replace("fit_", "truth_", 1), mem_gb=2)
     read.title = fit.title.replace(" fit ", " truth ")
     levels = ("snr", "noise_is_given", "floor_is_removed")
-    found = ("maps", "trust", "counts", "wide_counts", "certificate")
+    of_voxels = ("estimates", "stds", "snr_map", "measures", "floor_is_removed")
+    found = ("maps", "trust", "counts", "wide_counts", "flags", "flag_counts", "noise_factor", "certificate")
     wf.connect(
         [
             (fit, certify, [(name, name) for name in levels]),
             (certify, read, [("certificate", "certificate")]),
-            (fit, read, [(name, name) for name in ("estimates", "stds", "snr_map")]),
+            (fit, read, [(name, name) for name in of_voxels]),
             (fit, save, [("training", "training")]),
             (read, save, [(name, name) for name in found]),
         ]

@@ -10,12 +10,15 @@ import pytest
 
 from qmri_bidsapp.core.acquisition import MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.core.simulation import Noise
+from qmri_bidsapp.evaluation.standards import shells
 from qmri_bidsapp.interfaces import uncertainty
-from qmri_bidsapp.interfaces.fitting import Fit
+from qmri_bidsapp.interfaces.fitting import Fit, Witness
 from qmri_bidsapp.interfaces.uncertainty import Certify, ReadTruth, certify_once
 from qmri_bidsapp.registry import get_estimator, get_model
-from qmri_bidsapp.uncertainty.certificate import ARRAYS, Certificate
+from qmri_bidsapp.uncertainty.certificate import ARRAYS, Certificate, certify
 from qmri_bidsapp.uncertainty.inverse import Trust
+from qmri_bidsapp.uncertainty.ood import LEVEL, Reason
+from qmri_bidsapp.uncertainty.simulation import simulate_voxels
 
 PROTOCOL = MultiEcho((0.01, 0.03, 0.06, 0.09))
 
@@ -53,8 +56,9 @@ def test_nothing_where_the_noise_is_not_known(tmp_path):
     nib.save(nib.Nifti1Image(np.ones((1, 1, 1), np.float32), np.eye(4)), tmp_path / "t2.nii")
     file = str(tmp_path / "t2.nii")
     read = ReadTruth(certificate="", model="t2", in_mask=file, estimates=[file], stds=[file], snr_map=file)
+    read.inputs.trait_set(measures=file, floor_is_removed=False)
     outputs = read.run(cwd=str(tmp_path)).outputs
-    assert (outputs.maps, outputs.trust, outputs.counts) == ([], "", {})
+    assert (outputs.maps, outputs.trust, outputs.counts, outputs.flags) == ([], "", {}, [])
 
 
 def test_from_images_to_ranges(tmp_path):
@@ -68,13 +72,14 @@ def test_from_images_to_ranges(tmp_path):
     nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), tmp_path / "series.nii")
     nib.save(nib.Nifti1Image(mask, np.eye(4)), tmp_path / "mask.nii")
     fit = Fit(in_file=tmp_path / "series.nii", in_mask=tmp_path / "mask.nii", model="t2", estimator="nlls")
-    fit.inputs.trait_set(acquisition=PROTOCOL.to_dict(), find_level=True)
+    fit.inputs.trait_set(acquisition=PROTOCOL.to_dict(), with_evidence=True)
     maps = fit.run(cwd=str(tmp_path)).outputs
     # The first image is the reference: 1000 exp(-10 / 63), over 20.
     assert maps.snr == pytest.approx(43, rel=0.15)
     assert not maps.noise_is_given
     read = ReadTruth(model="t2", in_mask=tmp_path / "mask.nii", estimates=maps.estimates, stds=maps.stds)
     read.inputs.trait_set(snr_map=maps.snr_map, certificate=certificate_of(tmp_path / "cache", maps.snr))
+    read.inputs.trait_set(measures=maps.measures, floor_is_removed=maps.floor_is_removed)
     outputs = read.run(cwd=str(tmp_path)).outputs
     names = [Path(name).stem for name in outputs.maps]
     assert names == [f"{name}_{ending}" for ending in ("bias", "truthlow", "truthhigh") for name in ("s0", "t2", "r2")]
@@ -85,6 +90,59 @@ def test_from_images_to_ranges(tmp_path):
     held = (values["t2_truthlow"] <= t2) & (t2 <= values["t2_truthhigh"])
     assert 0.8 < held[mask > 0].mean() < 0.98
     np.testing.assert_allclose(values["t2_truthlow"], 1 / values["r2_truthhigh"], rtol=0.1)
+    reasons, p_value = (np.asarray(nib.load(name).dataobj) for name in outputs.flags)
+    assert (reasons[0] == Reason.OUTSIDE).all()
+    np.testing.assert_array_equal(p_value[mask > 0] <= LEVEL, reasons[mask > 0] > Reason.TYPICAL)
+    assert 0.01 < (reasons[mask > 0] > Reason.TYPICAL).mean() < 0.1
+    assert sum(outputs.flag_counts.values()) == mask.sum()
+    assert outputs.noise_factor == 1
+
+
+def test_one_bad_image_is_found_where_it_is(tmp_path):
+    """The signal of the third echo drops in one corner; voxels are in the order of the mask, not of reading."""
+    rng, shape = np.random.default_rng(0), (24, 20, 9)
+    protocol = MultiEcho((0.01, 0.02, 0.03, 0.05, 0.07, 0.1))
+    data = 1000 * np.exp(-np.array(protocol.echo_time) / (0.05 + 0.1 * rng.random((*shape, 1))))
+    data[:6, :5, :4, 2] *= 0.8
+    data += 10 * rng.standard_normal(data.shape)
+    mask = rng.random(shape) < 0.8
+    nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), tmp_path / "series.nii")
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)), tmp_path / "mask.nii")
+    fit = Fit(in_file=tmp_path / "series.nii", in_mask=tmp_path / "mask.nii", model="t2", estimator="nlls")
+    fit.inputs.trait_set(acquisition=protocol.to_dict(), with_evidence=True)
+    maps = fit.run(cwd=str(tmp_path)).outputs
+    certificate = certificate_of(tmp_path / "cache", maps.snr, acquisition=protocol.to_dict())
+    read = ReadTruth(model="t2", in_mask=tmp_path / "mask.nii", estimates=maps.estimates, stds=maps.stds)
+    read.inputs.trait_set(snr_map=maps.snr_map, measures=maps.measures, floor_is_removed=False, certificate=certificate)
+    reasons = np.asarray(nib.load(read.run(cwd=str(tmp_path)).outputs.flags[0]).dataobj)
+    corner = np.zeros(shape, dtype=bool)
+    corner[:6, :5, :4] = True
+    assert (reasons[corner & mask] > Reason.TYPICAL).mean() > 0.9
+    assert (reasons[~corner & mask] > Reason.TYPICAL).mean() < 0.08
+
+
+def test_denoised_series_are_compared_with_their_own_noise(tmp_path):
+    """A quarter of the noise that was measured before is told as such, and flags no more than usual."""
+    rng, n = np.random.default_rng(0), 3000
+    series = shells(6, (1000.0, 32), (2500.0, 32))
+    protocol, matrix = get_model("smt").adapt(series)
+    noise = Noise("gaussian", (30.0, 30.0))
+    estimator = get_estimator("nlls")(get_model("smt")).fit(protocol)
+    values = get_model("smt").default_prior().draw(n, rng)
+    options = {"noise_is_known": True, "covariates_are_known": False, "by_volume": True}
+    voxels = simulate_voxels(estimator, protocol, values, noise, seed=1, **options)
+    witness = Witness(estimator, series, np.ones((n, 1, 1), dtype=bool))
+    signals = voxels.series @ matrix.astype(np.float32)
+    witness.see(np.arange(n), voxels.series, signals, estimator.predict(signals), 4 * voxels.noise_std, None)
+    np.savez(tmp_path / "measures.npz", **witness.measures().to_arrays())
+    certificate = certify(estimator, protocol, noise=Noise("gaussian", (10.0, 10.0)), n=4000)
+    before = witness.level.by_voxel
+    flags, factor = uncertainty._flag(certificate, str(tmp_path / "measures.npz"), before, is_denoised=True)
+    assert factor == pytest.approx(0.25, rel=0.03)
+    assert (flags.reason > Reason.TYPICAL).mean() < 0.09
+    flags, factor = uncertainty._flag(certificate, str(tmp_path / "measures.npz"), before, is_denoised=False)
+    assert factor == 1
+    assert (flags.reason == Reason.DIRECTIONS).mean() > 0.9
 
 
 def test_the_map_of_a_covariate_tells_the_place(tmp_path):
