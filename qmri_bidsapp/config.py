@@ -84,6 +84,7 @@ class Config:
     prior: str = "uniform"
     n_fibres: str = "1"
     no_certificate: bool = False
+    debias: bool = False
     device: str = "auto"
     nprocs: int = 1
     omp_nthreads: int = 1

@@ -40,6 +40,7 @@ CONFIGS = st.builds(
     models=NAMES,
     estimators=NAMES,
     no_certificate=st.booleans(),
+    debias=st.booleans(),
     device=st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
     nprocs=st.integers(1, 1000),
     omp_nthreads=st.integers(1, 1000),

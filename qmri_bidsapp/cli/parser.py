@@ -143,6 +143,12 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "bias and of the range of the truth that follow (default: made once for each protocol and noise level)",
     )
     group.add_argument(
+        "--debias",
+        action="store_true",
+        help="also write maps less their expected bias (desc-<estimator>debiased); what that costs in variance is in "
+        "their sidecars",
+    )
+    group.add_argument(
         "--output-layout",
         choices=LAYOUTS,
         help="bids: derivatives in output_dir; legacy: in output_dir/qmri_bidsapp (default: bids)",

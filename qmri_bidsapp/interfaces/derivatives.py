@@ -191,6 +191,9 @@ class SaveTruth(SimpleInterface):
             "CertificateNoise": f"{noise['kind']}, signal-to-noise ratio {level / spread:.3g} to {level * spread:.3g}",
         }
         sidecars = [{**sidecar, **fields} for sidecar in inputs.sidecars]
+        for entry, sidecar in zip(record["truths"], sidecars, strict=True):
+            if entry["ending"] == "debiased" and entry["parameter"] in certificate["debiasing"]:
+                sidecar["Debiasing"] = certificate["debiasing"][entry["parameter"]]
         _save_all(inputs.maps, [item["map"] for item in record["truths"]], sidecars, inputs.out_dir)
         _save_all([inputs.trust], [record["trust"]], [{**inputs.trust_sidecar, **fields}], inputs.out_dir)
         flag_sidecars = [{**sidecar, **fields} for sidecar in inputs.flag_sidecars]

@@ -133,10 +133,11 @@ class _ReadTruthInputSpec(BaseInterfaceInputSpec):
     measures = File(exists=True, mandatory=True)
     floor_is_removed = traits.Bool(mandatory=True)
     covariates = InputMultiObject(File(exists=True), desc="as for `Fit`")
+    debias = traits.Bool(False, usedefault=True, desc="whether to subtract the expected bias")
 
 
 class _ReadTruthOutputSpec(TraitedSpec):
-    maps = traits.List(File(exists=True), desc="expected biases, then lower, then upper limits of the truth")
+    maps = traits.List(File(exists=True), desc="expected biases, lower, upper limits, estimates less biases")
     trust = traits.Str(desc="what the reading says of each voxel, see `Trust`; empty without a certificate")
     counts = traits.Dict(desc="voxels per value of `Trust`")
     wide_counts = traits.Dict(desc="voxels in which it is this quantity's range that is wide")
@@ -165,9 +166,10 @@ class ReadTruth(SimpleInterface):
         mask = np.asarray(mask_image.dataobj) > 0
         quantities = [p.name for p in certificate.space.parameters]
         snr = _columns_of([inputs.snr_map], mask)[:, 0]
+        estimate = _columns(inputs.estimates, quantities, "", mask)
         reading = _read(
             certificate,
-            _columns(inputs.estimates, quantities, "", mask),
+            estimate,
             _columns(inputs.stds, quantities, "_std", mask),
             snr,
             _columns_of(defined(inputs.covariates), mask) if certificate.identity["covariates_are_known"] else None,
@@ -177,6 +179,7 @@ class ReadTruth(SimpleInterface):
             return str(save_image(make_image(fill(values, mask, background), mask_image), folder / f"{name}.nii"))
 
         parts = {"bias": reading.bias, "truthlow": reading.lower, "truthhigh": reading.upper}
+        parts |= {"debiased": estimate - reading.bias} if inputs.debias else {}
         self._results["maps"] = [
             save(values[:, k], np.nan, f"{name}_{ending}")
             for ending, values in parts.items()

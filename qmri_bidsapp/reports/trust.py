@@ -180,7 +180,7 @@ def certificate_text(
         if counts.get(name, 0) > MANY * total
     ]
     text = f"<p class='elem-desc'>{escape(_about(summary))} {escape(certificate)}</p>" + notes(many, "warning")
-    return text + table(("Reading", "Voxels", "Part", "Meaning"), rows) + _sinks(summary)
+    return text + table(("Reading", "Voxels", "Part", "Meaning"), rows) + _debiasing(summary) + _sinks(summary)
 
 
 def _about(summary: Mapping[str, Any]) -> str:
@@ -195,6 +195,20 @@ def _about(summary: Mapping[str, Any]) -> str:
     )
     failed = summary["n_failed"]
     return about + (f" ({failed:,} could not be estimated)." if failed else ".")
+
+
+def _debiasing(summary: Mapping[str, Any]) -> str:
+    """Return a table of what it would change to subtract the expected bias, over all plausible tissue."""
+    rows = []
+    for name, found in summary["debiasing"].items():
+        unit, factor = to_display(summary["quantities"][name]["unit"])
+        cells = [
+            f"{before * factor:.3g} to {after * factor:.3g}"
+            for before, after in (found[key] for key in ("bias", "std", "rmse"))
+        ]
+        rows.append((f"{name}{unit and f' ({unit})'}", *cells))
+    header = ("Less its expected bias (--debias)", "bias", "standard deviation", "root mean square error")
+    return table(header, rows)
 
 
 def _sinks(summary: Mapping[str, Any]) -> str:

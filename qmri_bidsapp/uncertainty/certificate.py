@@ -37,7 +37,7 @@ Array = npt.NDArray[np.float64]
 
 ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
 #: Raised whenever the meaning of stored numbers changes.
-FORMAT = 3
+FORMAT = 4
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
@@ -133,6 +133,27 @@ class Certificate:
         return rows
 
     @cached_property
+    def debiasing(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """What it changes to subtract the expected bias: of every quantity but the amplitude, before and after.
+
+        ``bias`` and ``std`` are root mean squares, over bins of the truth, of mean and standard deviation of the error
+        of all plausible tissue at the level of the series; ``rmse`` is of all together; in the quantity's unit.
+        """
+        survey, place = self.survey, self.space.forward(self.survey.truth)
+        known = survey.conditions[:, 1:] if survey.conditions.shape[1] > 1 else None
+        reading = self.reader.read(survey.estimate, snr=np.exp(survey.conditions[:, 0]), covariates=known)
+        usable = np.isfinite(reading.bias).all(axis=1)
+        before = self._errors()[usable]
+        result = {}
+        for k, parameter in enumerate(self.space.parameters):
+            if k == 0:
+                continue
+            index = bins_of(place[usable][:, k : k + 1], N_BINS)[:, 0]
+            pairs = [_spread(error, index) for error in (before[:, k], before[:, k] - reading.bias[usable, k])]
+            result[parameter.name] = {name: (pairs[0][name], pairs[1][name]) for name in ("bias", "std", "rmse")}
+        return result
+
+    @cached_property
     def sinks(self) -> list[Sink] | None:
         """Sinks, see `sinks`, in the units of ``space.told``; None in more than `MAX_DIMENSIONS`."""
         if len(self.space.told) > MAX_DIMENSIONS:
@@ -176,6 +197,7 @@ class Certificate:
                 for k, p in enumerate(quantities)
             },
             "arrows": self.arrows(),
+            "debiasing": {name: {key: list(pair) for key, pair in of.items()} for name, of in self.debiasing.items()},
             "sinks": None if self.sinks is None else [sink.to_dict() for sink in self.sinks],
             "tissues": self.tissues,
         }
@@ -348,3 +370,16 @@ def certify(
     identity = json.loads(json.dumps(identity))
     out_of_distribution = OutOfDistribution(measure(estimator, acquisition, voxels), voxels.noise_std)
     return Certificate(model, identity, pairs, survey, tissues, out_of_distribution)
+
+
+def _spread(error: Array, index: npt.NDArray[np.intp]) -> dict[str, float]:
+    """Return root mean squares of the errors: of their means and standard deviations in bins, and of all."""
+    groups = [part for k in range(N_BINS) if len(part := error[index == k]) >= MIN_PER_BIN]
+    weight = [len(part) for part in groups]
+    square = [(part.mean() ** 2, part.var()) for part in groups] or [(0.0, 0.0)]
+    bias, variance = np.average(square, axis=0, weights=weight or [1])
+    return {
+        "bias": float(np.sqrt(bias)),
+        "std": float(np.sqrt(variance)),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+    }

@@ -210,8 +210,9 @@ def _add_fit(
     outputs = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
     obsolete, certify = [], None
     if item.objection_to_certificate(model, estimator) is None:
-        truths = truth_outputs(item, model, estimator, outputs, clashing)
-        made = truths["record"]
+        # What may be there of an earlier run is removed, whatever is written now.
+        made = truth_outputs(item, model, estimator, outputs, clashing, debias=True)["record"]
+        truths = truth_outputs(item, model, estimator, outputs, clashing, debias=config.debias)
         obsolete = [*(entry["map"] for entry in made["truths"]), made["trust"], made["flag"], made["p_value"]]
         if not config.no_certificate:
             name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
@@ -226,6 +227,7 @@ def _add_fit(
                 samples=samples,
                 covariates_are_known=has_covariates,
             )
+            read.inputs.debias = config.debias
             wf.connect(series_wf, "outputnode.mask", read, "in_mask")
             if has_covariates:
                 wf.connect(series_wf, "outputnode.covariates", read, "covariates")

@@ -28,6 +28,8 @@ TRUTH = {
     "truthlow": "Lower limit (5 %) of the true value, given the estimate",
     "truthhigh": "Upper limit (95 %) of the true value, given the estimate",
 }
+#: What it adds if that is asked for.
+DEBIASED = {"debiased": "Estimate less its expected bias"}
 READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
@@ -44,7 +46,7 @@ def desc_meanings() -> dict[str, str]:
         name = estimator.label()
         endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
         endings |= INTERVAL if estimator.has_posterior else {}
-        endings |= {} if estimator.is_spatial else TRUTH
+        endings |= {} if estimator.is_spatial else TRUTH | DEBIASED
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
         meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
@@ -248,7 +250,13 @@ def fit_outputs(
 
 
 def truth_outputs(
-    item: SeriesPlan, model_name: str, estimator_name: str, fit: Mapping[str, Any], clashing: frozenset[str]
+    item: SeriesPlan,
+    model_name: str,
+    estimator_name: str,
+    fit: Mapping[str, Any],
+    clashing: frozenset[str],
+    *,
+    debias: bool,
 ) -> dict[str, Any]:
     """Return inputs of `SaveTruth` for one fit, given what `fit_outputs` returned for it; see there."""
     from qmri_bidsapp.registry import get_estimator, get_model
@@ -262,7 +270,7 @@ def truth_outputs(
     quantities = Space(model).parameters
     names = [_map_names(group, model_name, p, label, False, clashing) for p in quantities]
     entries, sidecars = [], []
-    for ending, text in TRUTH.items():
+    for ending, text in (TRUTH | (DEBIASED if debias else {})).items():
         for p, own in zip(quantities, names, strict=True):
             entries.append({"parameter": p.name, "ending": ending, "map": own[ending]})
             sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}, {READ_UNDER}"})
@@ -311,8 +319,8 @@ def _map_entry(parameter: Parameter, names: dict[str, str]) -> dict[str, Any]:
 def _map_names(
     group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
 ) -> dict[str, str]:
-    """Return the names of a parameter's map (""), its standard deviation ("std"), and of `INTERVAL` and `TRUTH`."""
-    endings = ("", "std", *INTERVAL, *TRUTH)
+    """Return the names of a parameter's map (""), its standard deviation ("std"), and of other endings of ``desc``."""
+    endings = ("", "std", *INTERVAL, *TRUTH, *DEBIASED)
     if group.kind == "dwi":
         entities = {"model": model, "param": parameter.label}
         return {ending: _name(group, "dwimap", **entities, desc=f"{estimator}{ending}") for ending in endings}

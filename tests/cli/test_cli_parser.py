@@ -18,7 +18,7 @@ from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
 OPTIONS = {
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
-    "--bids-database-dir", "--models", "--estimators", "--n-fibres", "--no-certificate",
+    "--bids-database-dir", "--models", "--estimators", "--n-fibres", "--no-certificate", "--debias",
     "--prior", "--weights", "--device", "--nprocs", "--omp-nthreads",
     "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
     "--boilerplate-only", "--config-file", "--output-layout", "--verbose", "--version", "--help",

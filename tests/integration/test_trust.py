@@ -12,6 +12,7 @@ import pytest
 
 from qmri_bidsapp.cli import run
 from qmri_bidsapp.uncertainty.inverse import Trust
+from qmri_bidsapp.uncertainty.ood import LEVEL, Reason
 
 #: Too few slices for an alignment, which voxels that differ from all others would lead astray.
 SHAPE, VOXEL = (36, 44, 4), 4.0
@@ -117,7 +118,31 @@ def test_what_an_earlier_run_said_is_not_left_beside_new_maps(heads, tmp_path):
     app(heads[0], tmp_path / "out", "--participant-label", "01")
     app(heads[0], tmp_path / "out", "--participant-label", "01", "--no-certificate")
     left = [path.name for path in (tmp_path / "out" / "sub-01").rglob("*")]
-    assert not [name for name in left if "truth" in name or "trust" in name or "nllsbias" in name]
+    assert not [name for name in left if "truth" in name or "trust" in name or "nllsbias" in name or "flag_" in name]
+
+
+def test_flags_are_few_in_what_the_model_can_follow(out):
+    for subject in ("01", "02"):
+        folder = out / f"sub-{subject}" / "anat"
+        flags, p_value = (load(folder / f"sub-{subject}_desc-nllst2flag_{name}.nii.gz") for name in ("dseg", "pvalue"))
+        compared = np.isfinite(p_value)
+        assert compared.sum() > 1000
+        assert 0.01 < (flags[compared] > Reason.TYPICAL).mean() < 0.1
+        np.testing.assert_array_equal(flags[compared] > Reason.TYPICAL, p_value[compared] <= LEVEL)
+    page = (out / "sub-01.html").read_text()
+    assert "Voxels unlike all that was simulated" in page
+    assert "of the voxels are unlike all that was simulated; mostly" not in page
+
+
+def test_debiased_maps_on_request(heads, out, tmp_path):
+    app(heads[0], tmp_path / "out", "--participant-label", "01", "--debias")
+    folder = tmp_path / "out" / "sub-01" / "anat"
+    debiased = load(folder / "sub-01_desc-nllsdebiased_T2map.nii.gz")
+    expected = load(folder / "sub-01_T2map.nii.gz") - load(folder / "sub-01_desc-nllsbias_T2map.nii.gz")
+    np.testing.assert_allclose(debiased, expected, rtol=1e-5)
+    cost = json.loads((folder / "sub-01_desc-nllsdebiased_T2map.json").read_text())["Debiasing"]
+    assert set(cost) == {"bias", "std", "rmse"}
+    assert not list(out.rglob("*debiased*"))
 
 
 def test_nothing_of_it_on_request(heads, out, tmp_path):
@@ -125,6 +150,7 @@ def test_nothing_of_it_on_request(heads, out, tmp_path):
     names = {path.name for path in tmp_path.rglob("*") if "work" not in path.parts}
     assert "sub-01_T2map.nii.gz" in names
     assert not [name for name in names if "bias" in name or "truth" in name or "trust" in name or "certificate" in name]
+    assert not [name for name in names if "flag" in name]
     record = json.loads((tmp_path / "out" / "logs" / "sub-01.json").read_text())
     assert record["truths"] == []
     np.testing.assert_array_equal(

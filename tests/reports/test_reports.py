@@ -242,6 +242,7 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
             "spread": 4.0,
         },
         "n_failed": 12,
+        "debiasing": {"t1": {"bias": [0.1, 0.05], "std": [0.2, 0.3], "rmse": [0.22, 0.31]}},
         "told": told,
         "quantities": {
             "t1": {**quantity, "unit": "s"},
@@ -279,6 +280,7 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     assert "25% of the voxels: the range of the truth is wide" in page
     assert "1e+03 ms (900 to 1.1e+03)" in page
     assert "50% of the way" in page
+    assert "200 to 300" in page
     figures = {path.name for path in (output / "sub-01" / "figures").glob("*.svg")}
     assert {"sub-01_desc-IRT1t1nllsbias_T1w.svg", "sub-01_desc-IRT1t1nllst1truth_T1w.svg"} <= figures
     (output / "logs" / "certificates" / "t1.json").unlink()

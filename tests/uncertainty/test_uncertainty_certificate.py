@@ -150,3 +150,14 @@ def test_what_cannot_be_certified_is_refused():
         certify(Toy(lambda ratio: ratio), PROTOCOL, noise=NOISE, prior=t1.default_prior())
     with pytest.raises(InputError, match="could not estimate"):
         certify(Toy(lambda ratio: np.full_like(ratio, np.nan)), PROTOCOL, noise=NOISE, n=100)
+
+
+def test_less_bias_costs_variance():
+    """Estimates half way to the middle: bias and noise are half; E[truth | estimate] gives back most of both."""
+    certificate = certify(Toy(lambda ratio: 0.5 + 0.5 * (ratio - 0.5)), PROTOCOL, noise=NOISE, n=8000)
+    (bias, std, rmse) = (certificate.debiasing["x"][name] for name in ("bias", "std", "rmse"))
+    assert bias[0] == pytest.approx(0.5 / np.sqrt(12), rel=0.05)
+    assert std[0] == pytest.approx(0.5 * SIGMA, rel=0.05)
+    assert bias[1] < 0.35 * bias[0]
+    assert 1.5 * std[0] < std[1] < 2 * std[0] * 1.02
+    assert rmse[1] < SIGMA < rmse[0]
