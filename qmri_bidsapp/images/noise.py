@@ -43,8 +43,19 @@ def noise_of_repeats(
         square += away * (values - mean)
     variance = np.full(mask.shape, np.nan)
     variance[mask] = square / (len(volumes) - 1)
-    usable = np.isfinite(variance)
+    noise = np.sqrt(smooth(np.where(mask, variance, np.nan)))
+    return np.asarray(np.where(np.isfinite(variance) & (noise > 0), noise, np.nan)[mask], dtype=np.float32)
+
+
+def smooth(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return the mean over the neighbourhood of each voxel, with Gaussian weights; NaN have none.
+
+    Parameters
+    ----------
+    values : ndarray
+        (x, y, z).
+    """
+    usable = np.isfinite(values)
     weight = gaussian_filter(usable.astype(np.float64), SMOOTHING, mode="constant")
-    total = gaussian_filter(np.where(usable, variance, 0.0), SMOOTHING, mode="constant")
-    noise = np.sqrt(np.divide(total, weight, out=np.zeros_like(total), where=weight > 0))
-    return np.asarray(np.where(usable & (noise > 0), noise, np.nan)[mask], dtype=np.float32)
+    total = gaussian_filter(np.where(usable, values, 0.0), SMOOTHING, mode="constant", output=np.float64)
+    return np.divide(total, weight, out=np.full(values.shape, np.nan), where=weight > 0)

@@ -15,6 +15,8 @@ from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.images.noise import smooth
+from qmri_bidsapp.images.volumes import fill, load_image, make_image, save_image
 from qmri_bidsapp.interfaces.fitting import make_estimator
 from qmri_bidsapp.interfaces.preprocess import defined
 from qmri_bidsapp.interfaces.training import load_prior, locked
@@ -154,8 +156,6 @@ class ReadTruth(SimpleInterface):
     output_spec = _ReadTruthOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import fill, load_image, make_image, save_image
-
         inputs, folder = self.inputs, Path(runtime.cwd)
         self._results.update(maps=[], trust="", counts={}, wide_counts={}, certificate="")
         self._results.update(flags=[], flag_counts={}, noise_factor=1.0)
@@ -188,7 +188,7 @@ class ReadTruth(SimpleInterface):
         self._results["trust"] = save(reading.trust, Trust.OUTSIDE, "trust")
         self._results["counts"] = reading.counts()
         self._results["wide_counts"] = dict(zip(quantities, reading.is_wide.sum(axis=0).tolist(), strict=True))
-        flags, factor = _flag(certificate, inputs.measures, snr, is_denoised=inputs.floor_is_removed)
+        flags, factor = _flag(certificate, inputs.measures, snr, mask, is_denoised=inputs.floor_is_removed)
         reasons = save(flags.reason, Reason.OUTSIDE, "flag")
         self._results["flags"] = [reasons, save(flags.p_value, np.nan, "p_value")]
         self._results.update(flag_counts=flags.counts(), noise_factor=factor)
@@ -197,17 +197,27 @@ class ReadTruth(SimpleInterface):
         return runtime
 
 
-def _flag(certificate: Certificate, file: str, snr: npt.NDArray[Any], *, is_denoised: bool) -> tuple[Flags, float]:
-    """Compare voxels with the simulated ones; return also the factor that was applied to the noise."""
+def _flag(
+    certificate: Certificate, file: str, snr: npt.NDArray[Any], mask: npt.NDArray[np.bool_], *, is_denoised: bool
+) -> tuple[Flags, float]:
+    """Compare voxels with the simulated ones; return also the noise that was taken, relative to that of `snr`.
+
+    Less noise than was measured is no fault of a voxel: denoising takes some away, and b0 volumes differ by pulsation
+    too. So it is the lesser of the latter and of the scatter over directions in the neighbourhood.
+    """
     with np.load(file, allow_pickle=False) as arrays:
         measures = Measures.from_arrays(dict(arrays))
     with np.errstate(invalid="ignore", divide="ignore"):
-        noise = measures.size / snr
-    known, factor = certificate.out_of_distribution, 1.0
-    if is_denoised:
-        # Denoising leaves less noise than was measured before it; more than that is no work of it.
-        factor = min(known.noise_factor(measures, noise), 1.0)
-    return known.flag(measures, factor * noise), factor
+        stated = measures.size / snr
+    known, noise = certificate.out_of_distribution, stated
+    if np.isfinite(measures.directions).any():
+        with np.errstate(invalid="ignore", divide="ignore"):
+            scatter = fill(np.log(measures.directions), mask, np.nan)
+        noise = np.fmin(stated, np.exp(smooth(np.where(np.isfinite(scatter), scatter, np.nan)) / 2)[mask])
+    elif is_denoised:
+        noise = stated * min(known.noise_factor(measures, stated), 1.0)
+    ratio = (noise / stated)[np.isfinite(noise) & (stated > 0)]
+    return known.flag(measures, noise), float(np.median(ratio)) if ratio.size else 1.0
 
 
 def _columns(files: list[str], quantities: list[str], ending: str, mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
