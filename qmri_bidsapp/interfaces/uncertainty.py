@@ -212,7 +212,7 @@ def _flag(
     known, noise = certificate.out_of_distribution, stated
     if np.isfinite(measures.directions).any():
         with np.errstate(invalid="ignore", divide="ignore"):
-            scatter = fill(np.log(measures.directions), mask, np.nan)
+            scatter = fill(np.log(measures.directions / known.usual_scatter), mask, np.nan)
         noise = np.fmin(stated, np.exp(smooth(np.where(np.isfinite(scatter), scatter, np.nan)) / 2)[mask])
     elif is_denoised:
         noise = stated * min(known.noise_factor(measures, stated), 1.0)

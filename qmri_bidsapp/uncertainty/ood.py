@@ -7,9 +7,11 @@ scores the smallest, compared in turn). Of voxels like the simulated ones as man
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -183,6 +185,13 @@ class OutOfDistribution:
             As for `flag`.
         """
         return self._reference.noise_factor(*self.scores(measures, noise_std))
+
+    @cached_property
+    def usual_scatter(self) -> float:
+        """Geometric mean, over simulated voxels, of `Measures.directions` over the squared noise; NaN without any."""
+        scatter = self._measures.directions / np.square(self._noise)
+        known = scatter[scatter > 0]
+        return float(np.exp(np.log(known).mean())) if known.size else math.nan
 
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return all that it is made from, by name."""

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.core.acquisition import MultiEcho, SpoiledGradientEcho
+from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.evaluation.standards import shells
 from qmri_bidsapp.interfaces import uncertainty
