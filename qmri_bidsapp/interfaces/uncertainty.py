@@ -136,10 +136,11 @@ class _ReadTruthInputSpec(BaseInterfaceInputSpec):
     floor_is_removed = traits.Bool(mandatory=True)
     covariates = InputMultiObject(File(exists=True), desc="as for `Fit`")
     debias = traits.Bool(False, usedefault=True, desc="whether to subtract the expected bias")
+    with_intervals = traits.Bool(False, usedefault=True, desc="whether to give conformal intervals")
 
 
 class _ReadTruthOutputSpec(TraitedSpec):
-    maps = traits.List(File(exists=True), desc="expected biases, lower, upper limits, estimates less biases")
+    maps = traits.List(File(exists=True), desc="expected biases, limits of the truth, and what was asked for")
     trust = traits.Str(desc="what the reading says of each voxel, see `Trust`; empty without a certificate")
     counts = traits.Dict(desc="voxels per value of `Trust`")
     wide_counts = traits.Dict(desc="voxels in which it is this quantity's range that is wide")
@@ -167,10 +168,11 @@ class ReadTruth(SimpleInterface):
         quantities = [p.name for p in certificate.space.parameters]
         snr = _columns_of([inputs.snr_map], mask)[:, 0]
         estimate = _columns(inputs.estimates, quantities, "", mask)
+        std = _columns(inputs.stds, quantities, "_std", mask)
         reading = _read(
             certificate,
             estimate,
-            _columns(inputs.stds, quantities, "_std", mask),
+            std,
             snr,
             _columns_of(defined(inputs.covariates), mask) if certificate.identity["covariates_are_known"] else None,
         )
@@ -178,8 +180,13 @@ class ReadTruth(SimpleInterface):
         def save(values: npt.NDArray[Any], background: float, name: str) -> str:
             return str(save_image(make_image(fill(values, mask, background), mask_image), folder / f"{name}.nii"))
 
+        flags, factor = _flag(certificate, inputs.measures, snr, mask, is_denoised=inputs.floor_is_removed)
         parts = {"bias": reading.bias, "truthlow": reading.lower, "truthhigh": reading.upper}
         parts |= {"debiased": estimate - reading.bias} if inputs.debias else {}
+        if inputs.with_intervals:
+            half = std * [certificate.conformal.get(name, np.nan) for name in quantities]
+            half[flags.reason != Reason.TYPICAL] = np.nan
+            parts |= {"low": estimate - half, "high": estimate + half}
         self._results["maps"] = [
             save(values[:, k], np.nan, f"{name}_{ending}")
             for ending, values in parts.items()
@@ -188,7 +195,6 @@ class ReadTruth(SimpleInterface):
         self._results["trust"] = save(reading.trust, Trust.OUTSIDE, "trust")
         self._results["counts"] = reading.counts()
         self._results["wide_counts"] = dict(zip(quantities, reading.is_wide.sum(axis=0).tolist(), strict=True))
-        flags, factor = _flag(certificate, inputs.measures, snr, mask, is_denoised=inputs.floor_is_removed)
         reasons = save(flags.reason, Reason.OUTSIDE, "flag")
         self._results["flags"] = [reasons, save(flags.p_value, np.nan, "p_value")]
         self._results.update(flag_counts=flags.counts(), noise_factor=factor)

@@ -11,6 +11,7 @@ from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.outputs import (
     anat_outputs,
     fit_outputs,
+    has_intervals,
     orientation_outputs,
     series_outputs,
     truth_outputs,
@@ -227,7 +228,7 @@ def _add_fit(
                 samples=samples,
                 covariates_are_known=has_covariates,
             )
-            read.inputs.debias = config.debias
+            read.inputs.trait_set(debias=config.debias, with_intervals=has_intervals(get_estimator(estimator)))
             wf.connect(series_wf, "outputnode.mask", read, "in_mask")
             if has_covariates:
                 wf.connect(series_wf, "outputnode.covariates", read, "covariates")

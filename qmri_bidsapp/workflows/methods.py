@@ -80,7 +80,9 @@ _CERTIFICATE = (
     "For each protocol, estimator and noise level, voxels were simulated with parameters from a stated prior "
     "(plausible tissue, all alike, unless maps say otherwise) and estimated; maps of the expected bias and of the 5 to "
     "95 % range of the truth come from the simulated voxels with the most similar estimates, after linear regression "
-    "within the neighbourhood [@beaumont]. Sinks of the parameter space [@gyori] are listed in the reports."
+    "within the neighbourhood [@beaumont]. Sinks of the parameter space [@gyori] are listed in the reports. Voxels "
+    "that are unlike the simulated ones in misfit, in the scatter over directions, by a single image or in the space "
+    "of signals are flagged (p <= 0.05 by rank among simulated voxels of a like signal-to-noise ratio)."
 )
 
 

@@ -14,6 +14,7 @@ from qmri_bidsapp.workflows.plan import NO_RESIDUALS
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup
+    from qmri_bidsapp.estimators.base import Estimator
     from qmri_bidsapp.workflows.plan import SeriesPlan
 
 #: Suffixes that more than one model writes: the model is part of their ``desc``.
@@ -30,6 +31,11 @@ TRUTH = {
 }
 #: What it adds if that is asked for.
 DEBIASED = {"debiased": "Estimate less its expected bias"}
+#: What it adds for learned estimators.
+CONFORMAL = {
+    "low": "Lower limit of the 95 % interval (split conformal; not where the voxel is flagged)",
+    "high": "Upper limit of the 95 % interval (split conformal; not where the voxel is flagged)",
+}
 READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
@@ -47,6 +53,7 @@ def desc_meanings() -> dict[str, str]:
         endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
         endings |= INTERVAL if estimator.has_posterior else {}
         endings |= {} if estimator.is_spatial else TRUTH | DEBIASED
+        endings |= CONFORMAL if has_intervals(estimator) else {}
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
         meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
@@ -249,6 +256,13 @@ def fit_outputs(
     }
 
 
+def has_intervals(kind: type[Estimator]) -> bool:
+    """Tell whether conformal intervals are given of an estimator: where it is learned, by voxel."""
+    from qmri_bidsapp.estimators.trained import TrainedEstimator
+
+    return issubclass(kind, TrainedEstimator) and not kind.is_spatial
+
+
 def truth_outputs(
     item: SeriesPlan,
     model_name: str,
@@ -263,14 +277,15 @@ def truth_outputs(
     from qmri_bidsapp.uncertainty.ood import LEVEL
     from qmri_bidsapp.uncertainty.space import Space
 
-    group, model, label = item.group, get_model(model_name), get_estimator(estimator_name).label()
+    group, model, kind = item.group, get_model(model_name), get_estimator(estimator_name)
     sidecar_of = {
         entry["parameter"]: sidecar for entry, sidecar in zip(fit["record"]["maps"], fit["sidecars"], strict=True)
     }
     quantities = Space(model).parameters
-    names = [_map_names(group, model_name, p, label, False, clashing) for p in quantities]
+    names = [_map_names(group, model_name, p, kind.label(), False, clashing) for p in quantities]
     entries, sidecars = [], []
-    for ending, text in (TRUTH | (DEBIASED if debias else {})).items():
+    endings = TRUTH | (DEBIASED if debias else {}) | (CONFORMAL if has_intervals(kind) else {})
+    for ending, text in endings.items():
         for p, own in zip(quantities, names, strict=True):
             entries.append({"parameter": p.name, "ending": ending, "map": own[ending]})
             sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}, {READ_UNDER}"})

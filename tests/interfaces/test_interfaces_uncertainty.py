@@ -114,7 +114,11 @@ def test_one_bad_image_is_found_where_it_is(tmp_path):
     certificate = certificate_of(tmp_path / "cache", maps.snr, acquisition=protocol.to_dict())
     read = ReadTruth(model="t2", in_mask=tmp_path / "mask.nii", estimates=maps.estimates, stds=maps.stds)
     read.inputs.trait_set(snr_map=maps.snr_map, measures=maps.measures, floor_is_removed=False, certificate=certificate)
-    reasons = np.asarray(nib.load(read.run(cwd=str(tmp_path)).outputs.flags[0]).dataobj)
+    read.inputs.with_intervals = True
+    outputs = read.run(cwd=str(tmp_path)).outputs
+    reasons = np.asarray(nib.load(outputs.flags[0]).dataobj)
+    (low,) = (np.asarray(nib.load(name).dataobj) for name in outputs.maps if name.endswith("t2_low.nii"))
+    np.testing.assert_array_equal(np.isfinite(low), reasons == Reason.TYPICAL)
     corner = np.zeros(shape, dtype=bool)
     corner[:6, :5, :4] = True
     assert (reasons[corner & mask] > Reason.TYPICAL).mean() > 0.9

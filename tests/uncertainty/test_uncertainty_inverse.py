@@ -16,7 +16,10 @@ from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.registry import get_estimator, get_model
 from qmri_bidsapp.uncertainty.certificate import certify
 from qmri_bidsapp.uncertainty.inverse import Trust
-from qmri_bidsapp.uncertainty.simulation import simulate_pairs
+from qmri_bidsapp.uncertainty.ood import Reason
+from qmri_bidsapp.uncertainty.ood_measures import measure
+from qmri_bidsapp.uncertainty.simulation import pairs_of, simulate_pairs, simulate_voxels
+from qmri_bidsapp.uncertainty.tissues import tissues_of
 
 N_NEW = 8000
 
@@ -159,3 +162,26 @@ def test_a_wide_range_without_a_standard_deviation_is_told():
     assert reading.trust.tolist() == [Trust.WIDE]
     assert reading.is_wide.tolist() == [[False, True]]
     np.testing.assert_allclose([reading.lower[0, 1], reading.upper[0, 1]], [0.05, 0.95], atol=0.06)
+
+
+def test_conformal_intervals_hold_where_the_voxel_is_not_flagged(narrow):
+    """In distribution they do as stated; on an abnormality never, but all of its voxels are flagged."""
+    model, protocol, noise = get_model("smt"), standard("smt"), Noise("gaussian", (25.0, 25.0))
+    certificate = certify(narrow, protocol, noise=noise, prior=healthy(), n=16_000)
+    (abnormality,) = (tissue for tissue in tissues_of(model) if tissue.name == "Abnormality 1")
+    sets = {
+        "healthy": healthy().draw(4000, np.random.default_rng(5)),
+        "abnormality": np.tile([abnormality.values[p.name] for p in model.parameters[1:]], (1000, 1)),
+    }
+    held, flagged = {}, {}
+    for name, values in sets.items():
+        options = {"noise_is_known": True, "covariates_are_known": False, "by_volume": True}
+        voxels = simulate_voxels(narrow, protocol, values, noise, seed=7, **options)
+        pairs = pairs_of(model, protocol, voxels)
+        half = pairs.std * [certificate.conformal[p.name] for p in certificate.space.parameters]
+        flags = certificate.out_of_distribution.flag(measure(narrow, protocol, voxels), voxels.noise_std)
+        held[name] = (np.abs(pairs.estimate - pairs.truth) <= half)[:, 1:]
+        flagged[name] = flags.reason > Reason.TYPICAL
+    assert (np.abs(held["healthy"][~flagged["healthy"]].mean(axis=0) - 0.95) < 0.02).all()
+    assert held["abnormality"].mean() < 0.01
+    assert flagged["abnormality"].mean() > 0.99
