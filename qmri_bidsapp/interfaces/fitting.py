@@ -196,8 +196,8 @@ class Witness:
         protocol, _ = estimator.model.adapt(acquisition)
         self.level = NoiseLevel(estimator.model, protocol, mask)
         self._meter = Meter(estimator, protocol, acquisition)
-        self._index: list[npt.NDArray[np.intp]] = []
-        self._parts: list[Measures] = []
+        self._n_voxels = int(mask.sum())
+        self._measures: Measures | None = None
 
     def see(
         self,
@@ -210,14 +210,16 @@ class Witness:
     ) -> None:
         """Take the voxels of a chunk: as they were measured, as the estimator had them, and what it made of them."""
         self.level.add(index, signals, noise_std, covariates)
-        self._index.append(index)
-        self._parts.append(self._meter.measure(signals, maps, series=series, covariates=covariates))
+        part = self._meter.measure(signals, maps, series=series, covariates=covariates)
+        if self._measures is None:
+            self._measures = part.empty(self._n_voxels)
+        self._measures.fill(index, part)
 
+    @property
     def measures(self) -> Measures:
-        """Return the measures of all voxels, in C order of the mask."""
-        from qmri_bidsapp.uncertainty.ood_measures import Measures
-
-        return Measures.join(self._parts).part(np.argsort(np.concatenate(self._index)))
+        """Measures of all voxels, in C order of the mask."""
+        assert self._measures is not None, "no voxel was seen"
+        return self._measures
 
 
 class _FitInputSpec(BaseInterfaceInputSpec):
@@ -346,7 +348,7 @@ def _save_evidence(witness: Witness, mask_image: nib.Nifti1Image, folder: Path) 
     from qmri_bidsapp.images.volumes import fill, make_image, save_image
 
     level = witness.level
-    np.savez(folder / "measures.npz", **witness.measures().to_arrays())  # type: ignore[arg-type]
+    np.savez(folder / "measures.npz", **witness.measures.to_arrays())  # type: ignore[arg-type]
     values = fill(level.by_voxel, np.asarray(mask_image.dataobj) > 0, np.nan)
     return {
         "snr": level.snr or 0.0,

@@ -146,7 +146,7 @@ class _ReadTruthOutputSpec(TraitedSpec):
     wide_counts = traits.Dict(desc="voxels in which it is this quantity's range that is wide")
     flags = traits.List(File(exists=True), desc="reasons, see `Reason`, and p-values; empty without a certificate")
     flag_counts = traits.Dict(desc="voxels per value of `Reason`")
-    noise_factor = traits.Float(desc="noise of the denoised series over that before, one of others")
+    noise_factor = traits.Float(desc="median of the noise that flags take over that which was measured")
     certificate = traits.Str(desc="summary of the certificate, JSON; empty without one")
 
 
@@ -185,7 +185,8 @@ class ReadTruth(SimpleInterface):
         parts |= {"debiased": estimate - reading.bias} if inputs.debias else {}
         if inputs.with_intervals:
             half = std * [certificate.conformal.get(name, np.nan) for name in quantities]
-            half[flags.reason != Reason.TYPICAL] = np.nan
+            # Beyond what was simulated the intervals promise nothing.
+            half[(flags.reason != Reason.TYPICAL) | (reading.trust == Trust.UNLIKE)] = np.nan
             parts |= {"low": estimate - half, "high": estimate + half}
         self._results["maps"] = [
             save(values[:, k], np.nan, f"{name}_{ending}")
@@ -206,24 +207,21 @@ class ReadTruth(SimpleInterface):
 def _flag(
     certificate: Certificate, file: str, snr: npt.NDArray[Any], mask: npt.NDArray[np.bool_], *, is_denoised: bool
 ) -> tuple[Flags, float]:
-    """Compare voxels with the simulated ones; return also the noise that was taken, relative to that of `snr`.
-
-    Less noise than was measured is no fault of a voxel: denoising takes some away, and b0 volumes differ by pulsation
-    too. So it is the lesser of the latter and of the scatter over directions in the neighbourhood.
-    """
+    """Compare voxels with the simulated ones; return also the median of the noise that was taken over the stated."""
     with np.load(file, allow_pickle=False) as arrays:
         measures = Measures.from_arrays(dict(arrays))
     with np.errstate(invalid="ignore", divide="ignore"):
         stated = measures.size / snr
-    known, noise = certificate.out_of_distribution, stated
-    if np.isfinite(measures.directions).any():
-        with np.errstate(invalid="ignore", divide="ignore"):
-            scatter = fill(np.log(measures.directions / known.usual_scatter), mask, np.nan)
-        noise = np.fmin(stated, np.exp(smooth(np.where(np.isfinite(scatter), scatter, np.nan)) / 2)[mask])
-    elif is_denoised:
-        noise = stated * min(known.noise_factor(measures, stated), 1.0)
+
+    def over_neighbours(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return smooth(fill(values, mask, np.nan))[mask]
+
+    known = certificate.out_of_distribution
+    noise = known.noise_in_use(measures, stated, over_neighbours, is_denoised=is_denoised)
+    parts = [slice(i, i + CHUNK_SIZE) for i in range(0, len(noise), CHUNK_SIZE)]
+    flags = [known.flag(measures.part(part), noise[part]) for part in parts]
     ratio = (noise / stated)[np.isfinite(noise) & (stated > 0)]
-    return known.flag(measures, noise), float(np.median(ratio)) if ratio.size else 1.0
+    return Flags.join(flags), float(np.median(ratio)) if ratio.size else 1.0
 
 
 def _columns(files: list[str], quantities: list[str], ending: str, mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:

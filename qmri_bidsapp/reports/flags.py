@@ -34,6 +34,8 @@ COLOURS = {
 }
 #: A part of flagged voxels above which the section of a fit leads with them, and the whole series is called out.
 MANY, MOST = 0.2, 0.5
+#: Of the noise that was measured; more is not worth a word.
+LESS_NOISE = 0.95
 
 
 def part_flagged(counts: Mapping[str, int]) -> float:
@@ -59,7 +61,7 @@ def flag_text(
     counts : mapping
         Name of `Reason` -> voxels.
     noise_factor : float
-        See `uncertainty.ood.OutOfDistribution.noise_factor`.
+        Median of the noise that they are compared with over that which was measured.
     flags : ndarray
         (x, y, z) values of `Reason`.
     regions : mapping
@@ -69,10 +71,9 @@ def flag_text(
         f"Voxels unlike all that was simulated for this protocol and noise. {LEVEL:.0%} of voxels like the simulated "
         "ones are flagged too."
     )
-    if noise_factor != 1:
+    if noise_factor < LESS_NOISE:
         about += (
-            f" After denoising there is {noise_factor:.2f} times the noise that was measured before; voxels are "
-            "compared with that."
+            f" They are compared with {noise_factor:.2f} times the noise that was measured (median): there is less."
         )
     text = f"<p class='elem-desc'>{about}</p>"
     part = part_flagged(counts)

@@ -41,6 +41,8 @@ FORMAT = 4
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
+#: Of the simulated voxels, the part that must be estimated.
+LEAST_PART = 0.1
 #: Of conformal intervals.
 COVERAGE = 0.95
 #: Bins of the truth along one parameter, and along each of two.
@@ -139,15 +141,16 @@ class Certificate:
         """Half the width of 95 % intervals, in stated standard deviations, of every quantity that has these.
 
         That many standard deviations hold the error in 95 % of the simulated voxels, and of new ones like them (split
-        conformal prediction, Lei et al. 2018, J Am Stat Assoc 113:1094). Of voxels unlike them it says nothing.
+        conformal prediction, Lei et al. 2018, J Am Stat Assoc 113:1094): on average over their signal-to-noise ratios.
+        Of voxels unlike them it says nothing.
         """
         found = {}
         with np.errstate(invalid="ignore", divide="ignore"):
             size = np.abs(self.pairs.estimate.astype(np.float64) - self.pairs.truth) / self.pairs.std
         for parameter, column in zip(self.space.parameters, size.T, strict=True):
-            known = np.sort(column[np.isfinite(column)])
+            known = np.sort(column[~np.isnan(column)])
             rank = math.ceil(COVERAGE * (len(known) + 1))
-            if rank <= len(known):
+            if rank <= len(known) and np.isfinite(known[rank - 1]):
                 found[parameter.name] = float(known[rank - 1])
         return found
 
@@ -378,7 +381,7 @@ def certify(
     )
     pairs = pairs_of(model, acquisition, voxels)
     survey = simulate(model.default_prior().draw(n, rng), noise, 2)
-    if min(len(pairs), len(survey)) < MIN_PER_BIN:
+    if min(len(pairs), len(survey)) < max(MIN_PER_BIN, LEAST_PART * n):
         raise InputError(f"{estimator.name} could not estimate {model.name} from simulated signals of this protocol.")
     tissues = {}
     for part, tissue in enumerate(tissues_of(model), start=3):

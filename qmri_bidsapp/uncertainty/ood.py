@@ -7,11 +7,9 @@ scores the smallest, compared in turn). Of voxels like the simulated ones as man
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,6 +83,13 @@ class Flags:
     p_value: npt.NDArray[np.float32]
     reason: npt.NDArray[np.uint8]
     p_values: dict[Reason, npt.NDArray[np.float32]]
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Return the voxels of all parts."""
+        p_value, reason = (np.concatenate([getattr(part, name) for part in parts]) for name in ("p_value", "reason"))
+        names = parts[0].p_values
+        return cls(p_value, reason, {key: np.concatenate([part.p_values[key] for part in parts]) for key in names})
 
     def counts(self) -> dict[str, int]:
         """Return the number of voxels per name of `Reason`, for those that occur."""
@@ -173,25 +178,31 @@ class OutOfDistribution:
         reason[np.isnan(p_value)] = Reason.NO_ESTIMATE
         return Flags(p_value.astype(np.float32), reason, {key: p.astype(np.float32) for key, p in p_values.items()})
 
-    def noise_factor(self, measures: Measures, noise_std: npt.ArrayLike) -> float:
-        """Return the noise of most voxels over the one that is stated; one where nothing tells it.
+    def noise_in_use(
+        self, measures: Measures, stated: npt.ArrayLike, smooth: Callable[[Array], Array], *, is_denoised: bool
+    ) -> Array:
+        """Return the noise that voxels are to be compared with, (n,): the stated one, or less where there is less.
 
-        Denoised series have less noise than was measured before, and then every voxel would be flagged. What this
-        takes out is told of the series as a whole, by this number.
+        Less noise than was measured is no fault of a voxel: denoising takes some away, and b0 volumes differ by
+        pulsation and motion too. What tells is the scatter over directions in the neighbourhood, relative to what is
+        usual at the signal-to-noise ratio; of denoised series without such scores, the residuals of all voxels.
 
         Parameters
         ----------
-        measures, noise_std
-            As for `flag`.
+        measures : Measures
+        stated : array_like
+            (n,), see `flag`.
+        smooth : callable
+            Returns the mean over each voxel's neighbourhood; NaN do not count.
+        is_denoised : bool
         """
-        return self._reference.noise_factor(*self.scores(measures, noise_std))
-
-    @cached_property
-    def usual_scatter(self) -> float:
-        """Geometric mean, over simulated voxels, of `Measures.directions` over the squared noise; NaN without any."""
-        scatter = self._measures.directions / np.square(self._noise)
-        known = scatter[scatter > 0]
-        return float(np.exp(np.log(known).mean())) if known.size else math.nan
+        noise = np.array(stated, dtype=np.float64)
+        log_snr, scores = self.scores(measures, noise)
+        excess = self._reference.excess(Reason.DIRECTIONS, log_snr, scores)
+        if excess is not None:
+            return np.asarray(noise * np.exp(np.fmin(smooth(excess), 0.0) / 2))
+        excess = self._reference.excess(Reason.MISFIT, log_snr, scores) if is_denoised else None
+        return noise if excess is None else np.asarray(noise * np.exp(min(float(np.nanmedian(excess)), 0.0) / 2))
 
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return all that it is made from, by name."""
@@ -267,15 +278,12 @@ class _Reference:
         missing = np.isnan(scores[Reason.MISFIT]) | np.isnan(log_snr)
         return np.where(missing, np.nan, p), {key: np.where(missing, np.nan, q) for key, q in p_values.items()}
 
-    def noise_factor(self, log_snr: Array, scores: dict[Reason, Array]) -> float:
-        """Return the root of the median residual over that of the simulated voxels."""
-        key = Reason.DIRECTIONS if Reason.DIRECTIONS in self._scores else Reason.MISFIT
-        if key not in self._trends:
-            return 1.0
-        found = self._without_trend(log_snr, {key: scores[key]})[key]
-        return (
-            float(np.sqrt(np.nanmedian(found) / np.nanmedian(self._scores[key]))) if np.isfinite(found).any() else 1.0
-        )
+    def excess(self, reason: Reason, log_snr: Array, scores: dict[Reason, Array]) -> Array | None:
+        """Return the logarithm of a score over what is usual; NaN where it is not positive, None without any."""
+        if reason not in self._trends or not np.isfinite(scores[reason]).any():
+            return None
+        ratio = scores[reason] / np.exp(self._trends[reason](log_snr))
+        return np.asarray(np.log(np.where(ratio > 0, ratio, np.nan)))
 
 
 def _trend(log_snr: Array, values: Array) -> np.polynomial.Polynomial:

@@ -76,10 +76,15 @@ class Measures:
         """Return some of the voxels."""
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
-    @classmethod
-    def join(cls, parts: list[Self]) -> Self:
-        """Return the voxels of all parts."""
-        return cls(**{field.name: np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)})
+    def empty(self, n: int) -> Self:
+        """Return room for the measures of n voxels, to be filled."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return type(self)(**{name: np.empty((n, *values.shape[1:]), values.dtype) for name, values in arrays.items()})
+
+    def fill(self, index: npt.NDArray[np.intp], part: Self) -> None:
+        """Set the voxels of these numbers."""
+        for field in fields(self):
+            getattr(self, field.name)[index] = getattr(part, field.name)
 
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return all of it by name."""

@@ -33,8 +33,8 @@ TRUTH = {
 DEBIASED = {"debiased": "Estimate less its expected bias"}
 #: What it adds for learned estimators.
 CONFORMAL = {
-    "low": "Lower limit of the 95 % interval (split conformal; not where the voxel is flagged)",
-    "high": "Upper limit of the 95 % interval (split conformal; not where the voxel is flagged)",
+    "low": "Lower limit of the 95 % interval (split conformal, over all signal-to-noise ratios), not where flagged",
+    "high": "Upper limit of the 95 % interval (split conformal, over all signal-to-noise ratios), not where flagged",
 }
 READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
@@ -286,9 +286,10 @@ def truth_outputs(
     entries, sidecars = [], []
     endings = TRUTH | (DEBIASED if debias else {}) | (CONFORMAL if has_intervals(kind) else {})
     for ending, text in endings.items():
+        under = "" if ending in CONFORMAL else f", {READ_UNDER}"
         for p, own in zip(quantities, names, strict=True):
             entries.append({"parameter": p.name, "ending": ending, "map": own[ending]})
-            sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}, {READ_UNDER}"})
+            sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}{under}"})
     record = {name: fit["record"][name] for name in ("series", "model", "estimator")}
     status = fit["record"]["status"]
     title = f"{fit['record']['model_title']}, {fit['record']['estimator_title']}"
@@ -312,7 +313,7 @@ def truth_outputs(
             },
             {
                 **{key: value for key, value in fit["status_sidecar"].items() if key != "Manual"},
-                "Description": f"Part of simulated voxels that are as strange as this one ({title})",
+                "Description": f"Part of simulated voxels of like signal-to-noise ratio that are as strange ({title})",
                 "Units": "1",
             },
         ],

@@ -139,7 +139,7 @@ def test_denoised_series_are_compared_with_their_own_noise(tmp_path):
     witness = Witness(estimator, series, mask)
     signals = voxels.series @ matrix.astype(np.float32)
     witness.see(np.arange(n), voxels.series, signals, estimator.predict(signals), 4 * voxels.noise_std, None)
-    np.savez(tmp_path / "measures.npz", **witness.measures().to_arrays())
+    np.savez(tmp_path / "measures.npz", **witness.measures.to_arrays())
     certificate = certify(estimator, protocol, noise=Noise("gaussian", (10.0, 10.0)), n=4000)
     before = witness.level.by_voxel
 

@@ -126,7 +126,16 @@ def test_another_noise_is_seen_in_the_scatter_over_directions(spherical, factor)
     name, part = most_common(spherical.known.flag(measures, noise_std))
     assert name == "DIRECTIONS"
     assert part > 0.8
-    assert spherical.known.noise_factor(measures, noise_std) == pytest.approx(1 / factor, rel=0.05)
+    found = spherical.known.noise_in_use(measures, noise_std, np.mean, is_denoised=False) / noise_std
+    np.testing.assert_allclose(found, min(1 / factor, 1.0), rtol=0.05)
+
+
+def test_noise_in_use_is_right_at_every_signal_to_noise_ratio(spherical):
+    for snr in (8.0, 25.0, 80.0):
+        voxels = spherical.simulate(snr)
+        measures = spherical.measure(voxels.series)
+        found = spherical.known.noise_in_use(measures, voxels.noise_std, np.mean, is_denoised=False) / voxels.noise_std
+        np.testing.assert_allclose(found, 1.0, rtol=0.02)
 
 
 def test_a_signal_that_no_tissue_has_is_far_from_all(spherical):
