@@ -109,6 +109,8 @@ class Config:
             raise UsageError(f"--prior must be {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, got {self.prior!r}.")
         if self.prior != "uniform" and self.weights is not None:
             raise UsageError("--weights bring the prior that they were trained with; give --weights or --prior.")
+        if self.debias and self.no_certificate:
+            raise UsageError("--debias takes the expected bias from certificates; leave --no-certificate out.")
         if self.n_fibres not in N_FIBRES:
             raise UsageError(f"--n-fibres must be {' or '.join(N_FIBRES)}, got {self.n_fibres!r}.")
         for name in ("nprocs", "omp_nthreads"):

@@ -148,7 +148,9 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
         return
     for fit, truth, source, protocol in fits:
         try:
-            entries = _fit_rows(out_dir, path.stem, source, fit, truth)
+            flags, warning = _flags(out_dir, truth)
+            warnings += [f"{path.stem}, {fit['series']}, {fit['model']}: {warning}"] if warning else []
+            entries = _fit_rows(out_dir, path.stem, source, fit, flags)
         except KeyError as error:
             warnings.append(f"{path.name} cannot be used (no entry {error}): run the participant again.")
             continue
@@ -166,12 +168,25 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
                 table.unlike.append(f"{where}: {part_flagged(counts):.0%}; mostly: {main_reason(counts)}")
 
 
+def _flags(out_dir: Path, truth: Mapping[str, Any]) -> tuple[npt.NDArray[np.integer] | None, str]:
+    """Return the flags of a fit, or None, and what is wrong with them."""
+    if "flag" not in truth:
+        return None, ""
+    try:
+        return _load(out_dir / truth["flag"]), ""
+    except _UNREADABLE as error:
+        return None, f"{truth['flag']} cannot be read ({error}): run the participant again."
+
+
 def _fit_rows(
-    out_dir: Path, participant: str, series: Mapping[str, Any], fit: Mapping[str, Any], truth: Mapping[str, Any]
+    out_dir: Path,
+    participant: str,
+    series: Mapping[str, Any],
+    fit: Mapping[str, Any],
+    flags: npt.NDArray[np.integer] | None,
 ) -> list[tuple[str, Mapping[str, Any], list[dict[str, Any]]]]:
     """Return name of the table, map of the record and rows, for all maps of a fit: all or none."""
     status = _load(out_dir / fit["status"])
-    flags = _load(out_dir / truth["flag"]) if "flag" in truth else None
     regions = {"brain": status != Status.OUTSIDE}
     if series["tissues"]:
         tissues = _load(out_dir / series["tissues"])
@@ -193,7 +208,7 @@ def _fit_rows(
                 **origin,
                 "tissue": tissue,
                 **_statistics(values, region, status),
-                "n_unlike": None if flags is None else _n_unlike(flags[region]),
+                "n_unlike": None if flags is None or flags.shape != region.shape else _n_unlike(flags[region]),
                 "unit": item["unit"],
             }
             for tissue, region in regions.items()

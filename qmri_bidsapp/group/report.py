@@ -47,12 +47,15 @@ def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Se
             "figure": _figure(table),
             "outliers": outliers(table),
             "missing": table.missing,
-            "unlike": table.unlike,
         }
         for table in tables
     ]
     page = environment.get_template("group.html").render(
-        tables=shown, warnings=warnings, differences=protocol_differences(tables), n_subjects=len(subjects)
+        tables=shown,
+        unlike=list(dict.fromkeys(message for table in tables for message in table.unlike)),
+        warnings=warnings,
+        differences=protocol_differences(tables),
+        n_subjects=len(subjects),
     )
     save_text(page, out_dir, "group_report.html")
     return out_dir / "group_report.html"

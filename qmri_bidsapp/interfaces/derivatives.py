@@ -151,6 +151,7 @@ class _SaveTruthInputSpec(_SaveInputSpec):
     sidecars = traits.List(traits.Dict, mandatory=True, desc="of the maps")
     trust_sidecar = traits.Dict(mandatory=True)
     flag_sidecars = traits.List(traits.Dict, mandatory=True)
+    after = traits.Str(desc="record of `SaveFit`, which removes what an earlier run saved")
     training = traits.Dict(desc="further fields of all sidecars; see `Fit`")
 
 

@@ -108,9 +108,7 @@ def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
         counts = fit["status_counts"]
         part = counts.get("OK", 0) / max(1, sum(counts.values()))
         if part < 0.5:
-            message = (
-                f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels were estimated without a flag."
-            )
+            message = f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels have the status OK."
             text += tables.notes([message], "warning")
         flags = tables.truth_of(record, fit).get("flag_counts", {})
         if part_flagged(flags) > MOST:

@@ -13,6 +13,7 @@ from qmri_bidsapp.workflows.outputs import (
     fit_outputs,
     has_intervals,
     orientation_outputs,
+    read_names,
     series_outputs,
     truth_outputs,
 )
@@ -209,29 +210,30 @@ def _add_fit(
     what = f"{item.group.name} {model} ({estimator})"
     has_covariates = bool(item.group.covariates and get_model(model).covariates)
     outputs = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
-    obsolete, certify = [], None
-    if item.objection_to_certificate(model, estimator) is None:
-        # What may be there of an earlier run is removed, whatever is written now.
-        made = truth_outputs(item, model, estimator, outputs, clashing, debias=True)["record"]
+    # What may be there of an earlier run is removed, whatever is written now.
+    known = read_names(item, model, estimator, outputs["record"]["status"], clashing)
+    kept = {entry["map"] for entry in outputs["record"]["maps"]} | set(outputs["record"]["posterior"])
+    obsolete = [name for own in known.pop("maps").values() for name in own.values() if name not in kept]
+    obsolete += known.values()
+    certify = save_truth = None
+    if item.objection_to_certificate(model, estimator) is None and not config.no_certificate:
         truths = truth_outputs(item, model, estimator, outputs, clashing, debias=config.debias)
-        obsolete = [*(entry["map"] for entry in made["truths"]), made["trust"], made["flag"], made["p_value"]]
-        if not config.no_certificate:
-            name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
-            save = _sink(config, subject_plan, SaveTruth, name, f"{what} truth", f"truth_{step}", **truths)
-            samples = samples_file(config, model) if _has_samples(item, model) else None
-            certify, read = add_trust(
-                wf,
-                fit,
-                save,
-                cache=cache_dir(config) / "certificates",
-                prior=config.prior,
-                samples=samples,
-                covariates_are_known=has_covariates,
-            )
-            read.inputs.trait_set(debias=config.debias, with_intervals=has_intervals(get_estimator(estimator)))
-            wf.connect(series_wf, "outputnode.mask", read, "in_mask")
-            if has_covariates:
-                wf.connect(series_wf, "outputnode.covariates", read, "covariates")
+        name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
+        save_truth = _sink(config, subject_plan, SaveTruth, name, f"{what} truth", f"truth_{step}", **truths)
+        samples = samples_file(config, model) if _has_samples(item, model) else None
+        certify, read = add_trust(
+            wf,
+            fit,
+            save_truth,
+            cache=cache_dir(config) / "certificates",
+            prior=config.prior,
+            samples=samples,
+            covariates_are_known=has_covariates,
+        )
+        read.inputs.trait_set(debias=config.debias, with_intervals=has_intervals(get_estimator(estimator)))
+        wf.connect(series_wf, "outputnode.mask", read, "in_mask")
+        if has_covariates:
+            wf.connect(series_wf, "outputnode.covariates", read, "covariates")
     if has_covariates:
         wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
     weights = weights_for(config, get_model(model), get_estimator(estimator))
@@ -247,6 +249,9 @@ def _add_fit(
     save = _sink(config, subject_plan, SaveFit, f"save_{fit.name}", what, f"fit_{step}", obsolete=obsolete, **outputs)
     results = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
     wf.connect([(fit, save, [(name, name) for name in results])])
+    if save_truth is not None:
+        # The other way round, what is new would be removed as obsolete.
+        wf.connect(save, "record_file", save_truth, "after")
 
 
 def _has_samples(item: SeriesPlan, model: str) -> bool:

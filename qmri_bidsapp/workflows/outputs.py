@@ -263,6 +263,29 @@ def has_intervals(kind: type[Estimator]) -> bool:
     return issubclass(kind, TrainedEstimator) and not kind.is_spatial
 
 
+def read_names(
+    item: SeriesPlan, model_name: str, estimator_name: str, status: str, clashing: frozenset[str]
+) -> dict[str, Any]:
+    """Return the names of all that may be read from a certificate, given the name of the status map.
+
+    ``maps`` is ending of ``desc`` -> quantity -> name; ``trust``, ``flag`` and ``p_value`` are single maps.
+    """
+    from qmri_bidsapp.registry import get_estimator, get_model
+    from qmri_bidsapp.uncertainty.space import Space
+
+    label, quantities = get_estimator(estimator_name).label(), Space(get_model(model_name)).parameters
+    names = {p.name: _map_names(item.group, model_name, p, label, False, clashing) for p in quantities}
+    return {
+        "maps": {
+            ending: {quantity: own[ending] for quantity, own in names.items()}
+            for ending in (*TRUTH, *DEBIASED, *CONFORMAL)
+        },
+        "trust": status.replace("status_dseg", "trust_dseg"),
+        "flag": status.replace("status_dseg", "flag_dseg"),
+        "p_value": status.replace("status_dseg", "flag_pvalue"),
+    }
+
+
 def truth_outputs(
     item: SeriesPlan,
     model_name: str,
@@ -277,29 +300,25 @@ def truth_outputs(
     from qmri_bidsapp.uncertainty.ood import LEVEL
     from qmri_bidsapp.uncertainty.space import Space
 
-    group, model, kind = item.group, get_model(model_name), get_estimator(estimator_name)
+    model, kind = get_model(model_name), get_estimator(estimator_name)
     sidecar_of = {
         entry["parameter"]: sidecar for entry, sidecar in zip(fit["record"]["maps"], fit["sidecars"], strict=True)
     }
-    quantities = Space(model).parameters
-    names = [_map_names(group, model_name, p, kind.label(), False, clashing) for p in quantities]
+    names = read_names(item, model_name, estimator_name, fit["record"]["status"], clashing)
     entries, sidecars = [], []
     endings = TRUTH | (DEBIASED if debias else {}) | (CONFORMAL if has_intervals(kind) else {})
     for ending, text in endings.items():
         under = "" if ending in CONFORMAL else f", {READ_UNDER}"
-        for p, own in zip(quantities, names, strict=True):
-            entries.append({"parameter": p.name, "ending": ending, "map": own[ending]})
+        for p in Space(model).parameters:
+            entries.append({"parameter": p.name, "ending": ending, "map": names["maps"][ending][p.name]})
             sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}{under}"})
     record = {name: fit["record"][name] for name in ("series", "model", "estimator")}
-    status = fit["record"]["status"]
     title = f"{fit['record']['model_title']}, {fit['record']['estimator_title']}"
     return {
         "record": {
             **record,
             "truths": entries,
-            "trust": status.replace("status_dseg", "trust_dseg"),
-            "flag": status.replace("status_dseg", "flag_dseg"),
-            "p_value": status.replace("status_dseg", "flag_pvalue"),
+            **{name: names[name] for name in ("trust", "flag", "p_value")},
         },
         "sidecars": sidecars,
         "trust_sidecar": {

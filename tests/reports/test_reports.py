@@ -16,6 +16,8 @@ from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.assembler import build_subject_report
 from qmri_bidsapp.reports.citation import read_references, resolve, write_citation
 from qmri_bidsapp.reports.figures import choose_slices, map_figure, save_svg, tile
+from qmri_bidsapp.reports.flags import MANY, MOST
+from qmri_bidsapp.uncertainty.ood import Reason
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> None:
@@ -288,3 +290,54 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     record["truths"] = [{key: truths[key] for key in ("series", "model", "estimator")}]
     (output / "logs" / "sub-01.json").write_text(json.dumps(record))
     assert "nothing tells the noise" in build_subject_report(output, "01", None).read_text()
+
+
+def flagged(output: Path, part: float) -> np.ndarray:
+    """Flag that part of the voxels of the fit, the first ones, as misfits; return the flags."""
+    anat = output / "sub-01" / "anat"
+    save(anat / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
+    flags = np.asarray(nib.load(anat / "mask.nii.gz").dataobj).copy()
+    inside = np.flatnonzero(flags)
+    flags.flat[inside[: round(part * len(inside))]] = Reason.MISFIT
+    save(anat / "flag.nii.gz", flags)
+    record = json.loads((output / "logs" / "sub-01.json").read_text())
+    values, counts = np.unique(flags[flags > 0], return_counts=True)
+    truth = {key: record["fits"][0][key] for key in ("series", "model", "estimator")}
+    truth |= {"flag": "sub-01/anat/flag.nii.gz", "noise_factor": 0.5}
+    truth |= {"flag_counts": {Reason(v).name: int(n) for v, n in zip(values, counts, strict=True)}}
+    record["truths"] = [truth]
+    (output / "logs" / "sub-01.json").write_text(json.dumps(record))
+    return flags
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.3, 0.6])
+def test_flags_lead_where_they_are_many(output: Path, part: float) -> None:
+    flagged(output, part)
+    page = build_subject_report(output, "01", None).read_text()
+    assert page.index("Out of distribution: T1") < page.index("T1map.nii.gz") or part < MANY
+    assert ("flag.nii.gz" in page[: page.index("sub-01_T1map.nii.gz")]) == (part > MANY)
+    summary = page[: page.index("Protocol as read")]
+    assert (f"{part:.0%} of the voxels are unlike all that was simulated; mostly: the model does not" in summary) == (
+        part > MOST
+    )
+    assert ("No voxel is flagged" in page) == (part == 0)
+    assert ("10.0 %" in page) == (part == 0.1)
+    assert "0.50 times the noise that was measured" in page
+
+
+def test_flags_in_the_group(output: Path) -> None:
+    flags = flagged(output, 0.6)
+    found, warnings = aggregate(output)
+    assert warnings == []
+    table = next(item for item in found if item.name == "T1map")
+    brain = next(row for row in table.rows if row["tissue"] == "brain")
+    assert brain["n_unlike"] == int((flags == Reason.MISFIT).sum())
+    assert sum(row["n_unlike"] for row in table.rows if row["tissue"] != "brain") == brain["n_unlike"]
+    page = write_group_report(output, found, warnings).read_text()
+    assert page.count("sub-01, IRT1 (nlls): 60%; mostly: the model does not fit") == 1
+    (output / "sub-01" / "anat" / "flag.nii.gz").write_bytes(b"damaged")
+    found, (warning,) = aggregate(output)
+    assert "flag.nii.gz cannot be read" in warning
+    table = next(item for item in found if item.name == "T1map")
+    assert {row["n_unlike"] for row in table.rows} == {None}
+    assert "n/a" in (output / table.file_name).read_text()
