@@ -145,8 +145,8 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--debias",
         action="store_true",
-        help="also write maps less their expected bias (desc-<estimator>debiased); what that costs in variance is in "
-        "their sidecars",
+        help="also write maps less their expected bias (desc-<estimator>debiased); what that changes in bias and "
+        "variance is in their sidecars",
     )
     group.add_argument(
         "--output-layout",
