@@ -164,7 +164,7 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
             table.protocols[path.stem, fit["series"]] = (source["kind"], protocol)
             counts = truth.get("flag_counts", {})
             if part_flagged(counts) > MOST:
-                where = f"{path.stem}, {fit['series']} ({fit['estimator']})"
+                where = f"{path.stem}, {fit['series']} {fit['model']} ({fit['estimator']})"
                 table.unlike.append(f"{where}: {part_flagged(counts):.0%}; mostly: {main_reason(counts)}")
 
 

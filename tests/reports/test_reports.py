@@ -334,7 +334,7 @@ def test_flags_in_the_group(output: Path) -> None:
     assert brain["n_unlike"] == int((flags == Reason.MISFIT).sum())
     assert sum(row["n_unlike"] for row in table.rows if row["tissue"] != "brain") == brain["n_unlike"]
     page = write_group_report(output, found, warnings).read_text()
-    assert page.count("sub-01, IRT1 (nlls): 60%; mostly: the model does not fit") == 1
+    assert page.count("sub-01, IRT1 t1 (nlls): 60%; mostly: the model does not fit") == 1
     (output / "sub-01" / "anat" / "flag.nii.gz").write_bytes(b"damaged")
     found, (warning,) = aggregate(output)
     assert "flag.nii.gz cannot be read" in warning
