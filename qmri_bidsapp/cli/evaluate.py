@@ -1,7 +1,7 @@
 """``qmri evaluate``: speed and errors of every estimator and, for comparison, of others.
 
 ``speed`` measures voxels per second, of other programs too; ``table3`` repeats Table 3 of Gyori et al. 2021;
-``relaxometry`` and ``ood`` are in modules of their own.
+``relaxometry``, ``ood``, ``lesion`` and ``robustness`` are in modules of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.cli import evaluate_ood, evaluate_relaxometry
+from qmri_bidsapp.cli import evaluate_lesion, evaluate_ood, evaluate_relaxometry, evaluate_robustness
 from qmri_bidsapp.cli.parser import words
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.config import check_device, find_device
@@ -77,6 +77,8 @@ def add_parser(commands: Any) -> None:
     table3.set_defaults(run=run_table3)
     evaluate_relaxometry.add_parser(what)
     evaluate_ood.add_parser(what)
+    evaluate_lesion.add_parser(what)
+    evaluate_robustness.add_parser(what)
 
 
 def run_speed(arguments: argparse.Namespace) -> None:

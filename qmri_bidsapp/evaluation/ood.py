@@ -103,15 +103,20 @@ def settings(name: str, estimator: str | None = None) -> list[Setting]:
     chosen = estimator or "nlls"
     label = name if estimator is None else f"{name}:{estimator}"
     if name == "smt":
-        series = _turned_shells(12, *((b, 32) for b in (1000.0, 2000.0, 3500.0, 5000.0)))
+        series = spherical_mean_series()
         return [
-            Setting(label, model, _healthy(model), series, DIFFUSION_SNR, "gaussian", chosen),
+            Setting(label, model, healthy_prior(model), series, DIFFUSION_SNR, "gaussian", chosen),
             Setting(f"{label} uniform", model, model.default_prior(), series, DIFFUSION_SNR, "gaussian", chosen),
         ]
     if name == "noddi":
         series = _turned_shells(9, (700.0, 32), (2000.0, 64))
         return [Setting(label, model, model.default_prior(), series, DIFFUSION_SNR, "gaussian", chosen)]
     return [Setting(label, model, model.default_prior(), standard(name), RELAXATION_SNR, "rician", chosen)]
+
+
+def spherical_mean_series() -> Diffusion:
+    """Return the protocol of Gyori et al. 2021, volume by volume."""
+    return _turned_shells(12, *((b, 32) for b in (1000.0, 2000.0, 3500.0, 5000.0)))
 
 
 def _turned_shells(n_b0: int, *parts: tuple[float, int]) -> Diffusion:
@@ -123,7 +128,7 @@ def _turned_shells(n_b0: int, *parts: tuple[float, int]) -> Diffusion:
     return replace(series, direction=tuple(map(tuple, direction.tolist())))
 
 
-def _healthy(model: SignalModel) -> Prior:
+def healthy_prior(model: SignalModel) -> Prior:
     """Return the distribution of the white and grey matter of some subjects."""
     rng, bounds = np.random.default_rng(0), np.array([p.bounds for p in model.parameters[1:]]).T
     drawn = [[TISSUES[name].draw(N_PER_SUBJECT, rng) for name in ("gm", "wm")] for _ in range(N_SUBJECTS)]
@@ -147,7 +152,7 @@ def draw(setting: Setting, case: Case, n: int, seed: int) -> tuple[Array, Array]
     values = _outside(setting.model, n, rng) if case.outside else setting.prior.draw(n, rng)
     believed = setting.series
     actual = believed if case.protocol is None else case.protocol(believed)
-    clean = _clean(setting.model, np.insert(values, 0, 1.0, axis=1), actual, rng)
+    clean = clean_series(setting.model, np.insert(values, 0, 1.0, axis=1), actual, rng)
     if case.change is not None:
         clean = case.change(clean, actual, rng)
     snr = case.snr or setting.snr
@@ -159,7 +164,7 @@ def draw(setting: Setting, case: Case, n: int, seed: int) -> tuple[Array, Array]
     return measured.numpy(), sigma.numpy().ravel()
 
 
-def _clean(model: SignalModel, theta: Array, acquisition: Acquisition, rng: np.random.Generator) -> Array:
+def clean_series(model: SignalModel, theta: Array, acquisition: Acquisition, rng: np.random.Generator) -> Array:
     """Return noise-free signals of tissue of any direction; of inversion recoveries with their signs."""
     if isinstance(acquisition, InversionRecovery):
         return signals(model, theta, replace(acquisition, signed=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from qmri_bidsapp.cli import evaluate, tools
+from qmri_bidsapp.cli import evaluate, evaluate_lesion, tools
 from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.training import Training
 from qmri_bidsapp.evaluation import peers
@@ -160,4 +160,44 @@ def test_out_of_distribution(tmp_path, capsys):
 )
 def test_out_of_distribution_says_what_is_wrong(options, words, capsys):
     assert tools.main(["evaluate", "ood", *options]) != 0
+    assert words in capsys.readouterr().err
+
+
+def test_lesion(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_lesion, "VOXEL_SIZE", 4.0)
+    options = ["--estimators", "nlls", "--voxels", "100", "--reference", "1000", "--figures", "figures"]
+    assert tools.main(["evaluate", "lesion", *options, "--json", "lesion.json"]) == 0
+    found = json.loads((tmp_path / "lesion.json").read_text())
+    assert list(found) == ["25", "5"]
+    high, low = (found[key]["nlls"]["auroc"]["lambda"] for key in ("25", "5"))
+    assert low < high
+    assert (tmp_path / "figures" / "lesion.png").stat().st_size > 10_000
+    printed = rows(capsys.readouterr().out)
+    assert [row[:2] for row in printed if row[1] == "nlls"] == 2 * [["25", "nlls"], ["5", "nlls"]]
+
+
+def test_robustness(tmp_path, capsys):
+    options = ["--models", "t2", "--estimators", "varpro", "--voxels", "100", "--reference", "1000"]
+    assert tools.main(["evaluate", "robustness", *options, "--json", "robustness.json"]) == 0
+    found = json.loads((tmp_path / "robustness.json").read_text())
+    assert set(found["t2"]["varpro"]["none"]["t2"]) == {"off", "silent", "silent_outside", "no_std", "marked"}
+    table = rows(capsys.readouterr().out)
+    assert [row[0] for row in table[2:]] == list(found["t2"]["varpro"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["lesion", "--estimators", "mlp"], "mlp:healthy"),
+        (["lesion", "--voxels", "5"], "at least 100"),
+        (["lesion", "--json", "missing/lesion.json"], "cannot be written"),
+        (["robustness", "--models", "ivim"], "'ivim' is not measured"),
+        (["robustness", "--models", "t2", "--estimators", "rim"], "single voxels of model t2"),
+        (["robustness", "--reference", "5"], "1000"),
+        (["robustness", "--json", "missing/robustness.json"], "cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_lesion_and_robustness_say_what_is_wrong(options, words, capsys):
+    assert tools.main(["evaluate", *options]) != 0
     assert words in capsys.readouterr().err

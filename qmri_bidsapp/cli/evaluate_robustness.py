@@ -1,0 +1,98 @@
+"""``qmri evaluate robustness``: how often estimates are wrong and not marked under minor faults of the input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.cli.parser import words
+from qmri_bidsapp.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.evaluation.robustness import Rates
+
+#: Columns of the table, %, with their names.
+COLUMNS = {
+    "off": "off",
+    "silent": "silent",
+    "silent_outside": "silent, truth outside the range",
+    "marked": "voxels marked",
+    "no_std": "no std",
+}
+
+
+def add_parser(what: Any) -> None:
+    """Add ``robustness`` to what can be evaluated."""
+    parser = what.add_parser("robustness", help="wrong estimates that nothing marks, under minor faults of the input")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: t1 t2 smt noddi")
+    parser.add_argument(
+        "--estimators", nargs="+", metavar="NAME", help="default: all those of single voxels; learned ones are trained"
+    )
+    parser.add_argument("--voxels", type=int, metavar="N", help="voxels of each variation (default: 4000)")
+    parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificates (default: 32768)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, print a table per model and estimator, and write the results.
+
+    Raises
+    ------
+    UsageError
+        If a model is unknown, no estimator fits it, or there are too few voxels.
+    OutputError
+        If the results cannot be written.
+    """
+    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
+        raise OutputError(f"--json: {arguments.json} cannot be written: name a file in a folder that exists.")
+
+    from qmri_bidsapp.evaluation import robustness
+    from qmri_bidsapp.registry import get_model
+    from qmri_bidsapp.uncertainty.certificate import N_VOXELS
+
+    models = list(robustness.MODELS if arguments.models is None else words("models", arguments.models))
+    for name in models:
+        if name not in robustness.MODELS:
+            raise UsageError(f"Model {name!r} is not measured; there are {', '.join(robustness.MODELS)}.")
+    chosen = None if arguments.estimators is None else words("estimators", arguments.estimators)
+    estimators = {name: robustness.estimators_of(get_model(name), chosen) for name in models}
+    n = robustness.N_VOXELS_EACH if arguments.voxels is None else arguments.voxels
+    n_reference = N_VOXELS if arguments.reference is None else arguments.reference
+    if n < 100 or n_reference < 1000:
+        raise UsageError(f"--voxels must be at least 100 and --reference 1000, got {n} and {n_reference}.")
+    results: dict[str, dict[str, Any]] = {}
+    for name in models:
+        results[name] = {}
+        for key in estimators[name]:
+            found = dict(robustness.evaluate(name, key, n=n, n_reference=n_reference, report=_progress))
+            _print(name, key, found)
+            results[name][key] = {what: robustness.to_dict(rates) for what, rates in found.items()}
+    if arguments.json is not None:
+        try:
+            arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"--json: {arguments.json} cannot be written ({error.strerror}).") from error
+
+
+def _progress(what: str) -> None:
+    """Show on a terminal what is done now."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{what}\r", end="", file=sys.stderr, flush=True)
+
+
+def _print(model: str, estimator: str, found: dict[str, dict[str, Rates] | None]) -> None:
+    """Print a Markdown table: of each variation the parameter with the most silent failures."""
+    print(f"\n{model}, {estimator}: %\n")
+    print(f"| variation | parameter | {' | '.join(COLUMNS.values())} |")
+    print("| --- | --- |" + " ---: |" * len(COLUMNS))
+    for what, rates in found.items():
+        if rates is None:
+            print(f"| {what} | weights are refused |" + " |" * len(COLUMNS))
+            continue
+        worst = max(rates, key=lambda name: rates[name].silent)
+        cells = [f"{100 * getattr(rates[worst], key):.{0 if key == 'marked' else 2}f}" for key in COLUMNS]
+        print(f"| {what} | {worst} | " + " | ".join(cells) + " |", flush=True)
