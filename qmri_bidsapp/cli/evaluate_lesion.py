@@ -21,7 +21,10 @@ WHITE = 0.9
 #: Estimators that are drawn, of those that are measured; all where none of them is.
 DRAWN = ("nlls", "mlp:healthy")
 #: Columns of the table: areas under ROC curves, then percentages as (group, part).
-AREAS = ("v", "lambda", "v bias", "lambda bias", "v debiased", "lambda debiased", "map", "combined", "flag")
+AREAS = (
+    *("v", "lambda", "v bias", "lambda bias", "v debiased", "lambda debiased", "flag"),
+    *("map", "combined", "map of regions", "combined of regions"),
+)
 PARTS = (("coverage", "v"), ("coverage", "lambda"), ("coverage", "both"), ("wide", "lesion"), ("flagged", "lesion"))
 
 

@@ -14,15 +14,6 @@ from qmri_bidsapp.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.robustness import Rates
 
-#: Columns of the table, %, with their names.
-COLUMNS = {
-    "off": "off",
-    "silent": "silent",
-    "silent_outside": "silent, truth outside the range",
-    "marked": "voxels marked",
-    "no_std": "no std",
-}
-
 
 def add_parser(what: Any) -> None:
     """Add ``robustness`` to what can be evaluated."""
@@ -38,7 +29,7 @@ def add_parser(what: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print a table per model and estimator, and write the results.
+    """Measure, print a table per model, and write the results.
 
     Raises
     ------
@@ -66,11 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--voxels must be at least 100 and --reference 1000, got {n} and {n_reference}.")
     results: dict[str, dict[str, Any]] = {}
     for name in models:
-        results[name] = {}
-        for key in estimators[name]:
-            found = dict(robustness.evaluate(name, key, n=n, n_reference=n_reference, report=_progress))
-            _print(name, key, found)
-            results[name][key] = {what: robustness.to_dict(rates) for what, rates in found.items()}
+        found = {
+            key: dict(robustness.evaluate(name, key, n=n, n_reference=n_reference, report=_progress))
+            for key in estimators[name]
+        }
+        _print(name, found)
+        results[name] = {
+            key: {what: robustness.to_dict(rates) for what, rates in part.items()} for key, part in found.items()
+        }
     if arguments.json is not None:
         try:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -84,15 +78,16 @@ def _progress(what: str) -> None:
         print(f"\r\033[K{what}\r", end="", file=sys.stderr, flush=True)
 
 
-def _print(model: str, estimator: str, found: dict[str, dict[str, Rates] | None]) -> None:
-    """Print a Markdown table: of each variation the parameter with the most silent failures."""
-    print(f"\n{model}, {estimator}: %\n")
-    print(f"| variation | parameter | {' | '.join(COLUMNS.values())} |")
-    print("| --- | --- |" + " ---: |" * len(COLUMNS))
-    for what, rates in found.items():
-        if rates is None:
-            print(f"| {what} | weights are refused |" + " |" * len(COLUMNS))
-            continue
-        worst = max(rates, key=lambda name: rates[name].silent)
-        cells = [f"{100 * getattr(rates[worst], key):.{0 if key == 'marked' else 2}f}" for key in COLUMNS]
-        print(f"| {what} | {worst} | " + " | ".join(cells) + " |", flush=True)
+def _print(model: str, found: dict[str, dict[str, dict[str, Rates] | None]]) -> None:
+    """Print a Markdown table of a model: of each variation and estimator the parameter with most silent failures."""
+    print(f"\n{model}: estimates that are off / off and not marked, %\n")
+    print(f"| variation | {' | '.join(found)} |")
+    print("| --- |" + " ---: |" * len(found))
+    for what in next(iter(found.values())):
+        cells = []
+        for by_variation in found.values():
+            rates = by_variation[what]
+            # Weights for another protocol are refused.
+            worst = None if rates is None else max(rates.values(), key=lambda part: part.silent)
+            cells.append("" if worst is None else f"{100 * worst.off:.2f} / {100 * worst.silent:.2f}")
+        print(f"| {what} | {' | '.join(cells)} |", flush=True)

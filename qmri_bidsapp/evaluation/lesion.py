@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import uniform_filter
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
@@ -40,6 +41,8 @@ ESTIMATORS = ("nlls", "grid", "mlp:uniform", "mlp:healthy", "mlp:mixed", "forest
 PRIORS = ("uniform", "healthy", "mixed")
 #: Voxels of white matter that the lesion is compared with.
 N_WHITE = 4000
+#: Side of the cubes of voxels whose mean is taken, where a lesion is larger than a voxel.
+REGION = 3
 #: Standard deviations in a median absolute deviation of a normal distribution.
 MAD = 1.4826
 MODEL = SphericalMeanTechnique()
@@ -65,13 +68,33 @@ class Brain:
     white: Mask
     lesion: Mask
 
-    def choose(self, n_white: int, seed: int) -> tuple[Indices, Indices, Indices]:
-        """Return flat indices of the lesion, of some white matter, and of the slice in the middle."""
-        white = np.flatnonzero(self.white)
-        drawn = np.random.default_rng([seed, 0]).choice(white, min(n_white, len(white)), replace=False)
+    def choose(self, n_white: int, seed: int) -> tuple[Indices, Indices, Indices, Indices]:
+        """Return flat indices of the lesion, some white matter, the rest of it, and the slice in the middle."""
+        white = np.random.default_rng([seed, 0]).permutation(np.flatnonzero(self.white))
         middle = np.zeros_like(self.brain)
         middle[..., self.brain.shape[2] // 2] = True
-        return np.flatnonzero(self.lesion), np.sort(drawn), np.flatnonzero(middle & self.brain)
+        return np.flatnonzero(self.lesion), white[:n_white], white[n_white:], np.flatnonzero(middle & self.brain)
+
+    def regional_mean(self, index: Indices, values: Array) -> Array:
+        """Return means of values over cubes of `REGION` voxels a side, of those voxels that have a value.
+
+        Parameters
+        ----------
+        index : ndarray
+            (n,) flat indices.
+        values : ndarray
+            (n, n_columns), NaN where there is none.
+        """
+        volume = np.full((self.brain.size, values.shape[1]), np.nan)
+        volume[index] = values
+        known = np.isfinite(volume).astype(np.float64)
+        size = (REGION,) * 3
+        columns = []
+        for value, weight in zip(np.nan_to_num(volume).T, known.T, strict=True):
+            sums = (uniform_filter(part.reshape(self.brain.shape), size, mode="constant") for part in (value, weight))
+            total, n = (part.ravel()[index] for part in sums)
+            columns.append(np.divide(total, n, out=np.full(len(index), np.nan), where=n > 0.5 / REGION**3))
+        return np.stack(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +138,7 @@ class Voxels:
         """(n, 2) estimate less expected bias."""
         return self.estimate - self.reading.bias[:, 1:]
 
-    def numbers(self, lesion: slice, white: slice) -> dict[str, Any]:
+    def numbers(self, lesion: slice, white: slice, regional_mean: Callable[[Array], Array]) -> dict[str, Any]:
         """Return what is told of the lesion, against white matter, as plain data.
 
         ``cnr``: difference of the means over the standard deviation in white matter. ``auroc``: area under the ROC
@@ -123,6 +146,7 @@ class Voxels:
         counts as lesion, as it is lower in truth; of the expected bias the higher one; of p-values the lower. The
         other two know nothing of the lesion: ``map``, distance of the estimates of both parameters from the median of
         white matter, and ``combined``, the same of the expected truths. Voxels without a value count as most unlike.
+        ``map of regions`` and ``combined of regions``: the same of `regional_mean`.
         ``coverage``: part of the lesion in which the range holds the truth.
         """
         parts: dict[str, Array] = {}
@@ -130,12 +154,13 @@ class Voxels:
             parts[name] = -self.estimate[:, k]
             parts[f"{name} debiased"] = -self.expected_truth[:, k]
             parts[f"{name} bias"] = self.reading.bias[:, k + 1].astype(np.float64)
-        parts["map"] = distance(self.estimate, self.estimate[white])
-        parts["combined"] = distance(self.expected_truth, self.expected_truth[white])
+        for name, values in (("map", self.estimate), ("combined", self.expected_truth)):
+            parts[name] = distance(values, values[white])
+            means = regional_mean(values)
+            parts[f"{name} of regions"] = distance(means, means[white])
         parts["flag"] = -self.p_value.astype(np.float64)
         inside = (self.truth >= self.reading.lower[:, 1:]) & (self.truth <= self.reading.upper[:, 1:])
         wide, flagged = self.reading.trust == Trust.WIDE, ~(self.p_value > LEVEL)
-        means = {name: self.estimate[where].mean(axis=0).tolist() for name, where in _places(lesion, white)}
         return {
             "cnr": dict(zip(NAMES, _contrast(self.estimate[lesion], self.estimate[white]), strict=True)),
             "auroc": {name: area(values[white], values[lesion]) for name, values in parts.items()},
@@ -143,7 +168,9 @@ class Voxels:
                 **dict(zip(NAMES, inside[lesion].mean(axis=0).tolist(), strict=True)),
                 "both": float(inside[lesion].all(axis=1).mean()),
             },
-            "mean_estimate": means,
+            "mean_estimate": {
+                name: self.estimate[where].mean(axis=0).tolist() for name, where in _places(lesion, white)
+            },
             "expected_bias": {
                 name: np.nanmean(self.reading.bias[where, 1:], axis=0, dtype=np.float64).tolist()
                 for name, where in _places(lesion, white)
@@ -249,10 +276,15 @@ def evaluate(
     series = spherical_mean_series()
     protocol, matrix = MODEL.adapt(series)
     assert matrix is not None
-    lesion, white, _ = parts = brain.choose(n_white, seed)
-    truth = brain.values.reshape(-1, 2)[np.concatenate(parts)]
+    lesion, white, rest, _ = parts = brain.choose(n_white, seed)
+    index = np.concatenate(parts)
+    truth = brain.values.reshape(-1, 2)[index]
     clean = clean_series(MODEL, np.insert(truth, 0, 1.0, axis=1), series, np.random.default_rng([seed, 1]))
-    ends = np.cumsum([len(lesion), len(white)])
+    ends = np.cumsum([len(lesion), len(white), len(rest)])
+
+    def regional_mean(values: Array) -> Array:
+        return brain.regional_mean(index[: ends[2]], values[: ends[2]])
+
     for snr in snrs:
         # The same noise for all estimators.
         measured = clean + np.random.default_rng([seed, 2]).standard_normal(clean.shape) / snr
@@ -275,4 +307,5 @@ def evaluate(
                 reading,
                 healthy.out_of_distribution.flag(measures, level).p_value,
             )
-            yield snr, name, Outcome(voxels.numbers(slice(ends[0]), slice(*ends)), voxels.maps(slice(ends[1], None)))
+            numbers = voxels.numbers(slice(ends[0]), slice(*ends[:2]), regional_mean)
+            yield snr, name, Outcome(numbers, voxels.maps(slice(ends[2], None)))

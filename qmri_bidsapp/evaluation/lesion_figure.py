@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAME = "lesion.png"
-#: Width and height of a panel, inch; resolution, dots per inch; colours of the file.
-PANEL, RESOLUTION, N_COLOURS = (2.0, 2.1), 62, 64
+#: Width and height of a panel, inch; resolution, dots per inch.
+PANEL, RESOLUTION = (2.0, 2.1), 62
 #: Per map: title, range shown (um2/ms; p-values) and colours.
 STYLES: dict[str, tuple[str, tuple[float, float], str]] = {
     "estimate": ("λ, µm²/ms", (0.5, 3.0), "viridis"),
@@ -50,7 +50,6 @@ def draw_lesion(brain: Brain, found: dict[str, dict[str, Array]], folder: Path) 
         If it cannot be written.
     """
     from matplotlib.figure import Figure
-    from PIL import Image
 
     size = PANEL[0] * len(MAPS), PANEL[1] * len(found)
     figure = Figure(figsize=size, layout="constrained")
@@ -70,10 +69,6 @@ def draw_lesion(brain: Brain, found: dict[str, dict[str, Array]], folder: Path) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / NAME, dpi=RESOLUTION)
-        # Noise does not compress: few colours make the file small.
-        with Image.open(folder / NAME) as full:
-            few = full.convert("RGB").quantize(N_COLOURS, dither=Image.Dither.NONE)
-        few.save(folder / NAME, optimize=True)
     except OSError as error:
         raise OutputError(f"--figures: {folder / NAME} cannot be written ({error.strerror}).") from error
     return folder / NAME

@@ -15,7 +15,7 @@ WHITE, ABNORMAL = (0.67, 2.2e-3), (0.60, 1.8e-3)
 def brain(values=ABNORMAL, shape=(20, 20, 3)):
     everywhere = np.ones(shape, dtype=bool)
     is_lesion = np.zeros(shape, dtype=bool)
-    is_lesion[5:15, 5:15, 1] = True
+    is_lesion[5:15, 5:15] = True
     parameters = np.empty((*shape, 2))
     parameters[:] = WHITE
     parameters[is_lesion] = values
@@ -46,7 +46,7 @@ def test_numbers_of_known_voxels():
     high = np.array([[9, 0.7, 1e-3]] + [[9, 0.7, 9]] * 5, dtype=np.float32)
     reading = Reading(bias, low, high, np.array([2, 1, 1, 1, 1, 1], dtype=np.uint8), np.zeros((6, 3), dtype=bool))
     p_value = np.array([0.01, 0.5, 0.9, 0.4, 0.03, 0.6], dtype=np.float32)
-    found = lesion.Voxels(truth, estimate, reading, p_value).numbers(slice(2), slice(2, 6))
+    found = lesion.Voxels(truth, estimate, reading, p_value).numbers(slice(2), slice(2, 6), lambda values: values)
     assert found["cnr"]["v"] == pytest.approx((0.7 - 0.65) / 0.01)
     assert found["auroc"]["v debiased"] == 1
     assert found["auroc"]["flag"] == pytest.approx((4 + 2) / 8)
@@ -55,19 +55,28 @@ def test_numbers_of_known_voxels():
     assert found["flagged"] == {"lesion": 0.5, "white matter": 0.25}
 
 
+def test_regional_means_are_of_what_has_a_value():
+    slab = brain(shape=(20, 20, 3))
+    index = np.ravel_multi_index(([0, 0, 2, 9], [0, 1, 0, 9], [0, 0, 0, 1]), slab.brain.shape)
+    values = np.array([[1.0, 10.0], [3.0, np.nan], [5.0, 50.0], [np.nan, 7.0]])
+    found = slab.regional_mean(index, values)
+    np.testing.assert_allclose(found, [[2, 10], [2, 10], [5, 50], [np.nan, 7]])
+
+
 def test_a_lesion_shows_and_white_matter_does_not():
     numbers = {}
     for what, values in (("lesion", ABNORMAL), ("white", WHITE)):
-        ((snr, name, outcome),) = lesion.evaluate(brain(values), ["nlls"], snrs=(50.0,), n_white=300, n_reference=2048)
-        assert (snr, name) == (50.0, "nlls")
+        ((snr, name, outcome),) = lesion.evaluate(brain(values), ["nlls"], snrs=(12.0,), n_white=300, n_reference=2048)
+        assert (snr, name) == (12.0, "nlls")
         assert all(values.shape == (400,) for values in outcome.maps.values())
         numbers[what] = outcome.numbers
-    assert numbers["lesion"]["auroc"]["lambda"] > 0.97
-    assert numbers["lesion"]["auroc"]["combined"] > 0.9
+    assert numbers["lesion"]["auroc"]["lambda"] > 0.7
+    assert numbers["lesion"]["auroc"]["combined of regions"] > numbers["lesion"]["auroc"]["combined"] + 0.1
     assert 0.75 < numbers["lesion"]["coverage"]["lambda"] <= 1
     assert numbers["lesion"]["mean_estimate"]["lesion"] == pytest.approx(ABNORMAL, rel=0.03)
     for key, area in numbers["white"]["auroc"].items():
-        assert 0.4 < area < 0.6, key
+        # Regions overlap: there are few of them, and more chance.
+        assert abs(area - 0.5) < (0.2 if "regions" in key else 0.08), key
 
 
 def test_learned_estimators_are_named_with_what_they_are_trained_on():
