@@ -70,10 +70,11 @@ class Brain:
 
     def choose(self, n_white: int, seed: int) -> tuple[Indices, Indices, Indices, Indices]:
         """Return flat indices of the lesion, some white matter, the rest of it, and the slice in the middle."""
-        white = np.random.default_rng([seed, 0]).permutation(np.flatnonzero(self.white))
+        white = np.flatnonzero(self.white)
+        drawn = np.sort(np.random.default_rng([seed, 0]).choice(white, min(n_white, len(white)), replace=False))
         middle = np.zeros_like(self.brain)
         middle[..., self.brain.shape[2] // 2] = True
-        return np.flatnonzero(self.lesion), white[:n_white], white[n_white:], np.flatnonzero(middle & self.brain)
+        return np.flatnonzero(self.lesion), drawn, np.setdiff1d(white, drawn), np.flatnonzero(middle & self.brain)
 
     def regional_mean(self, index: Indices, values: Array) -> Array:
         """Return means of values over cubes of `REGION` voxels a side, of those voxels that have a value.
