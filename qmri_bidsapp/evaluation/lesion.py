@@ -183,8 +183,8 @@ class Voxels:
     def maps(self, where: slice) -> dict[str, Array]:
         """Return what is drawn, see `Outcome`."""
         width = (self.reading.upper - self.reading.lower)[:, 2]
-        columns = (self.estimate[:, 1], self.reading.bias[:, 2], width, self.p_value)
-        return {name: column[where].astype(np.float64) for name, column in zip(MAPS, columns, strict=True)}
+        columns = np.column_stack([self.estimate[:, 1], self.reading.bias[:, 2], width, self.p_value])
+        return dict(zip(MAPS, columns[where].astype(np.float64).T, strict=True))
 
 
 def _places(lesion: slice, white: slice) -> tuple[tuple[str, slice], ...]:
