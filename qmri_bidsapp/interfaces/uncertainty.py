@@ -217,9 +217,9 @@ def _flag(
         return smooth(fill(values, mask, np.nan))[mask]
 
     known = certificate.out_of_distribution
-    noise = known.noise_in_use(measures, stated, over_neighbours, is_denoised=is_denoised)
+    noise = stated if is_denoised else known.noise_in_use(measures, stated, over_neighbours)
     parts = [slice(i, i + CHUNK_SIZE) for i in range(0, len(noise), CHUNK_SIZE)]
-    flags = [known.flag(measures.part(part), noise[part]) for part in parts]
+    flags = [known.flag(measures.part(part), noise[part], less_is_fine=is_denoised) for part in parts]
     ratio = (noise / stated)[np.isfinite(noise) & (stated > 0)]
     return Flags.join(flags), float(np.median(ratio)) if ratio.size else 1.0
 

@@ -157,7 +157,9 @@ class OutOfDistribution:
         }
         return log_snr, scores
 
-    def flag(self, measures: Measures, noise_std: npt.ArrayLike, *, level: float = LEVEL) -> Flags:
+    def flag(
+        self, measures: Measures, noise_std: npt.ArrayLike, *, level: float = LEVEL, less_is_fine: bool = False
+    ) -> Flags:
         """Compare voxels.
 
         Parameters
@@ -169,8 +171,10 @@ class OutOfDistribution:
             voxels where it is not a positive number have no p-value.
         level : float
             Part of the voxels like the simulated ones that is flagged.
+        less_is_fine : bool
+            Whether residuals smaller than the noise are no fault, as of denoised series; fewer voxels are then flagged.
         """
-        p_value, p_values = self._reference.compare(*self.scores(measures, noise_std))
+        p_value, p_values = self._reference.compare(*self.scores(measures, noise_std), less_is_fine=less_is_fine)
         names = list(p_values)
         table = np.column_stack([np.maximum(np.where(np.isnan(p), np.inf, p), ALIKE) for p in p_values.values()])
         smallest = np.array(names, dtype=np.uint8)[table.argmin(axis=1)]
@@ -178,14 +182,12 @@ class OutOfDistribution:
         reason[np.isnan(p_value)] = Reason.NO_ESTIMATE
         return Flags(p_value.astype(np.float32), reason, {key: p.astype(np.float32) for key, p in p_values.items()})
 
-    def noise_in_use(
-        self, measures: Measures, stated: npt.ArrayLike, smooth: Callable[[Array], Array], *, is_denoised: bool
-    ) -> Array:
+    def noise_in_use(self, measures: Measures, stated: npt.ArrayLike, smooth: Callable[[Array], Array]) -> Array:
         """Return the noise that voxels are to be compared with, (n,): the stated one, or less where there is less.
 
-        Less noise than was measured is no fault of a voxel: denoising takes some away, and b0 volumes differ by
-        pulsation and motion too. What tells is the scatter over directions in the neighbourhood, relative to what is
-        usual at the signal-to-noise ratio; of denoised series without such scores, the residuals of all voxels.
+        Less noise than was measured is no fault of a voxel: b0 volumes, from which it may come, differ by pulsation and
+        motion too. What tells is the scatter over directions in the neighbourhood, relative to what is usual at the
+        signal-to-noise ratio. Not for denoised series: their scatter says little of the noise left in estimates.
 
         Parameters
         ----------
@@ -194,15 +196,10 @@ class OutOfDistribution:
             (n,), see `flag`.
         smooth : callable
             Returns the mean over each voxel's neighbourhood; NaN do not count.
-        is_denoised : bool
         """
         noise = np.array(stated, dtype=np.float64)
-        log_snr, scores = self.scores(measures, noise)
-        excess = self._reference.excess(Reason.DIRECTIONS, log_snr, scores)
-        if excess is not None:
-            return np.asarray(noise * np.exp(np.fmin(smooth(excess), 0.0) / 2))
-        excess = self._reference.excess(Reason.MISFIT, log_snr, scores) if is_denoised else None
-        return noise if excess is None else np.asarray(noise * np.exp(min(float(np.nanmedian(excess)), 0.0) / 2))
+        excess = self._reference.excess(Reason.DIRECTIONS, *self.scores(measures, noise))
+        return noise if excess is None else np.asarray(noise * np.exp(np.fmin(smooth(excess), 0.0) / 2))
 
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return all that it is made from, by name."""
@@ -267,10 +264,16 @@ class _Reference:
             result[key] = p
         return result
 
-    def compare(self, log_snr: Array, scores: dict[Reason, Array]) -> tuple[Array, dict[Reason, Array]]:
-        """Return the p-value of each voxel, and of each score that exists."""
-        window = self._window_of(log_snr)
-        p_values = self._p_values(window, self._without_trend(log_snr, scores))
+    def compare(
+        self, log_snr: Array, scores: dict[Reason, Array], *, less_is_fine: bool
+    ) -> tuple[Array, dict[Reason, Array]]:
+        """Return the p-value of each voxel, and of each score that exists; see `OutOfDistribution.flag`."""
+        window, usual = self._window_of(log_snr), self._without_trend(log_snr, scores)
+        p_values = self._p_values(window, usual)
+        if less_is_fine:
+            for key in UPPER_SHARE.keys() & p_values.keys():
+                is_less = usual[key] < np.nanmedian(self._scores[key])
+                p_values[key] = np.where(is_less, 1.0, p_values[key])
         smallest, p = np.fmin.reduce(list(p_values.values())), np.empty(len(window))
         for k, rows in enumerate(self._rows):
             here = window == k

@@ -126,7 +126,7 @@ def test_another_noise_is_seen_in_the_scatter_over_directions(spherical, factor)
     name, part = most_common(spherical.known.flag(measures, noise_std))
     assert name == "DIRECTIONS"
     assert part > 0.8
-    found = spherical.known.noise_in_use(measures, noise_std, np.mean, is_denoised=False) / noise_std
+    found = spherical.known.noise_in_use(measures, noise_std, np.mean) / noise_std
     np.testing.assert_allclose(found, min(1 / factor, 1.0), rtol=0.05)
 
 
@@ -134,7 +134,7 @@ def test_noise_in_use_is_right_at_every_signal_to_noise_ratio(spherical):
     for snr in (8.0, 25.0, 80.0):
         voxels = spherical.simulate(snr)
         measures = spherical.measure(voxels.series)
-        found = spherical.known.noise_in_use(measures, voxels.noise_std, np.mean, is_denoised=False) / voxels.noise_std
+        found = spherical.known.noise_in_use(measures, voxels.noise_std, np.mean) / voxels.noise_std
         np.testing.assert_allclose(found, 1.0, rtol=0.02)
 
 
