@@ -148,7 +148,8 @@ def test_less_noise_than_was_measured_is_no_fault(tmp_path):
 
     flags, factor = flag(1.0, is_denoised=False)
     assert factor == pytest.approx(0.25, rel=0.03)
-    assert (flags.reason > Reason.TYPICAL).mean() < 0.07
+    # Five percent, more by the error of the noise in the neighbourhood and by the small certificate.
+    assert (flags.reason > Reason.TYPICAL).mean() < 0.08
     flags, factor = flag(1.0, is_denoised=True)
     assert factor == 1
     assert (flags.reason > Reason.TYPICAL).mean() < 0.05
