@@ -37,7 +37,7 @@ Array = npt.NDArray[np.float64]
 
 ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
 #: Raised whenever the meaning of stored numbers changes.
-FORMAT = 4
+FORMAT = 5
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
@@ -391,7 +391,9 @@ def certify(
     identity = identity_of(estimator, acquisition, prior=stated, noise=noise, n=n, seed=seed, **known)
     # As it will be read from a file.
     identity = json.loads(json.dumps(identity))
-    out_of_distribution = OutOfDistribution(measure(estimator, acquisition, voxels), voxels.noise_std)
+    is_uneven = any(p.is_scale for p in model.parameters[1:])
+    measures = measure(estimator, acquisition, voxels)
+    out_of_distribution = OutOfDistribution(measures, voxels.noise_std, is_uneven=is_uneven)
     return Certificate(model, identity, pairs, survey, tissues, out_of_distribution)
 
 

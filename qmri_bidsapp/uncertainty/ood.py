@@ -107,6 +107,9 @@ class OutOfDistribution:
         Those without an estimate are left out.
     noise_std : array_like
         (n,) of the noise of one raw measurement, in the unit of their signals.
+    is_uneven : bool
+        Whether simulated voxels are spread so unevenly, as over decades of a relaxation time, that distances count
+        relative to those of the neighbours to theirs (as in Breunig et al. 2000, SIGMOD Rec 29:93).
 
     Raises
     ------
@@ -114,7 +117,7 @@ class OutOfDistribution:
         If there are next to no voxels.
     """
 
-    def __init__(self, measures: Measures, noise_std: npt.ArrayLike) -> None:
+    def __init__(self, measures: Measures, noise_std: npt.ArrayLike, *, is_uneven: bool = False) -> None:
         usable = np.isfinite(measures.misfit) & np.isfinite(measures.features).all(axis=1)
         if usable.sum() < MIN_VOXELS:
             raise InputError(f"Voxels are told from {MIN_VOXELS} simulated ones at least, got {usable.sum()}.")
@@ -126,7 +129,10 @@ class OutOfDistribution:
         self._narrow = NARROWING / max(float(log_snr.std()), FIXED_SNR)
         self._centre, self._whiten = _whitening(base.features.astype(np.float64))
         self._tree = cKDTree(self._placed(base.features, log_snr))
-        self._nearest = np.arange(1, min(N_NEIGHBOURS, n_base) + 1)
+        self._nearest = np.arange(1, min(N_NEIGHBOURS, n_base - 1) + 1)
+        self._is_uneven = is_uneven
+        # The nearest voxel to one of the tree is itself.
+        self._usual = self._tree.query(self._tree.data, self._nearest + 1)[0].mean(axis=1)
         snr, scores = self.scores(rest, self._noise[n_base:])
         self._reference = _Reference(snr, scores)
 
@@ -144,7 +150,10 @@ class OutOfDistribution:
         log_snr = np.clip(_log_snr(measures, noise), *self._limits)
         place = self._placed(measures.features, log_snr)
         distance, usable = np.full(len(place), np.nan), np.isfinite(place).all(axis=1)
-        distance[usable] = self._tree.query(place[usable], self._nearest)[0].mean(axis=1)
+        away, neighbours = self._tree.query(place[usable], self._nearest)
+        distance[usable] = away.mean(axis=1)
+        if self._is_uneven:
+            distance[usable] /= self._usual[neighbours].mean(axis=1)
         # More noise than is stated, or a bad image, is not to be taken for something else.
         scatter = np.fmax(noise**2, measures.directions)
         scores = {
@@ -203,12 +212,14 @@ class OutOfDistribution:
 
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
         """Return all that it is made from, by name."""
-        return {**self._measures.to_arrays(prefix), f"{prefix}noise_std": self._noise}
+        own = {"noise_std": self._noise, "is_uneven": np.array(self._is_uneven)}
+        return {**self._measures.to_arrays(prefix), **{f"{prefix}{name}": values for name, values in own.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str = "") -> Self:
         """Return what `to_arrays` gave; KeyError if some of it is missing."""
-        return cls(Measures.from_arrays(arrays, prefix), arrays[f"{prefix}noise_std"])
+        own = {name: arrays[f"{prefix}{name}"] for name in ("noise_std", "is_uneven")}
+        return cls(Measures.from_arrays(arrays, prefix), own["noise_std"], is_uneven=bool(own["is_uneven"]))
 
 
 class _Reference:

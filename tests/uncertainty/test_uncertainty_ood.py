@@ -49,7 +49,8 @@ def network() -> tuple[Estimator, object]:
 
 def known_of(estimator, protocol, snr: float, kind: str = "gaussian", n: int = 2**15) -> OutOfDistribution:
     voxels = simulate(estimator, protocol, Noise(kind, (snr / 4, snr * 4)), n, seed=21)
-    return OutOfDistribution(measure(estimator, protocol, voxels), voxels.noise_std)
+    is_uneven = any(p.is_scale for p in estimator.model.parameters[1:])
+    return OutOfDistribution(measure(estimator, protocol, voxels), voxels.noise_std, is_uneven=is_uneven)
 
 
 @pytest.mark.parametrize(
@@ -287,3 +288,17 @@ def test_powder_average_of_a_nominal_series():
     np.testing.assert_allclose(matrix.sum(axis=0), 1)
     assert series.n_measurements == 140
     assert nominal_series(model, replace(protocol, n_directions=(1, 6, 6, 6, 6))) is None
+
+
+def test_tissue_of_the_brain_is_not_far_from_a_wide_prior():
+    """T1 over decades and any inversion: simulated voxels are thinly spread where brains are."""
+    estimator, protocol = fitted("t1", "nlls")
+    noise, rng = Noise("rician", (50.0, 50.0)), np.random.default_rng(3)
+    values = np.column_stack([rng.uniform(1.8, 2.0, 3000), rng.uniform(0.8, 1.6, 3000)])
+    options = {"noise_is_known": False, "covariates_are_known": False}
+    voxels = simulate_voxels(estimator, protocol, values, noise, seed=3, **options)
+    flags = certify(estimator, protocol, noise=noise).out_of_distribution.flag(
+        measure(estimator, protocol, voxels), voxels.noise_std
+    )
+    assert (flags.reason == Reason.DISTANCE).mean() < 0.05
+    assert (flags.reason > Reason.TYPICAL).mean() < 0.1
