@@ -151,7 +151,6 @@ class _SaveTruthInputSpec(_SaveInputSpec):
     sidecars = traits.List(traits.Dict, mandatory=True, desc="of the maps")
     trust_sidecar = traits.Dict(mandatory=True)
     flag_sidecars = traits.List(traits.Dict, mandatory=True)
-    after = traits.Str(desc="record of `SaveFit`, which removes what an earlier run saved")
     training = traits.Dict(desc="further fields of all sidecars; see `Fit`")
 
 
@@ -168,6 +167,9 @@ class SaveTruth(SimpleInterface):
             record.update(self._save(), counts=inputs.counts, wide_counts=inputs.wide_counts)
             record.update(flag_counts=inputs.flag_counts, noise_factor=inputs.noise_factor)
         else:
+            # Of an earlier run.
+            old = [*(entry["map"] for entry in record["truths"]), record["trust"], record["flag"], record["p_value"]]
+            _remove(old, inputs.out_dir)
             record = {name: record[name] for name in ("series", "model", "estimator")}
         self._results["record_file"] = _write_record(record, inputs.record_file)
         return runtime

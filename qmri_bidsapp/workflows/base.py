@@ -210,7 +210,7 @@ def _add_fit(
     what = f"{item.group.name} {model} ({estimator})"
     has_covariates = bool(item.group.covariates and get_model(model).covariates)
     outputs = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
-    # What may be there of an earlier run is removed, whatever is written now.
+    # What may be there of an earlier run is removed where it is not written anew.
     known = read_names(item, model, estimator, outputs["record"]["status"], clashing)
     kept = {entry["map"] for entry in outputs["record"]["maps"]} | set(outputs["record"]["posterior"])
     obsolete = [name for own in known.pop("maps").values() for name in own.values() if name not in kept]
@@ -246,12 +246,13 @@ def _add_fit(
             fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
         )
         wf.connect([(train, taker, [("weights", "weights")]) for taker in (fit, certify) if taker is not None])
+    if save_truth is not None:
+        made = save_truth.inputs.record
+        written = {*(entry["map"] for entry in made["truths"]), made["trust"], made["flag"], made["p_value"]}
+        obsolete = [name for name in obsolete if name not in written]
     save = _sink(config, subject_plan, SaveFit, f"save_{fit.name}", what, f"fit_{step}", obsolete=obsolete, **outputs)
     results = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
     wf.connect([(fit, save, [(name, name) for name in results])])
-    if save_truth is not None:
-        # The other way round, what is new would be removed as obsolete.
-        wf.connect(save, "record_file", save_truth, "after")
 
 
 def _has_samples(item: SeriesPlan, model: str) -> bool:

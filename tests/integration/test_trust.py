@@ -105,13 +105,13 @@ def test_the_fit_does_not_wait_for_its_certificate(heads, tmp_path):
     with pytest.raises(AssertionError):
         app(heads[0], tmp_path / "out", "--participant-label", "01")
     assert (tmp_path / "out" / "sub-01" / "anat" / "sub-01_T2map.nii.gz").is_file()
-    assert not list((tmp_path / "out").rglob("*truthlow*"))
+    assert not list((tmp_path / "out").rglob("*truthlow*.nii.gz"))
     record = json.loads((tmp_path / "out" / "logs" / "sub-01.json").read_text())
     assert (len(record["fits"]), record["truths"]) == (1, [])
     # What was made before is made again where it is gone.
     folder.unlink()
     app(heads[0], tmp_path / "out", "--participant-label", "01")
-    assert list((tmp_path / "out").rglob("*truthlow*"))
+    assert list((tmp_path / "out").rglob("*truthlow*.nii.gz"))
 
 
 def test_what_an_earlier_run_said_is_not_left_beside_new_maps(heads, tmp_path):
