@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp.cli import evaluate_lesion, evaluate_ood, evaluate_relaxometry, evaluate_robustness
 from qmri_bidsapp.cli.parser import words
 from qmri_bidsapp.cli.resources import available_cpus
+from qmri_bidsapp.cli.results import check_json, write_json
 from qmri_bidsapp.config import check_device, find_device
 from qmri_bidsapp.errors import OutputError, UsageError
 
@@ -95,7 +95,7 @@ def run_speed(arguments: argparse.Namespace) -> None:
     threads = available_cpus() if arguments.threads is None else arguments.threads
     if threads < 1 or not 0 < arguments.seconds < math.inf:
         raise UsageError("--threads must be at least 1 and --seconds positive.")
-    _check_json(arguments.json)
+    check_json(arguments.json)
 
     import torch
 
@@ -116,8 +116,7 @@ def run_speed(arguments: argparse.Namespace) -> None:
         results[name] = {key: {"voxels_per_second": value, "peers": peers} for key, value in estimators.items()}
     for reason in left_out:
         print(reason)
-    if arguments.json is not None:
-        _write(results, arguments.json)
+    write_json(results, arguments.json)
 
 
 def run_table3(arguments: argparse.Namespace) -> None:
@@ -130,7 +129,7 @@ def run_table3(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written.
     """
-    _check_json(arguments.json)
+    check_json(arguments.json)
     if arguments.figures is not None and arguments.figures.exists() and not arguments.figures.is_dir():
         raise OutputError(f"--figures: {arguments.figures} is no folder.")
 
@@ -155,8 +154,7 @@ def run_table3(arguments: argparse.Namespace) -> None:
         results[name], means[name] = asdict(pooled), found.mean(1)
     if arguments.figures is not None:
         print(f"\n{draw_bias(means, arguments.figures)}")
-    if arguments.json is not None:
-        _write(results, arguments.json)
+    write_json(results, arguments.json)
 
 
 def _healthy_subjects() -> list[npt.NDArray[np.float64]]:
@@ -278,20 +276,3 @@ def _machine(device: str) -> str:
         return platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.machine()}, {available_cpus()} CPUs"
-
-
-def _check_json(path: Path | None) -> None:
-    """Raise OutputError, before any work, if results cannot be written to a file of this name."""
-    if path is None:
-        return
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"--json: the folder of {path} does not exist.")
-    if path.is_dir():
-        raise OutputError(f"--json: {path} is a folder; name a file.")
-
-
-def _write(results: dict[str, Any], path: Path) -> None:
-    try:
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"--json: {path} cannot be written ({error.strerror}).") from error

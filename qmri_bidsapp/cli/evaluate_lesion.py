@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.parser import words
-from qmri_bidsapp.errors import OutputError, UsageError
+from qmri_bidsapp.cli.results import check_json, show, write_json
+from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.lesion import Brain
@@ -55,8 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written.
     """
-    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        raise OutputError(f"--json: {arguments.json} cannot be written: name a file in a folder that exists.")
+    check_json(arguments.json)
 
     from qmri_bidsapp.evaluation import lesion
     from qmri_bidsapp.evaluation.lesion_figure import draw_lesion
@@ -72,18 +70,14 @@ def run(arguments: argparse.Namespace) -> None:
     brain = make_brain()
     results: dict[str, dict[str, Any]] = {}
     maps = {}
-    for snr, name, outcome in lesion.evaluate(brain, names, n_white=n_white, n_reference=n_reference, report=_progress):
+    for snr, name, outcome in lesion.evaluate(brain, names, n_white=n_white, n_reference=n_reference, report=show):
         results.setdefault(f"{snr:g}", {})[name] = outcome.numbers
         if name in DRAWN or not set(names) & set(DRAWN):
             maps[f"{name}, SNR {snr:g}"] = outcome.maps
     _print(results)
+    write_json(results, arguments.json)
     if arguments.figures is not None:
         print(f"\n{draw_lesion(brain, maps, arguments.figures)}")
-    if arguments.json is not None:
-        try:
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json: {arguments.json} cannot be written ({error.strerror}).") from error
 
 
 def make_brain() -> Brain:
@@ -99,12 +93,6 @@ def make_brain() -> Brain:
     values = np.stack([head.parameters[name][slab] for name in ("fraction", "diffusivity")], axis=-1)
     is_white = (head.fractions["wm"] >= WHITE) & ~(head.lesion | head.unmodelled)
     return Brain(values, head.brain[slab], is_white[slab], head.lesion[slab])
-
-
-def _progress(what: str) -> None:
-    """Show on a terminal what is done now."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what}\r", end="", file=sys.stderr, flush=True)
 
 
 def _print(results: dict[str, dict[str, Any]]) -> None:

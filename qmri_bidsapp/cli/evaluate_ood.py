@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.parser import words
-from qmri_bidsapp.errors import OutputError, UsageError
+from qmri_bidsapp.cli.results import check_json, show, write_json
+from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.ood import Result, Setting
@@ -43,8 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written.
     """
-    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        raise OutputError(f"--json: {arguments.json} cannot be written: name a file in a folder that exists.")
+    check_json(arguments.json)
 
     from qmri_bidsapp.evaluation import ood
     from qmri_bidsapp.uncertainty.certificate import N_VOXELS
@@ -56,16 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
     results: dict[str, Any] = {}
     rates: dict[str, Any] = {}
     for setting in _settings(arguments.models, arguments.estimators):
-        result = ood.evaluate(setting, n=n, n_reference=n_reference, report=_progress)
+        result = ood.evaluate(setting, n=n, n_reference=n_reference, report=show)
         _print(setting, result)
         results[setting.name] = result.auroc
         rates[setting.name] = result.false_positives
-    if arguments.json is not None:
-        try:
-            text = json.dumps({**results, "false_positive_rates": rates}, indent=1)
-            arguments.json.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json: {arguments.json} cannot be written ({error.strerror}).") from error
+    write_json({**results, "false_positive_rates": rates}, arguments.json)
 
 
 def _settings(models: list[str] | None, estimators: list[str] | None) -> list[Setting]:
@@ -88,12 +81,6 @@ def _settings(models: list[str] | None, estimators: list[str] | None) -> list[Se
                 raise UsageError(f"Estimator {key} works on images: it has no certificate.")
             found += settings(name, key)
     return found
-
-
-def _progress(what: str) -> None:
-    """Show on a terminal what is done now."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what}\r", end="", file=sys.stderr, flush=True)
 
 
 def _print(setting: Setting, result: Result) -> None:

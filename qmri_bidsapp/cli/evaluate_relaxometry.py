@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from qmri_bidsapp.cli.results import show
 from qmri_bidsapp.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.repetitions,
         n_slow=arguments.map_repetitions,
         is_rician=arguments.rician,
-        report=_progress(),
+        report=show,
     )
     measure: dict[str, Callable[[], Any]] = {
         "noise": lambda: experiments.noise_robustness(setting, chosen, scene, standard),
@@ -153,13 +154,6 @@ def _heads(folder: Path | None) -> list[npt.NDArray[np.uint8]]:
     if folder is None:
         return [crop(structures_of(label_phantom(PHANTOM_SHAPE)))]
     return load_heads(folder)[-N_HELD_OUT:]
-
-
-def _progress() -> Callable[[str], None]:
-    """Return what shows on a terminal what is done now."""
-    if not sys.stderr.isatty():
-        return lambda what: None
-    return lambda what: print(f"\r\033[K{what}\r", end="", file=sys.stderr, flush=True)
 
 
 def _plain(results: Any) -> Any:

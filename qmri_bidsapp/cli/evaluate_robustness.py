@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.parser import words
-from qmri_bidsapp.errors import OutputError, UsageError
+from qmri_bidsapp.cli.results import check_json, show, write_json
+from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.robustness import Rates
@@ -38,8 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written.
     """
-    if arguments.json is not None and (arguments.json.is_dir() or not arguments.json.absolute().parent.is_dir()):
-        raise OutputError(f"--json: {arguments.json} cannot be written: name a file in a folder that exists.")
+    check_json(arguments.json)
 
     from qmri_bidsapp.evaluation import robustness
     from qmri_bidsapp.registry import get_model
@@ -58,24 +56,14 @@ def run(arguments: argparse.Namespace) -> None:
     results: dict[str, dict[str, Any]] = {}
     for name in models:
         found = {
-            key: dict(robustness.evaluate(name, key, n=n, n_reference=n_reference, report=_progress))
+            key: dict(robustness.evaluate(name, key, n=n, n_reference=n_reference, report=show))
             for key in estimators[name]
         }
         _print(name, found)
         results[name] = {
             key: {what: robustness.to_dict(rates) for what, rates in part.items()} for key, part in found.items()
         }
-    if arguments.json is not None:
-        try:
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--json: {arguments.json} cannot be written ({error.strerror}).") from error
-
-
-def _progress(what: str) -> None:
-    """Show on a terminal what is done now."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what}\r", end="", file=sys.stderr, flush=True)
+    write_json(results, arguments.json)
 
 
 def _print(model: str, found: dict[str, dict[str, dict[str, Rates] | None]]) -> None:

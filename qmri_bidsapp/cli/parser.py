@@ -139,8 +139,9 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--no-certificate",
         action="store_true",
-        help="leave out the simulations that tell what each estimator makes of every tissue, and the maps of expected "
-        "bias and of the range of the truth that follow (default: made once for each protocol and noise level)",
+        help="leave out the simulations that tell what each estimator makes of every tissue, and what follows: maps of "
+        "expected bias and of the range of the truth, flags of voxels unlike the simulated ones, intervals of learned "
+        "estimators (default: made once for each protocol and noise level)",
     )
     group.add_argument(
         "--debias",

@@ -11,6 +11,8 @@ from qmri_bidsapp.uncertainty.space import unit_box
 
 Array = npt.NDArray[np.float64]
 
+#: Bins of the truth along one parameter.
+N_BINS = 20
 #: A bin with fewer voxels says too little.
 MIN_PER_BIN = 20
 

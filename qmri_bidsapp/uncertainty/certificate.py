@@ -24,7 +24,8 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.weights import key_of
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.uncertainty.bins import MIN_PER_BIN, bins_of, moments
+from qmri_bidsapp.uncertainty.adjustments import conformal_factors, debiasing
+from qmri_bidsapp.uncertainty.bins import MIN_PER_BIN, N_BINS, bins_of, moments
 from qmri_bidsapp.uncertainty.inverse import InverseReader, LocalErrors
 from qmri_bidsapp.uncertainty.ood import OutOfDistribution
 from qmri_bidsapp.uncertainty.ood_measures import measure
@@ -43,10 +44,7 @@ N_VOXELS = 2**15
 N_PER_TISSUE = 2000
 #: Of the simulated voxels, the part that must be estimated.
 LEAST_PART = 0.1
-#: Of conformal intervals.
-COVERAGE = 0.95
-#: Bins of the truth along one parameter, and along each of two.
-N_BINS = 20
+#: Bins of the truth along each of two parameters.
 N_CELLS = 12
 #: Factor, up and down, by which a voxel's signal-to-noise ratio may differ from that of the series.
 SPREAD = 4.0
@@ -138,42 +136,13 @@ class Certificate:
 
     @cached_property
     def conformal(self) -> dict[str, float]:
-        """Half the width of 95 % intervals, in stated standard deviations, of every quantity that has these.
-
-        That many standard deviations hold the error in 95 % of the simulated voxels, and of new ones like them (split
-        conformal prediction, Lei et al. 2018, J Am Stat Assoc 113:1094): on average over their signal-to-noise ratios.
-        Of voxels unlike them it says nothing.
-        """
-        found = {}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            size = np.abs(self.pairs.estimate.astype(np.float64) - self.pairs.truth) / self.pairs.std
-        for parameter, column in zip(self.space.parameters, size.T, strict=True):
-            known = np.sort(column[~np.isnan(column)])
-            rank = math.ceil(COVERAGE * (len(known) + 1))
-            if rank <= len(known) and np.isfinite(known[rank - 1]):
-                found[parameter.name] = float(known[rank - 1])
-        return found
+        """Conformal intervals, see `adjustments.conformal_factors`."""
+        return conformal_factors(self.space, self.pairs)
 
     @cached_property
     def debiasing(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """What it changes to subtract the expected bias: of every quantity but the amplitude, before and after.
-
-        ``bias`` and ``std`` are root mean squares, over bins of the truth, of mean and standard deviation of the error
-        of all plausible tissue at the level of the series; ``rmse`` is of all together; in the quantity's unit.
-        """
-        survey, place = self.survey, self.space.forward(self.survey.truth)
-        known = survey.conditions[:, 1:] if survey.conditions.shape[1] > 1 else None
-        reading = self.reader.read(survey.estimate, snr=np.exp(survey.conditions[:, 0]), covariates=known)
-        usable = np.isfinite(reading.bias).all(axis=1)
-        before = self._errors()[usable]
-        result = {}
-        for k, parameter in enumerate(self.space.parameters):
-            if k == 0:
-                continue
-            index = bins_of(place[usable][:, k : k + 1], N_BINS)[:, 0]
-            pairs = [_spread(error, index) for error in (before[:, k], before[:, k] - reading.bias[usable, k])]
-            result[parameter.name] = {name: (pairs[0][name], pairs[1][name]) for name in ("bias", "std", "rmse")}
-        return result
+        """What it changes to subtract the expected bias, see `adjustments.debiasing`."""
+        return debiasing(self.space, self.survey, self.reader)
 
     @cached_property
     def sinks(self) -> list[Sink] | None:
@@ -395,16 +364,3 @@ def certify(
     measures = measure(estimator, acquisition, voxels)
     out_of_distribution = OutOfDistribution(measures, voxels.noise_std, is_uneven=is_uneven)
     return Certificate(model, identity, pairs, survey, tissues, out_of_distribution)
-
-
-def _spread(error: Array, index: npt.NDArray[np.intp]) -> dict[str, float]:
-    """Return root mean squares of the errors: of their means and standard deviations in bins, and of all."""
-    groups = [part for k in range(N_BINS) if len(part := error[index == k]) >= MIN_PER_BIN]
-    weight = [len(part) for part in groups]
-    square = [(part.mean() ** 2, part.var()) for part in groups] or [(0.0, 0.0)]
-    bias, variance = np.average(square, axis=0, weights=weight or [1])
-    return {
-        "bias": float(np.sqrt(bias)),
-        "std": float(np.sqrt(variance)),
-        "rmse": float(np.sqrt(np.square(error).mean())),
-    }

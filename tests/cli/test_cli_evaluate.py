@@ -154,7 +154,7 @@ def test_out_of_distribution(tmp_path, capsys):
         (["--models", "t2", "--estimators", "wls"], "supports model t2"),
         (["--models", "t2", "--estimators", "rim"], "works on images"),
         (["--voxels", "5"], "at least 100"),
-        (["--json", "missing/ood.json"], "cannot be written"),
+        (["--json", "missing/ood.json"], "does not exist"),
     ],
     ids=["model", "estimator", "spatial", "voxels", "json"],
 )
@@ -190,11 +190,11 @@ def test_robustness(tmp_path, capsys):
     [
         (["lesion", "--estimators", "mlp"], "mlp:healthy"),
         (["lesion", "--voxels", "5"], "at least 100"),
-        (["lesion", "--json", "missing/lesion.json"], "cannot be written"),
+        (["lesion", "--json", "missing/lesion.json"], "does not exist"),
         (["robustness", "--models", "ivim"], "'ivim' is not measured"),
         (["robustness", "--models", "t2", "--estimators", "rim"], "single voxels of model t2"),
         (["robustness", "--reference", "5"], "1000"),
-        (["robustness", "--json", "missing/robustness.json"], "cannot be written"),
+        (["robustness", "--json", "missing/robustness.json"], "does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,0 +1,68 @@
+"""What follows from simulated voxels for the use of estimates: conformal intervals, and what debiasing changes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.uncertainty.bins import MIN_PER_BIN, N_BINS, bins_of
+from qmri_bidsapp.uncertainty.inverse import InverseReader
+from qmri_bidsapp.uncertainty.simulation import Pairs
+from qmri_bidsapp.uncertainty.space import Space
+
+Array = npt.NDArray[np.float64]
+
+#: Of conformal intervals.
+COVERAGE = 0.95
+
+
+def conformal_factors(space: Space, pairs: Pairs) -> dict[str, float]:
+    """Return half the width of 95 % intervals, in stated standard deviations, of every quantity that has these.
+
+    That many standard deviations hold the error in 95 % of the simulated voxels, and of new ones like them (split
+    conformal prediction, Lei et al. 2018, J Am Stat Assoc 113:1094): on average over their signal-to-noise ratios. Of
+    voxels unlike them it says nothing.
+    """
+    found = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        size = np.abs(pairs.estimate.astype(np.float64) - pairs.truth) / pairs.std
+    for parameter, column in zip(space.parameters, size.T, strict=True):
+        known = np.sort(column[~np.isnan(column)])
+        rank = math.ceil(COVERAGE * (len(known) + 1))
+        if rank <= len(known) and np.isfinite(known[rank - 1]):
+            found[parameter.name] = float(known[rank - 1])
+    return found
+
+
+def debiasing(space: Space, survey: Pairs, reader: InverseReader) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return what it changes to subtract the expected bias: of every quantity but the amplitude, before and after.
+
+    ``bias`` and ``std`` are root mean squares, over bins of the truth, of mean and standard deviation of the error of
+    the surveyed voxels; ``rmse`` is of all together; in the quantity's unit.
+    """
+    place = space.forward(survey.truth)
+    known = survey.conditions[:, 1:] if survey.conditions.shape[1] > 1 else None
+    reading = reader.read(survey.estimate, snr=np.exp(survey.conditions[:, 0]), covariates=known)
+    usable = np.isfinite(reading.bias).all(axis=1)
+    before = (survey.estimate.astype(np.float64) - survey.truth)[usable]
+    result = {}
+    for k, parameter in list(enumerate(space.parameters))[1:]:
+        index = bins_of(place[usable][:, k : k + 1], N_BINS)[:, 0]
+        pairs = [_spread(error, index) for error in (before[:, k], before[:, k] - reading.bias[usable, k])]
+        result[parameter.name] = {name: (pairs[0][name], pairs[1][name]) for name in ("bias", "std", "rmse")}
+    return result
+
+
+def _spread(error: Array, index: npt.NDArray[np.intp]) -> dict[str, float]:
+    """Return root mean squares of the errors: of their means and standard deviations in bins, and of all."""
+    groups = [part for k in range(N_BINS) if len(part := error[index == k]) >= MIN_PER_BIN]
+    weight = [len(part) for part in groups]
+    square = [(part.mean() ** 2, part.var()) for part in groups] or [(0.0, 0.0)]
+    bias, variance = np.average(square, axis=0, weights=weight or [1])
+    return {
+        "bias": float(np.sqrt(bias)),
+        "std": float(np.sqrt(variance)),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+    }
