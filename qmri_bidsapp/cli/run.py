@@ -271,15 +271,19 @@ def _last_crash_dir(config: Config, subject: str) -> Path | None:
 def _run_group(config: Config) -> int:
     """Do the group level."""
     from qmri_bidsapp.group.aggregate import aggregate
+    from qmri_bidsapp.group.motion import correct_group
     from qmri_bidsapp.group.report import write_group_report
 
     _recorded_subjects(config)
     tables, warnings = aggregate(config.derivatives_dir, config.participant_label)
+    motion, no_motion, unread = correct_group(config.derivatives_dir, config.bids_dir, tables)
+    warnings = [*warnings, *unread]
     for warning in warnings:
         LOGGER.warning("warning: %s", warning)
-    report = write_group_report(config.derivatives_dir, tables, warnings)
+    report = write_group_report(config.derivatives_dir, tables, warnings, motion, no_motion)
     for table in tables:
         LOGGER.info("%s", config.derivatives_dir / table.file_name)
+    LOGGER.info("Motion: %s", no_motion if motion is None else motion.summary)
     LOGGER.info("Group report: %s", report)
     return exit_code(None, len(warnings))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import evaluate, train
+from qmri_bidsapp.cli import correct, evaluate, train
 from qmri_bidsapp.cli.parser import Parser, seed
 from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import QmriError
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
     evaluate.add_parser(commands)
     train.add_parser(commands)
+    correct.add_parser(commands)
     boutiques = commands.add_parser("boutiques", help="print the Boutiques descriptor of qmri-bids")
     boutiques.set_defaults(run=_boutiques)
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import numpy as np
 
 from qmri_bidsapp.bids.derivatives import save_text
 from qmri_bidsapp.group.aggregate import GroupTable
+from qmri_bidsapp.group.motion import MotionCorrection
+from qmri_bidsapp.group.motion_report import inline_svg, motion_section, page_template
 
 #: A value further from the median than this many scaled median absolute deviations is named.
 OUTLIER_LIMIT = 3.5
@@ -18,7 +19,13 @@ OUTLIER_LIMIT = 3.5
 MIN_SUBJECTS = 6
 
 
-def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Sequence[str]) -> Path:
+def write_group_report(
+    out_dir: Path,
+    tables: Sequence[GroupTable],
+    warnings: Sequence[str],
+    motion: MotionCorrection | None = None,
+    no_motion: str = "",
+) -> Path:
     """Write ``group_report.html``.
 
     Parameters
@@ -27,17 +34,16 @@ def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Se
     tables : sequence of GroupTable
     warnings : sequence of str
         What could not be read.
+    motion : MotionCorrection, optional
+        Of the tables.
+    no_motion : str
+        Why there is no correction for motion.
 
     Returns
     -------
     Path
         The report.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("qmri_bidsapp.reports", "data"), autoescape=True, trim_blocks=True
-    )
     subjects = {row["participant_id"] for table in tables for row in table.rows}
     shown = [
         {
@@ -50,12 +56,13 @@ def write_group_report(out_dir: Path, tables: Sequence[GroupTable], warnings: Se
         }
         for table in tables
     ]
-    page = environment.get_template("group.html").render(
+    page = page_template("group.html").render(
         tables=shown,
         unlike=list(dict.fromkeys(message for table in tables for message in table.unlike)),
         warnings=warnings,
         differences=protocol_differences(tables),
         n_subjects=len(subjects),
+        motion=motion_section(motion, no_motion),
     )
     save_text(page, out_dir, "group_report.html")
     return out_dir / "group_report.html"
@@ -72,15 +79,10 @@ def _values(table: GroupTable) -> dict[str, list[dict[str, Any]]]:
 
 def _figure(table: GroupTable) -> str:
     """Return the figure as inline SVG."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
     from qmri_bidsapp.reports.figures import distribution_figure
 
     medians = {tissue: [row["median"] for row in rows] for tissue, rows in _values(table).items()}
-    figure = distribution_figure(medians, title=table.description, unit=table.unit)
-    stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return stream.getvalue().partition("<svg")[1] + stream.getvalue().partition("<svg")[2]
+    return inline_svg(distribution_figure(medians, title=table.description, unit=table.unit))
 
 
 def protocol_differences(tables: Sequence[GroupTable]) -> list[str]:

@@ -1,0 +1,119 @@
+"""``qmri correct``: any table of measures, corrected for motion."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from qmri_bidsapp.errors import OutputError, UsageError
+
+DESCRIPTION = """\
+Regress measures on the motion score of each scan, robustly, with covariates of the participants.
+
+Writes slopes with intervals and p-values (motion_slopes.tsv), measures with motion-adjusted values
+beside them (motion_adjusted.tsv), a .json with each, and motion_report.html.
+"""
+EPILOG = """\
+Example:
+  qmri correct --measures thickness.tsv --motion motion.tsv --participants participants.tsv --out out
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """Add ``correct`` to the commands of ``qmri``."""
+    parser = commands.add_parser(
+        "correct",
+        help="correct a table of measures for motion",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
+    )
+    parser.add_argument(
+        "--measures",
+        type=Path,
+        required=True,
+        metavar="TSV",
+        help="participant_id, session_id where there are several, and columns of numbers; or a group table of the app",
+    )
+    parser.add_argument(
+        "--motion",
+        type=Path,
+        required=True,
+        metavar="TSV",
+        help="participant_id, session_id where there are several, and the motion score in mm",
+    )
+    parser.add_argument(
+        "--motion-column", default="motion_score", metavar="NAME", help="column of the score (default: %(default)s)"
+    )
+    parser.add_argument("--participants", type=Path, metavar="TSV", help="participant_id and covariates")
+    parser.add_argument(
+        "--covariates",
+        nargs="+",
+        metavar="NAME",
+        help="columns of --participants to regress on beside motion; add the diagnosis where patients may move more "
+        "(default: those of age, sex and site that there are)",
+    )
+    parser.add_argument(
+        "--reference", type=float, metavar="MM", help="motion to adjust values to (default: the median of the scores)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(), metavar="DIR", help="where the results go (default: the current folder)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, correct, write; nothing is written unless all is well.
+
+    Raises
+    ------
+    UsageError
+        If a table or an option cannot be used.
+    InputMissingError
+        If a table does not exist.
+    OutputError
+        If the results cannot be written, or would replace a table that is read.
+    """
+    from qmri_bidsapp.group.motion import correct_measures, write_correction
+    from qmri_bidsapp.group.motion_report import write_motion_report
+    from qmri_bidsapp.group.tables import COVARIATES, read_covariates, read_measures, read_motion
+
+    _check(arguments)
+    measures = read_measures(arguments.measures, leave_out=[arguments.motion_column])
+    scores = read_motion(arguments.motion, arguments.motion_column)
+    covariates, notes = None, ["No --participants: slopes are without age, sex and site."]
+    if arguments.participants is not None:
+        covariates, notes = read_covariates(
+            arguments.participants, arguments.covariates or COVARIATES, "--participants"
+        )
+        if arguments.covariates and any("has no column" in note for note in notes):
+            raise UsageError(f"--covariates: {' '.join(notes)}")
+    found = correct_measures(measures, scores, covariates, arguments.reference)
+    found.notes.extend(notes)
+    if not found.correction.lines:
+        reasons = found.correction.slopes["note"].value_counts()
+        raise UsageError(f"No measure of {arguments.measures} can be corrected; mostly: {reasons.index[0]}.")
+    write_correction(arguments.out, found, "motion_slopes", "motion_adjusted")
+    report = write_motion_report(arguments.out, found)
+    for note in found.notes:
+        print(note)
+    print(found.summary)
+    for name in found.files:
+        print(arguments.out / name)
+    print(f"Report: {report}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse, before any work, options that do not go together and outputs that cannot be written."""
+    if arguments.covariates and arguments.participants is None:
+        raise UsageError("--covariates are columns of a table; name it with --participants.")
+    if arguments.reference is not None and not (math.isfinite(arguments.reference) and arguments.reference >= 0):
+        raise UsageError(f"--reference must be 0 mm or more, got {arguments.reference:g}.")
+    outputs = {(arguments.out / name).resolve() for name in ("motion_slopes.tsv", "motion_adjusted.tsv")}
+    for path in (arguments.measures, arguments.motion, arguments.participants):
+        if path is not None and path.resolve() in outputs:
+            raise OutputError(f"--out {arguments.out} would replace {path}, which is read; choose another folder.")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise OutputError(f"--out {arguments.out} is a file; name a folder.")

@@ -1,0 +1,270 @@
+"""Regional measures regressed on the motion score: arrays and tables in, tables out.
+
+Motion blurs and biases images: where some subjects move more than others, part of a group difference may be motion.
+Each measure is regressed on the score, with covariates, by Huber's M-estimator; its standard errors allow for spread
+that grows with motion and for several sessions of a participant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+#: Participants beyond the number of coefficients: with fewer no slope is given.
+MIN_DEGREES = 8
+#: Part of the range of a column below which it is constant, or follows from the others.
+_TOLERANCE = 1e-4
+#: Scale of residuals, of measures with a MAD of 1, below which they are rounding.
+_NO_SPREAD = 1e-9
+COLUMNS = (
+    *("measure", "slope", "slope_low", "slope_high", "standard_error", "n", "n_participants", "degrees_of_freedom"),
+    *("p_value", "p_fdr", "covariates", "note"),
+)
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How a measure changes with motion.
+
+    Attributes
+    ----------
+    slope, standard_error, low, high : float
+        In the unit of the measure per mm; `low` and `high` bound the 95 % interval.
+    p_value : float
+        Of no slope, two-sided.
+    degrees : int
+        Participants less coefficients.
+    n, n_participants : int
+        Rows and participants that were used.
+    intercept : float
+        Of the fitted line, at a motion of 0 mm and the mean of the covariates.
+    """
+
+    slope: float
+    standard_error: float
+    low: float
+    high: float
+    p_value: float
+    degrees: int
+    n: int
+    n_participants: int
+    intercept: float
+
+
+def regress(
+    values: npt.ArrayLike, motion: npt.ArrayLike, covariates: npt.ArrayLike, participants: npt.ArrayLike
+) -> Slope:
+    r"""Regress a measure on motion and covariates by Huber's M-estimator (Huber 1964; c = 1.345, scale by the MAD).
+
+    The covariance of the coefficients is the one-step jackknife over participants, a sandwich whose scores are divided
+    by one less their leverage (HC3 of MacKinnon and White 1985; CR3 of Bell and McCaffrey 2002, eq. 5):
+
+    .. math:: s^2 A \left[\sum_g X_g^T e_g e_g^T X_g\right] A, \quad A = (X^T D X)^{-1},
+        \quad e_g = (I - D_g X_g A X_g^T)^{-1} \psi(r_g / s)
+
+    once with the mean of psi' in D (few participants) and once with psi' of each row (spread that grows with motion);
+    the larger standard error counts. Tests and intervals take the t distribution with participants less coefficients.
+
+    Parameters
+    ----------
+    values : (n,) array
+        Finite.
+    motion : (n,) array
+        mm.
+    covariates : (n, k) array
+        Numbers; columns that are constant, or that follow from others, are left out.
+    participants : (n,) array
+        Names: rows of one participant are not independent.
+
+    Raises
+    ------
+    ValueError
+        If the slope cannot be estimated; the message says why.
+    """
+    y, x = np.asarray(values, dtype=float), np.asarray(motion, dtype=float)
+    if not np.ptp(x) > _TOLERANCE * np.abs(x).max(initial=0):
+        raise ValueError(f"all {len(x)} motion scores are equal")
+    groups, group = np.unique(np.asarray(participants), return_inverse=True)
+    design = _independent(np.column_stack([np.ones_like(x), np.asarray(covariates, dtype=float), x]))
+    if design.shape[1] < 2 or not np.array_equal(design[:, -1], x):
+        raise ValueError("motion follows from the covariates: their effects cannot be told apart")
+    degrees = len(groups) - design.shape[1]
+    if degrees < MIN_DEGREES:
+        raise ValueError(
+            f"{len(groups)} participants for {design.shape[1]} coefficients; at least "
+            f"{design.shape[1] + MIN_DEGREES} are needed"
+        )
+    scale = float(np.median(np.abs(y - np.median(y))))
+    if not scale > 0:
+        raise ValueError("more than half of the values are equal")
+    # A measure in mm2/s and one in mm3 reach the same convergence.
+    coefficients, error = _huber(y / scale, design, group)
+    slope, error = float(coefficients[-1] * scale), float(error * scale)
+    if not error > 0:
+        raise ValueError("the values follow from the covariates: there is no spread left")
+    half = float(stats.t.ppf(0.975, degrees)) * error
+    others = float(design[:, :-1].mean(axis=0) @ coefficients[:-1]) * scale
+    p_value = float(2 * stats.t.sf(abs(slope) / error, degrees))
+    return Slope(slope, error, slope - half, slope + half, p_value, degrees, len(y), len(groups), others)
+
+
+def _huber(y: FloatArray, design: FloatArray, group: npt.NDArray[np.intp]) -> tuple[FloatArray, float]:
+    """Return the coefficients, and the standard error of the last."""
+    import statsmodels.api as sm
+
+    norm = sm.robust.norms.HuberT()
+    fit = sm.RLM(y, design, M=norm).fit(maxiter=200)
+    if not fit.scale > _NO_SPREAD:
+        return fit.params, 0.0
+    residuals = fit.resid / fit.scale
+    scores, own = norm.psi(residuals), norm.psi_deriv(residuals)
+    order = np.argsort(group, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    errors = [_jackknife(design, scores, weights, members) for weights in (np.full_like(own, own.mean()), own)]
+    return fit.params, fit.scale * max(errors)
+
+
+def _jackknife(
+    design: FloatArray, scores: FloatArray, weights: FloatArray, members: list[npt.NDArray[np.intp]]
+) -> float:
+    """Return the standard error of the last coefficient, in units of the scale."""
+    bread = np.linalg.pinv((design.T * weights) @ design, hermitian=True)
+    total = 0.0
+    for rows in members:
+        part = design[rows]
+        rest = np.eye(len(rows)) - weights[rows, None] * (part @ bread @ part.T)
+        # What a participant alone decides (the only one of a site) leaves no residual: the pseudo-inverse skips it.
+        total += float(bread[-1] @ part.T @ np.linalg.pinv(rest, rcond=1e-6) @ scores[rows]) ** 2
+    return total**0.5
+
+
+def _independent(design: FloatArray) -> FloatArray:
+    """Return the columns that do not follow from those before them."""
+    kept: list[FloatArray] = []
+    basis = np.empty((len(design), 0))
+    for column in design.T:
+        rest = column - basis @ (basis.T @ column)
+        if np.linalg.norm(rest) > _TOLERANCE * np.linalg.norm(column) > 0:
+            kept.append(column)
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+    return np.column_stack(kept)
+
+
+def code_covariates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Turn covariates into columns of numbers.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``age`` (numbers), ``sex``, ``site`` (categories), of which any may be absent; NaN where not known.
+
+    Returns
+    -------
+    coded : DataFrame
+        One column for age, and one for every category but the first; NaN in all of a covariate's where it is not known.
+    used : list of str
+        Names of the covariates that vary.
+    """
+    columns: dict[Hashable, pd.Series[float]] = {}
+    used = []
+    for name, values in table.items():
+        levels = sorted(values.dropna().unique())
+        if len(levels) < 2:
+            continue
+        used.append(str(name))
+        if pd.api.types.is_numeric_dtype(values):
+            columns[name] = values - values.mean()
+        else:
+            for level in levels[1:]:
+                columns[f"{name} {level}"] = (values == level).astype(float).where(values.notna())
+    return pd.DataFrame(columns, index=table.index), used
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What `correct` finds.
+
+    Attributes
+    ----------
+    slopes : DataFrame
+        One row per measure, with `COLUMNS`.
+    adjusted : DataFrame
+        Measures at the reference motion, in the shape of those that came; NaN where there is no slope or no score.
+    lines : dict
+        Measure -> `Slope`, of those that have one.
+    reference : float
+        Motion that values are adjusted to, mm.
+    """
+
+    slopes: pd.DataFrame
+    adjusted: pd.DataFrame
+    lines: dict[str, Slope]
+    reference: float
+
+
+def correct(
+    measures: pd.DataFrame,
+    motion: pd.Series[float],
+    participants: npt.ArrayLike,
+    covariates: pd.DataFrame | None = None,
+    reference: float | None = None,
+) -> Correction:
+    """Regress every measure on motion, and say what it would be at the reference motion.
+
+    Parameters
+    ----------
+    measures : DataFrame
+        (n, measures) numbers; NaN where missing.
+    motion : Series
+        (n,) mm; NaN where there is no score.
+    participants : (n,) array
+        Participant of each row.
+    covariates : DataFrame, optional
+        As `code_covariates` takes them; rows where one is not known do not count for the slope.
+    reference : float, optional
+        Motion to adjust to, mm (default: the median of the scores).
+
+    Returns
+    -------
+    Correction
+        P-values are corrected over all measures by Benjamini and Hochberg (1995).
+    """
+    known = motion.notna()
+    reference = float(motion.median()) if reference is None else reference
+    names = np.asarray(participants)
+    table = pd.DataFrame(index=measures.index) if covariates is None else covariates
+    adjusted = pd.DataFrame(np.nan, index=measures.index, columns=measures.columns)
+    lines: dict[str, Slope] = {}
+    rows = []
+    for name, values in measures.items():
+        # Categories are those of the rows that count.
+        counted = known & values.notna()
+        coded, used = code_covariates(table[counted])
+        counted_too = coded.notna().all(axis=1).to_numpy()
+        index = np.flatnonzero(counted)[counted_too]
+        lost = int(counted.sum()) - len(index)
+        row: dict[str, Any] = {"measure": name, "covariates": ", ".join(used), "n": len(index)}
+        row["n_participants"] = len(np.unique(names[index]))
+        notes = [f"{lost} rows without a known {' or '.join(used)} do not count"] if lost else []
+        try:
+            line = regress(values.iloc[index], motion.iloc[index], coded[counted_too], names[index])
+        except ValueError as error:
+            notes.append(f"no slope: {error}")
+        else:
+            lines[str(name)] = line
+            adjusted[name] = values - line.slope * (motion - reference)
+            row |= {"slope": line.slope, "slope_low": line.low, "slope_high": line.high, "p_value": line.p_value}
+            row |= {"standard_error": line.standard_error, "degrees_of_freedom": line.degrees}
+        rows.append({**row, "note": "; ".join(notes)})
+    slopes = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    tested = slopes["p_value"].notna()
+    if tested.any():
+        slopes.loc[tested, "p_fdr"] = stats.false_discovery_control(slopes.loc[tested, "p_value"].astype(float))
+    return Correction(slopes, adjusted, lines, reference)

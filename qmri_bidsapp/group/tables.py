@@ -1,0 +1,297 @@
+"""Tables of measures, motion scores and participants as users keep them: read, checked and joined."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qmri_bidsapp.errors import InputMissingError, UsageError
+
+MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN")
+SCORE = "motion_score"
+COVARIATES = ("age", "sex", "site")
+#: Covariates that are categories even where they are written as numbers.
+_CATEGORIES = ("sex", "site")
+SESSIONS = ("session_id", "session")
+#: What a table that the group level wrote has, and what of it tells one measure from another.
+_GROUP_TABLE = ("series", "model", "estimator", "tissue", "median", "unit")
+_ORIGIN = ("series", "model", "estimator", "tissue")
+PARTICIPANT = "participant_id"
+
+
+def read_table(path: Path, option: str) -> pd.DataFrame:
+    """Return the words of a TSV file, NaN where one is missing.
+
+    Parameters
+    ----------
+    path : Path
+    option : str
+        That the file was given to, for messages.
+
+    Raises
+    ------
+    InputMissingError
+        If there is no such file.
+    UsageError
+        If it is no table with names, or has no ``participant_id``.
+    """
+    if not path.is_file():
+        raise InputMissingError(f"{option}: {path} does not exist or is no file.")
+    try:
+        words = pd.read_csv(
+            path, sep="\t", header=None, dtype=str, na_values=list(MISSING), keep_default_na=False, encoding="utf-8-sig"
+        )
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+        raise UsageError(f"{option}: {path} cannot be read as a table with tabs ({error}).") from error
+    header = [str(name).strip() for name in words.iloc[0]]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise UsageError(f"{option}: {path} has several columns {', '.join(twice)}; rename or remove them.")
+    if PARTICIPANT not in header:
+        separated = " The columns must be separated by tabs." if len(header) == 1 else ""
+        raise UsageError(f"{option}: {path} needs the column {PARTICIPANT}, got {', '.join(header)}.{separated}")
+    table = words.iloc[1:].reset_index(drop=True).set_axis(header, axis=1)
+    if table.empty:
+        raise UsageError(f"{option}: {path} has no rows below its header.")
+    if table[PARTICIPANT].isna().any():
+        row = int(np.flatnonzero(table[PARTICIPANT].isna())[0]) + 2
+        raise UsageError(f"{option}: {path} has no {PARTICIPANT} in row {row}.")
+    return table
+
+
+def numbers(column: pd.Series[str], where: str) -> pd.Series[float]:
+    """Return a column as numbers.
+
+    Raises
+    ------
+    UsageError
+        If one is not, with its row.
+    """
+    values = pd.to_numeric(column, errors="coerce").astype(float)
+    wrong = (values.isna() & column.notna()) | np.isinf(values)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UsageError(
+            f"{where} must hold numbers, with a point for decimals, or n/a; got {column.iloc[row]!r} in row {row + 2}."
+        )
+    return values
+
+
+def session_column(table: pd.DataFrame) -> str | None:
+    """Return the name of the column of sessions, if there is one with a label."""
+    return next((name for name in SESSIONS if name in table and table[name].notna().any()), None)
+
+
+def keys(table: pd.DataFrame, with_sessions: bool) -> pd.MultiIndex:
+    """Return participant and session of every row, without prefixes; an empty session where there is none."""
+    participants = table[PARTICIPANT].str.strip().str.removeprefix("sub-")
+    column = session_column(table) if with_sessions else None
+    sessions = pd.Series("", index=table.index) if column is None else table[column].fillna("")
+    return pd.MultiIndex.from_arrays([participants, sessions.str.strip().str.removeprefix("ses-")])
+
+
+@dataclass
+class Measures:
+    """Measures, one row for each participant and session.
+
+    Attributes
+    ----------
+    values : DataFrame
+        Index (participant, session), a column of numbers for each measure.
+    units : dict
+        Measure -> unit, where known.
+    notes : list of str
+        What was left out.
+    source : DataFrame
+        The table that they come from.
+    is_long : bool
+        Whether `source` has a row for each region, as group tables of the app.
+    """
+
+    values: pd.DataFrame
+    units: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    source: pd.DataFrame = field(default_factory=pd.DataFrame)
+    is_long: bool = False
+
+
+def is_group_table(table: pd.DataFrame) -> bool:
+    """Say whether a table is one that the group level wrote: a row for each region."""
+    return set(_GROUP_TABLE) <= set(table.columns)
+
+
+def measures_of_groups(table: pd.DataFrame, where: str) -> Measures:
+    """Spread group tables: a measure is a map, series, model, estimator and region.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns of the group tables, as words, and ``map``.
+    where : str
+        For messages.
+
+    Raises
+    ------
+    UsageError
+        If a row comes twice.
+    """
+    # Sessions are rows, so that the series of all sessions are one.
+    origin = table[["map", *_ORIGIN]].replace({"series": r"^ses-[0-9a-zA-Z+]+_"}, {"series": ""}, regex=True)
+    table = table.assign(measure=origin.fillna("").agg("_".join, axis=1))
+    index = keys(table, with_sessions=True)
+    twice = pd.MultiIndex.from_arrays([*(index.get_level_values(k) for k in (0, 1)), table["measure"]]).duplicated()
+    if twice.any():
+        first = table[twice].iloc[0]
+        raise UsageError(f"{where} has {first['measure']} of {first[PARTICIPANT]} more than once; remove one.")
+    long = pd.DataFrame({"measure": table["measure"], "value": numbers(table["median"], f"{where}: median")})
+    values = long.set_index(index).set_index("measure", append=True)["value"].unstack("measure")
+    units = dict(zip(table["measure"], table["unit"].fillna("n/a"), strict=True))
+    return Measures(values, units, source=table, is_long=True)
+
+
+def read_measures(path: Path, leave_out: Sequence[str] = ()) -> Measures:
+    """Read measures: columns of numbers, or a group table of the app.
+
+    Parameters
+    ----------
+    path : Path
+    leave_out : sequence of str
+        Columns that are no measures.
+
+    Raises
+    ------
+    InputMissingError, UsageError
+        If it cannot be used; the message says what to change.
+    """
+    table = read_table(path, "--measures")
+    if is_group_table(table):
+        return measures_of_groups(table.assign(map=path.stem.removeprefix("group_")), f"--measures: {path}")
+    index = keys(table, with_sessions=True)
+    _refuse_twice(index, f"--measures: {path}", "one row for each participant (and session_id)")
+    columns, notes = {}, []
+    for name in table.columns.drop([PARTICIPANT, *(k for k in {*SESSIONS, *leave_out, SCORE} if k in table)]):
+        if name.endswith("_adjusted") and name.removesuffix("_adjusted") in table:
+            notes.append(f"{name} is left out: adjusted values of {name.removesuffix('_adjusted')} get this name.")
+        elif pd.to_numeric(table[name], errors="coerce").notna().any():
+            columns[name] = numbers(table[name], f"--measures: column {name} of {path}").to_numpy()
+        else:
+            notes.append(f"{name} holds no numbers and is left out.")
+    if not columns:
+        raise UsageError(f"--measures: {path} has no column of numbers beside {PARTICIPANT} and session_id.")
+    return Measures(pd.DataFrame(columns, index=index), notes=notes, source=table)
+
+
+def read_motion(path: Path, column: str) -> pd.Series[float]:
+    """Read motion scores, mm, by participant and session.
+
+    Raises
+    ------
+    InputMissingError, UsageError
+        If there are none, or they cannot be used.
+    """
+    table = read_table(path, "--motion")
+    if column not in table:
+        raise UsageError(
+            f"--motion: {path} has no column {column}, but {', '.join(table.columns)}; name one with --motion-column."
+        )
+    scores = numbers(table[column], f"--motion: column {column} of {path}")
+    if (scores < 0).any():
+        raise UsageError(f"--motion: column {column} of {path} holds negative scores, but motion is 0 mm or more.")
+    if scores.notna().sum() == 0:
+        raise UsageError(f"--motion: column {column} of {path} is empty.")
+    if scores.nunique() == 1:
+        raise UsageError(f"--motion: all scores in {path} are {scores.max():g}: no slope can be estimated from them.")
+    index = keys(table, with_sessions=True)
+    _refuse_twice(index, f"--motion: {path}", "one score for each participant (and session_id)")
+    return scores.set_axis(index)
+
+
+def _refuse_twice(index: pd.MultiIndex, where: str, need: str) -> None:
+    twice = index[index.duplicated()]
+    if len(twice):
+        participant, session = twice[0]
+        name = f"sub-{participant}" + (f", ses-{session}" if session else "")
+        raise UsageError(f"{where} must have {need}; {name} comes more than once.")
+
+
+def match(scores: pd.Series[float], index: pd.MultiIndex) -> pd.Series[float]:
+    """Return the scores of rows of measures, NaN where there is none.
+
+    Where only one of the two has sessions, and no participant more than one, participants alone are compared.
+
+    Raises
+    ------
+    UsageError
+        If nobody is in both, or sessions are needed to tell rows apart.
+    """
+    has_sessions = [bool((part.get_level_values(1) != "").any()) for part in (scores.index, index)]
+    if has_sessions[0] == has_sessions[1]:
+        found = scores.reindex(index)
+    else:
+        for name, part in (("--motion", scores.index), ("--measures", index)):
+            if part.get_level_values(0).has_duplicates:
+                raise UsageError(
+                    f"{name} has several sessions of a participant, the other table no session_id; add it."
+                )
+        found = scores.droplevel(1).reindex(index.get_level_values(0)).set_axis(index)
+    if not found.notna().any():
+        raise UsageError(
+            f"--measures and --motion have no participant (and session) in common: {_example(index)} against "
+            f"{_example(scores.index)}; use the same labels in both."
+        )
+    return found
+
+
+def _example(index: pd.Index[Any]) -> str:
+    participant, session = index[0]
+    return f"sub-{participant}" + (f" ses-{session}" if session else "")
+
+
+def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.DataFrame, list[str]]:
+    """Read covariates of participants.
+
+    Parameters
+    ----------
+    path : Path
+        ``participants.tsv``.
+    names : sequence of str
+        Columns, in capitals or not; sex, site and what does not hold numbers are categories.
+    option : str
+        For messages.
+
+    Returns
+    -------
+    covariates : DataFrame
+        By participant without ``sub-``: those columns that there are.
+    notes : list of str
+        Values that are not understood, and columns that are not there.
+    """
+    table = read_table(path, option)
+    participants = keys(table, with_sessions=False).get_level_values(0)
+    if participants.has_duplicates:
+        first = participants[participants.duplicated()][0]
+        raise UsageError(f"{option}: {path} must have one row for each participant; sub-{first} comes more than once.")
+    present = {name.lower(): name for name in table.columns}
+    columns: dict[str, pd.Series] = {}
+    notes = []
+    for name in dict.fromkeys(name.lower() for name in names):
+        if name not in present:
+            notes.append(f"{path.name} has no column {name}.")
+            continue
+        words = table[present[name]].str.strip()
+        # BIDS allows 89+ for those of 89 years or more.
+        values = pd.to_numeric(words.str.removesuffix("+") if name == "age" else words, errors="coerce").astype(float)
+        unread = words[values.isna() & words.notna()]
+        if name == "age" or (name not in _CATEGORIES and unread.empty):
+            columns[name] = values
+            notes += [f"age {unread.iloc[0]!r} is no number: as if it were missing."] if len(unread) else []
+        else:
+            # F, female and Female are one.
+            columns[name] = words.str[0].str.upper() if name == "sex" else words
+    return pd.DataFrame(columns).set_axis(participants, axis=0), notes
