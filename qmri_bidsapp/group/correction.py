@@ -89,7 +89,9 @@ def regress(
         If the slope cannot be estimated; the message says why.
     """
     y, x = np.asarray(values, dtype=float), np.asarray(motion, dtype=float)
-    if not np.ptp(x) > _TOLERANCE * np.abs(x).max(initial=0):
+    if not x.size:
+        raise ValueError("no row has a value, a motion score and all covariates")
+    if not np.ptp(x) > _TOLERANCE * np.abs(x).max():
         raise ValueError(f"all {len(x)} motion scores are equal")
     groups, group = np.unique(np.asarray(participants), return_inverse=True)
     design = _independent(np.column_stack([np.ones_like(x), np.asarray(covariates, dtype=float), x]))
