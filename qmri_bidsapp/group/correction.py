@@ -110,7 +110,7 @@ def regress(
     coefficients, error = _huber(y / scale, design, group)
     slope, error = float(coefficients[-1] * scale), float(error * scale)
     if not error > 0:
-        raise ValueError("the values follow from the covariates: there is no spread left")
+        raise ValueError("more than half of the values follow exactly from motion and covariates: no spread left")
     half = float(stats.t.ppf(0.975, degrees)) * error
     others = float(design[:, :-1].mean(axis=0) @ coefficients[:-1]) * scale
     p_value = float(2 * stats.t.sf(abs(slope) / error, degrees))

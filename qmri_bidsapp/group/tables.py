@@ -294,4 +294,4 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
         else:
             # F, female and Female are one.
             columns[name] = words.str[0].str.upper() if name == "sex" else words
-    return pd.DataFrame(columns).set_axis(participants, axis=0), notes
+    return pd.DataFrame(columns, index=table.index).set_axis(participants, axis=0), notes

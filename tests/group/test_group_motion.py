@@ -129,6 +129,11 @@ def test_participants_that_cannot_be_used(study):
     out, bids, tables = study
     (bids / "participants.tsv").write_text("participant_id\tage\nsub-00\t3\nsub-00\t4\n")
     assert "sub-00 comes more than once" in correct_group(out, bids, tables)[1]
+    (bids / "participants.tsv").write_text("participant_id\tIQ\nsub-00\t100\n")
+    found, reason, _ = correct_group(out, bids, tables)
+    assert reason == ""
+    assert "participants.tsv has no column age." in found.notes
+    assert set(found.correction.slopes["covariates"]) == {""}
     (bids / "participants.tsv").unlink()
     found, reason, _ = correct_group(out, bids, tables)
     assert reason == ""

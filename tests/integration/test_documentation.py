@@ -40,7 +40,7 @@ def test_commands_with_learned_estimators_can_be_parsed(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     commands = [
         line.partition("  #")[0].split()
-        for page in ("learned.md", "usage.md", "spatial_networks.md")
+        for page in ("learned.md", "usage.md", "spatial_networks.md", "motion_correction.md")
         for block in blocks(page, "console")
         for line in block.splitlines()
     ]
