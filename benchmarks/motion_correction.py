@@ -33,7 +33,7 @@ def cohort(
 
 
 def main() -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table; rates in percent, n participants."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohorts", type=int, default=2000)
     parser.add_argument("--slope", type=float, default=-0.8, help="for bias, coverage and power")
@@ -79,14 +79,14 @@ def main() -> None:
                 "yes" if with_covariates else "no",
                 *false,
                 f"{bias:+.3f}",
-                f"{100 * covered:.1f} %",
+                f"{100 * covered:.1f}",
             ]
             print("|", *(f"{word} |" for word in [*words, *power]), flush=True)
 
 
 def percent(hits: list[bool]) -> str:
-    """Return the share of hits."""
-    return f"{100 * np.mean(hits):.1f} %"
+    """Return the share of hits, %."""
+    return f"{100 * np.mean(hits):.1f}"
 
 
 if __name__ == "__main__":
