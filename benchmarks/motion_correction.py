@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--slope", type=float, default=-0.8, help="for bias, coverage and power")
     arguments = parser.parse_args()
     header = (
-        "participants",
+        "n",
         "sessions",
         "spread",
         "covariates",
