@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from qmri_bidsapp.core.parameters import Parameter
+
+#: Fields of `ParameterMaps` with a row for each voxel.
+_BY_VOXEL = ("estimate", "std", "status", "lower", "upper", "log_evidence", "variance")
 
 
 class Status(IntEnum):
@@ -43,6 +47,9 @@ class ParameterMaps:
         (n_voxels, n_parameters) float32, limits of the central 95 % interval, from estimators that know the posterior.
     log_evidence : ndarray or None
         (n_voxels,) float32, natural logarithm of the density of the voxel's measurements, from such estimators.
+    variance : ndarray or None
+        (n_voxels,) float32, noise variance of one raw measurement that each voxel's own residuals tell, with the root
+        of which `std` goes; NaN where the noise was given. None from estimators that take it from elsewhere.
     """
 
     parameters: tuple[Parameter, ...]
@@ -53,6 +60,7 @@ class ParameterMaps:
     lower: npt.NDArray[np.float32] | None = None
     upper: npt.NDArray[np.float32] | None = None
     log_evidence: npt.NDArray[np.float32] | None = None
+    variance: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.status), len(self.parameters))
@@ -61,10 +69,15 @@ class ParameterMaps:
 
     def fill(self, index: slice | npt.NDArray[np.intp], part: ParameterMaps) -> None:
         """Put the maps of some voxels, from the same estimator, into their places."""
-        for name in ("estimate", "std", "status", "lower", "upper", "log_evidence"):
+        for name in _BY_VOXEL:
             values = getattr(self, name)
             if values is not None:
                 values[index] = getattr(part, name)
+
+    def part(self, index: slice | npt.NDArray[np.intp]) -> Self:
+        """Return the maps of some voxels."""
+        found = {name: getattr(self, name) for name in _BY_VOXEL}
+        return replace(self, **{name: values[index] for name, values in found.items() if values is not None})
 
     def counts(self) -> dict[str, int]:
         """Return the number of voxels per status name, for the statuses that occur."""

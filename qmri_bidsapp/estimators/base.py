@@ -43,6 +43,9 @@ class Estimator(ABC):
         Whether neighbouring voxels influence each other, so that `predict_volume` should be given the whole volume.
     has_posterior : bool
         Whether its maps hold intervals and the log evidence.
+    std_from_residuals : bool
+        Whether standard deviations rest on each voxel's own residuals where no noise is given. Its maps then hold
+        their variance, so that what the voxels of a series tell of the noise can be put together.
     """
 
     name: ClassVar[str]
@@ -52,6 +55,7 @@ class Estimator(ABC):
     needs_raw_magnitudes: ClassVar[bool] = False
     is_spatial: ClassVar[bool] = False
     has_posterior: ClassVar[bool] = False
+    std_from_residuals: ClassVar[bool] = False
 
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
         self.model = model

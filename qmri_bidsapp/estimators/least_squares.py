@@ -82,6 +82,7 @@ class NonLinearLeastSquares(Estimator):
     title: ClassVar[str] = "Bounded non-linear least squares (Levenberg-Marquardt)"
     std_kind: ClassVar[str] = "Cramer-Rao bound at the estimate"
     reference: ClassVar[str] = "Marquardt 1963, J Soc Ind Appl Math 11:431"
+    std_from_residuals: ClassVar[bool] = True
 
     #: Models with more parameters would need a dictionary too large to be searched.
     MAX_PARAMETERS: ClassVar[int] = 4
@@ -140,7 +141,15 @@ class NonLinearLeastSquares(Estimator):
             )
             return assemble(self.model, self.std_kind, status, usable, *fitted)
 
-        return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
+        return predict_chunks(
+            self.model,
+            self.std_kind,
+            predict,
+            len(signals),
+            largest=CHUNK_SIZE,
+            device=self.device,
+            with_variance=self.std_from_residuals,
+        )
 
     def _solve(
         self,
@@ -148,8 +157,8 @@ class NonLinearLeastSquares(Estimator):
         noise: npt.NDArray[np.float32] | None,
         covariates: npt.NDArray[np.float32],
         directions: npt.NDArray[np.float32] | None,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-        """Return estimates and standard deviations in the parameters' units, and statuses."""
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Return estimates and standard deviations in the parameters' units, statuses, and the residuals' variance."""
         signal = torch.as_tensor(values, device=self.device)
         size = signal.abs().amax(-1)
         voxels = Voxels(
@@ -174,7 +183,10 @@ class NonLinearLeastSquares(Estimator):
         estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
-        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
+        own = variance * size.square()
+        if voxels.noise_variance is not None:
+            own = torch.where(voxels.noise_variance.isfinite(), torch.nan, own)
+        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8), own.cpu().numpy()
 
     def _signal(self, voxels: Voxels, scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `Voxels.target` should be (n, m) at scaled parameters, and the Jacobian (n, m, p)."""

@@ -41,6 +41,7 @@ class WeightedLinearLeastSquares(Estimator):
     name: ClassVar[str] = "wls"
     title: ClassVar[str] = "Iterated weighted linear least squares on the log signal"
     std_kind: ClassVar[str] = "Covariance of the weighted linear fit"
+    std_from_residuals: ClassVar[bool] = True
     reference: ClassVar[str] = "Salvador et al. 2005, Hum Brain Mapp 24:144; Veraart et al. 2013, NeuroImage 81:335"
 
     @classmethod
@@ -84,12 +85,23 @@ class WeightedLinearLeastSquares(Estimator):
             fitted = self._solve(values[usable], None if noise is None else noise[part][usable])
             return assemble(self.model, self.std_kind, status, usable, *fitted)
 
-        return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
+        return predict_chunks(
+            self.model,
+            self.std_kind,
+            predict,
+            len(signals),
+            largest=CHUNK_SIZE,
+            device=self.device,
+            with_variance=True,
+        )
 
     def _solve(
         self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-        """Return estimates and standard deviations in the parameters' units, and statuses; NaN for singular fits."""
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+        """Return estimates and standard deviations in the parameters' units, statuses, and the residuals' variance.
+
+        What is singular is NaN; so is the variance where the noise is given.
+        """
         measured = self._tensor(values)
         size = measured.amax(-1)
         signal = (measured / size.unsqueeze(-1)).clamp(min=SIGNAL_FLOOR)
@@ -106,7 +118,10 @@ class WeightedLinearLeastSquares(Estimator):
         estimate, std = (self._lower.new_full((len(values), len(self._lower)), torch.nan) for _ in range(2))
         status = torch.full((len(values),), int(Status.FAILED), device=self.device)
         estimate[known], std[known], status[known] = self._finish(solution, root, size, variance)
-        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8)
+        own = self._lower.new_full((len(values),), torch.nan)
+        if noise is None:
+            own[known] = variance * size.square()
+        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8), own.cpu().numpy()
 
     def _finish(
         self, solution: torch.Tensor, root: Triangle, size: torch.Tensor, variance: torch.Tensor

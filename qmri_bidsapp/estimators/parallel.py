@@ -20,18 +20,19 @@ def predict_chunks(
     *,
     largest: int,
     device: str,
+    with_variance: bool = False,
 ) -> ParameterMaps:
-    """Return the maps of all voxels from a function that returns those of a chunk; see `for_each_chunk`."""
+    """Return the maps of all voxels from a function that returns those of a chunk; see `for_each_chunk`.
+
+    `with_variance`: whether they hold the variance of residuals.
+    """
     parameters = (*model.parameters, *model.derived)
     estimate, std = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(2))
     status = np.empty(n_voxels, dtype=np.uint8)
-
-    def work(part: slice) -> None:
-        maps = predict(part)
-        estimate[part], std[part], status[part] = maps.estimate, maps.std, maps.status
-
-    for_each_chunk(work, n_voxels, largest, device)
-    return ParameterMaps(parameters, estimate, std, std_kind, status)
+    variance = np.empty(n_voxels, dtype=np.float32) if with_variance else None
+    maps = ParameterMaps(parameters, estimate, std, std_kind, status, variance=variance)
+    for_each_chunk(lambda part: maps.fill(part, predict(part)), n_voxels, largest, device)
+    return maps
 
 
 def for_each_chunk(work: Callable[[slice], None], n_voxels: int, largest: int, device: str) -> None:

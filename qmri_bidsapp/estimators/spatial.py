@@ -95,6 +95,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         "variance: Siden et al. 2018, J Comput Graph Stat 27:898"
     )
     is_spatial: ClassVar[bool] = True
+    std_from_residuals: ClassVar[bool] = False
 
     def __init__(self, model: SignalModel, *, device: str = "cpu", weight: float | None = None) -> None:
         super().__init__(model, device=device)

@@ -89,6 +89,7 @@ def assemble(
     estimate: npt.NDArray[np.floating],
     std: npt.NDArray[np.floating],
     fitted_status: npt.NDArray[np.uint8],
+    variance: npt.NDArray[np.floating] | None = None,
 ) -> ParameterMaps:
     """Put the results of the usable voxels into maps of all voxels.
 
@@ -104,6 +105,8 @@ def assemble(
         (n_usable, n_parameters + n_derived), in each parameter's unit.
     fitted_status : ndarray
         (n_usable,) uint8.
+    variance : ndarray, optional
+        (n_usable,), see `ParameterMaps`.
     """
     parameters = (*model.parameters, *model.derived)
     failed = ~np.isfinite(estimate).all(axis=1)
@@ -111,7 +114,8 @@ def assemble(
     stds = scatter(np.where(failed[:, None] | ~np.isfinite(std), np.nan, std), usable)
     status = status.copy()
     status[usable] = np.where(failed, Status.FAILED, fitted_status)
-    return ParameterMaps(parameters, estimates, stds, std_kind, status)
+    own = None if variance is None else scatter(np.where(failed, np.nan, variance), usable)
+    return ParameterMaps(parameters, estimates, stds, std_kind, status, variance=own)
 
 
 def scatter(values: npt.NDArray[np.floating], usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

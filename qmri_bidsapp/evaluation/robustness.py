@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators
 from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify
 from qmri_bidsapp.uncertainty.inverse import Trust
+from qmri_bidsapp.uncertainty.moderation import moderate
 from qmri_bidsapp.uncertainty.ood import LEVEL
 from qmri_bidsapp.uncertainty.ood_measures import Meter
 
@@ -87,13 +89,13 @@ class Instrument:
     def __init__(self, estimator: Estimator, series: Acquisition, noise: Noise, n_reference: int, seed: int) -> None:
         model = estimator.model
         self._estimator = estimator
-        protocol, self._matrix = model.adapt(series)
+        self._protocol, self._matrix = model.adapt(series)
         # As in the app: only of diffusion series the noise is measured, other fits tell it from their residuals.
         self._noise_is_known = isinstance(series, Diffusion)
         self.certificate: Certificate = certify(
-            estimator, protocol, noise=noise, n=n_reference, seed=seed, noise_is_known=self._noise_is_known
+            estimator, self._protocol, noise=noise, n=n_reference, seed=seed, noise_is_known=self._noise_is_known
         )
-        self._meter = Meter(estimator, protocol, series if self._matrix is not None else None)
+        self._meter = Meter(estimator, self._protocol, series if self._matrix is not None else None)
 
     def rates(self, truth: Array, measured: Array, noise_std: Array) -> dict[str, Rates]:
         """Return parameter -> rates.
@@ -103,12 +105,14 @@ class Instrument:
         truth : ndarray
             (n, n_parameters) in each parameter's unit.
         measured : ndarray
-            (n, n_images), as acquired.
+            (n, n_images), as acquired, of `N_SERIES` series one after the other.
         noise_std : ndarray
             (n,) of the noise that is believed.
         """
         values = measured if self._matrix is None else measured @ self._matrix
         maps = self._estimator.predict(values, noise_std=noise_std if self._noise_is_known else None)
+        for part in _series(len(truth)):
+            maps.fill(part, moderate(maps.part(part), self._estimator.model, self._protocol, noise_std=noise_std[part]))
         by_volume = measured if self._matrix is not None else None
         measures = self._meter.measure(values, maps, series=by_volume)
         space = self.certificate.space
@@ -137,11 +141,17 @@ def _rates(truth: Array, maps: ParameterMaps, column: int, marked: Mask, inside:
 def draw(setting: Setting, variation: Variation, n: int, seed: int) -> tuple[Array, Array, Array]:
     """Return truths, (n, n_parameters), series, (n, n_images), and the noise that is believed, (n,)."""
     parts = [
-        _draw_series(setting, variation, size, np.random.default_rng([seed, k]))
-        for k, size in enumerate(np.diff(np.linspace(0, n, N_SERIES + 1).round().astype(int)))
+        _draw_series(setting, variation, part.stop - part.start, np.random.default_rng([seed, k]))
+        for k, part in enumerate(_series(n))
     ]
     truth, measured, noise_std = (np.concatenate(column) for column in zip(*parts, strict=True))
     return truth, measured, noise_std
+
+
+def _series(n: int) -> list[slice]:
+    """Return which of n voxels are of each series."""
+    ends = np.linspace(0, n, N_SERIES + 1).round().astype(int).tolist()
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _draw_series(setting: Setting, variation: Variation, n: int, rng: np.random.Generator) -> tuple[Array, ...]:

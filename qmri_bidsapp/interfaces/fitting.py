@@ -25,6 +25,7 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.interfaces.preprocess import defined
 from qmri_bidsapp.registry import get_estimator, get_model
+from qmri_bidsapp.uncertainty.moderation import moderate
 from qmri_bidsapp.uncertainty.noise_level import NoiseLevel
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def fit_volume(
         if witness is not None:
             witness.see(index, signals, values, part, noise, options.get("covariates"))
         maps.fill(index, part)
-    return maps
+    return moderate(maps, estimator.model, protocol)
 
 
 def _fit_whole(
@@ -147,6 +148,8 @@ def _allocate(estimator: Estimator, n_voxels: int) -> ParameterMaps:
     parameters = (*estimator.model.parameters, *estimator.model.derived)
     estimate, std, lower, upper = (np.empty((n_voxels, len(parameters)), dtype=np.float32) for _ in range(4))
     maps = ParameterMaps(parameters, estimate, std, estimator.std_kind, np.empty(n_voxels, dtype=np.uint8))
+    if estimator.std_from_residuals:
+        maps = replace(maps, variance=np.empty(n_voxels, dtype=np.float32))
     if not estimator.has_posterior:
         return maps
     return replace(maps, lower=lower, upper=upper, log_evidence=np.empty(n_voxels, dtype=np.float32))

@@ -19,6 +19,7 @@ from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
+from qmri_bidsapp.uncertainty.moderation import moderate
 from qmri_bidsapp.uncertainty.ood_directions import fibre_series, nominal_series
 from qmri_bidsapp.uncertainty.space import Space
 
@@ -164,6 +165,7 @@ def simulate_voxels(
         signals = series @ matrix.astype(np.float32)
     noise_std = sigma.numpy().ravel()
     maps = estimator.predict(signals, noise_std=noise_std if noise_is_known else None, covariates=known)
+    maps = moderate(maps, model, acquisition, noise_std=noise_std)
     return Voxels(theta, signals, noise_std, known, series, maps)
 
 
