@@ -31,6 +31,9 @@ class Parameter:
         Whether the bounds are one turn, as of an angle: nothing ends there.
     is_uniform : bool
         Whether plausible values are spread evenly over the bounds, however wide their range: those of an index, say.
+    is_skewed : bool
+        Whether the signal tells less and less of it along its range, so that errors are skewed: the standard deviation
+        that holds at the estimate is not that of the truths it may stand for.
     saved : bool
         Whether the app writes a map of it; what is no quantity of its own is left to the Python interface.
     """
@@ -44,6 +47,7 @@ class Parameter:
     display_range: tuple[float, float] | None = None
     is_periodic: bool = False
     is_uniform: bool = False
+    is_skewed: bool = False
     saved: bool = True
 
     @property

@@ -14,6 +14,7 @@ from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.cholesky import Triangle
 from qmri_bidsapp.estimators.covariance import covariance_root, propagate, scale_columns
 from qmri_bidsapp.estimators.levenberg_marquardt import (
     COST_TOLERANCE,
@@ -25,6 +26,7 @@ from qmri_bidsapp.estimators.levenberg_marquardt import (
     sum_of_squares,
 )
 from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.profile import error_along
 from qmri_bidsapp.estimators.starts import Starts, starts_for
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
@@ -178,8 +180,11 @@ class NonLinearLeastSquares(Estimator):
         for index in torch.split(torch.arange(len(scaled), device=self.device), self._batch):
             sensitivity = self._sensitivity(voxels, scaled[index], variance[index], index)
             root = covariance_root(sensitivity, variance[index], free[index])
-            root = scale_columns(root, unit[index].unbind(-1))
-            spreads.append(propagate(self.model, theta[index], root, free[index]))
+            own, spread = propagate(self.model, theta[index], scale_columns(root, unit[index].unbind(-1)), free[index])
+            for column in (i for i, p in enumerate(self.model.parameters) if p.is_skewed):
+                error = self._error_along(column, voxels, scaled[index], variance[index], index, root)
+                spread[:, column] = torch.where(free[index, column], error * unit[index, column], torch.nan)
+            spreads.append((own, spread))
         estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
         status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
         status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
@@ -187,6 +192,24 @@ class NonLinearLeastSquares(Estimator):
         if voxels.noise_variance is not None:
             own = torch.where(voxels.noise_variance.isfinite(), torch.nan, own)
         return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8), own.cpu().numpy()
+
+    def _error_along(
+        self,
+        column: int,
+        voxels: Voxels,
+        scaled: torch.Tensor,
+        variance: torch.Tensor,
+        index: torch.Tensor,
+        root: Triangle,
+    ) -> torch.Tensor:
+        """Return the expected error (n,) of a skewed parameter, scaled; see `error_along`."""
+        free = self._free(scaled)
+
+        def spread_at(there: torch.Tensor) -> torch.Tensor:
+            factor = covariance_root(self._sensitivity(voxels, there, variance, index), variance, free)
+            return torch.stack([row[column].square() for row in factor[column:]]).sum(0).sqrt()
+
+        return error_along(column, scaled, root, self._bounds, spread_at)
 
     def _signal(self, voxels: Voxels, scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `Voxels.target` should be (n, m) at scaled parameters, and the Jacobian (n, m, p)."""

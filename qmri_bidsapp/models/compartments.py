@@ -43,7 +43,17 @@ ISOTROPIC_DIFFUSIVITY = Parameter(
     "isotropic_diffusivity", "mm2/s", _DIFFUSIVITIES, 1e-3, "Isotropic diffusivity", None, _DIFFUSIVITIES
 )
 DIAMETER = Parameter("diameter", "mm", (1e-4, 2e-2), 5e-3, "Axon diameter index", None, (0.0, 2e-2), is_uniform=True)
-ODI = Parameter("odi", "1", (0.01, 0.99), 1.0, "Orientation dispersion index", None, (0.0, 1.0), is_uniform=True)
+ODI = Parameter(
+    "odi",
+    "1",
+    (0.01, 0.99),
+    1.0,
+    "Orientation dispersion index",
+    None,
+    (0.0, 1.0),
+    is_uniform=True,
+    is_skewed=True,
+)
 
 #: Roots of the derivative of the Bessel function J1. The terms of the sum over them fall with the sixth power of
 #: the root; those left out are less than 1e-8 of the sum for diameters up to 20 micrometres.

@@ -150,7 +150,10 @@ def test_bias_near_the_noise_floor_vanishes_and_errors_have_the_stated_size(name
     usable = np.isfinite(found.std[:, :p]).all(axis=1)
     assert usable.mean() > 0.99
     estimate, std = (values[usable, :p].astype(float) for values in (found.estimate, found.std))
-    np.testing.assert_allclose(np.sqrt((std**2).mean(axis=0)), estimate.std(axis=0), rtol=0.1)
+    # Of skewed parameters it is the error over all truths that an estimate may stand for, above and below this one.
+    most = np.array([1.35 if parameter.is_skewed else 1.1 for parameter in model.parameters])
+    ratio = np.sqrt((std**2).mean(axis=0)) / estimate.std(axis=0)
+    assert ((ratio > 0.9) & (ratio < most)).all()
     covered = (np.abs(estimate - theta) < 1.96 * std).mean(axis=0)
     assert ((covered > 0.93) & (covered < 0.97)).all()
 
