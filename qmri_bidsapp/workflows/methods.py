@@ -122,7 +122,7 @@ image to each series by rigid registration; without a T1-weighted image the mask
 
 {fits} Unless maps say otherwise, non-linear models were fitted by least squares within bounds with the
 Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
-the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals
-or, for denoised diffusion series, from MP-PCA.{special} Voxels whose estimate is on a bound, did not converge or failed
-are marked in a status map.{trust}
+the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals,
+moderated over the voxels of a series [@moderation], or, for denoised diffusion series, from MP-PCA.{special} Voxels
+whose estimate is on a bound, did not converge or failed are marked in a status map.{trust}
 """
