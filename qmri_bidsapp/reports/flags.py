@@ -21,6 +21,7 @@ MEANING = {
     Reason.DISTANCE: "signals unlike those of all simulated tissue",
     Reason.DIRECTIONS: "scatter over directions larger, or smaller, than the noise",
     Reason.OUTLIER: "a single image stands out",
+    Reason.FLOOR: "low signals have a noise floor where none is expected, or none where one is",
     Reason.NETWORK: "least squares fits much better than the learned estimator",
     Reason.BOUND: "a parameter is at a bound, where next to no simulated voxel has it",
 }
@@ -29,6 +30,7 @@ COLOURS = {
     Reason.DISTANCE: "#ff7f0e",
     Reason.DIRECTIONS: "#9467bd",
     Reason.OUTLIER: "#17becf",
+    Reason.FLOOR: "#8c564b",
     Reason.NETWORK: "#e377c2",
     Reason.BOUND: "#bcbd22",
 }

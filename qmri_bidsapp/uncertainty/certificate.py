@@ -38,7 +38,7 @@ Array = npt.NDArray[np.float64]
 
 ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
 #: Raised whenever the meaning of stored numbers changes.
-FORMAT = 6
+FORMAT = 7
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000

@@ -57,11 +57,12 @@ class Reason(IntEnum):
     OUTLIER = 5  #: a single image stands out
     NETWORK = 6  #: least squares fits much better than the learned estimator
     BOUND = 7  #: a parameter is at a bound, where next to no simulated voxel has it
-    NO_ESTIMATE = 8  #: the estimation failed
+    FLOOR = 8  #: low signals have a noise floor where none is expected, or none where one is
+    NO_ESTIMATE = 9  #: the estimation failed
 
 
 #: Part of the false positives that large values may have; the others are for small ones, as of noise less than stated.
-UPPER_SHARE = {Reason.MISFIT: 0.9, Reason.DIRECTIONS: 0.5}
+UPPER_SHARE = {Reason.MISFIT: 0.9, Reason.DIRECTIONS: 0.5, Reason.FLOOR: 0.5}
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class OutOfDistribution:
         # More noise than is stated, or a bad image, is not to be taken for something else.
         scatter = np.fmax(noise**2, measures.directions)
         scores = {
+            Reason.FLOOR: measures.floor.astype(np.float64),
             Reason.DIRECTIONS: measures.directions / noise**2,
             Reason.OUTLIER: measures.outlier / np.sqrt(np.fmax(noise**2, measures.others)),
             Reason.MISFIT: measures.misfit / scatter,
@@ -283,8 +285,9 @@ class _Reference:
         p_values = self._p_values(window, usual)
         if less_is_fine:
             for key in UPPER_SHARE.keys() & p_values.keys():
-                is_less = usual[key] < np.nanmedian(self._scores[key])
-                p_values[key] = np.where(is_less, 1.0, p_values[key])
+                # With less noise than was simulated there are fewer negative values.
+                limit = np.inf if key is Reason.FLOOR else np.nanmedian(self._scores[key])
+                p_values[key] = np.where(usual[key] < limit, 1.0, p_values[key])
         smallest, p = np.fmin.reduce(list(p_values.values())), np.empty(len(window))
         for k, rows in enumerate(self._rows):
             here = window == k

@@ -18,6 +18,7 @@ from qmri_bidsapp.models.directions import even_directions
 from qmri_bidsapp.models.layout import n_distinct_axes
 from qmri_bidsapp.models.rotation import real_harmonics
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
+from qmri_bidsapp.uncertainty.ood_floor import floor_score
 
 Array = npt.NDArray[np.float64]
 
@@ -87,6 +88,20 @@ class ShellFits:
         """
         left = np.asarray(series, dtype=np.float64) @ self._residual
         return np.square(left).sum(axis=1), np.abs(left * self._over_size).max(axis=1)
+
+    def floor(self, series: npt.NDArray[np.floating], noise: Array) -> Array:
+        """Return how much more likely magnitudes are than Gaussian noise, (n_voxels,); see `floor_score`.
+
+        Parameters
+        ----------
+        series : ndarray
+            (n_voxels, n_volumes).
+        noise : ndarray
+            (n_voxels,) standard deviation.
+        """
+        values, kept = np.asarray(series, dtype=np.float64), self._over_size > 0
+        left = values @ self._residual[:, kept]
+        return floor_score(values[:, kept], values[:, kept] - left, noise)
 
     def features(self, series: npt.NDArray[np.floating]) -> Array:
         """Return mean, and root of the power of each degree up to four, of each shell, (n_voxels, n_features)."""

@@ -52,6 +52,8 @@ class Measures:
         (n,) largest studentised residual of a single image, in the unit of the signals.
     others : ndarray
         (n,) mean square of the residuals of the other images, in this unit squared.
+    floor : ndarray
+        (n,) how much more likely magnitudes are than Gaussian noise, see `ood_floor.floor_score`.
     network : ndarray
         (n,) misfit of a learned estimator less that of least squares; not of models that turn with the tissue.
     at_bound : ndarray
@@ -65,6 +67,7 @@ class Measures:
     directions: Values
     outlier: Values
     others: Values
+    floor: Values
     network: Values
     at_bound: npt.NDArray[np.bool_]
     features: Values
@@ -155,13 +158,14 @@ class Meter:
             # Only rounding is left.
             misfit = np.zeros(len(misfit))
         noise = np.zeros(len(misfit))
-        directions = outlier = others = np.full(len(misfit), np.nan)
+        directions = outlier = others = floor = np.full(len(misfit), np.nan)
         by_volume = series if self._is_averaged else measured.numpy()
         if not self._is_by_volume:
             outlier, others = self._of_images(residual, theta)
         elif self._fits is not None and by_volume is not None:
             squares, outlier = self._fits.residuals(by_volume)
             directions = others = _without_largest(squares, outlier, self._fits.freedom)
+            floor = self._fits.floor(by_volume, np.sqrt(directions))
             # What is left of the shells is of the noise and of single volumes; the rest is of the model.
             noise = noise if self._is_averaged else squares
         network = np.full(len(misfit), np.nan)
@@ -172,7 +176,7 @@ class Meter:
         with np.errstate(invalid="ignore", divide="ignore"):
             features = self._features(np.asarray(signals)) / np.where(size > 0, size, np.nan)
         columns = {"misfit": misfit - noise, "directions": directions, "network": network}
-        columns |= {"outlier": outlier, "others": others}
+        columns |= {"outlier": outlier, "others": others, "floor": floor}
         return Measures(
             size=np.where(size[:, 0] > 0, size[:, 0], np.nan).astype(np.float32),
             at_bound=maps.status == Status.AT_BOUND,

@@ -77,7 +77,7 @@ def test_as_many_typical_voxels_are_flagged_as_the_level_says(name, kind, snr, n
     rates["all"] = (flags.reason > Reason.TYPICAL).mean()
     assert all(0.04 <= rate <= 0.06 for rate in rates.values()), rates
     expected = {"MISFIT", "DISTANCE", "OUTLIER", "all"}
-    expected |= {"DIRECTIONS"} if name in ("smt", "noddi", "tensor") else set()
+    expected |= {"DIRECTIONS", "FLOOR"} if name in ("smt", "noddi", "tensor") else set()
     expected |= {"NETWORK"} if kind == "mlp" else set()
     assert set(rates) == expected
 
@@ -131,6 +131,25 @@ def test_another_noise_is_seen_in_the_scatter_over_directions(spherical, factor)
     np.testing.assert_allclose(found, min(1 / factor, 1.0), rtol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "rician"], ids=["floor", "no floor"])
+def test_noise_of_the_other_kind_is_seen_in_low_signals(spherical, kind):
+    """But not in denoised series: with less noise values are seldom negative anyway."""
+    known = (
+        spherical.known if kind == "gaussian" else known_of(spherical.estimator, spherical.protocol, 25.0, kind, 2**13)
+    )
+    voxels = spherical.simulate(8.0)
+    real, imaginary = voxels.series, voxels.noise_std[:, None] * np.random.default_rng(0).standard_normal((1000, 140))
+    magnitude = np.hypot(real, imaginary).astype(np.float32)
+    usual, other = (real, magnitude) if kind == "gaussian" else (magnitude, np.maximum(real, 0))
+    assert most_common(known.flag(spherical.measure(usual), voxels.noise_std)) == ("TYPICAL", pytest.approx(1, abs=0.1))
+    measures = spherical.measure(other)
+    counts = known.flag(measures, voxels.noise_std).counts()
+    assert counts["FLOOR"] > max(300, *(n for name, n in counts.items() if name not in ("FLOOR", "TYPICAL")))
+    relaxed = known.flag(measures, voxels.noise_std, less_is_fine=True)
+    assert (relaxed.p_values[Reason.FLOOR] == 1).all()
+    assert not (relaxed.reason == Reason.FLOOR).any()
+
+
 def test_noise_in_use_is_right_at_every_signal_to_noise_ratio(spherical):
     for snr in (8.0, 25.0, 80.0):
         voxels = spherical.simulate(snr)
@@ -172,6 +191,7 @@ def test_without_usable_directions_the_other_scores_remain(spherical):
         meter = Meter(spherical.estimator, spherical.protocol, series)
         flags = spherical.known.flag(meter.measure(voxels.signals, voxels.maps, series=values), voxels.noise_std)
         assert np.isnan(flags.p_values[Reason.DIRECTIONS]).all()
+        assert np.isnan(flags.p_values[Reason.FLOOR]).all()
         assert np.isnan(flags.p_values[Reason.OUTLIER]).all()
         assert np.isfinite(flags.p_value).all()
 

@@ -1,0 +1,80 @@
+"""Whether there is a noise floor: values near zero scatter as magnitudes do, or as noise that may be negative.
+
+Both kinds of noise are compared by their likelihoods. What counts is the shape: a scatter that shrinks where signals
+are low, and values that stay above zero.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.estimators.rice import rice_moments
+
+Array = npt.NDArray[np.float64]
+
+#: Means of which the likelihoods are tabulated, in standard deviations of the noise: lower ones are next to impossible,
+#: from the highest on both kinds of noise are alike.
+MEANS = (-4.0, 6.0)
+N_NODES = 501
+#: Standard deviations about the mean over which moments are integrated, and the number of points.
+REACH = 6.0
+N_POINTS = 801
+#: Magnitudes, in standard deviations of the noise, below which one in a thousand is; a lower value counts as this.
+LEAST = 0.05
+
+
+def floor_score(values: npt.NDArray[np.floating], mean: npt.NDArray[np.floating], noise: Array) -> Array:
+    r"""Return how much more likely magnitudes are than Gaussian noise, (n,).
+
+    The logarithm of the ratio of likelihoods, with all in units of the noise,
+
+    .. math:: \sum \ln\left(x I_0(xs) e^{-(x^2 + s^2) / 2}\right) - \ln\left(e^{-(x - \mu)^2 / 2} / \sqrt{2 \pi}\right)
+
+    with the signal s of which magnitudes have the mean (Gudbjartsson and Patz 1995, Magn Reson Med 34:910, eq. 1; Koay
+    and Basser 2006, J Magn Reson 179:317), less its expectation and over its standard deviation for Gaussian noise.
+    Zero where all values are bright.
+
+    Parameters
+    ----------
+    values : ndarray
+        (n, m).
+    mean : ndarray
+        (n, m) what they scatter about.
+    noise : ndarray
+        (n,) standard deviation.
+    """
+    scale = np.where(noise > 0, noise, np.nan)[:, None]
+    mu = np.maximum(mean / scale, MEANS[0])
+    row, column = np.nonzero(mu < MEANS[1])
+    x, mu = (values / scale)[row, column], mu[row, column]
+    nodes, signal, expected, variance = _table()
+    excess = _log_ratio(x, mu, np.interp(mu, nodes, signal)) - np.interp(mu, nodes, expected)
+    total = np.bincount(row, np.interp(mu, nodes, variance), len(values))
+    return np.asarray(np.bincount(row, excess, len(values)) / np.sqrt(np.where(total > 0, total, 1.0)))
+
+
+def _log_ratio(x: Array, mu: Array, s: Array) -> Array:
+    """Return the logarithm of the density of magnitudes of signal s at x over that of Gaussian noise about mu."""
+    above = np.maximum(x, LEAST)
+    bessel = torch.special.i0e(torch.from_numpy(above * s)).numpy()
+    ratio = np.log(above * bessel) + (np.square(x - mu) - np.square(above - s) + math.log(2 * math.pi)) / 2
+    return np.asarray(ratio)
+
+
+@cache
+def _table() -> tuple[Array, Array, Array, Array]:
+    """Return means, the signals whose magnitudes have them, and expectation and variance of the logarithm."""
+    nodes = np.linspace(*MEANS, N_NODES)
+    signals = torch.linspace(0, MEANS[1], N_NODES, dtype=torch.float64)
+    s = np.interp(nodes, rice_moments(signals)[0].numpy(), signals.numpy())
+    away = np.linspace(-REACH, REACH, N_POINTS)
+    weight = np.exp(-np.square(away) / 2)
+    weight /= weight.sum()
+    ratio = _log_ratio(nodes[:, None] + away, nodes[:, None], s[:, None])
+    expected = ratio @ weight
+    return nodes, s, expected, np.square(ratio - expected[:, None]) @ weight
