@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float64]
 #: Means of which the likelihoods are tabulated, in standard deviations of the noise: lower ones are next to impossible,
 #: from the highest on both kinds of noise are alike.
 MEANS = (-4.0, 6.0)
-N_NODES = 501
+N_STEPS = 500
 #: Standard deviations about the mean over which moments are integrated, and the number of points.
 REACH = 6.0
 N_POINTS = 801
@@ -52,10 +52,18 @@ def floor_score(values: npt.NDArray[np.floating], mean: npt.NDArray[np.floating]
     mu = np.maximum(mean / scale, MEANS[0])
     row, column = np.nonzero(mu < MEANS[1])
     x, mu = (values / scale)[row, column], mu[row, column]
-    nodes, signal, expected, variance = _table()
-    excess = _log_ratio(x, mu, np.interp(mu, nodes, signal)) - np.interp(mu, nodes, expected)
-    total = np.bincount(row, np.interp(mu, nodes, variance), len(values))
-    return np.asarray(np.bincount(row, excess, len(values)) / np.sqrt(np.where(total > 0, total, 1.0)))
+    signal, expected, variance = _of_means(mu)
+    excess = np.bincount(row, _log_ratio(x, mu, signal) - expected, len(values))
+    total = np.bincount(row, variance, len(values))
+    return np.asarray(excess / np.sqrt(np.where(total > 0, total, 1.0)))
+
+
+def _of_means(mu: Array) -> Array:
+    """Return signals whose magnitudes have these means, (3, n) with expectation and variance of the logarithm."""
+    position = (mu - MEANS[0]) / (MEANS[1] - MEANS[0]) * N_STEPS
+    node = position.astype(np.intp)
+    low, high = _table()[node], _table()[node + 1]
+    return np.asarray((low + (position - node)[:, None] * (high - low)).T)
 
 
 def _log_ratio(x: Array, mu: Array, s: Array) -> Array:
@@ -67,14 +75,14 @@ def _log_ratio(x: Array, mu: Array, s: Array) -> Array:
 
 
 @cache
-def _table() -> tuple[Array, Array, Array, Array]:
-    """Return means, the signals whose magnitudes have them, and expectation and variance of the logarithm."""
-    nodes = np.linspace(*MEANS, N_NODES)
-    signals = torch.linspace(0, MEANS[1], N_NODES, dtype=torch.float64)
+def _table() -> Array:
+    """Return what `_of_means` interpolates, (N_STEPS + 1, 3)."""
+    nodes = np.linspace(*MEANS, N_STEPS + 1)
+    signals = torch.linspace(0, MEANS[1], N_STEPS + 1, dtype=torch.float64)
     s = np.interp(nodes, rice_moments(signals)[0].numpy(), signals.numpy())
     away = np.linspace(-REACH, REACH, N_POINTS)
     weight = np.exp(-np.square(away) / 2)
     weight /= weight.sum()
     ratio = _log_ratio(nodes[:, None] + away, nodes[:, None], s[:, None])
     expected = ratio @ weight
-    return nodes, s, expected, np.square(ratio - expected[:, None]) @ weight
+    return np.column_stack([s, expected, np.square(ratio - expected[:, None]) @ weight])
