@@ -23,6 +23,7 @@ from qmri_bidsapp.group.tables import (
     Measures,
     keys,
     match,
+    match_covariates,
     measures_of_groups,
     numbers,
     read_covariates,
@@ -47,6 +48,8 @@ _DESCRIPTIONS = {
     "covariates": "What else the measure was regressed on",
     "note": "Why there is no slope, and which rows do not count",
 }
+#: What the group level calls its tables in messages.
+_GROUP_NAMES = ("The group tables", "the motion scores in scans.tsv", "participants.tsv")
 #: Where group tables tell what a row is.
 _ORIGIN = ("participant_id", "session", "series", "model", "estimator", "tissue")
 
@@ -91,6 +94,7 @@ def correct_measures(
     scores: pd.Series[float],
     covariates: pd.DataFrame | None = None,
     reference: float | None = None,
+    names: tuple[str, str, str] = ("--measures", "--motion", "--participants"),
 ) -> MotionCorrection:
     """Join measures with scores and covariates by participant and session, and correct them.
 
@@ -103,18 +107,23 @@ def correct_measures(
         By participant.
     reference : float, optional
         Motion to adjust to, mm (default: the median).
+    names : (str, str, str)
+        Of the tables of measures, scores and covariates, for messages.
 
     Raises
     ------
     UsageError
-        If nobody is in both tables, or all scores of those who are are equal.
+        If nobody of the measures is in one of the other tables, or all scores of those who are are equal.
     """
     index = measures.values.index
-    motion = match(scores, pd.MultiIndex.from_tuples(list(index)))
+    motion = match(scores, pd.MultiIndex.from_tuples(list(index)), names[:2])
     motion = motion.set_axis(index)
     participants = index.get_level_values(0)
-    rows = None if covariates is None else covariates.reindex(participants).set_axis(index)
-    notes = list(measures.notes)
+    notes, rows = list(measures.notes), None
+    if covariates is not None:
+        rows, unknown = match_covariates(covariates, participants, (names[0], names[2]))
+        rows = rows.set_axis(index)
+        notes.extend(unknown)
     n_lost = int(motion.isna().sum())
     if n_lost:
         names = ", ".join("_".join(part for part in key if part) for key in index[motion.isna()][:5])
@@ -193,9 +202,9 @@ def correct_group(
         reason = f"{n_scored} participants have a motion score, {MIN_DEGREES + 2} are needed."
     else:
         try:
-            covariates, notes = _participants(bids_dir)
-            measures = measures_of_groups(_words(rows), "The group tables")
-            found = correct_measures(measures, scores, covariates)
+            measures = measures_of_groups(_words(rows), _GROUP_NAMES[0])
+            covariates, notes = _participants(bids_dir, measures)
+            found = correct_measures(measures, scores, covariates, names=_GROUP_NAMES)
             found.notes.extend(notes)
             written = write_correction(out_dir, found, f"group_{SLOPES}")
         except (UsageError, InputMissingError) as error:
@@ -207,11 +216,17 @@ def correct_group(
     return found, reason, warnings
 
 
-def _participants(bids_dir: Path) -> tuple[pd.DataFrame | None, list[str]]:
+def _participants(bids_dir: Path, measures: Measures) -> tuple[pd.DataFrame | None, list[str]]:
+    """Return covariates of the data set, none where they are of nobody in the group tables, and notes."""
     path = bids_dir / "participants.tsv"
     if not path.is_file():
         return None, ["The data set has no participants.tsv: slopes are without age, sex and site."]
-    return read_covariates(path, COVARIATES, "The data set")
+    covariates, notes = read_covariates(path, COVARIATES, "The data set")
+    try:
+        match_covariates(covariates, measures.values.index.get_level_values(0), (_GROUP_NAMES[0], _GROUP_NAMES[2]))
+    except UsageError as error:
+        return None, [f"{error} Slopes are without age, sex and site."]
+    return covariates, notes
 
 
 def _words(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

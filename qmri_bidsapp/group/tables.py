@@ -220,10 +220,21 @@ def _refuse_twice(index: pd.MultiIndex, where: str, need: str) -> None:
         raise UsageError(f"{where} must have {need}; {name} comes more than once.")
 
 
-def match(scores: pd.Series[float], index: pd.MultiIndex) -> pd.Series[float]:
+def match(
+    scores: pd.Series[float], index: pd.MultiIndex, names: tuple[str, str] = ("--measures", "--motion")
+) -> pd.Series[float]:
     """Return the scores of rows of measures, NaN where there is none.
 
     Where only one of the two has sessions, and no participant more than one, participants alone are compared.
+
+    Parameters
+    ----------
+    scores : Series
+        mm, by (participant, session).
+    index : MultiIndex
+        Participant and session of the rows of measures.
+    names : (str, str)
+        Of the tables of measures and of scores, for messages.
 
     Raises
     ------
@@ -234,15 +245,15 @@ def match(scores: pd.Series[float], index: pd.MultiIndex) -> pd.Series[float]:
     if has_sessions[0] == has_sessions[1]:
         found = scores.reindex(index)
     else:
-        for name, part in (("--motion", scores.index), ("--measures", index)):
+        for name, part in zip(names, (index, scores.index), strict=True):
             if part.get_level_values(0).has_duplicates:
                 raise UsageError(
-                    f"{name} has several sessions of a participant, the other table no session_id; add it."
+                    f"{name}: several sessions of a participant, but the other table has no session_id; add it."
                 )
         found = scores.droplevel(1).reindex(index.get_level_values(0)).set_axis(index)
     if not found.notna().any():
         raise UsageError(
-            f"--measures and --motion have no participant (and session) in common: {_example(index)} against "
+            f"{names[0]} and {names[1]} have no participant (and session) in common: {_example(index)} against "
             f"{_example(scores.index)}; use the same labels in both."
         )
     return found
@@ -251,6 +262,45 @@ def match(scores: pd.Series[float], index: pd.MultiIndex) -> pd.Series[float]:
 def _example(index: pd.Index[Any]) -> str:
     participant, session = index[0]
     return f"sub-{participant}" + (f" ses-{session}" if session else "")
+
+
+def match_covariates(
+    covariates: pd.DataFrame, participants: pd.Index[str], names: tuple[str, str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the covariates of rows of measures.
+
+    Parameters
+    ----------
+    covariates : DataFrame
+        By participant.
+    participants : Index
+        Of the rows of measures.
+    names : (str, str)
+        Of the tables of measures and of covariates, for messages.
+
+    Returns
+    -------
+    rows : DataFrame
+        By the rows of measures, NaN where a participant has none.
+    notes : list of str
+        Who has none.
+
+    Raises
+    ------
+    UsageError
+        If nobody is in both.
+    """
+    unknown = participants[~participants.isin(covariates.index)].unique()
+    if len(unknown) == participants.nunique():
+        raise UsageError(
+            f"{names[0]} and {names[1]} have no participant in common: sub-{participants[0]} against "
+            f"sub-{covariates.index[0]}; use the same labels in both."
+        )
+    notes = []
+    if len(unknown):
+        some = ", ".join(f"sub-{label}" for label in unknown[:5]) + ", ..." * (len(unknown) > 5)
+        notes.append(f"{len(unknown)} participants are not in {names[1]}: {some}.")
+    return covariates.reindex(participants), notes
 
 
 def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.DataFrame, list[str]]:

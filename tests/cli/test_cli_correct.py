@@ -80,6 +80,15 @@ def test_another_column_reference_and_covariates(tables):
     np.testing.assert_allclose(change, -slopes.loc["hippocampus", "slope"] * adjusted["motion_score"], atol=1e-4)
 
 
+def test_participants_without_covariates_are_named(tables, capsys):
+    people = read(tables / "participants.tsv").astype(str)
+    write(tables / "participants.tsv", people[3:])
+    assert correct(tables, "--participants", tables / "participants.tsv") == 0
+    note = "3 participants are not in --participants: sub-00, sub-01, sub-02."
+    assert note in capsys.readouterr().out
+    assert note in (tables / "out/motion_report.html").read_text()
+
+
 def test_sessions(tables):
     measures, motion = (read(tables / name) for name in ("measures.tsv", "motion.tsv"))
     both = [
@@ -147,6 +156,8 @@ def text(name, content):
         (spoil("motion.tsv", lambda t: pd.concat([t, t])), [], 64, "motion.tsv must have one score"),
         (None, ["--motion-column", "rms"], 64, "no column rms, but participant_id, motion_score, fd"),
         (spoil("participants.tsv", lambda t: pd.concat([t, t])), ["--participants", "P"], 64, "sub-00 comes more than"),
+        (spoil("participants.tsv", lambda t: t.assign(participant_id="p" + t["participant_id"])),
+         ["--participants", "P"], 64, "--participants have no participant in common: sub-00 against sub-psub-00; use"),
         (None, ["--participants", "P", "--covariates", "iq"], 64, "participants.tsv has no column iq"),
         (None, ["--covariates", "age"], 64, "name it with --participants"),
         (None, ["--reference", "-1"], 64, "must be 0 mm or more"),

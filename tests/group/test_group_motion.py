@@ -140,6 +140,22 @@ def test_participants_that_cannot_be_used(study):
     assert any("no participants.tsv" in note for note in found.notes)
 
 
+def test_labels_that_fit_nowhere_are_said(study):
+    out, bids, tables = study
+    people = (bids / "participants.tsv").read_text()
+    (bids / "participants.tsv").write_text(people.replace("sub-0", "").replace("sub-", "x"))
+    found, reason, _ = correct_group(out, bids, tables)
+    assert reason == ""
+    assert any("participants.tsv have no participant in common: sub-00 against sub-0;" in note for note in found.notes)
+    assert set(found.correction.slopes["covariates"]) == {""}
+    (bids / "participants.tsv").write_text(people)
+    for table in tables:
+        table.rows = [{**item, "participant_id": item["participant_id"] + "x"} for item in table.rows]
+    found, reason, _ = correct_group(out, bids, tables)
+    assert found is None
+    assert reason.startswith("The group tables and the motion scores in scans.tsv have no participant")
+
+
 def test_scores_of_a_session_are_averaged(tmp_path):
     write_scans(tmp_path, "sub-a+1", None, "1.5")
     path = tmp_path / "sub-a+1/sub-a+1_scans.tsv"
