@@ -20,6 +20,8 @@ from scipy import stats
 MIN_DEGREES = 8
 #: Part of the range of a column below which it is constant, or follows from the others.
 _TOLERANCE = 1e-4
+#: Share below which nothing is left: of a leave-one-out residual, of motion without one participant.
+_NOTHING_LEFT = 1e-6
 #: Scale of residuals, of measures with a MAD of 1, below which they are rounding.
 _NO_SPREAD = 1e-9
 COLUMNS = (
@@ -81,7 +83,7 @@ def regress(
     covariates : (n, k) array
         Numbers; columns that are constant, or that follow from others, are left out.
     participants : (n,) array
-        Names: rows of one participant are not independent.
+        Labels without ``sub-``: rows of one participant are not independent.
 
     Raises
     ------
@@ -97,6 +99,9 @@ def regress(
     design = _independent(np.column_stack([np.ones_like(x), np.asarray(covariates, dtype=float), x]))
     if design.shape[1] < 2 or not np.array_equal(design[:, -1], x):
         raise ValueError("motion follows from the covariates: their effects cannot be told apart")
+    members = _members(group)
+    if (only := _decides_alone(design, members)) is not None:
+        raise ValueError(f"the slope rests on one participant (sub-{groups[only]})")
     degrees = len(groups) - design.shape[1]
     if degrees < MIN_DEGREES:
         raise ValueError(
@@ -107,7 +112,7 @@ def regress(
     if not scale > 0:
         raise ValueError("more than half of the values are equal")
     # A measure in mm2/s and one in mm3 reach the same convergence.
-    coefficients, error = _huber(y / scale, design, group)
+    coefficients, error = _huber(y / scale, design, members)
     slope, error = float(coefficients[-1] * scale), float(error * scale)
     if not error > 0:
         raise ValueError("more than half of the values follow exactly from motion and covariates: no spread left")
@@ -117,7 +122,32 @@ def regress(
     return Slope(slope, error, slope - half, slope + half, p_value, degrees, len(y), len(groups), others)
 
 
-def _huber(y: FloatArray, design: FloatArray, group: npt.NDArray[np.intp]) -> tuple[FloatArray, float]:
+def _members(group: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
+    """Return the rows of each participant."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
+def _decides_alone(design: FloatArray, members: list[npt.NDArray[np.intp]]) -> int | None:
+    """Return the participant without whom the last column follows from the others, if there is one."""
+    basis = np.linalg.qr(design[:, :-1])[0]
+    rest = design[:, -1] - basis @ (basis.T @ design[:, -1])
+    total = float(rest @ rest)
+    for k, rows in enumerate(members):
+        inverse = _pseudo_inverse(np.eye(len(rows)) - basis[rows] @ basis[rows].T)
+        if rest[rows] @ inverse @ rest[rows] > (1 - _NOTHING_LEFT) * total:
+            return k
+    return None
+
+
+def _pseudo_inverse(rest: FloatArray) -> FloatArray:
+    """Return the pseudo-inverse of one less a leverage: a singular value is a share, and counts as it is."""
+    left, values, right = np.linalg.svd(rest)
+    kept = values > _NOTHING_LEFT
+    return (right[kept].T / values[kept]) @ left[:, kept].T
+
+
+def _huber(y: FloatArray, design: FloatArray, members: list[npt.NDArray[np.intp]]) -> tuple[FloatArray, float]:
     """Return the coefficients, and the standard error of the last."""
     import statsmodels.api as sm
 
@@ -127,8 +157,6 @@ def _huber(y: FloatArray, design: FloatArray, group: npt.NDArray[np.intp]) -> tu
         return fit.params, 0.0
     residuals = fit.resid / fit.scale
     scores, own = norm.psi(residuals), norm.psi_deriv(residuals)
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     errors = [_jackknife(design, scores, weights, members) for weights in (np.full_like(own, own.mean()), own)]
     return fit.params, fit.scale * max(errors)
 
@@ -143,7 +171,7 @@ def _jackknife(
         part = design[rows]
         rest = np.eye(len(rows)) - weights[rows, None] * (part @ bread @ part.T)
         # What a participant alone decides (the only one of a site) leaves no residual: the pseudo-inverse skips it.
-        total += float(bread[-1] @ part.T @ np.linalg.pinv(rest, rcond=1e-6) @ scores[rows]) ** 2
+        total += float(bread[-1] @ part.T @ _pseudo_inverse(rest) @ scores[rows]) ** 2
     return total**0.5
 
 

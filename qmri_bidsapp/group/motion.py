@@ -126,8 +126,8 @@ def correct_measures(
         notes.extend(unknown)
     n_lost = int(motion.isna().sum())
     if n_lost:
-        names = ", ".join("_".join(part for part in key if part) for key in index[motion.isna()][:5])
-        notes.append(f"{n_lost} of {len(index)} rows of measures have no motion score and do not count: {names}.")
+        some = ", ".join("_".join(part for part in key if part) for key in index[motion.isna()][:5])
+        notes.append(f"{n_lost} of {len(index)} rows of measures have no motion score and do not count: {some}.")
     if participants.has_duplicates:
         notes.append(
             "Some participants have several sessions: each is a row; standard errors allow for their likeness."

@@ -93,6 +93,8 @@ def test_categories():
 NONE = np.zeros((N, 0))
 ONES = np.ones(N)
 RISING = np.linspace(0, 1, N)
+ONE_MOVES = 2.0 * (np.arange(N) == 3)
+SITES = np.arange(N) % 2 / 10
 NOISE = np.random.default_rng(3).standard_normal(N)
 
 
@@ -107,9 +109,14 @@ NOISE = np.random.default_rng(3).standard_normal(N)
         (NOISE, RISING, np.eye(N)[:, :35], np.arange(N), "40 participants for 37 coefficients; at least 45 are needed"),
         (NOISE, RISING, NONE, np.arange(N) % (MIN_DEGREES + 1), "9 participants for 2 coefficients; at least 10"),
         ([], [], np.zeros((0, 0)), [], "no row has a value"),
+        (NOISE, ONE_MOVES, NONE, np.arange(N), r"rests on one participant \(sub-3\)"),
+        (NOISE, 0.1 + ONE_MOVES, NONE, np.arange(N), r"rests on one participant \(sub-3\)"),
+        (NOISE, ONE_MOVES + np.roll(ONE_MOVES, 1) / 2, NONE, np.r_[:4, 3 : N - 1], r"participant \(sub-3\)"),
+        (NOISE, SITES + ONE_MOVES, SITES[:, None], np.arange(N), r"rests on one participant \(sub-3\)"),
     ],
-    ids=["still", "confounded", "equal", "covariate", "exact", "many covariates", "few participants", "empty"],
-)
+    ids=["still", "confounded", "equal", "covariate", "exact", "many covariates", "few participants", "empty",
+         "one moves", "one moves more", "one moves in two sessions", "one moves within sites"],
+)  # fmt: skip
 def test_what_cannot_be_estimated_is_refused(values, motion, covariates, participants, cause):
     with pytest.raises(ValueError, match=cause):
         regress(values, motion, covariates, participants)

@@ -75,6 +75,19 @@ def test_five_percent_false_positives(n, options, n_cohorts):
     assert 0.015 < rate < 0.05 + 3 * error
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-5, 0.01, 0.1])
+@pytest.mark.parametrize("n_sessions", [1, 2])
+def test_one_who_moves_gives_no_false_positives(spread, n_sessions):
+    rng = np.random.default_rng(9)
+    participants = np.repeat(np.arange(30), n_sessions)
+    clear = []
+    for _ in range(100):
+        motion = pd.Series(0.1 + spread * rng.random(len(participants)) + 2.0 * (participants == 3))
+        measures = pd.DataFrame({"measure": rng.standard_normal(len(participants))})
+        clear.append(correct(measures, motion, participants).slopes["p_value"][0] < 0.05)
+    assert np.mean(clear) <= 0.05
+
+
 def test_outliers_cost_less_than_with_least_squares():
     rng = np.random.default_rng(3)
     robust, plain = [], []
