@@ -91,6 +91,11 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.covariates and any("has no column" in note for note in notes):
             raise UsageError(f"--covariates: {' '.join(notes)}")
     found = correct_measures(measures, scores, covariates, arguments.reference)
+    if arguments.covariates and found.left_out:
+        raise UsageError(
+            f"--covariates: {', '.join(found.left_out)} does not vary among participants with measures and a motion "
+            "score; leave it out."
+        )
     found.notes.extend(notes)
     if not found.correction.lines:
         reasons = found.correction.slopes["note"].value_counts()

@@ -47,6 +47,10 @@ class Slope:
         Rows and participants that were used.
     intercept : float
         Of the fitted line, at a motion of 0 mm and the mean of the covariates.
+    spread : float
+        Standard deviation of the values (by the median absolute deviation), in the unit of the measure.
+    kept : tuple of int
+        Columns of the covariates that do not follow from those before them.
     """
 
     slope: float
@@ -58,6 +62,8 @@ class Slope:
     n: int
     n_participants: int
     intercept: float
+    spread: float
+    kept: tuple[int, ...]
 
 
 def regress(
@@ -96,8 +102,10 @@ def regress(
     if not np.ptp(x) > _TOLERANCE * np.abs(x).max():
         raise ValueError(f"all {len(x)} motion scores are equal")
     groups, group = np.unique(np.asarray(participants), return_inverse=True)
-    design = _independent(np.column_stack([np.ones_like(x), np.asarray(covariates, dtype=float), x]))
-    if design.shape[1] < 2 or not np.array_equal(design[:, -1], x):
+    columns = np.column_stack([np.ones_like(x), np.asarray(covariates, dtype=float), x])
+    kept = _independent(columns)
+    design = columns[:, kept]
+    if kept[-1] != columns.shape[1] - 1:
         raise ValueError("motion follows from the covariates: their effects cannot be told apart")
     members = _members(group)
     if (only := _decides_alone(design, members)) is not None:
@@ -119,7 +127,8 @@ def regress(
     half = float(stats.t.ppf(0.975, degrees)) * error
     others = float(design[:, :-1].mean(axis=0) @ coefficients[:-1]) * scale
     p_value = float(2 * stats.t.sf(abs(slope) / error, degrees))
-    return Slope(slope, error, slope - half, slope + half, p_value, degrees, len(y), len(groups), others)
+    spread, used = scale / float(stats.norm.ppf(0.75)), tuple(k - 1 for k in kept[1:-1])
+    return Slope(slope, error, slope - half, slope + half, p_value, degrees, len(y), len(groups), others, spread, used)
 
 
 def _members(group: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
@@ -175,16 +184,16 @@ def _jackknife(
     return total**0.5
 
 
-def _independent(design: FloatArray) -> FloatArray:
-    """Return the columns that do not follow from those before them."""
-    kept: list[FloatArray] = []
+def _independent(design: FloatArray) -> list[int]:
+    """Return which columns do not follow from those before them."""
+    kept = []
     basis = np.empty((len(design), 0))
-    for column in design.T:
+    for k, column in enumerate(design.T):
         rest = column - basis @ (basis.T @ column)
         if np.linalg.norm(rest) > _TOLERANCE * np.linalg.norm(column) > 0:
-            kept.append(column)
+            kept.append(k)
             basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
-    return np.column_stack(kept)
+    return kept
 
 
 def code_covariates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -200,7 +209,7 @@ def code_covariates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     coded : DataFrame
         One column for age, and one for every category but the first; NaN in all of a covariate's where it is not known.
     used : list of str
-        Names of the covariates that vary.
+        For each column, the covariate that it codes; those that do not vary have none.
     """
     columns: dict[Hashable, pd.Series[float]] = {}
     used = []
@@ -208,10 +217,11 @@ def code_covariates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         levels = sorted(values.dropna().unique())
         if len(levels) < 2:
             continue
-        used.append(str(name))
         if pd.api.types.is_numeric_dtype(values):
             columns[name] = values - values.mean()
+            used.append(str(name))
         else:
+            used += [str(name)] * (len(levels) - 1)
             for level in levels[1:]:
                 columns[f"{name} {level}"] = (values == level).astype(float).where(values.notna())
     return pd.DataFrame(columns, index=table.index), used
@@ -274,21 +284,30 @@ def correct(
     lines: dict[str, Slope] = {}
     rows = []
     for name, values in measures.items():
-        # Categories are those of the rows that count.
         counted = known & values.notna()
-        coded, used = code_covariates(table[counted])
-        counted_too = coded.notna().all(axis=1).to_numpy()
-        index = np.flatnonzero(counted)[counted_too]
-        lost = int(counted.sum()) - len(index)
-        row: dict[str, Any] = {"measure": name, "covariates": ", ".join(used), "n": len(index)}
+        varying = table.columns[(table[counted].nunique() > 1).to_numpy()]
+        index = np.flatnonzero(counted & table[varying].notna().all(axis=1))
+        # Categories are those of the rows that count.
+        coded, used = code_covariates(table.iloc[index])
+        notes = []
+        if lost := int(counted.sum()) - len(index):
+            notes.append(f"{lost} rows without a known {' or '.join(map(str, varying))} do not count")
+        notes += [f"{column} does not vary and is left out" for column in table if column not in used]
+        row: dict[str, Any] = {"measure": name, "covariates": ", ".join(dict.fromkeys(used)), "n": len(index)}
         row["n_participants"] = len(np.unique(names[index]))
-        notes = [f"{lost} rows without a known {' or '.join(used)} do not count"] if lost else []
         try:
-            line = regress(values.iloc[index], motion.iloc[index], coded[counted_too], names[index])
+            line = regress(values.iloc[index], motion.iloc[index], coded, names[index])
         except ValueError as error:
             notes.append(f"no slope: {error}")
         else:
             lines[str(name)] = line
+            kept = list(dict.fromkeys(used[k] for k in line.kept))
+            row["covariates"] = ", ".join(kept)
+            notes += [
+                f"{column} follows from {row['covariates']} and is left out"
+                for column in dict.fromkeys(used)
+                if column not in kept
+            ]
             adjusted[name] = values - line.slope * (motion - reference)
             row |= {"slope": line.slope, "slope_low": line.low, "slope_high": line.high, "p_value": line.p_value}
             row |= {"standard_error": line.standard_error, "degrees_of_freedom": line.degrees}

@@ -46,7 +46,7 @@ _DESCRIPTIONS = {
     "p_value": "Of no slope, two-sided, of this measure alone",
     "p_fdr": "p_value corrected over all measures of this table by Benjamini and Hochberg",
     "covariates": "What else the measure was regressed on",
-    "note": "Why there is no slope, and which rows do not count",
+    "note": "Why there is no slope, and which rows and covariates do not count",
 }
 #: What the group level calls its tables in messages.
 _GROUP_NAMES = ("The group tables", "the motion scores in scans.tsv", "participants.tsv")
@@ -66,6 +66,8 @@ class MotionCorrection:
     correction : Correction
     notes : list of str
         What the user should know.
+    left_out : list of str
+        Covariates that do not vary among rows with a motion score.
     files : list of str
         Tables that were written.
     """
@@ -74,6 +76,7 @@ class MotionCorrection:
     motion: pd.Series[float]
     correction: Correction
     notes: list[str]
+    left_out: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
     @property
@@ -119,11 +122,13 @@ def correct_measures(
     motion = match(scores, pd.MultiIndex.from_tuples(list(index)), names[:2])
     motion = motion.set_axis(index)
     participants = index.get_level_values(0)
-    notes, rows = list(measures.notes), None
+    notes, rows, left_out = list(measures.notes), None, []
     if covariates is not None:
         rows, unknown = match_covariates(covariates, participants, (names[0], names[2]))
         rows = rows.set_axis(index)
-        notes.extend(unknown)
+        left_out = list(rows.columns[(rows[motion.notna()].nunique() < 2).to_numpy()])
+        rows = rows.drop(columns=left_out)
+        notes += [*unknown, *(f"{name} does not vary and is left out of the covariates." for name in left_out)]
     n_lost = int(motion.isna().sum())
     if n_lost:
         some = ", ".join("_".join(part for part in key if part) for key in index[motion.isna()][:5])
@@ -137,7 +142,7 @@ def correct_measures(
             f"All {int(motion.notna().sum())} motion scores are equal: no slope can be estimated from them."
         )
     result = correct(measures.values, motion, participants.to_numpy(), rows, reference)
-    return MotionCorrection(measures, motion, result, notes)
+    return MotionCorrection(measures, motion, result, notes, left_out)
 
 
 def scan_scores(out_dir: Path) -> tuple[pd.Series[float], list[str]]:

@@ -66,7 +66,7 @@ def _figures(found: MotionCorrection) -> tuple[str, list[str]]:
     if slopes.empty:
         return "", []
     values = found.measures.values
-    spread = {name: 1.4826 * float((values[name] - values[name].median()).abs().median()) for name in slopes["measure"]}
+    spread = {name: line.spread for name, line in found.correction.lines.items()}
     forest = forest_figure(slopes.head(MAX_SLOPES).assign(spread=slopes["measure"].map(spread)))
     scatters = []
     for name in slopes["measure"].head(MAX_SCATTERS):

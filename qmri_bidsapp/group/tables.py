@@ -339,8 +339,9 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
         values = pd.to_numeric(words.str.removesuffix("+") if name == "age" else words, errors="coerce").astype(float)
         unread = words[values.isna() & words.notna()]
         if name == "age" or (name not in _CATEGORIES and unread.empty):
-            columns[name] = values
-            notes += [f"age {unread.iloc[0]!r} is no number: as if it were missing."] if len(unread) else []
+            columns[name] = values.where(np.isfinite(values))
+            lost = words[columns[name].isna() & words.notna()]
+            notes += [f"{name} {lost.iloc[0]!r} is no finite number: as if it were missing."] if len(lost) else []
         else:
             # F, female and Female are one.
             columns[name] = words.str[0].str.upper() if name == "sex" else words

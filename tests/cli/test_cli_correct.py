@@ -89,6 +89,28 @@ def test_participants_without_covariates_are_named(tables, capsys):
     assert note in (tables / "out/motion_report.html").read_text()
 
 
+def test_covariates_that_tell_nothing_are_named(tables, capsys):
+    spoil("participants.tsv", lambda t: t.assign(site=t["diagnosis"] + "s", sex="F"))(tables)
+    more = ["--participants", tables / "participants.tsv"]
+    assert correct(tables, *more) == 0
+    assert "sex does not vary and is left out of the covariates." in capsys.readouterr().out
+    assert correct(tables, *more, "--covariates", "site", "diagnosis") == 0
+    slopes = read(tables / "out/motion_slopes.tsv")
+    assert set(slopes["covariates"]) == {"site"}
+    assert set(slopes["note"]) == {"diagnosis follows from site and is left out"}
+    assert "diagnosis follows from site" in (tables / "out/motion_report.html").read_text()
+
+
+@pytest.mark.parametrize("word", ["inf", "-inf", "1e999"])
+def test_infinite_covariates_are_missing(tables, capsys, word):
+    spoil("participants.tsv", lambda t: t.assign(iq=[*map(str, range(N - 1)), word]))(tables)
+    assert correct(tables, "--participants", tables / "participants.tsv", "--covariates", "iq") == 0
+    assert f"iq '{word}' is no finite number: as if it were missing." in capsys.readouterr().out
+    slopes = read(tables / "out/motion_slopes.tsv")
+    assert set(slopes["covariates"]) == {"iq"}
+    assert set(slopes["n"]) == {N - 2}
+
+
 def test_sessions(tables):
     measures, motion = (read(tables / name) for name in ("measures.tsv", "motion.tsv"))
     both = [
@@ -159,6 +181,8 @@ def text(name, content):
         (spoil("participants.tsv", lambda t: t.assign(participant_id="p" + t["participant_id"])),
          ["--participants", "P"], 64, "--participants have no participant in common: sub-00 against sub-psub-00; use"),
         (None, ["--participants", "P", "--covariates", "iq"], 64, "participants.tsv has no column iq"),
+        (spoil("participants.tsv", lambda t: t.assign(diagnosis="patient")),
+         ["--participants", "P", "--covariates", "age", "diagnosis"], 64, "--covariates: diagnosis does not vary"),
         (None, ["--covariates", "age"], 64, "name it with --participants"),
         (None, ["--reference", "-1"], 64, "must be 0 mm or more"),
         (lambda folder: (folder / "out").touch(), [], 73, "is a file; name a folder"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from qmri_bidsapp.group.correction import MIN_DEGREES, code_covariates, correct, regress
 
@@ -59,13 +60,24 @@ def test_missing_values_do_not_count(cohort):
     assert list(found.adjusted["a"].isna()[:3]) == [True, True, False]
 
 
+def test_the_spread_is_that_of_the_rows_that_count(cohort):
+    measures, motion = cohort
+    more = pd.concat([measures, measures.iloc[:1].sample(2 * N, replace=True)], ignore_index=True)
+    found = correct(more, motion.reindex(more.index), np.arange(3 * N)).lines["a"]
+    assert found == correct(measures, motion, np.arange(N)).lines["a"]
+    assert found.spread == pytest.approx(stats.median_abs_deviation(measures["a"], scale="normal"))
+
+
 def test_covariates_that_tell_nothing_are_left_out(cohort):
     measures, motion = cohort
     rng = np.random.default_rng(2)
     sex = rng.choice(["F", "M"], N)
     table = pd.DataFrame({"age": 30.0, "sex": sex, "site": np.where(sex == "F", "x", "y"), "empty": [None] * N})
     found = correct(measures, motion, np.arange(N), table)
-    assert found.slopes["covariates"].iloc[0] == "sex, site"
+    assert found.slopes["covariates"].iloc[0] == "sex"
+    notes = "age does not vary and is left out; empty does not vary and is left out; "
+    notes += "site follows from sex and is left out"
+    assert found.slopes["note"].iloc[0] == notes
     alone = correct(measures, motion, np.arange(N), table[["sex"]])
     assert found.lines["a"] == alone.lines["a"]
     assert found.lines["a"].degrees == N - 3
@@ -86,6 +98,7 @@ def test_categories():
     table = pd.DataFrame({"age": [20.0, 30.0, np.nan], "site": ["b", "a", None], "sex": ["F", "F", "F"]})
     coded, used = code_covariates(table)
     assert used == ["age", "site"]
+    assert code_covariates(pd.DataFrame({"site": list("abca")}))[1] == ["site", "site"]
     assert list(coded) == ["age", "site b"]
     np.testing.assert_array_equal(coded.to_numpy(), [[-5, 1], [5, 0], [np.nan, np.nan]])
 
