@@ -149,7 +149,12 @@ def save_text(text: str, out_dir: str | Path, relative: str) -> str:
 
 def save_json(data: Mapping[str, Any], out_dir: str | Path, relative: str) -> str:
     """Write a JSON file; NaN and infinity become null."""
-    return save_text(json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n", out_dir, relative)
+    return save_text(json_text(data), out_dir, relative)
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Return JSON; NaN and infinity become null."""
+    return json.dumps(_plain(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -168,11 +173,16 @@ def save_table(
     rows: Sequence[Mapping[str, Any]], out_dir: str | Path, relative: str, columns: Sequence[str] | None = None
 ) -> str:
     """Write a TSV of these columns (default: those of the first row); missing values are ``n/a``."""
+    return save_text(table_text(rows, columns), out_dir, relative)
+
+
+def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Return a TSV of these columns (default: those of the first row); missing values are ``n/a``."""
     if columns is None:
         columns = list(rows[0]) if rows else []
     lines = ["\t".join(columns)]
     lines += ["\t".join(_cell(row.get(column)) for column in columns) for row in rows]
-    return save_text("\n".join(lines) + "\n", out_dir, relative)
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: Any) -> str:

@@ -19,6 +19,7 @@ EPILOG = """\
 Example:
   qmri correct --measures thickness.tsv --motion motion.tsv --participants participants.tsv --out out
 """
+TABLES, REPORT = ("motion_slopes", "motion_adjusted"), "motion_report.html"
 
 
 def add_parser(commands: Any) -> None:
@@ -65,7 +66,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, correct, write; nothing is written unless all is well.
+    """Read, correct, draw, and only then write: what cannot be done leaves no results.
 
     Raises
     ------
@@ -76,8 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
     OutputError
         If the results cannot be written, or would replace a table that is read.
     """
-    from qmri_bidsapp.group.motion import correct_measures, write_correction
-    from qmri_bidsapp.group.motion_report import write_motion_report
+    from qmri_bidsapp.bids.derivatives import save_text
+    from qmri_bidsapp.group.motion import correct_measures, correction_files
+    from qmri_bidsapp.group.motion_report import motion_page
     from qmri_bidsapp.group.tables import COVARIATES, read_covariates, read_measures, read_motion
 
     _check(arguments)
@@ -100,14 +102,16 @@ def run(arguments: argparse.Namespace) -> None:
     if not found.correction.lines:
         reasons = found.correction.slopes["note"].value_counts()
         raise UsageError(f"No measure of {arguments.measures} can be corrected; mostly: {reasons.index[0]}.")
-    write_correction(arguments.out, found, "motion_slopes", "motion_adjusted")
-    report = write_motion_report(arguments.out, found)
+    files = correction_files(found, *TABLES)
+    files[REPORT] = motion_page(found)
+    for name, text in files.items():
+        save_text(text, arguments.out, name)
     for note in found.notes:
         print(note)
     print(found.summary)
     for name in found.files:
         print(arguments.out / name)
-    print(f"Report: {report}")
+    print(f"Report: {arguments.out / REPORT}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -116,9 +120,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--covariates are columns of a table; name it with --participants.")
     if arguments.reference is not None and not (math.isfinite(arguments.reference) and arguments.reference >= 0):
         raise UsageError(f"--reference must be 0 mm or more, got {arguments.reference:g}.")
-    outputs = {(arguments.out / name).resolve() for name in ("motion_slopes.tsv", "motion_adjusted.tsv")}
+    names = [*(f"{name}{extension}" for name in TABLES for extension in (".tsv", ".json")), REPORT]
+    outputs = {(arguments.out / name).resolve() for name in names}
     for path in (arguments.measures, arguments.motion, arguments.participants):
         if path is not None and path.resolve() in outputs:
             raise OutputError(f"--out {arguments.out} would replace {path}, which is read; choose another folder.")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise OutputError(f"--out {arguments.out} is a file; name a folder.")
+    if folder := next((path for path in sorted(outputs) if path.is_dir()), None):
+        raise OutputError(f"{folder} is a folder, and would have to be replaced; choose another --out.")

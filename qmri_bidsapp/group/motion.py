@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qmri_bidsapp.bids.derivatives import save_json, save_table
+from qmri_bidsapp.bids.derivatives import json_text, save_text, table_text
 from qmri_bidsapp.errors import InputMissingError, UsageError
 from qmri_bidsapp.group.aggregate import COLUMNS as GROUP_COLUMNS
 from qmri_bidsapp.group.aggregate import GroupTable
@@ -69,7 +69,7 @@ class MotionCorrection:
     left_out : list of str
         Covariates that do not vary among rows with a motion score.
     files : list of str
-        Tables that were written.
+        Names of the tables of `correction_files`.
     """
 
     measures: Measures
@@ -199,7 +199,7 @@ def correct_group(
     """
     scores, warnings = scan_scores(out_dir)
     rows = [{"map": table.name, **row} for table in tables for row in table.rows]
-    written: set[str] = set()
+    files: dict[str, str] = {}
     found, reason = None, ""
     if len(scores) == 0 or not rows:
         reason = "No participant has a motion score of its T1w."
@@ -211,13 +211,15 @@ def correct_group(
             covariates, notes = _participants(bids_dir, measures)
             found = correct_measures(measures, scores, covariates, names=_GROUP_NAMES)
             found.notes.extend(notes)
-            written = write_correction(out_dir, found, f"group_{SLOPES}")
+            files = correction_files(found, f"group_{SLOPES}")
         except (UsageError, InputMissingError) as error:
             reason = str(error)
     # What an earlier run wrote, of other participants.
     for path in (*out_dir.glob(f"group_{SLOPES}.*"), *out_dir.glob(f"group_*_{ADJUSTED}.*")):
-        if path.name not in written:
+        if path.name not in files:
             path.unlink()
+    for name, text in files.items():
+        save_text(text, out_dir, name)
     return found, reason, warnings
 
 
@@ -240,12 +242,11 @@ def _words(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return table.astype(object).where(table.notna(), None).map(lambda value: None if value is None else str(value))
 
 
-def write_correction(out_dir: Path, found: MotionCorrection, slopes_name: str, adjusted_name: str = "") -> set[str]:
-    """Write slopes and adjusted values with their data dictionaries, and name them in ``found.files``.
+def correction_files(found: MotionCorrection, slopes_name: str, adjusted_name: str = "") -> dict[str, str]:
+    """Return the tables of slopes and adjusted values with their data dictionaries, and name them in ``found.files``.
 
     Parameters
     ----------
-    out_dir : Path
     found : MotionCorrection
     slopes_name : str
         Of the table of slopes, without extension.
@@ -254,29 +255,30 @@ def write_correction(out_dir: Path, found: MotionCorrection, slopes_name: str, a
 
     Returns
     -------
-    set of str
-        Names of the files.
+    dict
+        Name of the file -> its text.
     """
     slopes = found.correction.slopes
     slopes = slopes.assign(unit=slopes["measure"].map(found.measures.units)).reindex(columns=list(_SLOPE_COLUMNS))
-    files: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
+    tables: list[tuple[str, pd.DataFrame, dict[str, Any]]] = [
         (slopes_name, slopes, {name: {"Description": text} for name, text in _DESCRIPTIONS.items()})
     ]
     source = found.measures.source
     if not found.measures.is_long:
-        files.append((adjusted_name, *_wide(found)))
+        tables.append((adjusted_name, *_wide(found)))
     elif adjusted_name:
-        files.append((adjusted_name, *_long(found, source)))
+        tables.append((adjusted_name, *_long(found, source)))
     else:
         for name, part in source.groupby("map", sort=True):
-            files.append((f"group_{name}_{ADJUSTED}", *_long(found, part)))
-    for name, table, columns in files:
+            tables.append((f"group_{name}_{ADJUSTED}", *_long(found, part)))
+    files = {}
+    for name, table, columns in tables:
         rows = table.astype(object).where(table.notna() & (table != ""), None).to_dict("records")
         names = [str(column) for column in table]
-        save_table([dict(zip(names, row.values(), strict=True)) for row in rows], out_dir, f"{name}.tsv", names)
-        save_json({column: columns[column] for column in names}, out_dir, f"{name}.json")
-    found.files.extend(f"{name}.tsv" for name, _, _ in files)
-    return {f"{name}{extension}" for name, _, _ in files for extension in (".tsv", ".json")}
+        files[f"{name}.tsv"] = table_text([dict(zip(names, row.values(), strict=True)) for row in rows], names)
+        files[f"{name}.json"] = json_text({column: columns[column] for column in names})
+    found.files.extend(f"{name}.tsv" for name, _, _ in tables)
+    return files
 
 
 def _adjusted_text(reference: float, what: str) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qmri_bidsapp.bids.derivatives import save_text
 from qmri_bidsapp.group.motion import MotionCorrection
 from qmri_bidsapp.units import DISPLAY_UNITS
 
@@ -28,10 +26,9 @@ def page_template(name: str) -> jinja2.Template:
     return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(name)
 
 
-def write_motion_report(out_dir: Path, found: MotionCorrection) -> Path:
-    """Write ``motion_report.html`` and return its path."""
-    save_text(page_template("motion_report.html").render(motion=motion_section(found)), out_dir, "motion_report.html")
-    return out_dir / "motion_report.html"
+def motion_page(found: MotionCorrection) -> str:
+    """Return the report of a correction, HTML."""
+    return page_template("motion_report.html").render(motion=motion_section(found))
 
 
 def motion_section(found: MotionCorrection | None, reason: str = "") -> dict[str, Any]:

@@ -136,6 +136,23 @@ def test_results_can_be_corrected_again(tables):
     pd.testing.assert_frame_equal(read(tables / "out/motion_slopes.tsv"), first, rtol=1e-2)
 
 
+@pytest.mark.parametrize("name", ["motion_slopes.tsv", "motion_adjusted.json", "motion_report.html"])
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_written(tables, name, capsys):
+    (tables / "out" / name).mkdir(parents=True)
+    assert correct(tables) == 73
+    assert f"{name} is a folder" in capsys.readouterr().err
+    assert [path.name for path in (tables / "out").iterdir()] == [name]
+
+
+def test_nothing_is_written_if_the_figures_fail(tables, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no figure")
+
+    monkeypatch.setattr("qmri_bidsapp.reports.motion_figures.forest_figure", fail)
+    assert correct(tables) != 0
+    assert not (tables / "out").exists()
+
+
 def spoil(name, change):
     """Return a function that changes a table of words."""
 
