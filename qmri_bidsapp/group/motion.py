@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from qmri_bidsapp.bids.derivatives import json_text, save_text, table_text
@@ -167,8 +168,9 @@ def scan_scores(out_dir: Path) -> tuple[pd.Series[float], list[str]]:
             text = pd.read_csv(path, sep="\t", dtype=str, na_values=list(MISSING), keep_default_na=False)
             if not {"filename", SCORE} <= set(text):
                 continue
+            text.index += 2
             text = text[text["filename"].fillna("").str.contains(r"_T1w\.nii(?:\.gz)?$")]
-            score = numbers(text[SCORE].reset_index(drop=True), f"column {SCORE} of {path}").mean()
+            score = numbers(text[SCORE], f"column {SCORE} of {path}").mean()
         except (OSError, ValueError, UsageError) as error:
             warnings.append(f"{path} cannot be used ({error}): run the participant again.")
             continue
@@ -237,9 +239,12 @@ def _participants(bids_dir: Path, measures: Measures) -> tuple[pd.DataFrame | No
 
 
 def _words(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return rows of group tables as they read from their files, but with all digits."""
+    """Return rows of group tables as they read from their files, but numbers with ten digits."""
     table = pd.DataFrame(rows)
-    return table.astype(object).where(table.notna(), None).map(lambda value: None if value is None else str(value))
+    table = table.astype(object).where(table.notna(), None)
+    return table.map(
+        lambda value: f"{value:.10g}" if isinstance(value, float) else None if value is None else str(value)
+    )
 
 
 def correction_files(found: MotionCorrection, slopes_name: str, adjusted_name: str = "") -> dict[str, str]:
@@ -285,20 +290,25 @@ def _adjusted_text(reference: float, what: str) -> str:
     return f"{what} less slope times (motion_score - {reference:.6g} mm); n/a where there is no slope or no score"
 
 
+def _digits(values: npt.NDArray[np.floating]) -> list[str]:
+    """Return numbers as words of ten digits, for values of the user and what comes of them."""
+    return [f"{value:.10g}" if np.isfinite(value) else "" for value in values]
+
+
 _SCORE_ENTRY = {"Description": "Motion score of the T1w", "Units": "mm"}
 
 
 def _wide(found: MotionCorrection) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return measures, each with its adjusted values beside it, and what the columns are."""
-    source, values, adjusted = found.measures.source, found.measures.values, found.correction.adjusted
+    source, adjusted = found.measures.source, found.correction.adjusted
     session = session_column(source)
     columns: dict[str, Any] = {PARTICIPANT: source[PARTICIPANT].to_numpy()}
     about: dict[str, Any] = {PARTICIPANT: {"Description": "Participant"}}
     if session is not None:
         columns[session], about[session] = source[session].to_numpy(), {"Description": "Session"}
-    columns[SCORE], about[SCORE] = found.motion.to_numpy(), _SCORE_ENTRY
-    for name in map(str, values):
-        columns[name], columns[f"{name}_adjusted"] = values[name].to_numpy(), adjusted[name].to_numpy()
+    columns[SCORE], about[SCORE] = _digits(found.motion.to_numpy()), _SCORE_ENTRY
+    for name in map(str, adjusted):
+        columns[name], columns[f"{name}_adjusted"] = source[name].to_numpy(), _digits(adjusted[name].to_numpy())
         about[name] = {"Description": "As it came"}
         about[f"{name}_adjusted"] = {"Description": _adjusted_text(found.correction.reference, name)}
     return pd.DataFrame(columns), about
@@ -310,9 +320,9 @@ def _long(found: MotionCorrection, part: pd.DataFrame) -> tuple[pd.DataFrame, di
     places = found.measures.values.index.get_indexer(index)
     measures = found.correction.adjusted.columns.get_indexer(pd.Index(part["measure"]))
     table = part[[name for name in _ORIGIN if name in part]].copy()
-    table[SCORE] = found.motion.to_numpy()[places]
-    table["median"] = found.measures.values.to_numpy()[places, measures]
-    table["median_adjusted"] = found.correction.adjusted.to_numpy()[places, measures]
+    table[SCORE] = _digits(found.motion.to_numpy()[places])
+    table["median"] = part["median"]
+    table["median_adjusted"] = _digits(found.correction.adjusted.to_numpy()[places, measures])
     table["unit"] = part["unit"]
     adjusted = {"Description": _adjusted_text(found.correction.reference, "median")}
     return table, {**GROUP_COLUMNS, SCORE: _SCORE_ENTRY, "median_adjusted": adjusted}

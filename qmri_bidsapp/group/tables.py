@@ -26,7 +26,7 @@ PARTICIPANT = "participant_id"
 
 
 def read_table(path: Path, option: str) -> pd.DataFrame:
-    """Return the words of a TSV file, NaN where one is missing.
+    """Return the words of a TSV file by number of their line, NaN where one is missing.
 
     Parameters
     ----------
@@ -44,11 +44,25 @@ def read_table(path: Path, option: str) -> pd.DataFrame:
     if not path.is_file():
         raise InputMissingError(f"{option}: {path} does not exist or is no file.")
     try:
+        with path.open(encoding="utf-8-sig") as file:
+            start = next((row for row, line in enumerate(file) if line.strip()), 0)
         words = pd.read_csv(
-            path, sep="\t", header=None, dtype=str, na_values=list(MISSING), keep_default_na=False, encoding="utf-8-sig"
+            path,
+            sep="\t",
+            header=None,
+            dtype=str,
+            na_values=list(MISSING),
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            skiprows=start,
+            skip_blank_lines=False,
         )
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise UsageError(f"{option}: {path} cannot be read as a table with tabs ({error}).") from error
+    words.index += start + 1
+    words = words[(words.fillna("").map(str.strip) != "").any(axis=1)]
+    if words.empty:
+        raise UsageError(f"{option}: {path} cannot be read as a table with tabs (it is empty).")
     header = [str(name).strip() for name in words.iloc[0]]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
@@ -56,17 +70,16 @@ def read_table(path: Path, option: str) -> pd.DataFrame:
     if PARTICIPANT not in header:
         separated = " The columns must be separated by tabs." if len(header) == 1 else ""
         raise UsageError(f"{option}: {path} needs the column {PARTICIPANT}, got {', '.join(header)}.{separated}")
-    table = words.iloc[1:].reset_index(drop=True).set_axis(header, axis=1)
+    table = words.iloc[1:].set_axis(header, axis=1)
     if table.empty:
         raise UsageError(f"{option}: {path} has no rows below its header.")
     if table[PARTICIPANT].isna().any():
-        row = int(np.flatnonzero(table[PARTICIPANT].isna())[0]) + 2
-        raise UsageError(f"{option}: {path} has no {PARTICIPANT} in row {row}.")
+        raise UsageError(f"{option}: {path} has no {PARTICIPANT} in row {table[PARTICIPANT].isna().idxmax()}.")
     return table
 
 
 def numbers(column: pd.Series[str], where: str) -> pd.Series[float]:
-    """Return a column as numbers.
+    """Return a column, whose index is the line of each row, as numbers.
 
     Raises
     ------
@@ -76,10 +89,8 @@ def numbers(column: pd.Series[str], where: str) -> pd.Series[float]:
     values = pd.to_numeric(column, errors="coerce").astype(float)
     wrong = (values.isna() & column.notna()) | np.isinf(values)
     if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise UsageError(
-            f"{where} must hold numbers, with a point for decimals, or n/a; got {column.iloc[row]!r} in row {row + 2}."
-        )
+        row, word = next(column[wrong].items())
+        raise UsageError(f"{where} must hold numbers, with a point for decimals, or n/a; got {word!r} in row {row}.")
     return values
 
 

@@ -132,8 +132,32 @@ def test_results_can_be_corrected_again(tables):
     assert correct(tables, measures="out/motion_adjusted.tsv") == 73
     (tables / "out/motion_adjusted.tsv").rename(tables / "again.tsv")
     assert correct(tables, measures="again.tsv") == 0
-    # Tables hold six digits.
-    pd.testing.assert_frame_equal(read(tables / "out/motion_slopes.tsv"), first, rtol=1e-2)
+    # Tables of slopes hold six digits.
+    pd.testing.assert_frame_equal(read(tables / "out/motion_slopes.tsv"), first, rtol=1e-5)
+
+
+def test_blank_lines_are_skipped(tables):
+    assert correct(tables) == 0
+    first = (tables / "out/motion_adjusted.tsv").read_text()
+    for name in ("measures.tsv", "motion.tsv"):
+        lines = (tables / name).read_text().splitlines()
+        (tables / name).write_text("\n".join(["", *lines[:3], "", " ", *lines[3:], "", ""]))
+    assert correct(tables) == 0
+    assert (tables / "out/motion_adjusted.tsv").read_text() == first
+
+
+def test_measures_keep_their_digits(tables):
+    """A brain volume in mm3 has more than six."""
+    spoil("measures.tsv", lambda t: t.assign(brain=[f"{1234567.25 + 1000 * (k % 7):.2f}" for k in range(N)]))(tables)
+    assert correct(tables) == 0
+    words = [pd.read_csv(tables / name, sep="\t", dtype=str) for name in ("measures.tsv", "out/motion_adjusted.tsv")]
+    for name in ("hippocampus", "brain"):
+        assert list(words[1][name]) == list(words[0][name])
+    slopes = read(tables / "out/motion_slopes.tsv").set_index("measure")
+    adjusted = read(tables / "out/motion_adjusted.tsv")
+    moved = adjusted["motion_score"] - read(tables / "motion.tsv")["motion_score"].median()
+    expected = adjusted["brain"] - slopes.loc["brain", "slope"] * moved
+    np.testing.assert_allclose(adjusted["brain_adjusted"], expected, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["motion_slopes.tsv", "motion_adjusted.json", "motion_report.html"])
@@ -173,12 +197,16 @@ def text(name, content):
     [
         (lambda folder: (folder / "motion.tsv").unlink(), [], 66, "motion.tsv does not exist"),
         (text("motion.tsv", b""), [], 64, "motion.tsv cannot be read as a table"),
+        (text("motion.tsv", b"\n \n\n"), [], 64, "motion.tsv cannot be read as a table"),
+        (text("motion.tsv", b"\t\n\t\n"), [], 64, "motion.tsv cannot be read as a table"),
         (text("motion.tsv", b"\xff\xfe\x00\x01"), [], 64, "cannot be read as a table"),
         (text("measures.tsv", b"participant_id,a\nsub-01,1\n"), [], 64, "must be separated by tabs"),
         (text("measures.tsv", b"participant_id\ta\n"), [], 64, "measures.tsv has no rows"),
         (text("measures.tsv", b"participant_id\ta\nsub-01\t1\t2\n"), [], 64, "measures.tsv cannot be read"),
         (text("measures.tsv", b"participant_id\ta\ta\nsub-01\t1\t2\n"), [], 64, "several columns a"),
         (text("measures.tsv", b"participant_id\ta\n\t1\n"), [], 64, "no participant_id in row 2"),
+        (text("measures.tsv", b"\n \nparticipant_id\ta\n\nsub-01\t1\n\t\nsub-02\tx\n"), [], 64, "got 'x' in row 7"),
+        (text("measures.tsv", b"participant_id\ta\n\nsub-01\t1\n\n\t1\n"), [], 64, "no participant_id in row 5"),
         (spoil("measures.tsv", lambda t: t.rename(columns={"participant_id": "id"})), [], 64, "needs the column"),
         (spoil("measures.tsv", lambda t: t[["participant_id", "note"]]), [], 64, "no column of numbers"),
         (spoil("measures.tsv", lambda t: t.assign(cortex=["1,5", *t["cortex"][1:]])), [], 64, "got '1,5' in row 2"),
