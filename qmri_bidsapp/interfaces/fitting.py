@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from qmri_bidsapp.uncertainty.ood_measures import Measures
 
+#: Raised when the same inputs give other maps than before: a work folder of an earlier state is then fitted anew.
+FORMAT = 2
 #: Voxels that are read and fitted at a time: large enough for vectorised estimators, a few MB at 100 measurements.
 CHUNK_SIZE = 32_768
 #: Volumes whose b-values differ by no more (s/mm2) are repeats of each other.
@@ -243,6 +245,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     weights_digest = traits.Str(desc="content hash of a folder that the user named: other weights, other maps")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
+    format = traits.Int(FORMAT, usedefault=True, desc="of the fit; another one, another hash")
     with_evidence = traits.Bool(False, usedefault=True, desc="whether to keep what tells how far to trust it")
 
 
