@@ -36,6 +36,10 @@ CONFORMAL = {
     "low": "Lower limit of the 95 % interval (split conformal, over all signal-to-noise ratios), not where flagged",
     "high": "Upper limit of the 95 % interval (split conformal, over all signal-to-noise ratios), not where flagged",
 }
+#: How standard deviations of skewed parameters are obtained, see `estimators.profile`.
+EXPECTED_ERROR = "expected error over the truths that may have made the estimate"
+#: What is done to standard deviations of estimators that are `std_from_residuals`, see `uncertainty.moderation`.
+MODERATED = "noise, where residuals tell it, moderated over the series, with the quantile of Student's t"
 READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
@@ -50,7 +54,8 @@ def desc_meanings() -> dict[str, str]:
         meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
     for estimator in load_estimators().values():
         name = estimator.label()
-        endings = {"": "Estimate", "std": f"Standard deviation of the estimate ({estimator.std_kind})"}
+        std = f"Standard deviation of the estimate ({estimator.std_kind}; more in each sidecar)"
+        endings = {"": "Estimate", "std": std}
         endings |= INTERVAL if estimator.has_posterior else {}
         endings |= {} if estimator.is_spatial else TRUTH | DEBIASED
         endings |= CONFORMAL if has_intervals(estimator) else {}
@@ -222,7 +227,10 @@ def fit_outputs(
 
     saved = [parameter for parameter in (*model.parameters, *model.derived) if parameter.saved]
     names = [_map_names(group, model_name, parameter, estimator.label(), alone, clashing) for parameter in saved]
-    std = f"Standard deviation ({estimator.std_kind}) of: "
+    is_moderated = estimator.std_from_residuals and (model_name, estimator_name) not in item.bundle_fits
+    moderated = f"; {MODERATED}" if is_moderated and item.has_residuals(model_name) else ""
+    std_kinds = {p: _std_kind(estimator, p) for p in saved}
+    exceptions = [f"; of {p.name}: {kind}" for p, kind in std_kinds.items() if kind != estimator.std_kind]
     # Relaxometry has no entity for the model.
     entities = {"model": model_name} if group.kind == "dwi" else {}
     desc = estimator.label() if group.kind == "dwi" else f"{estimator.label()}{model_name}"
@@ -241,7 +249,7 @@ def fit_outputs(
         "model_reference": model.reference,
         "estimator": estimator_name,
         "estimator_title": estimator.title,
-        "std_kind": estimator.std_kind,
+        "std_kind": "".join((estimator.std_kind, *exceptions, moderated)),
         "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
         "maps": [_map_entry(parameter, own) for parameter, own in zip(saved, names, strict=True)],
         "posterior": [name for name, _ in posterior],
@@ -250,10 +258,21 @@ def fit_outputs(
     return {
         "record": record,
         "sidecars": [sidecar(p.description, p.unit) for p in saved],
-        "std_sidecars": [sidecar(f"{std}{p.description}{unknown}", p.unit) for p in saved],
+        "std_sidecars": [
+            sidecar(f"Standard deviation ({kind}{moderated}) of: {p.description}{unknown}", p.unit)
+            for p, kind in std_kinds.items()
+        ],
         "posterior_sidecars": [sidecar for _, sidecar in posterior],
         "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
     }
+
+
+def _std_kind(estimator: type[Estimator], parameter: Parameter) -> str:
+    """Return how the standard deviations of a parameter are obtained."""
+    from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+
+    is_expected = parameter.is_skewed and issubclass(estimator, NonLinearLeastSquares)
+    return EXPECTED_ERROR if is_expected else estimator.std_kind
 
 
 def has_intervals(kind: type[Estimator]) -> bool:

@@ -1,0 +1,51 @@
+"""Sidecars of standard deviations and the report say how they came about."""
+
+from __future__ import annotations
+
+import pytest
+
+from qmri_bidsapp.bids.queries import InputGroup
+from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
+from qmri_bidsapp.evaluation.standards import standard
+from qmri_bidsapp.workflows.outputs import EXPECTED_ERROR, MODERATED, fit_outputs
+from qmri_bidsapp.workflows.plan import SeriesPlan
+
+BOUND = "Cramer-Rao bound at the estimate"
+
+
+def said(
+    kind: str, acquisition: Acquisition, model: str, estimator: str, *, by_voxel: bool = False
+) -> tuple[str, dict[str, str]]:
+    """What the report says of a fit, and parameter -> description of its standard deviation."""
+    fits = ((model, estimator),)
+    group = InputGroup(kind, "01", (), (f"/raw/sub-01_{kind}.nii",), acquisition)
+    found = fit_outputs(SeriesPlan(group, fits, (), fits if by_voxel else ()), model, estimator, "/raw")
+    names = [entry["parameter"] for entry in found["record"]["maps"]]
+    texts = [sidecar["Description"] for sidecar in found["std_sidecars"]]
+    return found["record"]["std_kind"], dict(zip(names, texts, strict=True))
+
+
+@pytest.mark.parametrize("estimator", ["nlls", "varpro"])
+def test_noise_from_residuals_is_moderated(estimator: str) -> None:
+    report, sidecars = said("MESE", standard("t2"), "t2", estimator)
+    assert report == f"{BOUND}; {MODERATED}"
+    assert sidecars["t2"].startswith(f"Standard deviation ({BOUND}; {MODERATED}) of: ")
+
+
+def test_nothing_is_said_of_moderation_where_there_is_none() -> None:
+    """No residuals; the posterior; a number of bundles of its own in each voxel."""
+    report, sidecars = said("MESE", MultiEcho((0.01, 0.05)), "t2", "nlls")
+    assert MODERATED not in report + "".join(sidecars.values())
+    assert "Not known" in sidecars["t2"]
+    report, sidecars = said("MESE", standard("t2"), "t2", "grid")
+    assert MODERATED not in report + "".join(sidecars.values())
+    report, sidecars = said("dwi", standard("noddi"), "noddi", "nlls", by_voxel=True)
+    assert MODERATED not in report + "".join(sidecars.values())
+
+
+def test_the_dispersion_index_has_the_expected_error() -> None:
+    report, sidecars = said("dwi", standard("noddi"), "noddi", "nlls")
+    assert report == f"{BOUND}; of odi: {EXPECTED_ERROR}; {MODERATED}"
+    assert {name for name, text in sidecars.items() if EXPECTED_ERROR in text} == {"odi"}
+    assert BOUND in sidecars["ndi"]
+    assert BOUND not in sidecars["odi"]
