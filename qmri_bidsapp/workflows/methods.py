@@ -66,7 +66,7 @@ _ESTIMATORS = {
     "protocol, made from label maps of heads [@sabidussi]; standard deviations, where the weights tell them, were "
     "learned from the errors on such slices.",
     "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
-    "[@rician], reached from the least-squares minimum by Fisher scoring; the noise level is that of each voxel.",
+    "[@rician], reached from the least-squares minimum by Fisher scoring, and each voxel's noise with them.",
     "rim": "With the estimator rim, estimates are those of a recurrent inference machine trained on slices simulated "
     "from label maps of heads, with protocols drawn at random [@sabidussi]; standard deviations, where the weights "
     "tell them, were learned from the errors on such slices.",
@@ -122,7 +122,8 @@ image to each series by rigid registration; without a T1-weighted image the mask
 
 {fits} Unless maps say otherwise, non-linear models were fitted by least squares within bounds with the
 Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
-the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, with the noise level from the residuals,
+the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, and, of an orientation dispersion index,
+the expected error over the truths that may have made the estimate; the noise level in them is from the residuals,
 moderated over the voxels of a series [@moderation], or, for denoised diffusion series, from MP-PCA.{special} Voxels
 whose estimate is on a bound, did not converge or failed are marked in a status map.{trust}
 """
