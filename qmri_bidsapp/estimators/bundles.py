@@ -23,7 +23,9 @@ class BundlesByVoxel(Estimator):
     """Fits a composition with 0 to 3 bundles, as many as directions are given for the voxel.
 
     The columns of the maps are those of the model with three bundles; what a voxel does not have is NaN. The only
-    bundle of a voxel has a fraction of one, without a standard deviation.
+    bundle of a voxel has a fraction of one, without a standard deviation. Residuals of voxels with different numbers of
+    bundles leave different degrees of freedom, so that the maps do not hold their variance: standard deviations rest on
+    each voxel's own where no noise is given.
 
     Parameters
     ----------
