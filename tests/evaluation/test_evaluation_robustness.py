@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.maps import ParameterMaps
+from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.evaluation import robustness
 from qmri_bidsapp.evaluation.ood import settings
@@ -110,3 +112,29 @@ def test_spatial_estimators_are_refused():
     with pytest.raises(UsageError, match="single voxels of model t1"):
         robustness.estimators_of(get_model("t1"), ["rim"])
     assert "rim" not in robustness.estimators_of(get_model("t1"), None)
+
+
+def test_standard_deviations_are_moderated_by_series(monkeypatch):
+    """Two series, one with four times the noise: intervals hold in both, and not if all voxels are taken for one."""
+    rng, n = np.random.default_rng(1), 8000
+    echoes = MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2))
+    time = rng.uniform(0.04, 0.12, n)
+    truth = np.column_stack([np.full(n, 100.0), time, 1 / time])
+    noise = np.repeat([1.0, 4.0], n // 2)
+    measured = 100 * np.exp(-np.array(echoes.echo_time) / time[:, None])
+    measured += noise[:, None] * rng.standard_normal(measured.shape)
+    seen = {}
+    monkeypatch.setattr(robustness, "_rates", lambda _, maps, column, *__: seen.update({column: maps}))
+    monkeypatch.setattr(robustness, "N_SERIES", 2)
+    estimator = get_estimator("varpro")(get_model("t2")).fit(echoes)
+    instrument = robustness.Instrument(estimator, echoes, Noise("gaussian", (50.0, 50.0)), 2000, 0)
+
+    def covered():
+        instrument.rates(truth, measured, np.ones(n))
+        inside = np.abs(seen[1].estimate[:, 1] - time) < 1.96 * seen[1].std[:, 1]
+        return inside.reshape(2, -1).mean(axis=1)
+
+    np.testing.assert_allclose(covered(), 0.95, atol=0.015)
+    monkeypatch.setattr(robustness, "_series", lambda n: [slice(0, n)])
+    quiet, loud = covered()
+    assert loud < 0.92 < 0.98 < quiet
