@@ -207,8 +207,8 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 def test_every_option_in_the_documentation_exists():
     repository = Path(__file__).resolve().parents[2]
     known = _options(build_parser()) | _options(tools.build_parser())
-    # Of docker and pip.
-    foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
+    # Of docker, pip and benchmarks.
+    foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps", "--cohorts"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name
