@@ -1,0 +1,259 @@
+"""The motion score of one T1w volume: from its voxels to a distribution, with warnings where it says little."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qmri_bidsapp.errors import InputError, WeightsError
+from qmri_bidsapp.estimators.weights import load_weights, save_weights, sha256_of
+from qmri_bidsapp.motion.checks import check_shape, look_at_head
+from qmri_bidsapp.motion.familiarity import Familiarity
+from qmri_bidsapp.motion.label import Floats
+from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, summarise
+from qmri_bidsapp.motion.score import GRIDS, Grid, find_head, prepare, reorient, resample
+
+#: Weights that come with the program.
+SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "motion"
+#: What every card of weights of this kind says they are for.
+IDENTITY = {"model": "motion score of a T1w", "estimator": "sfcn"}
+#: Input of the published model.
+PUBLISHED_GRID = Grid(1.0, (160, 192, 160), ((0, 0), (0, 0), (0, 0)))
+COVERAGE = 0.9
+#: A p-value below this is said to be unlike the training data.
+UNLIKE = 0.01
+#: An interval longer than this leaves the score open, mm.
+OPEN = 2.0
+
+
+@dataclass(frozen=True)
+class MotionScore:
+    """What is known of the motion during a T1w acquisition.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        Mean and limits of the 90 % interval, mm.
+    probability : tuple of float
+        Of each bin.
+    embedding : tuple of float
+        Features of the network; empty where it gives none.
+    p_value : float or None
+        Part of training images that are as far from the middle of the training data; None where not known.
+    warnings : tuple of str
+        Why the score may be wrong.
+    """
+
+    mean: float
+    low: float
+    high: float
+    probability: tuple[float, ...]
+    embedding: tuple[float, ...] = ()
+    p_value: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def bins() -> list[float]:
+        """Return the centre of each bin, mm."""
+        return [round(value, 6) for value in bin_centres(torch.zeros(1)).tolist()]
+
+
+@dataclass(frozen=True)
+class MotionScorer:
+    """A network with the way to its input.
+
+    Attributes
+    ----------
+    network : callable
+        (n, x, y, z) -> (n, bin) log-probability.
+    make_input : callable
+        Volume (i, j, k) and affine -> (x, y, z).
+    embed : callable or None
+        (n, x, y, z) -> (n, feature).
+    familiarity : Familiarity or None
+        How far embeddings of training images lie from their middle.
+    sha256 : str
+        Of the file of weights.
+    bias_corrected : bool
+        Whether images come after N4, as in training.
+    """
+
+    network: Callable[[Tensor], Tensor]
+    make_input: Callable[[Tensor, Floats], Tensor]
+    embed: Callable[[Tensor], Tensor] | None = None
+    familiarity: Familiarity | None = None
+    sha256: str = ""
+    bias_corrected: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, sha256: str | None = None) -> MotionScorer:
+        """Load a folder of own weights, or else a TorchScript file; see `load` and `published`."""
+        return cls.load(path, sha256) if Path(path).is_dir() else cls.published(path, sha256)
+
+    @classmethod
+    def load(cls, folder: Path, sha256: str | None = None) -> MotionScorer:
+        """Load weights that `save_scorer` wrote.
+
+        Parameters
+        ----------
+        folder : Path
+        sha256 : str, optional
+            What the file of tensors must have.
+
+        Raises
+        ------
+        WeightsError
+            If they are damaged, for something else, or other than stated.
+        """
+        tensors, notes = load_weights(folder, IDENTITY)
+        found = sha256_of(folder)
+        _compare(found, sha256, folder)
+        try:
+            options: dict[str, Any] = dict(notes["architecture"])
+            options["channels"] = tuple(options["channels"])
+            network = SFCN(Architecture(**options))
+            familiarity = Familiarity.from_tensors(tensors)
+            network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+            grid = GRIDS[notes["spacing"]]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise WeightsError(f"The weights in {folder} are not for this version of the network ({error}).") from error
+        network.eval()
+        return cls(
+            network,
+            lambda volume, affine: prepare(volume, affine, grid),
+            network.embed,
+            familiarity,
+            found,
+            bool(notes.get("bias_corrected", False)),
+            notes,
+        )
+
+    @classmethod
+    def published(cls, file: Path, sha256: str | None = None) -> MotionScorer:
+        """Load the TorchScript model of Bricout et al. (2025), or one with its input and output.
+
+        Its input is 160 x 192 x 160 voxels of 1 mm after N4, scaled from least to largest into [0, 1]; its output are
+        50 bins from -0.5 to 4.5 mm. It was trained on heads aligned to MNI; here the head is found, not aligned.
+
+        Raises
+        ------
+        WeightsError
+            If the file cannot be read as TorchScript, or is other than stated.
+        """
+        try:
+            found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise WeightsError(f"{file} cannot be read ({error.strerror}).") from error
+        _compare(found, sha256, file)
+        try:
+            model = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(f"{file} is no TorchScript file ({str(error).splitlines()[0]}).") from error
+        model.eval()
+        return cls(lambda image: _log_probability(model, image), _published_input, sha256=found, bias_corrected=True)
+
+    @torch.no_grad()
+    def score(self, volume: Tensor, affine: Floats) -> MotionScore:
+        """Return the score of a T1w volume.
+
+        Parameters
+        ----------
+        volume : Tensor
+            (i, j, k) in any unit.
+        affine : ndarray
+            (4, 4) voxel to mm.
+
+        Raises
+        ------
+        InputError
+            If the volume cannot be a T1w of a head: 4D, empty, without a head, with thick slices, a phantom.
+        """
+        volume, warnings = check_shape(volume, affine)
+        turned, voxel_size = reorient(volume, affine)
+        centre = find_head(turned, voxel_size.tolist(), next(iter(GRIDS.values())))
+        warnings += look_at_head(turned, voxel_size, centre)
+        image = self.make_input(volume, affine)[None]
+        log_probability = self.network(image)
+        mean, low, high = (float(value[0]) for value in summarise(log_probability, COVERAGE))
+        embedding: tuple[float, ...] = ()
+        p_value = None
+        if self.embed is not None:
+            features = self.embed(image)[0].double()
+            embedding = tuple(features.tolist())
+            p_value = None if self.familiarity is None else self.familiarity.p_value(features)
+        if p_value is not None and p_value < UNLIKE:
+            warnings.append(f"The image is unlike those that the network was trained on (p = {p_value:.2g}).")
+        if high - low > OPEN:
+            warnings.append(f"The network is uncertain: the interval is {high - low:.1f} mm long.")
+        probability = tuple(log_probability[0].exp().double().tolist())
+        return MotionScore(mean, low, high, probability, embedding, p_value, tuple(warnings))
+
+
+def save_scorer(
+    folder: Path,
+    network: SFCN,
+    spacing: float,
+    familiarity: Familiarity,
+    notes: Mapping[str, Any],
+    *,
+    bias_corrected: bool = False,
+) -> None:
+    """Write weights that `MotionScorer.load` reads.
+
+    Parameters
+    ----------
+    folder : Path
+    network : SFCN
+    spacing : float
+        Of its input, mm: a key of `score.GRIDS`.
+    familiarity : Familiarity
+        Of the embeddings of training images.
+    notes : mapping
+        About the training.
+    bias_corrected : bool
+        Whether it was trained on images after N4.
+    """
+    known = {"architecture": network.architecture.to_dict(), "spacing": spacing, "bias_corrected": bias_corrected}
+    save_weights(folder, network.state_dict() | familiarity.to_tensors(), IDENTITY, {**notes, **known})
+
+
+def _compare(found: str, stated: str | None, path: Path) -> None:
+    if stated is not None and found != stated.lower():
+        raise WeightsError(f"{path} has the SHA-256 {found}, not {stated}: it is not the file that was meant.")
+
+
+def _published_input(volume: Tensor, affine: Floats) -> Tensor:
+    """Return a head on the grid of the published model, in [0, 1]."""
+    turned, size = reorient(volume, affine)
+    voxel_size, grid = size.tolist(), PUBLISHED_GRID
+    centre = find_head(turned, voxel_size, grid)
+    image = resample(turned, voxel_size, centre.tolist(), grid.shape, grid.spacing).clamp_min(0)
+    return (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
+
+
+def _log_probability(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Return log-probabilities, whether the model gives these, their exponentials or logits."""
+    try:
+        output = model(image[:, None].float()).flatten(1)
+    except RuntimeError as error:
+        raise WeightsError(
+            f"The model does not take 160 x 192 x 160 voxels ({str(error).splitlines()[-1]})."
+        ) from error
+    if output.shape[1] != N_BINS:
+        raise WeightsError(f"The model gives {output.shape[1]} numbers, not {N_BINS} bins.")
+    if not torch.isfinite(output).all():
+        raise InputError("The model gives no finite answer for this image.")
+    if bool((output >= 0).all()) and abs(float(output.sum()) - len(output)) < 1e-3:
+        return output.clamp_min(1e-12).log()
+    return torch.log_softmax(output, dim=1)
