@@ -85,6 +85,10 @@ class Config:
     n_fibres: str = "1"
     no_certificate: bool = False
     debias: bool = False
+    motion_weights: Path | None = None
+    motion_weights_sha256: str = ""
+    qc_head: Path | None = None
+    no_motion_score: bool = False
     device: str = "auto"
     nprocs: int = 1
     omp_nthreads: int = 1
@@ -111,6 +115,13 @@ class Config:
             raise UsageError("--weights bring the prior that they were trained with; give --weights or --prior.")
         if self.debias and self.no_certificate:
             raise UsageError("--debias takes the expected bias from certificates; leave --no-certificate out.")
+        if self.no_motion_score and (self.motion_weights or self.qc_head):
+            raise UsageError("--motion-weights and --qc-head are of no use with --no-motion-score; leave one out.")
+        if self.motion_weights_sha256:
+            if self.motion_weights is None:
+                raise UsageError("--motion-weights-sha256 is that of --motion-weights; name the weights too.")
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", self.motion_weights_sha256):
+                raise UsageError(f"--motion-weights-sha256 takes 64 digits, got {self.motion_weights_sha256!r}.")
         if self.n_fibres not in N_FIBRES:
             raise UsageError(f"--n-fibres must be {' or '.join(N_FIBRES)}, got {self.n_fibres!r}.")
         for name in ("nprocs", "omp_nthreads"):
@@ -138,6 +149,10 @@ class Config:
                 raise InputMissingError(f"{_option(name)}: the file {path} does not exist.")
         if self.weights is not None and not self.weights.is_dir():
             raise InputMissingError(f"--weights: the folder {self.weights} does not exist; make it with `qmri train`.")
+        if self.motion_weights is not None and not self.motion_weights.exists():
+            raise InputMissingError(f"--motion-weights: {self.motion_weights} does not exist.")
+        if self.qc_head is not None and not self.qc_head.is_dir():
+            raise InputMissingError(f"--qc-head: the folder {self.qc_head} does not exist; see `qmri train qc-head`.")
         work, source = self.work_dir.resolve(), self.bids_dir.resolve()
         if work == source or source in work.parents:
             raise UsageError(f"The work folder {self.work_dir} lies in the input folder; name another with --work-dir.")

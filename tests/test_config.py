@@ -67,6 +67,7 @@ def test_every_field_is_in_the_file(tmp_path):
     for name in ("filter.json", "plugin.yml"):
         (tmp_path / name).touch()
     files = {"bids_filter_file": "filter.json", "use_plugin": "plugin.yml", "bids_database_dir": "db", "weights": "."}
+    files |= {"motion_weights": ".", "qc_head": "."}
     config = make_config({**CALL, **{name: str(tmp_path / file) for name, file in files.items()}})
     (tmp_path / "config.toml").write_text(config.to_toml())
     assert set(read_toml(tmp_path / "config.toml")) | set(PER_CALL) == {f.name for f in dataclasses.fields(Config)}

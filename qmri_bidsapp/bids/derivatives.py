@@ -39,6 +39,7 @@ LATE_ENTITIES = ("res", "label", "desc")
 BIDSIGNORE = (
     "figures",
     "logs",
+    "motion",
     "*_desc-preproc_dwi.bv*",
     "*.html",
     "*_dwimap.*",
@@ -51,6 +52,7 @@ BIDSIGNORE = (
 DESCRIPTIONS = {
     "preproc": "Preprocessed images",
     "brain": "Brain mask",
+    "motion": "Distribution of the motion score of the T1w",
     "tissue": "Tissue segmentation brought to the grid of the series",
 }
 GZIP_LEVEL = 5

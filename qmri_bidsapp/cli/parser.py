@@ -150,6 +150,21 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "variance is in their sidecars",
     )
     group.add_argument(
+        "--motion-weights",
+        metavar="PATH",
+        help="weights of the motion score of T1w images: a folder from 'qmri train motion', or a TorchScript file with "
+        "the input and output of the published model (default: those that come with the program)",
+    )
+    group.add_argument(
+        "--motion-weights-sha256", metavar="HEX", help="SHA-256 that --motion-weights must have (default: not checked)"
+    )
+    group.add_argument(
+        "--qc-head",
+        metavar="DIR",
+        help="quality-control head from 'qmri train qc-head': writes the probability of each of a lab's grades",
+    )
+    group.add_argument("--no-motion-score", action="store_true", help="leave out the motion score of T1w images")
+    group.add_argument(
         "--output-layout",
         choices=LAYOUTS,
         help="bids: derivatives in output_dir; legacy: in output_dir/qmri_bidsapp (default: bids)",

@@ -117,6 +117,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     from qmri_bidsapp.bids.queries import find_inputs
     from qmri_bidsapp.registry import check_choice
     from qmri_bidsapp.workflows.base import plan
+    from qmri_bidsapp.workflows.motion import why_no_score
     from qmri_bidsapp.workflows.priors import gather_samples
 
     check_choice(config.models, config.estimators)
@@ -140,6 +141,8 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     LOGGER.info("\nWhat was found, and what will be done:")
     for item in plans:
         LOGGER.info("%s", "\n".join(item.describe()))
+    if any(item.t1w and item.scoring is None for item in plans):
+        LOGGER.info("%s", why_no_score(config))
     _describe_output(config, description)
     return plans
 
@@ -280,7 +283,7 @@ def _run_group(config: Config) -> int:
     warnings = [*warnings, *unread]
     for warning in warnings:
         LOGGER.warning("warning: %s", warning)
-    report = write_group_report(config.derivatives_dir, tables, warnings, motion, no_motion)
+    report = write_group_report(config.derivatives_dir, tables, warnings, motion, no_motion, config.participant_label)
     for table in tables:
         LOGGER.info("%s", config.derivatives_dir / table.file_name)
     LOGGER.info("Motion: %s", no_motion if motion is None else motion.summary)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import correct, evaluate, train
+from qmri_bidsapp.cli import correct, evaluate, train, train_motion, train_qc_head
 from qmri_bidsapp.cli.parser import Parser, seed
 from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import QmriError
@@ -17,9 +17,19 @@ from qmri_bidsapp.errors import QmriError
 if TYPE_CHECKING:
     from qmri_bidsapp.models.base import SignalModel
 
+#: What is trained by commands of its own: `qmri train` takes a model as its first word, and these are none.
+TRAININGS = {"motion": train_motion, "qc-head": train_qc_head}
+
+
+def training_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser of ``qmri train motion`` or ``qmri train qc-head``."""
+    parser = Parser(prog="qmri", allow_abbrev=False)
+    TRAININGS[name].add_parser(parser.add_subparsers(dest="command", required=True, parser_class=Parser))
+    return parser
+
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``qmri``."""
+    """Return the parser of ``qmri``, without those of `TRAININGS`."""
     parser = Parser(prog="qmri", description="Tools beside the BIDS App qmri-bids.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"qmri {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -40,7 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; the cause of a failure is said in one line."""
     try:
-        arguments = build_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        own = words[:1] == ["train"] and words[1:2] and words[1] in TRAININGS
+        parser = training_parser(words[1]) if own else build_parser()
+        arguments = parser.parse_args(words)
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError as error:

@@ -29,6 +29,10 @@ Voxelwise estimators are trained for each protocol of a data set or of earlier f
 so by itself during a run, with fewer choices. Spatial networks see whole slices. A training that
 was stopped goes on where it was when the same command is given again (boosting begins anew).
 Several values are separated by spaces; put such options after model and folder.
+
+Two networks have commands of their own:
+  qmri train motion --help    the motion score of T1w images, on simulated motion
+  qmri train qc-head --help   a lab's own quality grades of T1w images, from its motion scores
 """
 EPILOG = """\
 Examples:

@@ -12,6 +12,7 @@ from qmri_bidsapp.bids.derivatives import save_text
 from qmri_bidsapp.group.aggregate import GroupTable
 from qmri_bidsapp.group.motion import MotionCorrection
 from qmri_bidsapp.group.motion_report import inline_svg, motion_section, page_template
+from qmri_bidsapp.group.motion_scores import group_scores, scores_section
 
 #: A value further from the median than this many scaled median absolute deviations is named.
 OUTLIER_LIMIT = 3.5
@@ -25,6 +26,7 @@ def write_group_report(
     warnings: Sequence[str],
     motion: MotionCorrection | None = None,
     no_motion: str = "",
+    participant_labels: Sequence[str] = (),
 ) -> Path:
     """Write ``group_report.html``.
 
@@ -38,6 +40,8 @@ def write_group_report(
         Of the tables.
     no_motion : str
         Why there is no correction for motion.
+    participant_labels : sequence of str
+        Whose motion scores are shown; empty for all.
 
     Returns
     -------
@@ -63,6 +67,7 @@ def write_group_report(
         differences=protocol_differences(tables),
         n_subjects=len(subjects),
         motion=motion_section(motion, no_motion),
+        scores=scores_section(group_scores(out_dir, participant_labels)),
     )
     save_text(page, out_dir, "group_report.html")
     return out_dir / "group_report.html"

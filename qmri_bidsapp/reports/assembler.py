@@ -19,6 +19,7 @@ from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.figures import TISSUE_NAMES, image_figure, map_figure, motion_figure, save_svg
 from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
+from qmri_bidsapp.reports.motion import motion_notes, motion_reportlets
 from qmri_bidsapp.reports.trust import certificate_figure, certificate_text, truth_figure
 
 #: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
@@ -53,6 +54,8 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
     record = json.loads(record_file.read_text(encoding="utf-8"))
     pages = _Reportlets(out_dir, subject)
     sections = [_summary(pages, record)]
+    if record.get("motion"):
+        sections.append({"name": "Motion", "reportlets": motion_reportlets(pages, record["motion"])})
     sections += [_series_section(pages, record, series) for series in record["series"]]
     if (out_dir / "logs" / "CITATION.html").is_file():
         sections.append({"name": "Methods", "reportlets": [pages.html("methods", _methods(out_dir))]})
@@ -104,6 +107,7 @@ def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
     text = tables.notes([problem["message"] for problem in problems], "error") + tables.notes(hints + record["notes"])
     for series in record["series"]:
         text += tables.notes([f"{series['name']}: {note}" for note in series["notes"]], "warning")
+    text += tables.notes(motion_notes(record.get("motion", ())), "warning")
     for fit in record["fits"]:
         counts = fit["status_counts"]
         part = counts.get("OK", 0) / max(1, sum(counts.values()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
+from qmri_bidsapp.workflows.motion import add_motion, save_inputs
 from qmri_bidsapp.workflows.outputs import (
     anat_outputs,
     fit_outputs,
@@ -31,6 +32,7 @@ from qmri_bidsapp.workflows.trust import add_trust
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
+    from qmri_bidsapp.bids.queries import InputGroup
     from qmri_bidsapp.config import Config
 
 __all__ = [
@@ -111,12 +113,28 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
         save = _sink(config, subject_plan, SaveImages, f"save_anat_{index}", group.name, f"series_{index}", **outputs)
         for port, field in enumerate(("preproc", "mask", "dseg"), start=1):
             wf.connect(anat_wf, f"outputnode.{field}", _merge(wf, save, f"save_anat_{index}_files"), f"in{port}")
+        if subject_plan.scoring is not None:
+            _add_score(wf, config, subject_plan, group, anat_wf, index)
     for index, item in enumerate(subject_plan.series, start=len(anat)):
         if not item.fits:
             continue
         t1w = subject_plan.t1w_for(item.group)
         _add_series(wf, config, subject_plan, item, anat.get(t1w) if t1w else None, index, resources)
     return wf
+
+
+def _add_score(
+    wf: Workflow, config: Config, subject_plan: SubjectPlan, group: InputGroup, anat_wf: Workflow, index: int
+) -> None:
+    """Add the motion score of a T1w and its sink."""
+    from qmri_bidsapp.interfaces.motion import SaveScore
+
+    scoring = subject_plan.scoring
+    assert scoring is not None
+    inputs = save_inputs(group, str(config.bids_dir), scoring)
+    what = f"{group.name} motion score"
+    save = _sink(config, subject_plan, SaveScore, f"save_motion_{index}", what, f"motion_{index}", **inputs)
+    add_motion(wf, anat_wf, group, save, scoring, n_threads=config.omp_nthreads, name=f"motion_{index}")
 
 
 def _merge(wf: Workflow, save: Any, name: str) -> Any:

@@ -22,6 +22,7 @@ from qmri_bidsapp.workflows.base import (
     record_dir,
     workflow_name,
 )
+from qmri_bidsapp.workflows.motion import why_no_score, write_subject_scans
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
@@ -253,14 +254,18 @@ def _write_subject_record(config: Config, item: SubjectPlan) -> None:
         for problem in item.inputs.problems
     ]
     problems += [{"kind": "", "file": "", "message": message, "severity": "error"} for message in item.errors]
-    record = {
+    record: dict[str, Any] = {
         "subject": item.subject,
         "version": __version__,
         "series": [json.loads(name.read_text()) for name in sorted(folder.glob("series_*.json"))],
         "orientations": [json.loads(name.read_text()) for name in sorted(folder.glob("orientation_*.json"))],
         "fits": [json.loads(name.read_text()) for name in sorted(folder.glob("fit_*.json"))],
         "truths": [json.loads(name.read_text()) for name in sorted(folder.glob("truth_*.json"))],
+        "motion": [json.loads(name.read_text()) for name in sorted(folder.glob("motion_*.json"))],
         "problems": problems,
         "notes": [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits],
     }
+    if item.t1w and item.scoring is None:
+        record["notes"].append(why_no_score(config))
     save_json(record, str(config.derivatives_dir), f"logs/sub-{item.subject}.json")
+    write_subject_scans(Path(config.derivatives_dir), item.t1w, record["motion"], item.scoring)

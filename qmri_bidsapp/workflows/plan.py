@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qmri_bidsapp.errors import ProtocolError, WeightsError
+from qmri_bidsapp.workflows.motion import find_scoring
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.estimators.base import Estimator
     from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.models.base import SignalModel
+    from qmri_bidsapp.workflows.motion import Scoring
 
 NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
@@ -70,12 +72,15 @@ class SubjectPlan:
         Quantitative series.
     errors : tuple of str
         Why a model that was asked for cannot be fitted.
+    scoring : Scoring or None
+        With what the motion score of each T1w is made.
     """
 
     inputs: SubjectInputs
     t1w: tuple[InputGroup, ...]
     series: tuple[SeriesPlan, ...]
     errors: tuple[str, ...] = ()
+    scoring: Scoring | None = None
 
     @property
     def subject(self) -> str:
@@ -117,7 +122,8 @@ class SubjectPlan:
         """Return lines that say what was found and what will be done."""
         lines = [f"sub-{self.subject}"]
         for group in self.t1w:
-            lines.append(f"  {group.name}: bias correction, brain mask, tissues")
+            score = ", motion score" if self.scoring else ""
+            lines.append(f"  {group.name}: bias correction, brain mask, tissues{score}")
         for item in self.series:
             t1w = self.t1w_for(item.group)
             mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
@@ -139,9 +145,10 @@ def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPl
     Raises
     ------
     UsageError
-        If a model or estimator is not known.
+        If a model or estimator is not known, or weights of the motion score cannot be used.
     """
-    return tuple(_plan_subject(config, subject) for subject in subjects)
+    scoring = find_scoring(config)
+    return tuple(replace(_plan_subject(config, subject), scoring=scoring) for subject in subjects)
 
 
 def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:

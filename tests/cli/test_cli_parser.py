@@ -21,6 +21,7 @@ OPTIONS = {
     "--bids-database-dir", "--models", "--estimators", "--n-fibres", "--no-certificate", "--debias",
     "--prior", "--weights", "--device", "--nprocs", "--omp-nthreads",
     "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
+    "--motion-weights", "--motion-weights-sha256", "--no-motion-score", "--qc-head",
     "--boilerplate-only", "--config-file", "--output-layout", "--verbose", "--version", "--help",
 }  # fmt: skip
 
@@ -207,8 +208,9 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 def test_every_option_in_the_documentation_exists():
     repository = Path(__file__).resolve().parents[2]
     known = _options(build_parser()) | _options(tools.build_parser())
+    known = known.union(*(_options(tools.training_parser(name)) for name in tools.TRAININGS))
     # Of docker, pip and benchmarks.
-    foreign = {"--rm", "--read-only", "--tmpfs", "--network", "--no-deps", "--cohorts"}
+    foreign = {"--cohorts", "--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
-        used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+        used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

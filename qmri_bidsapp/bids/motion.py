@@ -1,0 +1,122 @@
+"""Motion scores in the output folder: a file with the distribution, and columns of ``scans.tsv``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qmri_bidsapp.bids.derivatives import save_json, save_table
+
+#: Columns of ``scans.tsv``, and where the numbers are in the record.
+COLUMNS = {"motion_score": "mean", "motion_score_low": "low", "motion_score_high": "high", "motion_score_p": "p_value"}
+_TEXTS = {
+    "motion_score": "Mean deviation between successive poses of the head (Jenkinson 1999) during the T1w, as estimated",
+    "motion_score_low": "Lower limit of the 90 % interval of motion_score",
+    "motion_score_high": "Upper limit of the 90 % interval of motion_score",
+    "motion_score_p": "Part of the images that the network was trained on that are as unusual; small: do not trust "
+    "motion_score",
+}
+GRADE = "motion_grade_"
+
+
+def grade_column(grade: str) -> str:
+    """Return the column of the probability of a grade, such as 1 or 1.5."""
+    return GRADE + grade.replace("-", "minus").replace(".", "p")
+
+
+def distribution_file(found: Mapping[str, Any], bins: Sequence[float]) -> dict[str, Any]:
+    """Return the content of the file of a distribution, from what `ScoreMotion` found."""
+    if "refusal" in found:
+        return {"Refusal": found["refusal"]}
+    content: dict[str, Any] = {
+        "Units": "mm",
+        "MotionScore": found["mean"],
+        "Interval90": [found["low"], found["high"]],
+        "UnlikeTrainingP": found["p_value"],
+        "Warnings": list(found["warnings"]),
+        "BinCentres": list(bins),
+        "Probability": list(found["probability"]),
+        "SignalInAir": {
+            "Description": "Mean signal in the air of each axial slice, inferior to superior; null where not known",
+            "Units": "percent of the median of the head",
+            "Values": found["air"],
+        },
+        "Embedding": list(found["embedding"]),
+    }
+    if "grades" in found:
+        content["GradeProbability"] = found["grades"]
+    return content
+
+
+def write_scans(
+    out_dir: Path, entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], gone: Sequence[str] = ()
+) -> list[str]:
+    """Write the rows of T1w images into the ``scans.tsv`` of their sessions; rows of others stay.
+
+    Parameters
+    ----------
+    out_dir : Path
+    entries : sequence of mapping
+        ``image``: path of the preprocessed T1w in the output folder; a row is written where it is there. ``mean``,
+        ``low``, ``high``, ``p_value`` and ``grades`` (grade -> probability), where known.
+    about : mapping
+        Further fields of the description of ``motion_score``.
+    gone : sequence of str
+        Images whose rows are removed.
+
+    Returns
+    -------
+    list of str
+        Files written, relative to the output folder.
+    """
+    written = []
+    files: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in [*({"image": image} for image in gone), *entries]:
+        folders = Path(entry["image"]).parts[:-2]
+        files.setdefault(f"{'/'.join(folders)}/{'_'.join(folders)}_scans.tsv", []).append(entry)
+    for name, own in files.items():
+        rows = {row["filename"]: row for row in _read(out_dir / name)}
+        for entry in own:
+            image = "/".join(Path(entry["image"]).parts[-2:])
+            rows.pop(image, None)
+            if entry["image"] not in gone and (out_dir / entry["image"]).is_file():
+                rows[image] = {"filename": image, **_numbers(entry)}
+        columns = list(dict.fromkeys(["filename", *COLUMNS, *(column for row in rows.values() for column in row)]))
+        sidecar = name.replace(".tsv", ".json")
+        if not rows:
+            for path in (name, sidecar):
+                (out_dir / path).unlink(missing_ok=True)
+            continue
+        ordered = [rows[image] for image in sorted(rows)]
+        save_table(ordered, out_dir, name, columns)
+        save_json(_descriptions(columns, about), out_dir, sidecar)
+        written.append(name)
+    return written
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {column: entry.get(key) for column, key in COLUMNS.items()}
+    return numbers | {grade_column(grade): value for grade, value in entry.get("grades", {}).items()}
+
+
+def _descriptions(columns: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:
+    texts: dict[str, Any] = {"filename": {"Description": "Preprocessed T1w"}}
+    for column in columns[1:]:
+        if column in _TEXTS:
+            units = {} if column == "motion_score_p" else {"Units": "mm"}
+            texts[column] = {"Description": _TEXTS[column], **units, **(about if column == "motion_score" else {})}
+        elif column.startswith(GRADE):
+            grade = column.removeprefix(GRADE).replace("minus", "-").replace("p", ".")
+            texts[column] = {"Description": f"Probability of grade {grade} by the head trained on the lab's own grades"}
+    return texts
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of an earlier run."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    return [row for row in rows if row.get("filename") and (path.parent / row["filename"]).is_file()]

@@ -1,0 +1,109 @@
+"""Motion scores of a group: their distribution, who stands out, and which should not be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: A score above the median by more than this many scaled median absolute deviations is named.
+OUTLIER_LIMIT = 3.5
+#: Fewer images say nothing of what is unusual.
+MIN_IMAGES = 6
+#: Deviations are not taken for smaller than this: the network's own error, mm.
+LEAST_SPREAD = 0.1
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Scores of a group.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Participant and T1w.
+    scores : tuple of float
+        mm.
+    outside : tuple of bool
+        Whether named as an outlier.
+    outliers, doubts, refused : tuple of str
+        Sentences on scores that stand out, on those that have a warning, and on images without a score.
+    """
+
+    names: tuple[str, ...]
+    scores: tuple[float, ...]
+    outside: tuple[bool, ...]
+    outliers: tuple[str, ...]
+    doubts: tuple[str, ...]
+    refused: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """One sentence on the distribution."""
+        low, middle, high = np.percentile(self.scores, [25, 50, 75])
+        return (
+            f"{len(self.scores)} T1w images: median {middle:.2f} mm, half of them between {low:.2f} and {high:.2f} mm, "
+            f"largest {max(self.scores):.2f} mm."
+        )
+
+    @property
+    def rule(self) -> str:
+        """How outliers are told."""
+        if len(self.scores) < MIN_IMAGES:
+            return f"Outliers are named from {MIN_IMAGES} images on."
+        return (
+            f"Named are scores above the median by more than {OUTLIER_LIMIT:g} times the scaled median absolute "
+            f"deviation, which is taken as at least {LEAST_SPREAD:g} mm (Leys et al. 2013)."
+        )
+
+
+def group_scores(out_dir: Path, participant_labels: Sequence[str] = ()) -> GroupScores:
+    """Return the scores of all participants (or of some), from their records."""
+    found: list[tuple[str, float]] = []
+    doubts, refused = [], []
+    for path in sorted((out_dir / "logs").glob("sub-*.json")):
+        if participant_labels and path.stem[4:] not in participant_labels:
+            continue
+        for entry in _entries(path):
+            name = f"{path.stem}, {entry['name']}"
+            if entry.get("mean") is None:
+                refused.append(f"{name}: no score: {entry.get('refusal', '')}")
+                continue
+            found.append((name, float(entry["mean"])))
+            if entry.get("warnings"):
+                doubts.append(f"{name} ({entry['mean']:.2f} mm): {' '.join(entry['warnings'])}")
+    scores = np.array([score for _, score in found])
+    outside, outliers = np.zeros(len(scores), dtype=bool), []
+    if len(scores) >= MIN_IMAGES:
+        centre = float(np.median(scores))
+        spread = max(1.4826 * float(np.median(np.abs(scores - centre))), LEAST_SPREAD)
+        outside = scores > centre + OUTLIER_LIMIT * spread
+        outliers = [
+            f"{name}: {score:.2f} mm is {(score - centre) / spread:.1f} deviations above the median ({centre:.2f} mm)."
+            for (name, score), out in zip(found, outside, strict=True)
+            if out
+        ]
+    names, values = tuple(name for name, _ in found), tuple(score for _, score in found)
+    return GroupScores(names, values, tuple(map(bool, outside)), tuple(outliers), tuple(doubts), tuple(refused))
+
+
+def scores_section(found: GroupScores) -> dict[str, Any]:
+    """Return what the template ``motion_scores.html`` shows."""
+    from qmri_bidsapp.group.motion_report import inline_svg
+    from qmri_bidsapp.reports.motion_figures import scores_figure
+
+    figure = inline_svg(scores_figure(found.scores, found.outside)) if found.scores else ""
+    return {"found": found, "figure": figure}
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """Return the motion scores of a record; one that cannot be read is told by `aggregate`."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")).get("motion", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict) and "name" in entry]

@@ -1,0 +1,57 @@
+"""Signal in the air beside the head, by slice: where ghosts and ringing of motion are seen without a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, label
+
+from qmri_bidsapp.motion.label import Floats
+
+#: Smoothing before the threshold, and air next to the head that does not count, mm.
+SMOOTHING, BORDER = 2.0, 10.0
+#: Threshold, over the 99th percentile.
+THRESHOLD = 0.12
+#: Least number of voxels of air in a slice.
+LEAST_AIR = 200
+
+
+def signal_in_air(volume: npt.NDArray[np.floating], voxel_size: Floats) -> Floats:
+    """Return the mean signal in the air of each axial slice, in percent of the head's median.
+
+    Voxels of exactly zero do not count: they were blanked. Flow, wrap-around and noise are seen as well as motion, and
+    N4 or a normalisation of the scanner scale the air as they scale the head.
+
+    Parameters
+    ----------
+    volume : ndarray
+        (x, y, z) towards right, anterior, superior.
+    voxel_size : ndarray
+        (3,) mm.
+
+    Returns
+    -------
+    ndarray
+        (z,); NaN where a slice holds no head, or too little air.
+    """
+    smooth = gaussian_filter(np.nan_to_num(volume).astype(np.float32), SMOOTHING / voxel_size)
+    parts, _ = label(smooth > THRESHOLD * np.quantile(smooth, 0.99))
+    sizes = np.bincount(parts.ravel())
+    found = np.full(volume.shape[2], np.nan)
+    if len(sizes) < 2:
+        return found
+    head = parts == 1 + int(np.argmax(sizes[1:]))
+    typical = float(np.median(volume[head]))
+    if not typical > 0:
+        return found
+    reach = np.maximum(1, np.round(BORDER / voxel_size[:2])).astype(int)
+    near = np.ones((2 * reach[0] + 1, 2 * reach[1] + 1), dtype=bool)
+    for k in range(volume.shape[2]):
+        if not head[:, :, k].any():
+            continue
+        inside = binary_dilation(binary_fill_holes(head[:, :, k]), near)
+        air = volume[:, :, k][~inside]
+        air = air[np.isfinite(air) & (air != 0)]
+        if len(air) >= LEAST_AIR:
+            found[k] = 100 * float(air.mean()) / typical
+    return found

@@ -1,0 +1,98 @@
+"""What the subject report says of the motion score of a T1w."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from qmri_bidsapp.reports import tables
+from qmri_bidsapp.reports.motion_figures import air_figure, most_affected, score_figure
+
+#: Scores from these on are called little, clear and strong motion, mm.
+LEVELS = ((0.5, "hardly any motion"), (1.0, "little motion"), (2.0, "clear motion"), (np.inf, "strong motion"))
+ABOUT_AIR = (
+    "Mean signal in the air beside the head, found without the network; the slices with most of it, brightened so that "
+    "air can be judged. Motion throws ghosts and ringing into the air, but so do pulsating vessels and wrap-around; "
+    "noise is there always. In a 3-D acquisition motion affects all slices, some more visibly."
+)
+
+
+class Pages(Protocol):
+    """Where reportlets are put; see `assembler`."""
+
+    out_dir: Path
+
+    def html(self, name: str, text: str, **texts: str) -> dict[str, Any]:
+        """Write a snippet."""
+
+    def figure(self, name: str, figure: Any, **texts: str) -> dict[str, Any]:
+        """Write a figure."""
+
+    def volume(self, relative: str) -> npt.NDArray[Any] | None:
+        """Return an image."""
+
+
+def motion_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the summary of a report says of scores: refusals and warnings."""
+    found = []
+    for entry in entries:
+        if "refusal" in entry:
+            found.append(f"{entry['name']}: no motion score: {entry['refusal']}")
+        elif entry["warnings"]:
+            found.append(f"{entry['name']}: the motion score may be wrong: {' '.join(entry['warnings'])}")
+    return found
+
+
+def sentence(entry: Mapping[str, Any]) -> str:
+    """Say a score in plain words."""
+    words = next(text for limit, text in LEVELS if entry["mean"] < limit)
+    return (
+        f"From one position to the next the head moved by {max(entry['mean'], 0):.1f} mm on average, as the network "
+        f"estimates: {words}. With a probability of 90 % it is between {max(entry['low'], 0):.1f} and "
+        f"{max(entry['high'], 0):.1f} mm."
+    )
+
+
+def motion_reportlets(pages: Pages, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the reportlets of all T1w of a subject."""
+    reportlets = []
+    for entry in entries:
+        name = f"{entry['name']}score"
+        if "refusal" in entry:
+            text = tables.notes([f"No motion score: {entry['refusal']}"], "warning")
+            reportlets.append(pages.html(name, text, subtitle=entry["name"]))
+            continue
+        text = f"<p>{sentence(entry)}</p>" + tables.notes(entry["warnings"], "warning")
+        if entry.get("p_value") is not None:
+            text += f"<p class='elem-desc'>Unlike the training data: p = {entry['p_value']:.3g}.</p>"
+        if "grades" in entry:
+            rows = [(grade, f"{value:.2f}") for grade, value in entry["grades"].items()]
+            text += tables.table(("Grade (trained on the lab's own)", "Probability"), rows)
+        reportlets.append(pages.html(name, text, subtitle=entry["name"]))
+        reportlets += _figures(pages, entry)
+    return reportlets
+
+
+def _figures(pages: Pages, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the distribution, and the signal in the air."""
+    name, file = entry["name"], pages.out_dir / entry["distribution"]
+    if not file.is_file():
+        missing = tables.notes([f"{entry['distribution']} is not in the output folder."], "error")
+        return [pages.html(f"{name}nodistribution", missing)]
+    content = json.loads(file.read_text(encoding="utf-8"))
+    figure = score_figure(content["BinCentres"], content["Probability"], entry["mean"], (entry["low"], entry["high"]))
+    found = [pages.figure(f"{name}distribution", figure, caption=entry["distribution"])]
+    air = np.array([np.nan if value is None else value for value in content["SignalInAir"]["Values"]], dtype=float)
+    volume = pages.volume(entry["image"])
+    if volume is None or volume.shape[2:] != air.shape or not most_affected(air):
+        text = tables.notes(["No slices can be named: the air beside the head was blanked, or is not in the image."])
+        return [*found, pages.html(f"{name}noair", text)]
+    return [
+        *found,
+        pages.figure(f"{name}air", air_figure(volume, air), subtitle="Most affected slices", caption=ABOUT_AIR),
+    ]
