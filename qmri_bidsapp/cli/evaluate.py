@@ -1,7 +1,7 @@
 """``qmri evaluate``: speed and errors of every estimator and, for comparison, of others.
 
 ``speed`` measures voxels per second, of other programs too; ``table3`` repeats Table 3 of Gyori et al. 2021;
-``relaxometry``, ``ood``, ``lesion`` and ``robustness`` are in modules of their own.
+``relaxometry``, ``ood``, ``lesion``, ``robustness`` and ``motion`` are in modules of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.cli import evaluate_lesion, evaluate_ood, evaluate_relaxometry, evaluate_robustness
+from qmri_bidsapp.cli import evaluate_lesion, evaluate_motion, evaluate_ood, evaluate_relaxometry, evaluate_robustness
 from qmri_bidsapp.cli.parser import words
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.cli.results import check_json, write_json
@@ -79,6 +79,7 @@ def add_parser(commands: Any) -> None:
     evaluate_ood.add_parser(what)
     evaluate_lesion.add_parser(what)
     evaluate_robustness.add_parser(what)
+    evaluate_motion.add_parser(what)
 
 
 def run_speed(arguments: argparse.Namespace) -> None:

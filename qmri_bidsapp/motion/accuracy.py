@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,20 +42,48 @@ class Case:
 def disturbed_cases(
     head: str, domain: str, volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid
 ) -> list[Case]:
-    """Return a T1w volume as it came, and with fresh motion of `n` levels from 0 to 4 mm.
+    """Return the network's inputs for a T1w volume as it came, and with fresh motion; see `disturb`."""
+    return [
+        Case(head, domain, prepare(moved, upright, grid).half(), score)
+        for moved, upright, score in disturb(volume, affine, n, rng, grid)
+    ]
 
-    Motion acts at the resolution of the volume; nothing else is changed. Then all take the way of any T1w.
+
+def disturb(
+    volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid
+) -> Iterator[tuple[Tensor, Floats, float]]:
+    """Yield a T1w volume as it came, and with fresh motion of `n` levels from 0 to 4 mm.
+
+    Motion acts at the resolution of the volume; nothing else is changed.
+
+    Parameters
+    ----------
+    volume : Tensor
+        (i, j, k).
+    affine : ndarray
+        (4, 4) voxel to mm.
+    n : int
+    rng : Generator
+    grid : Grid
+        By which the head is found that turns.
+
+    Yields
+    ------
+    Tensor
+        (x, y, z) towards right, anterior, superior.
+    ndarray
+        (4, 4) affine, upright.
+    float
+        Score, mm; 0 for the volume as it came.
     """
     turned, size = reorient(volume.clamp_min(0), affine)
     voxel_size = size.tolist()
     centre = find_head(turned, voxel_size, grid) / size
     upright = np.diag([*voxel_size, 1.0])
-    cases = [Case(head, domain, prepare(turned, upright, grid).half(), 0.0)]
+    yield turned, upright, 0.0
     for level in range(n):
         motion = draw_motion(rng, voxel_size, score=MAX_SCORE * (level + rng.uniform()) / n)
-        moved = apply_motion(turned, motion, voxel_size, centre=centre.tolist())
-        cases.append(Case(head, domain, prepare(moved, upright, grid).half(), motion.score))
-    return cases
+        yield apply_motion(turned, motion, voxel_size, centre=centre.tolist()), upright, motion.score
 
 
 @torch.no_grad()
