@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.parser import build_parser
+from qmri_bidsapp.cli.tools import TRAININGS, training_parser
 from qmri_bidsapp.cli.tools import build_parser as build_tools_parser
 from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
@@ -58,4 +59,8 @@ os.environ["COLUMNS"] = "100"
 (GENERATED / "help.txt").write_text(build_parser().format_help())
 (tools,) = build_tools_parser()._subparsers._group_actions
 (GENERATED / "correct.txt").write_text(tools.choices["correct"].format_help())
+for name in TRAININGS:
+    (train,) = training_parser(name)._subparsers._group_actions
+    (what,) = train.choices["train"]._subparsers._group_actions
+    (GENERATED / f"{name}.txt").write_text(what.choices[name].format_help())
 _write_models()

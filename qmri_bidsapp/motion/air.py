@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, label
+from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, label, maximum_filter
 
 from qmri_bidsapp.motion.label import Floats
 
@@ -12,6 +12,8 @@ from qmri_bidsapp.motion.label import Floats
 SMOOTHING, BORDER = 2.0, 10.0
 #: Threshold, over the 99th percentile.
 THRESHOLD = 0.12
+#: Side of the square about a voxel, in the slice, that was blanked if all of it is zero.
+BLANK = 5
 #: Least number of voxels of air in a slice.
 LEAST_AIR = 200
 
@@ -19,7 +21,7 @@ LEAST_AIR = 200
 def signal_in_air(volume: npt.NDArray[np.floating], voxel_size: Floats) -> Floats:
     """Return the mean signal in the air of each axial slice, in percent of the head's median.
 
-    Voxels of exactly zero do not count: they were blanked. Flow, wrap-around and noise are seen as well as motion, and
+    Voxels whose neighbours are all zero do not count: they were blanked. Flow, wrap-around and noise are seen as well as motion, and
     N4 or a normalisation of the scanner scale the air as they scale the head.
 
     Parameters
@@ -44,14 +46,14 @@ def signal_in_air(volume: npt.NDArray[np.floating], voxel_size: Floats) -> Float
     typical = float(np.median(volume[head]))
     if not typical > 0:
         return found
+    known = maximum_filter(np.nan_to_num(volume), (BLANK, BLANK, 1)) != 0
     reach = np.maximum(1, np.round(BORDER / voxel_size[:2])).astype(int)
     near = np.ones((2 * reach[0] + 1, 2 * reach[1] + 1), dtype=bool)
     for k in range(volume.shape[2]):
         if not head[:, :, k].any():
             continue
         inside = binary_dilation(binary_fill_holes(head[:, :, k]), near)
-        air = volume[:, :, k][~inside]
-        air = air[np.isfinite(air) & (air != 0)]
+        air = volume[:, :, k][~inside & known[:, :, k] & np.isfinite(volume[:, :, k])]
         if len(air) >= LEAST_AIR:
             found[k] = 100 * float(air.mean()) / typical
     return found

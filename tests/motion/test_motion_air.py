@@ -25,6 +25,15 @@ def test_a_ghost_is_found_in_its_slices_with_its_strength():
     assert 5 < (found[50:55] - still[50:55]).mean() < 100 * 5 / 60
 
 
+def test_zeros_of_stored_integers_count_as_measured():
+    volume = np.round(HEAD.numpy() / 4)  # most of the air is 0 now, but not all
+    exact = signal_in_air(HEAD.numpy(), SIZE)
+    found = signal_in_air(volume, SIZE)
+    both = np.isfinite(exact) & np.isfinite(found)
+    assert both.sum() > 50
+    assert np.abs(found - exact)[both].max() < 1.5
+
+
 def test_blanked_air_and_no_head_give_nothing():
     blanked = np.where(HEAD.numpy() < 12, 0.0, HEAD.numpy())
     assert np.isnan(signal_in_air(blanked, SIZE)).all()
