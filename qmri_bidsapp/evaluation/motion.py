@@ -129,7 +129,7 @@ def _add(
 ) -> None:
     """Score an image; one with motion that is refused is counted, one as it came ends its head."""
     try:
-        result = scorer.score(_as_in_the_app(volume, affine, scorer), affine)
+        result = scorer.score(as_in_the_app(volume, affine, scorer), affine)
     except InputError:
         if score == 0:
             raise
@@ -139,7 +139,7 @@ def _add(
     found.scores.append((result.mean, result.low, result.high))
 
 
-def _as_in_the_app(volume: torch.Tensor, affine: Floats, scorer: MotionScorer) -> torch.Tensor:
+def as_in_the_app(volume: torch.Tensor, affine: Floats, scorer: MotionScorer) -> torch.Tensor:
     """Return a volume as the app gives it to the network: after N4 where this was trained so."""
     if not scorer.bias_corrected:
         return volume

@@ -21,8 +21,8 @@ LEAST_AIR = 200
 def signal_in_air(volume: npt.NDArray[np.floating], voxel_size: Floats) -> Floats:
     """Return the mean signal in the air of each axial slice, in percent of the head's median.
 
-    Voxels whose neighbours are all zero do not count: they were blanked. Flow, wrap-around and noise are seen as well as motion, and
-    N4 or a normalisation of the scanner scale the air as they scale the head.
+    Voxels whose neighbours are all zero do not count: they were blanked. Flow, wrap-around and noise are seen as well
+    as motion, and N4 or a normalisation of the scanner scale the air as they scale the head.
 
     Parameters
     ----------

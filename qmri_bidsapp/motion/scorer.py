@@ -141,7 +141,7 @@ class MotionScorer:
 
     @classmethod
     def published(cls, file: Path, sha256: str | None = None) -> MotionScorer:
-        """Load the TorchScript model of Bricout et al. (2025), or one with its input and output.
+        """Load the TorchScript model of Bricout and colleagues, or one with its input and output.
 
         Its input is 160 x 192 x 160 voxels of 1 mm after N4, scaled from least to largest into [0, 1]; its output are
         50 bins from -0.5 to 4.5 mm. It was trained on heads aligned to MNI; here the head is found, not aligned.

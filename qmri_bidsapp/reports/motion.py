@@ -10,11 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.motion.scorer import OPEN, UNLIKE
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.motion_figures import air_figure, most_affected, score_figure
 
-#: Scores from these on are called little, clear and strong motion, mm.
+#: What scores below a limit are called, mm.
 LEVELS = ((0.5, "hardly any motion"), (1.0, "little motion"), (2.0, "clear motion"), (np.inf, "strong motion"))
+#: Slices stand out with this many times the median signal in the air.
+STANDS_OUT = 1.3
+NONE_STANDS_OUT = "No slice stands out: the signal in the air is much the same in all."
 ABOUT_AIR = (
     "Mean signal in the air beside the head, found without the network; the slices with most of it, brightened so that "
     "air can be judged. Motion throws ghosts and ringing into the air, but so do pulsating vessels and wrap-around; "
@@ -51,6 +55,8 @@ def motion_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def sentence(entry: Mapping[str, Any]) -> str:
     """Say a score in plain words."""
     words = next(text for limit, text in LEVELS if entry["mean"] < limit)
+    if entry["high"] - entry["low"] > OPEN:
+        words = "it cannot tell how much"
     return (
         f"From one position to the next the head moved by {max(entry['mean'], 0):.1f} mm on average, as the network "
         f"estimates: {words}. With a probability of 90 % it is between {max(entry['low'], 0):.1f} and "
@@ -67,9 +73,12 @@ def motion_reportlets(pages: Pages, entries: Sequence[Mapping[str, Any]]) -> lis
             text = tables.notes([f"No motion score: {entry['refusal']}"], "warning")
             reportlets.append(pages.html(name, text, subtitle=entry["name"]))
             continue
-        text = f"<p>{sentence(entry)}</p>" + tables.notes(entry["warnings"], "warning")
+        text = tables.notes(entry["warnings"], "warning") + f"<p>{sentence(entry)}</p>"
         if entry.get("p_value") is not None:
-            text += f"<p class='elem-desc'>Unlike the training data: p = {entry['p_value']:.3g}.</p>"
+            text += (
+                f"<p class='elem-desc'>Of the images that the network was trained on, a part of {entry['p_value']:.2g} "
+                f"is as unusual as this one (below {UNLIKE:g}: unlike the training data).</p>"
+            )
         if "grades" in entry:
             rows = [(grade, f"{value:.2f}") for grade, value in entry["grades"].items()]
             text += tables.table(("Grade (trained on the lab's own)", "Probability"), rows)
@@ -92,7 +101,6 @@ def _figures(pages: Pages, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     if volume is None or volume.shape[2:] != air.shape or not most_affected(air):
         text = tables.notes(["No slices can be named: the air beside the head was blanked, or is not in the image."])
         return [*found, pages.html(f"{name}noair", text)]
-    return [
-        *found,
-        pages.figure(f"{name}air", air_figure(volume, air), subtitle="Most affected slices", caption=ABOUT_AIR),
-    ]
+    caption = ABOUT_AIR if np.nanmax(air) > STANDS_OUT * np.nanmedian(air) else f"{NONE_STANDS_OUT} {ABOUT_AIR}"
+    figure = air_figure(volume, air)
+    return [*found, pages.figure(f"{name}air", figure, subtitle="Most affected slices", caption=caption)]

@@ -31,7 +31,7 @@ def score_figure(
     interval : tuple of float
         Limits, mm.
     """
-    figure = Figure(figsize=(7, 2.4), layout="constrained")
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
     axis = figure.add_subplot()
     width = centres[1] - centres[0]
     inside = [interval[0] <= centre <= interval[1] for centre in centres]
@@ -64,7 +64,7 @@ def air_figure(volume: npt.NDArray[np.floating], air: npt.NDArray[np.float64]) -
     axes[0].plot(chosen, air[chosen], "o", color=CLEAR, markersize=4)
     axes[0].set_xlabel("axial slice, inferior to superior")
     axes[0].set_ylabel("signal in the air (% of the head)")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.2 * float(np.nanmax(air)) or 1.0)
     axes[0].spines[["top", "right"]].set_visible(False)
     for axis, k in zip(axes[1:], chosen, strict=True):
         axis.imshow(volume[:, :, k].T[::-1], cmap="gray", vmin=0, vmax=AIR_WINDOW * bright, interpolation="nearest")

@@ -8,6 +8,7 @@ from qmri_bidsapp import __version__
 from qmri_bidsapp.preprocess.orientation import ABSOLUTE_PEAK, MIN_SEPARATION, RELATIVE_PEAK
 from qmri_bidsapp.preprocess.relaxometry import NEGLIGIBLE
 from qmri_bidsapp.preprocess.rigid import MIN_SLICES
+from qmri_bidsapp.workflows.motion import scores_motion
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
@@ -75,6 +76,10 @@ _ESTIMATORS = {
     "wide-deep": "With the estimator wide-deep, estimates are those of a linear model and a deep network combined "
     f"[@cheng] {_LEARNED}",
 }
+_MOTION = (
+    " The motion during the acquisition of each T1-weighted image was estimated by a fully convolutional network "
+    "[@peng] trained on simulated motion, as the mean deviation between successive poses [@jenkinson]."
+)
 #: What is said of the inverse reading.
 _CERTIFICATE = (
     "For each protocol, estimator and noise level, voxels were simulated with parameters from a stated prior "
@@ -106,11 +111,12 @@ def describe_methods(config: Config) -> str:
     estimators = {item.rpartition(":")[2] for item in config.estimators}
     special = "".join(f" {text}" for name, text in _ESTIMATORS.items() if name in estimators)
     trust = "" if config.no_certificate else f" {_CERTIFICATE}"
+    motion = _MOTION if scores_motion(config) else ""
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
 App [@bidsapps] built on Nipype [@nipype].
 
 T1-weighted images were corrected for the bias field with N4 [@n4]; the brain was extracted with ROBEX [@robex] and
-segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@atropos].
+segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@atropos].{motion}
 
 The images of each relaxometry series were aligned rigidly by mutual information [@mattes] where there were at least
 {MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not resampled. Diffusion series

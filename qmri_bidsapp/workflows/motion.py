@@ -52,12 +52,10 @@ def find_scoring(config: Config) -> Scoring | None:
     WeightsError
         If weights cannot be used, or the quality-control head is for others.
     """
-    from qmri_bidsapp.motion.scorer import SHIPPED
-
-    if config.no_motion_score or (config.motion_weights is None and not SHIPPED.is_dir()):
+    if not scores_motion(config):
         return None
     from qmri_bidsapp.motion.qc_head import QualityHead
-    from qmri_bidsapp.motion.scorer import MotionScorer
+    from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
 
     weights = config.motion_weights or SHIPPED
     scorer = MotionScorer.open(weights, config.motion_weights_sha256 or None)
@@ -66,6 +64,13 @@ def find_scoring(config: Config) -> Scoring | None:
         found = QualityHead.load(config.qc_head, scorer.sha256)
         head = {"qc_head": str(config.qc_head), "qc_head_sha256": found.sha256}
     return Scoring(str(weights), scorer.sha256, scorer.bias_corrected, **head)
+
+
+def scores_motion(config: Config) -> bool:
+    """Return whether a run scores T1w images: it is not told otherwise, and there are weights."""
+    from qmri_bidsapp.motion.scorer import SHIPPED
+
+    return not config.no_motion_score and (config.motion_weights is not None or SHIPPED.is_dir())
 
 
 def why_no_score(config: Config) -> str:
