@@ -15,7 +15,7 @@ from qmri_bidsapp.cli.parser import DESCRIPTION, build_parser
 from qmri_bidsapp.config import LAYOUTS, LEVELS
 
 #: Inputs that name files or folders, which a platform must provide.
-FILES = ("bids_dir", "bids_filter_file", "bids_database_dir", "use_plugin", "config_file")
+FILES = ("bids_dir", "bids_filter_file", "bids_database_dir", "motion_weights", "qc_head", "use_plugin", "config_file")
 #: Actions of the parser that end the program at once.
 NOT_INPUTS = ("help", "version")
 MEANINGS = {
