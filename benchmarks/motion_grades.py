@@ -22,6 +22,7 @@ from qmri_bidsapp.motion.accuracy import disturb
 from qmri_bidsapp.motion.qc_head import cross_validate
 from qmri_bidsapp.motion.score import GRIDS
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
+from qmri_bidsapp.preprocess.anat import correct_bias
 
 LIMITS, RATER = (0.75, 2.0), 0.3
 
@@ -42,7 +43,7 @@ def main() -> None:
         volume = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(image.dataobj)))
         rng = np.random.default_rng([arguments.seed, number])
         for moved, upright, score in disturb(volume, image.affine, arguments.per_head, rng, grid):
-            embeddings.append(scorer.score(as_in_the_app(moved, upright, scorer), upright).embedding)
+            embeddings.append(scorer.score(as_in_the_app(moved, upright, scorer, correct_bias), upright).embedding)
             scores.append(score)
             heads.append(path.name)
         print(f"{path.name}: {len(heads)} images", flush=True)

@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from qmri_bidsapp.evaluation.motion import evaluate, find_heads
     from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
+    from qmri_bidsapp.preprocess.anat import correct_bias
 
     weights = arguments.motion_weights or SHIPPED
     if not weights.exists():
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         scorer,
         per_head=arguments.per_head,
         seed=arguments.seed,
+        correct_bias=lambda image: correct_bias(image, n_threads=threads),
         report=show,
         skip=lambda line: print(line, flush=True),
     )

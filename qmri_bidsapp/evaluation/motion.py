@@ -18,7 +18,6 @@ from qmri_bidsapp.motion.accuracy import Case, agreement, disturb
 from qmri_bidsapp.motion.label import Floats
 from qmri_bidsapp.motion.score import GRIDS
 from qmri_bidsapp.motion.scorer import MotionScorer
-from qmri_bidsapp.preprocess.anat import correct_bias
 
 
 @dataclass
@@ -79,6 +78,7 @@ def evaluate(
     *,
     per_head: int,
     seed: int,
+    correct_bias: Callable[[nib.Nifti1Image], nib.Nifti1Image],
     report: Callable[[str], None] = print,
     skip: Callable[[str], None] = print,
 ) -> Evaluation:
@@ -96,6 +96,8 @@ def evaluate(
     per_head : int
         Levels of motion, spread over 0 to 4 mm.
     seed : int
+    correct_bias : callable
+        The app's correction of the bias field, used where the weights were trained so.
     report, skip : callable
         Take a line of progress, and a line on a file that is skipped.
 
@@ -115,7 +117,8 @@ def evaluate(
             grid = next(iter(GRIDS.values()))
             for level, (moved, upright, score) in enumerate(disturb(volume, affine, per_head, rng, grid)):
                 report(f"head {number}/{len(paths)}, image {level + 1}/{per_head + 1}: {name}")
-                _add(found, name, score, moved, upright, scorer)
+                seen = as_in_the_app(moved, upright, scorer, correct_bias)
+                _add(found, name, score, seen, upright, scorer)
         except InputError as error:
             found.skipped[name] = str(error)
             skip(f"skipped: {name}: {error}")
@@ -129,7 +132,7 @@ def _add(
 ) -> None:
     """Score an image; one with motion that is refused is counted, one as it came ends its head."""
     try:
-        result = scorer.score(as_in_the_app(volume, affine, scorer), affine)
+        result = scorer.score(volume, affine)
     except InputError:
         if score == 0:
             raise
@@ -139,7 +142,12 @@ def _add(
     found.scores.append((result.mean, result.low, result.high))
 
 
-def as_in_the_app(volume: torch.Tensor, affine: Floats, scorer: MotionScorer) -> torch.Tensor:
+def as_in_the_app(
+    volume: torch.Tensor,
+    affine: Floats,
+    scorer: MotionScorer,
+    correct_bias: Callable[[nib.Nifti1Image], nib.Nifti1Image],
+) -> torch.Tensor:
     """Return a volume as the app gives it to the network: after N4 where this was trained so."""
     if not scorer.bias_corrected:
         return volume

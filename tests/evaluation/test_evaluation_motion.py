@@ -82,12 +82,19 @@ def test_figures_are_those_of_a_perfect_and_of_a_biased_scorer(heads, monkeypatc
     def network(_image: torch.Tensor) -> torch.Tensor:
         return soft_labels(torch.tensor([truth[-1] + bias])).clamp_min(1e-9).log()
 
-    scorer = MotionScorer(network, lambda volume, _affine: volume)
+    corrected: list[int] = []
+
+    def correct_bias(image: nib.Nifti1Image) -> nib.Nifti1Image:
+        corrected.append(1)
+        return image
+
+    quiet = {"report": lambda _: None, "skip": lambda _: None, "correct_bias": correct_bias}
     figures = {}
     for bias in (0.0, 0.4):
-        paths = motion.find_heads(heads)
-        found = motion.evaluate(paths, heads, scorer, per_head=5, seed=3, report=lambda _: None, skip=lambda _: None)
+        scorer = MotionScorer(network, lambda volume, _affine: volume, bias_corrected=bias > 0)
+        found = motion.evaluate(motion.find_heads(heads), heads, scorer, per_head=5, seed=3, **quiet)
         figures[bias] = found.figures()
+    assert len(corrected) == 12  # N4 only for weights that were trained so
     assert figures[0.0]["r2"] > 0.99
     assert figures[0.0]["spearman_within_head"] == pytest.approx(1)
     assert figures[0.0]["coverage_90"] == figures[0.0]["still_below_0.5"] == 1
