@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qmri_bidsapp.motion.label import Floats
 from qmri_bidsapp.motion.network import SFCN, summarise
-from qmri_bidsapp.motion.score import Grid, find_head, prepare, reorient
+from qmri_bidsapp.motion.score import GRID, Grid, find_head, prepare, reorient
 from qmri_bidsapp.motion.simulation import MAX_SCORE, apply_motion, draw_motion
 
 #: Undisturbed heads should score below, mm.
@@ -40,7 +40,7 @@ class Case:
 
 
 def disturbed_cases(
-    head: str, domain: str, volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid
+    head: str, domain: str, volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid = GRID
 ) -> list[Case]:
     """Return the network's inputs for a T1w volume as it came, and with fresh motion; see `disturb`."""
     return [

@@ -18,6 +18,8 @@ from qmri_bidsapp.motion.score import Grid
 
 #: Control points of deformations and fields.
 CONTROL_POINTS = (6, 7, 7)
+#: Ranges of acquired voxel sizes, usual and unusual, mm.
+FINE, COARSE = (0.8, 1.3), (1.3, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +36,18 @@ class Anatomy:
         Left and right exchanged.
     gamma : float
         Exponent of the intensities, in units of their maximum.
-    blur : ndarray
-        (3,) voxel size whose Nyquist frequency ends the band on each axis, mm; finer than the grid: none.
+    resolution : ndarray
+        (3,) acquired voxel size, mm: the band ends at its Nyquist frequency.
+    taper : float
+        Part of the band, at its end, that is tapered, as scanners filter to different degrees.
     """
 
     displacement: Floats | None
     affine: Floats
     flip: bool
     gamma: float
-    blur: Floats
+    resolution: Floats
+    taper: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +64,8 @@ class Acquisition:
     shift : tuple of int
         Voxels by which the head lies off its usual place.
     keep_zeros : bool
-        Whether voxels that were blanked (defaced, stripped) are blanked after the motion.
+        Whether voxels without signal are blanked after the motion, as where faces are removed; those of stripped heads
+        always are.
     """
 
     bias: Floats
@@ -69,17 +75,20 @@ class Acquisition:
     keep_zeros: bool
 
 
-def draw_anatomy(rng: np.random.Generator, grid: Grid, *, deform: float = 0.5) -> Anatomy:
+def draw_anatomy(rng: np.random.Generator, *, deform: float = 0.5) -> Anatomy:
     """Draw a head; `deform` is the share of heads whose shape changes."""
-    displacement = None
-    if rng.uniform() < deform:
-        displacement = rng.normal(0, rng.uniform(1, 5), (3, *CONTROL_POINTS))
-    matrix = rotation_matrix(rng.normal(0, 6, 3)) @ np.diag(rng.uniform(0.9, 1.1, 3))
-    finest = 0.75 * grid.spacing
-    blur = np.full(3, rng.uniform(finest, 1.6 * grid.spacing)) if rng.uniform() < 0.6 else np.full(3, finest)
-    if rng.uniform() < 0.25:
-        blur[rng.integers(3)] = rng.uniform(grid.spacing, 3 * grid.spacing)
-    return Anatomy(displacement, matrix, bool(rng.uniform() < 0.5), float(np.exp(rng.normal(0, 0.25))), blur)
+    displacement = rng.normal(0, rng.uniform(1, 4), (3, *CONTROL_POINTS)) if rng.uniform() < deform else None
+    resolution = np.full(3, rng.uniform(*FINE) if rng.uniform() < 0.75 else rng.uniform(*COARSE))
+    if rng.uniform() < 0.3:
+        resolution[rng.integers(3)] *= rng.uniform(1, 1.4)
+    return Anatomy(
+        displacement=displacement,
+        affine=rotation_matrix(rng.normal(0, 5, 3)) @ np.diag(rng.uniform(0.92, 1.08, 3)),
+        flip=bool(rng.uniform() < 0.5),
+        gamma=float(np.exp(rng.normal(0, 0.2))),
+        resolution=resolution,
+        taper=rng.uniform(0.05, 0.5),
+    )
 
 
 def draw_acquisition(rng: np.random.Generator, grid: Grid) -> Acquisition:
@@ -88,10 +97,10 @@ def draw_acquisition(rng: np.random.Generator, grid: Grid) -> Acquisition:
     shift = [int(rng.integers(-min(margin), min(margin) + 1)) for margin in grid.margin]
     return Acquisition(
         bias=rng.normal(0, strength, (4, 4, 4)),
-        noise=float(np.exp(rng.uniform(np.log(0.002), np.log(0.05)))) if rng.uniform() < 0.8 else 0.0,
+        noise=float(np.exp(rng.uniform(np.log(0.003), np.log(0.05)))) if rng.uniform() < 0.85 else 0.0,
         noise_seed=int(rng.integers(2**31)),
         shift=(shift[0], shift[1], shift[2]),
-        keep_zeros=bool(rng.uniform() < 0.5),
+        keep_zeros=bool(rng.uniform() < 0.3),
     )
 
 
@@ -139,22 +148,14 @@ def vary_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
     """
     bright = volume.max().clamp_min(1e-12)
     volume = bright * (volume / bright) ** anatomy.gamma
-    if (anatomy.blur > spacing).any():
-        volume = _cut_band(volume, anatomy.blur, spacing)
-    return volume.flip(0) if anatomy.flip else volume
-
-
-def _cut_band(volume: Tensor, blur: Floats, spacing: float) -> Tensor:
-    """Taper the spectrum to zero where the Nyquist frequency of a coarser voxel lies."""
     k_space = torch.fft.rfftn(volume)
-    for axis, size in enumerate(blur.tolist()):
-        n = volume.shape[axis]
+    for axis, size in enumerate(anatomy.resolution.tolist()):
         make = torch.fft.rfftfreq if axis == 2 else torch.fft.fftfreq
-        relative = 2 * size * make(n, spacing, device=volume.device).abs()
-        taper = 0.5 + 0.5 * torch.cos(np.pi * ((relative - 0.8) / 0.4).clamp(0, 1))
-        k_space = k_space * taper.reshape([-1 if i == axis else 1 for i in range(3)])
-    image: Tensor = torch.fft.irfftn(k_space, s=volume.shape)
-    return image.clamp_min(0)
+        relative = 2 * size * make(volume.shape[axis], spacing, device=volume.device).abs()
+        end = ((relative - (1 - anatomy.taper)) / anatomy.taper).clamp(0, 1)
+        k_space = k_space * (0.5 + 0.5 * torch.cos(np.pi * end)).reshape([-1 if i == axis else 1 for i in range(3)])
+    image: Tensor = torch.fft.irfftn(k_space, s=volume.shape).clamp_min(0)
+    return image.flip(0) if anatomy.flip else image
 
 
 def vary_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisition, grid: Grid) -> Tensor:
@@ -165,7 +166,7 @@ def vary_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisit
     volume : Tensor
         (x, y, z) of `grid.work_shape`.
     blank : Tensor or None
-        (x, y, z) bool, voxels that were blanked in the source.
+        (x, y, z) bool, voxels to blank.
     acquisition : Acquisition
     grid : Grid
 
@@ -183,7 +184,7 @@ def vary_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisit
         generator = torch.Generator(device).manual_seed(acquisition.noise_seed)
         noise = torch.randn((2, *volume.shape), generator=generator, device=device) * (acquisition.noise * bright)
         volume = torch.hypot(volume + noise[0], noise[1])
-    if blank is not None and acquisition.keep_zeros:
+    if blank is not None:
         volume = volume * ~blank
     window = [
         slice(before + move, before + move + n)

@@ -1,4 +1,4 @@
-"""SFCN (Peng et al. 2021): a small fully convolutional network that gives a distribution over the motion score."""
+"""SFCN (Peng et al. 2021) on planes: a small network that gives a distribution over the motion score."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 #: Centres of the first and last bin are half a bin inside these, mm; scores lie between 0 and 4.
 LOWEST, HIGHEST = -0.5, 4.5
 N_BINS = 50
+#: Planes that the network looks at: their part of the volume along each axis, and every how many-th in use.
+MIDDLE, STEP = (0.15, 0.85), 3
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class Architecture:
     Attributes
     ----------
     channels : tuple of int
-        Of the convolutions.
+        Of the convolutions of planes; each but the last halves the plane.
+    hidden : int
+        Of the layer before the last.
     dropout : float
         Before the last layer.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64, 128, 128, 32)
+    channels: tuple[int, ...] = (16, 32, 64, 96, 96, 48)
+    hidden: int = 96
     dropout: float = 0.2
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def bin_centres(like: Tensor) -> Tensor:
     return torch.linspace(LOWEST + width / 2, HIGHEST - width / 2, N_BINS, dtype=torch.float32, device=like.device)
 
 
-def soft_labels(score: Tensor, sigma: float = 0.1) -> Tensor:
+def soft_labels(score: Tensor, sigma: float = 0.2) -> Tensor:
     """Return the probability of each bin for a Gaussian about the score; (n,) mm -> (n, bin)."""
     edges = torch.linspace(LOWEST, HIGHEST, N_BINS + 1, device=score.device)
     cumulated = torch.special.ndtr((edges - score[:, None]) / sigma)
@@ -78,57 +83,45 @@ def summarise(log_probability: Tensor, coverage: float = 0.9) -> tuple[Tensor, T
     return mean, bounds[0], bounds[1]
 
 
-class Normalisation(nn.GroupNorm):
-    """Each channel of an image less its mean, over the root-mean-square of all channels.
-
-    It needs no batch. Features that are common to all voxels would hide the small ones that tell of motion, so means
-    go; how strong channels are against each other tells of motion, so all are divided by the same number.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(1, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, channel, x, y, z), same shape."""
-        return super().forward(x - x.mean((2, 3, 4), keepdim=True))
-
-
 class SFCN(nn.Module):
-    """Convolution, normalisation, pooling, rectification, five times; then one value per bin.
+    """Convolution, normalisation, pooling, rectification, five times, on planes; then one value per bin.
 
-    It differs from the published network in three ways. Its first convolution works on cells of 2 x 2 x 2 voxels, which
-    takes the place of the first pooling: all voxels are seen at the cost of the coarser grid. Beside the image it sees
-    the image's square root, in which ghosts in air stand out. Its convolutions are normalised within an image
-    (`Normalisation`), since small batches give unsteady statistics; only the few features of the embedding are
-    normalised over the batch, without which training hardly starts.
+    The published network convolves the whole volume. This one looks at planes, sagittal, coronal and axial: two of the
+    three orientations hold the axis along which motion leaves its ghosts, and a plane has all of the volume's
+    resolution at a hundredth of its cost. What planes of an orientation have in common, the mean of their features, is
+    the embedding. Beside the image it sees the image's square root, in which ghosts in air stand out.
     """
 
     def __init__(self, architecture: Architecture | None = None) -> None:
         super().__init__()
         self.architecture = architecture or Architecture()
         widths = self.architecture.channels
-        layers = [_block(2 * 8, widths[0], pool=False)]
-        layers += [_block(before, after) for before, after in pairwise(widths[:-1])]
-        self.features = nn.Sequential(*layers, nn.Conv3d(widths[-2], widths[-1], 1), nn.ReLU())
-        self.standardise = nn.BatchNorm1d(widths[-1])
-        self.head = nn.Sequential(nn.Dropout(self.architecture.dropout), nn.Linear(widths[-1], N_BINS))
+        layers = [_block(2, widths[0], 5), *(_block(before, after, 3) for before, after in pairwise(widths[:-1]))]
+        last = [nn.Conv2d(widths[-2], widths[-1], 1), nn.BatchNorm2d(widths[-1]), nn.ReLU()]
+        self.features = nn.Sequential(*layers, *last)
+        self.head = nn.Sequential(
+            nn.Linear(3 * widths[-1], self.architecture.hidden),
+            nn.ReLU(),
+            nn.Dropout(self.architecture.dropout),
+            nn.Linear(self.architecture.hidden, N_BINS),
+        )
+
+    def embed_planes(self, planes: Sequence[Tensor]) -> Tensor:
+        """Return the mean features of each orientation; three tensors (n, plane, height, width) -> (n, feature)."""
+        means = []
+        for part in planes:
+            flat = part.flatten(0, 1)
+            both = torch.stack([flat, flat.sqrt()], dim=1).contiguous(memory_format=torch.channels_last)
+            means.append(self.features(both).float().mean((2, 3)).unflatten(0, part.shape[:2]).mean(1))
+        return torch.cat(means, dim=1)
+
+    def from_planes(self, planes: Sequence[Tensor]) -> Tensor:
+        """Return the log-probability of every bin, (n, bin), from planes as `embed_planes` takes them."""
+        return torch.log_softmax(self.head(self.embed_planes(planes)).float(), dim=1)
 
     def embed(self, image: Tensor) -> Tensor:
-        """Return the standardised means of the last features; (n, x, y, z) -> (n, feature)."""
-        embedding: Tensor = self.standardise(self._pooled(image))
-        return embedding
-
-    @torch.no_grad()
-    def calibrate(self, images: Sequence[Tensor]) -> None:
-        """Set the statistics by which embeddings are standardised in use; sequence of (n, x, y, z)."""
-        pooled = torch.cat([self._pooled(batch) for batch in images])
-        variance, mean = torch.var_mean(pooled, dim=0)
-        self.standardise.running_mean, self.standardise.running_var = mean, variance
-
-    def _pooled(self, image: Tensor) -> Tensor:
-        both = torch.stack([image, image.sqrt()], dim=1)
-        pooled: Tensor = self.features(_cells(both)).float().mean((2, 3, 4))
-        return pooled
+        """Return the mean features of evenly spaced planes; (n, x, y, z) -> (n, feature)."""
+        return self.embed_planes(planes_of(image))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the log-probability of every bin.
@@ -143,16 +136,27 @@ class SFCN(nn.Module):
         Tensor
             (n, bin).
         """
-        return torch.log_softmax(self.head(self.embed(image)).float(), dim=1)
+        return self.from_planes(planes_of(image))
 
 
-def _block(before: int, after: int, *, pool: bool = True) -> nn.Sequential:
-    pooling = [nn.MaxPool3d(2)] if pool else []
-    return nn.Sequential(nn.Conv3d(before, after, 3, padding=1, bias=False), Normalisation(after), *pooling, nn.ReLU())
+def middle_of(n: int) -> tuple[int, int]:
+    """Return the first plane, and the one after the last, of those that the network looks at, of `n`."""
+    return round(MIDDLE[0] * n), round(MIDDLE[1] * n)
 
 
-def _cells(image: Tensor) -> Tensor:
-    """Make channels of the voxels of each 2 x 2 x 2 cell; (n, c, 2x, 2y, 2z) -> (n, 8c, x, y, z)."""
-    n, c, x, y, z = image.shape
-    cells = image.reshape(n, c, x // 2, 2, y // 2, 2, z // 2, 2)
-    return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, 8 * c, x // 2, y // 2, z // 2)
+def planes_of(image: Tensor) -> list[Tensor]:
+    """Return every `STEP`-th plane of each orientation; (n, x, y, z) -> three of (n, plane, height, width)."""
+    planes = []
+    for axis in range(3):
+        first, end = middle_of(image.shape[axis + 1])
+        planes.append(image.movedim(axis + 1, 1)[:, first:end:STEP])
+    return planes
+
+
+def _block(before: int, after: int, size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, size, padding=size // 2, bias=False),
+        nn.BatchNorm2d(after),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.ReLU(),
+    )

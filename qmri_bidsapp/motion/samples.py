@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,56 +22,49 @@ from qmri_bidsapp.motion.rendering import classes_of, draw_contrast, render
 from qmri_bidsapp.motion.score import Grid, find_head, reorient, resample, scale
 from qmri_bidsapp.motion.simulation import apply_motion, draw_motion, still
 
+RENDERED = "rendered"
 #: Share of each kind of head in training.
-DOMAINS = {"real": 0.5, "rendered": 0.35, "stripped": 0.15}
+DOMAINS = {"real": 0.5, RENDERED: 0.35, "stripped": 0.15}
 #: Share of samples without motion, beside those with little.
 STILL = 0.08
 #: Voxel size of label maps, mm.
 LABEL_SPACING = 1.0
-#: Finest acquired voxel, mm.
-FINEST = 0.8
+#: Range of the finest acquired voxel of rendered heads, mm.
+RENDERED_RESOLUTION = (1.0, 1.4)
+#: Intensity below which voxels hold nothing, in units of the 99th percentile.
+EMPTY = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A head in the larger space of the grid: an image, or a label map to render images from.
+    """A head, upright: an image as it came, or a label map to render images from.
 
     Attributes
     ----------
     name, domain : str
-    plain : Tensor or None
-        (x, y, z) float32, interpolated once.
-    fine : Tensor or None
-        (2x, 2y, 2z) float16, the same at half the spacing, to be deformed.
-    blank : Tensor or None
-        (x, y, z) bool, voxels without signal in the source.
-    classes : Tensor or None
-        (x', y', z') uint8 at 1 mm.
+    volume : Tensor
+        (x, y, z) float16 intensities, or uint8 classes on the larger space of the grid at 1 mm.
+    voxel_size : ndarray
+        (3,) mm.
+    centre : ndarray
+        (3,) middle of the larger space of the grid, mm from the centre of the first voxel.
     intensity : ndarray or None
-        (class,) mean T1w intensity.
+        (class,) mean T1w intensity of a label map's classes.
     """
 
     name: str
     domain: str
-    plain: Tensor | None = None
-    fine: Tensor | None = None
-    blank: Tensor | None = None
-    classes: Tensor | None = None
+    volume: Tensor
+    voxel_size: Floats
+    centre: Floats
     intensity: Floats | None = None
 
 
 def image_head(name: str, domain: str, volume: Tensor, affine: Floats, grid: Grid) -> Head:
     """Return a head from a T1w volume, (i, j, k) with its (4, 4) affine."""
     turned, size = reorient(volume.clamp_min(0), affine)
-    voxel_size = size.tolist()
-    centre = grid.work_centre(find_head(turned, voxel_size, grid)).tolist()
-    shape, spacing = grid.work_shape, grid.spacing
-    plain = resample(turned, voxel_size, centre, shape, spacing).clamp_min(0)
-    fine_shape = tuple(2 * n for n in shape)
-    fine = resample(turned, voxel_size, centre, fine_shape, spacing / 2, band=spacing).clamp_min(0)
-    factor = 1 / torch.quantile(plain[::3, ::3, ::3].flatten(), 0.99)
-    blank = resample((turned == 0).float(), voxel_size, centre, shape, spacing) > 0.99
-    return Head(name, domain, plain=plain * factor, fine=(fine * factor).half(), blank=blank)
+    centre = grid.work_centre(find_head(turned, size.tolist(), grid))
+    return Head(name, domain, (turned / turned.max()).half(), size, centre)
 
 
 def label_head(name: str, labels: Tensor, affine: Floats, grid: Grid) -> Head:
@@ -80,8 +73,7 @@ def label_head(name: str, labels: Tensor, affine: Floats, grid: Grid) -> Head:
     index, intensity = classes_of(known.cpu().numpy().astype(np.float64))
     classes = torch.as_tensor(index, device=labels.device)[torch.searchsorted(known, labels.contiguous())]
     turned, size = reorient(classes, affine)
-    voxel_size = size.tolist()
-    centre = grid.work_centre(find_head((turned > 0).float(), voxel_size, grid)) / size
+    centre = grid.work_centre(find_head((turned > 0).float(), size.tolist(), grid)) / size
     shape = [round(n * grid.spacing / LABEL_SPACING) for n in grid.work_shape]
     for axis in range(3):
         first = round(float(centre[axis]) - (shape[axis] - 1) / 2)
@@ -89,28 +81,29 @@ def label_head(name: str, labels: Tensor, affine: Floats, grid: Grid) -> Head:
         inside = (at >= 0) & (at < turned.shape[axis])
         turned = turned.index_select(axis, at.clamp(0, turned.shape[axis] - 1))
         turned = turned * inside.reshape([-1 if i == axis else 1 for i in range(3)])
-    return Head(name, "rendered", classes=turned.to(torch.uint8), intensity=intensity)
+    middle = (np.array(shape) - 1) / 2 * LABEL_SPACING
+    return Head(name, RENDERED, turned.to(torch.uint8), np.full(3, LABEL_SPACING), middle, intensity)
 
 
 def appear(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -> Tensor:
     """Return an image of a head in the larger space of the grid."""
-    shape = grid.work_shape
-    extent = grid.spacing * np.array(shape)
-    if head.classes is not None:
-        assert head.intensity is not None
-        classes, size = head.classes, tuple(head.classes.shape)
+    shape, spacing = grid.work_shape, grid.spacing
+    extent = spacing * np.array(shape)
+    volume, size, centre = head.volume, head.voxel_size.tolist(), head.centre.tolist()
+    if head.intensity is not None:
         if anatomy.displacement is not None:
-            classes = deform(classes, anatomy, extent, (size[0], size[1], size[2]), nearest=True)
-        rendered = render(classes, draw_contrast(rng, head.intensity))
-        middle = [(n - 1) / 2 * LABEL_SPACING for n in size]
-        volume = resample(rendered, [LABEL_SPACING] * 3, middle, shape, grid.spacing).clamp_min(0)
+            x, y, z = volume.shape
+            volume = deform(volume, anatomy, extent, (x, y, z), nearest=True)
+        volume = resample(render(volume, draw_contrast(rng, head.intensity)), size, centre, shape, spacing)
     elif anatomy.displacement is not None:
-        assert head.fine is not None
-        volume = deform(head.fine, anatomy, extent, shape, nearest=False)
+        # On a grid twice as fine, linear interpolation leaves what the band holds.
+        fine = resample(volume.float(), size, centre, [2 * n for n in shape], spacing / 2, band=spacing)
+        volume = deform(fine, anatomy, extent, shape, nearest=False)
     else:
-        assert head.plain is not None
-        volume = head.plain
-    return vary_head(volume, anatomy, grid.spacing)
+        volume = resample(volume.float(), size, centre, shape, spacing)
+    volume = volume.clamp_min(0)
+    volume = volume / torch.quantile(volume[::3, ::3, ::3].flatten(), 0.99)
+    return vary_head(volume, anatomy, spacing)
 
 
 def draw_samples(heads: Sequence[Head], n: int, rng: np.random.Generator, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -136,17 +129,19 @@ def draw_samples(heads: Sequence[Head], n: int, rng: np.random.Generator, grid: 
     domain = rng.choice(list(present), p=np.array(list(present.values())) / sum(present.values()))
     of_domain = [head for head in heads if head.domain == domain]
     head = of_domain[rng.integers(len(of_domain))]
-    anatomy = draw_anatomy(rng, grid)
+    anatomy = draw_anatomy(rng)
+    # A head is not sharper than it came, nor does a label map hold what is finer than its voxels.
+    finest = np.full(3, rng.uniform(*RENDERED_RESOLUTION)) if domain == RENDERED else head.voxel_size
+    anatomy = replace(anatomy, resolution=np.maximum(anatomy.resolution, finest))
     base = appear(head, anatomy, rng, grid)
-    blank = base < 1e-3 * base.max() if domain == "stripped" else None
-    if head.blank is not None and anatomy.displacement is None and domain == "real":
-        blank = head.blank.flip(0) if anatomy.flip else head.blank
-    # What was acquired ends where the image's band ends; if that lies beyond the grid's, anywhere beyond.
-    resolution = np.where(anatomy.blur > grid.spacing, anatomy.blur, rng.uniform(FINEST, grid.spacing, 3)).tolist()
+    empty = base < EMPTY
     images, scores = [], []
     for _ in range(n):
+        resolution = anatomy.resolution.tolist()
         motion = still(resolution[0]) if rng.uniform() < STILL else draw_motion(rng, resolution)
         moved = apply_motion(base, motion, [grid.spacing] * 3, centre=grid.head_centre().tolist())
-        images.append(scale(vary_acquisition(moved, blank, draw_acquisition(rng, grid), grid)))
+        acquisition = draw_acquisition(rng, grid)
+        blank = empty if domain == "stripped" or acquisition.keep_zeros else None
+        images.append(scale(vary_acquisition(moved, blank, acquisition, grid)))
         scores.append(motion.score)
     return torch.stack(images), torch.tensor(scores, dtype=torch.float32, device=base.device)

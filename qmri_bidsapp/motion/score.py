@@ -63,10 +63,7 @@ class Grid:
         return np.array([before + (n - 1) / 2 for n, (before, _) in zip(self.shape, self.margin, strict=True)])
 
 
-GRIDS = {
-    2.0: Grid(2.0, (88, 104, 88), ((4, 4), (4, 4), (20, 4))),
-    1.5: Grid(1.5, (112, 136, 112), ((8, 8), (4, 4), (28, 4))),
-}
+GRID = Grid(1.5, (112, 136, 112), ((8, 8), (4, 4), (28, 4)))
 
 
 def reorient(volume: Tensor, affine: Floats) -> tuple[Tensor, Floats]:

@@ -106,9 +106,8 @@ def draw_motion(
     """Draw an acquisition with 2 to 8 movements, the score uniform from 0 to 4 mm.
 
     The head takes poses about a position of rest, each for a similar time (the times are those of Perez-Garcia et al.
-    2021, TorchIO). The six degrees of freedom have
-    different extents, and rotation and translation different shares, from one acquisition to the next. All poses are
-    then scaled together until the score is what was drawn.
+    2021, TorchIO). As there, each degree of freedom is drawn from a range of its own, alike for rotations (degree) and
+    translations (mm) up to a factor of about two. All poses are then scaled together until the score is what was drawn.
 
     Parameters
     ----------
@@ -122,8 +121,8 @@ def draw_motion(
     """
     target = rng.uniform(0, MAX_SCORE) if score is None else score
     n_movements = int(rng.integers(MOVEMENTS[0], MOVEMENTS[1] + 1))
-    share = rng.uniform(0, 1)
-    extent = rng.uniform(0.2, 1, size=(2, 3))
+    share = rng.uniform(0.3, 0.7)
+    extent = rng.uniform(0.5, 1, size=(2, 3))
     poses = rng.uniform(-1, 1, size=(2, n_movements + 1, 3)) * extent[:, None]
     # A rotation by one radian moves the points of the sphere by sqrt(2/5) of its radius.
     rotations = share * np.degrees(poses[0] / (np.sqrt(0.4) * RADIUS))

@@ -1,10 +1,9 @@
-"""Training of the network: one readable loop over freshly drawn samples."""
+"""Training of the network: rounds of simulation, each followed by steps over all that was simulated so far."""
 
 from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,58 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.accuracy import Case, agreement_by_domain, predict
-from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels, summarise
-from qmri_bidsapp.motion.samples import Head, draw_samples
-from qmri_bidsapp.motion.score import GRIDS
+from qmri_bidsapp.motion.network import SFCN, Architecture, middle_of, soft_labels
+from qmri_bidsapp.motion.pool import Images, Scores, Simulator, Stack
+from qmri_bidsapp.motion.score import BRIGHTEST
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
-#: Heads that the statistics of the embedding are found on, and the place of their seeds: no step has this number.
-CALIBRATION_HEADS, CALIBRATION = 32, 2**31
+#: Place in the seeds of the steps, which no round has.
+STEPS = 2**31
+#: Rounds from one validation to the next.
+EVERY = 5
 
 
 @dataclass(frozen=True)
 class Settings:
     """What training depends on; a run is resumed with the same ones only.
 
+    Simulation takes ten times as long as a step takes for the same image, so that images are used more than once.
+
     Attributes
     ----------
     seed : int
-    spacing : float
-        Voxel size of the network's input, mm.
     architecture : Architecture
-    heads_per_step, samples_per_head : int
-        A batch holds several motions of each of a few heads: what differs between images of one head is motion.
+    steps_per_round : int
+    images_per_step, planes_per_image : int
+        A batch; planes are of each orientation.
     learning_rate : float
-        Reached after `warm_up` steps; falls with the square root of the steps after `constant` steps.
-    warm_up, constant : int
+        Reached after `warm_up` steps; falls to zero over the last fifth of the steps.
+    warm_up : int
     weight_decay : float
     averaging : float
         Decay, per step, of the average of the weights that is evaluated and kept.
-    bfloat16 : bool
-        Whether convolutions compute in half precision.
     """
 
     seed: int = 0
-    spacing: float = 1.5
     architecture: Architecture = field(default_factory=Architecture)
-    heads_per_step: int = 4
-    samples_per_head: int = 3
-    learning_rate: float = 2e-3
+    steps_per_round: int = 160
+    images_per_step: int = 8
+    planes_per_image: int = 4
+    learning_rate: float = 1e-3
     warm_up: int = 100
-    constant: int = 3000
     weight_decay: float = 0.01
     averaging: float = 0.998
-    bfloat16: bool = False
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate at a step."""
-        rise = min(1.0, (step + 1) / self.warm_up)
-        return self.learning_rate * rise * min(1.0, math.sqrt(self.constant / (step + 1)))
 
 
 class Trainer:
@@ -74,7 +68,7 @@ class Trainer:
     ----------
     settings : Settings
     directory : Path
-        Holds the checkpoint and the log; training goes on from a checkpoint that is there.
+        Holds the checkpoint, the simulated images and the log; training goes on from a checkpoint that is there.
     device : str
 
     Raises
@@ -91,58 +85,72 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.step, self.seconds = 0, 0.0
-        self._calibration: list[Tensor] = []
+        self.round, self.seconds = 0, 0.0
         if (directory / CHECKPOINT).exists():
             self._load()
 
-    def train_step(self, heads: Sequence[Head]) -> dict[str, float]:
-        """Draw a batch and follow its gradient; a step depends on the seed and its number alone."""
-        settings, grid = self.settings, GRIDS[self.settings.spacing]
-        parts = [
-            draw_samples(heads, settings.samples_per_head, np.random.default_rng([settings.seed, self.step, i]), grid)
-            for i in range(settings.heads_per_step)
-        ]
-        images, scores = (torch.cat(part) for part in zip(*parts, strict=True))
-        torch.manual_seed(hash((settings.seed, self.step)) % 2**31)  # dropout
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.rate(self.step)
+    @property
+    def step(self) -> int:
+        """Steps of all rounds that are done."""
+        return self.round * self.settings.steps_per_round
+
+    def train_round(self, images: Stack, scores: Scores, n_rounds: int) -> list[float]:
+        """Follow the gradients of one round; return the loss of each step.
+
+        Parameters
+        ----------
+        images : Stack
+            n images as `pool.store` gives them.
+        scores : ndarray
+            (n,) mm.
+        n_rounds : int
+            Of the whole training, which the learning rate goes by.
+        """
         self.network.train()
-        device_type = torch.device(self.device).type
-        with torch.autocast(device_type, torch.bfloat16, enabled=settings.bfloat16):
-            log_probability = self.network(images)
-        target = soft_labels(scores)
-        loss = nn.functional.kl_div(log_probability, target, reduction="batchmean")
+        losses = []
+        for step in range(self.step, self.step + self.settings.steps_per_round):
+            rng = np.random.default_rng([self.settings.seed, STEPS, step])
+            torch.manual_seed(int(rng.integers(2**31)))  # dropout
+            chosen = rng.integers(len(images), size=self.settings.images_per_step)
+            parts = [vary_planes(images[i], self.settings.planes_per_image, rng) for i in chosen]
+            planes = [torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*parts, strict=True)]
+            target = soft_labels(torch.from_numpy(scores[chosen]).to(self.device))
+            losses.append(self._follow(planes, target, self._rate(step, n_rounds)))
+        self.round += 1
+        return losses
+
+    def _rate(self, step: int, n_rounds: int) -> float:
+        """Return the learning rate at a step."""
+        rise = min(1.0, (step + 1) / self.settings.warm_up)
+        left = 1 - step / (n_rounds * self.settings.steps_per_round)
+        return self.settings.learning_rate * rise * min(1.0, 5 * left)
+
+    def _follow(self, planes: Sequence[Tensor], target: Tensor, rate: float) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # Half precision takes a third of the time on processors that have it; statistics and losses stay in single.
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            log_probability = self.network.from_planes(planes)
+        loss = nn.functional.kl_div(log_probability.float(), target, reduction="batchmean")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimiser.step()
-        self.step += 1
         self._average_weights()
-        error = summarise(log_probability.detach())[0] - scores
-        return {"loss": loss.item(), "mae_mm": error.abs().mean().item()}
-
-    def calibrate(self, heads: Sequence[Head]) -> None:
-        """Find the statistics of the averaged network's embedding, on samples that are drawn once."""
-        if not self._calibration:
-            for i in range(CALIBRATION_HEADS):
-                rng = np.random.default_rng([self.settings.seed, CALIBRATION, i])
-                images, _ = draw_samples(heads, self.settings.samples_per_head, rng, GRIDS[self.settings.spacing])
-                self._calibration.append(images.half())
-        self.average.eval()
-        self.average.calibrate([images.float() for images in self._calibration])
+        return loss.item()
 
     @torch.no_grad()
     def _average_weights(self) -> None:
-        decay = min(self.settings.averaging, (1 + self.step) / (10 + self.step))
-        for kept, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
+        kept, new = self.average.state_dict(), self.network.state_dict()
+        for name, value in kept.items():
+            if value.is_floating_point():
+                value.lerp_(new[name], 1 - self.settings.averaging)
 
     def save(self) -> None:
         """Write the checkpoint; it appears whole or not at all."""
         state = {
             "settings": asdict(self.settings),
-            "step": self.step,
+            "round": self.round,
             "seconds": self.seconds,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -160,78 +168,66 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.round, self.seconds = state["round"], state["seconds"]
 
     def log(self, entry: dict[str, Any]) -> None:
         """Add a line to the log."""
-        line = {"step": self.step, "samples": self.step * self.samples_per_step, "hours": round(self.seconds / 3600, 3)}
+        line = {"round": self.round, "step": self.step, "hours": round(self.seconds / 3600, 3)}
         with (self.directory / LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line | entry) + "\n")
 
-    @property
-    def samples_per_step(self) -> int:
-        """Size of a batch."""
-        return self.settings.heads_per_step * self.settings.samples_per_head
 
-
-@dataclass(frozen=True)
-class Intervals:
-    """When to save, validate and report, s."""
-
-    save: float = 300.0
-    validate: float = 600.0
-    report: float = 60.0
+def vary_planes(image: Images, n_planes: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
+    """Return planes of a stored image, of each orientation, with another contrast, side and noise than it has."""
+    side, gamma, factor = rng.uniform() < 0.5, float(np.exp(rng.normal(0, 0.15))), rng.uniform(0.8, 1.1)
+    noise = float(np.exp(rng.uniform(np.log(0.002), np.log(0.03)))) if rng.uniform() < 0.5 else 0.0
+    planes = []
+    for axis in range(3):
+        chosen = rng.integers(*middle_of(image.shape[axis]), size=n_planes)
+        plane = np.moveaxis(image, axis, 0)[chosen].astype(np.float32) / 255
+        if side and axis > 0:
+            plane = plane[:, ::-1]
+        plane = factor * BRIGHTEST * plane ** np.float32(2 * gamma)
+        if noise:
+            real, imaginary = (rng.standard_normal(plane.shape, dtype=np.float32) for _ in range(2))
+            plane = np.hypot(plane + noise * real, noise * imaginary)
+        planes.append(np.minimum(plane, BRIGHTEST).astype(np.float32))
+    return planes
 
 
 def train(
     trainer: Trainer,
-    heads: Sequence[Head],
+    simulator: Simulator,
     validation: Sequence[Case],
     *,
-    steps: int,
-    intervals: Intervals | None = None,
+    n_rounds: int,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Train until a number of steps is reached; save, validate and report on the way and at the end.
+    """Train until a number of rounds is reached; save after each, and validate from time to time and at the end.
 
     Parameters
     ----------
     trainer : Trainer
-    heads : sequence of Head
-        For training, on the trainer's device.
+    simulator : Simulator
     validation : sequence of Case
         Of other persons; may be empty.
-    steps : int
+    n_rounds : int
         In all, those before a resume included.
-    intervals : Intervals, optional
     report : callable
         Takes a line of progress.
     """
-    every = intervals or Intervals()
     begin = time.monotonic() - trainer.seconds
-    saved = validated = reported = time.monotonic()
-    recent: list[dict[str, float]] = []
-    while trainer.step < steps:
-        recent.append(trainer.train_step(heads))
-        now = time.monotonic()
-        trainer.seconds = now - begin
-        last = trainer.step == steps
-        if last or now - reported > every.report:
-            means = {name: float(np.mean([entry[name] for entry in recent])) for name in recent[0]}
-            trainer.log({"train": means})
-            report(_progress(trainer, steps, means))
-            reported, recent = now, []
-        checked = last or now - validated > every.validate
-        if checked:
-            trainer.calibrate(heads)
-        if last or now - saved > every.save:
+    with simulator.running() as images_for:
+        while trainer.round < n_rounds:
+            losses = trainer.train_round(*images_for(trainer.round), n_rounds)
+            trainer.seconds = time.monotonic() - begin
             trainer.save()
-            saved = now
-        if validation and checked:
-            figures = validate(trainer, validation)
-            report("  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["all"].items()))
-        if checked:
-            validated = time.monotonic()
+            trainer.log({"loss": float(np.mean(losses))})
+            left = (n_rounds - trainer.round) * trainer.seconds / trainer.round / 3600
+            report(f"round {trainer.round}/{n_rounds}  loss {np.mean(losses):.3f}  {left:.1f} h left")
+            if validation and (trainer.round == n_rounds or trainer.round % EVERY == 0):
+                figures = validate(trainer, validation)
+                report("  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["all"].items()))
 
 
 def validate(trainer: Trainer, validation: Sequence[Case]) -> dict[str, dict[str, float]]:
@@ -241,12 +237,3 @@ def validate(trainer: Trainer, validation: Sequence[Case]) -> dict[str, dict[str
     )
     trainer.log({"validation": figures})
     return figures
-
-
-def _progress(trainer: Trainer, steps: int, means: dict[str, float]) -> str:
-    rate = trainer.step / max(trainer.seconds, 1e-9)
-    return (
-        f"step {trainer.step}/{steps}  {trainer.step * trainer.samples_per_step} samples  "
-        f"loss {means['loss']:.3f}  MAE {means['mae_mm']:.3f} mm  {rate * 3600:.0f} steps/h  "
-        f"{(steps - trainer.step) / rate / 3600:.1f} h left"
-    )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +7,9 @@ import torch
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.augmentation import Anatomy, draw_acquisition, draw_anatomy, vary_head
 from qmri_bidsapp.motion.rendering import classes_of, draw_contrast, render
-from qmri_bidsapp.motion.score import GRIDS, find_head, prepare, reorient, resample
+from qmri_bidsapp.motion.score import Grid, find_head, prepare, reorient, resample
 
-GRID = GRIDS[2.0]
+GRID = Grid(2.0, (88, 104, 88), ((4, 4), (4, 4), (20, 4)))
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:
@@ -78,16 +80,18 @@ def test_input_does_not_depend_on_intensity_orientation_or_place() -> None:
 
 def test_sharpness_is_drawn_and_applied_without_regard_to_motion() -> None:
     rng = np.random.default_rng(0)
-    drawn = [draw_anatomy(rng, GRID) for _ in range(200)]
+    drawn = [draw_anatomy(rng) for _ in range(200)]
     assert 0.3 < np.mean([anatomy.displacement is not None for anatomy in drawn]) < 0.7
-    assert 0.4 < np.mean([(anatomy.blur > GRID.spacing).any() for anatomy in drawn]) < 0.8
+    resolution = np.array([anatomy.resolution for anatomy in drawn])
+    assert resolution.min() >= 0.8
+    assert 0.1 < np.mean(resolution.min(axis=1) > 1.3) < 0.4
     volume = torch.rand(24, 24, 24)
-    same = Anatomy(None, np.eye(3), False, 1.0, np.full(3, 1.0))
+    same = Anatomy(None, np.eye(3), flip=False, gamma=1.0, resolution=np.full(3, 1.0), taper=0.1)
     torch.testing.assert_close(vary_head(volume, same, 2.0), volume)
-    coarse = Anatomy(None, np.eye(3), False, 1.0, np.array([4.0, 1.0, 1.0]))
+    coarse = dataclasses.replace(same, resolution=np.array([4.0, 1.0, 1.0]))
     power = torch.fft.rfftn(vary_head(volume, coarse, 2.0)).abs()
-    # Frequencies beyond 1 / (2 * 4 mm), with the taper, are gone from the first axis (but for the cut at zero).
-    assert power[8:16, 1:6, 1:6].mean() < 0.05 * power[1:4, 1:6, 1:6].mean()
+    # Frequencies beyond 1 / (2 * 4 mm) are gone from the first axis (but for the cut at zero).
+    assert power[7:17, 1:6, 1:6].mean() < 0.05 * power[1:4, 1:6, 1:6].mean()
 
 
 def test_acquisitions_are_repeatable() -> None:

@@ -1,0 +1,141 @@
+"""Simulated images of a training, made by processes side by side and kept in files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qmri_bidsapp.motion.samples import Head, draw_samples
+from qmri_bidsapp.motion.score import BRIGHTEST, GRID, Grid
+
+#: Folder of the files, within that of a training.
+FOLDER = "samples"
+
+Images: TypeAlias = npt.NDArray[np.uint8]
+Scores: TypeAlias = npt.NDArray[np.float32]
+
+
+def store(images: Tensor) -> Images:
+    """Return images as bytes, finer where they are dark: ghosts in air must not drown in rounding."""
+    return (255 * (images / BRIGHTEST).sqrt()).round().to(torch.uint8).cpu().numpy()
+
+
+class Simulator:
+    """Images of the rounds of a training; those of a round depend on the seed and its number alone.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+    directory : Path
+        Of the training.
+    seed : int
+    heads_per_round, samples_per_head : int
+        New images of each round.
+    kept : int
+        Rounds whose images are used; older ones are forgotten.
+    n_processes : int
+        On a CPU; a GPU is used by this process alone.
+    grid : Grid
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        directory: Path,
+        *,
+        seed: int,
+        heads_per_round: int = 16,
+        samples_per_head: int = 8,
+        kept: int = 40,
+        n_processes: int = 1,
+        grid: Grid = GRID,
+    ) -> None:
+        self._heads, self._grid, self._folder, self._seed = heads, grid, directory / FOLDER, seed
+        self._heads_per_round, self._samples_per_head, self._kept = heads_per_round, samples_per_head, kept
+        self._n_processes = 1 if heads[0].volume.is_cuda else n_processes
+        self._parts: dict[int, tuple[Images, Scores]] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[int], tuple[Stack, Scores]]]:
+        """Give a function that returns the images and scores that are used in a round."""
+        self._folder.mkdir(exist_ok=True)
+        arguments = (self._heads, self._grid)
+        if self._n_processes == 1:
+            _begin(*arguments)
+            yield lambda number: self._up_to(number, map)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._n_processes, context, initializer=_begin_process, initargs=arguments) as others:
+            yield lambda number: self._up_to(number, others.map)
+
+    def _up_to(self, number: int, apply: Callable[..., Any]) -> tuple[Stack, Scores]:
+        first = max(0, number + 1 - self._kept)
+        for old in [key for key in self._parts if key < first]:
+            del self._parts[old]
+            self._file(old).unlink(missing_ok=True)
+        for key in range(first, number + 1):
+            if key not in self._parts:
+                self._parts[key] = self._read(key) or self._make(key, apply)
+        images, scores = zip(*self._parts.values(), strict=True)
+        return Stack(images), np.concatenate(scores)
+
+    def _read(self, number: int) -> tuple[Images, Scores] | None:
+        path = self._file(number)
+        if not path.exists():
+            return None
+        with np.load(path) as stored:
+            return stored["images"], stored["scores"]
+
+    def _make(self, number: int, apply: Callable[..., Any]) -> tuple[Images, Scores]:
+        seeds = [[self._seed, number, i] for i in range(self._heads_per_round)]
+        parts = list(apply(_simulate, seeds, [self._samples_per_head] * len(seeds)))
+        images, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        temporary = self._folder / f".{os.getpid()}.npz"
+        np.savez(temporary, images=images, scores=scores)
+        temporary.replace(self._file(number))
+        return images, scores
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.npz"
+
+
+class Stack:
+    """Arrays of equally many images as one, without a copy."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self._parts, self._size = parts, len(parts[0])
+
+    def __len__(self) -> int:
+        return self._size * len(self._parts)
+
+    def __getitem__(self, i: int) -> Images:
+        image: Images = self._parts[i // self._size][i % self._size]
+        return image
+
+
+_SHARED: dict[str, Any] = {}
+
+
+def _begin(heads: Sequence[Head], grid: Grid) -> None:
+    """Give a process what all its simulations need."""
+    _SHARED.update(heads=heads, grid=grid)
+
+
+def _begin_process(heads: Sequence[Head], grid: Grid) -> None:
+    torch.set_num_threads(1)
+    _begin(heads, grid)
+
+
+def _simulate(seed: Sequence[int], n: int) -> tuple[Images, Scores]:
+    images, scores = draw_samples(_SHARED["heads"], n, np.random.default_rng(seed), _SHARED["grid"])
+    return store(images), scores.cpu().numpy()
