@@ -20,7 +20,7 @@ from qmri_bidsapp.evaluation.motion import as_in_the_app, find_heads
 from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.accuracy import disturb
 from qmri_bidsapp.motion.qc_head import cross_validate
-from qmri_bidsapp.motion.score import GRIDS
+from qmri_bidsapp.motion.score import GRID
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
 from qmri_bidsapp.preprocess.anat import correct_bias
 
@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("--motion-weights", type=Path, default=SHIPPED)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    scorer, grid = MotionScorer.load(arguments.motion_weights), next(iter(GRIDS.values()))
+    scorer = MotionScorer.load(arguments.motion_weights)
     embeddings, scores, heads = [], [], []
     for number, path in enumerate(find_heads(arguments.heads)):
         image = load_image(path, ndim=3)
         volume = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(image.dataobj)))
         rng = np.random.default_rng([arguments.seed, number])
-        for moved, upright, score in disturb(volume, image.affine, arguments.per_head, rng, grid):
+        for moved, upright, score in disturb(volume, image.affine, arguments.per_head, rng, GRID):
             embeddings.append(scorer.score(as_in_the_app(moved, upright, scorer, correct_bias), upright).embedding)
             scores.append(score)
             heads.append(path.name)

@@ -16,7 +16,7 @@ from qmri_bidsapp.errors import InputError, InputMissingError
 from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.accuracy import Case, agreement, disturb
 from qmri_bidsapp.motion.label import Floats
-from qmri_bidsapp.motion.score import GRIDS
+from qmri_bidsapp.motion.score import GRID
 from qmri_bidsapp.motion.scorer import MotionScorer
 
 
@@ -114,8 +114,7 @@ def evaluate(
             volume = torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)))
             affine = np.asarray(image.affine, dtype=np.float64)
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            grid = next(iter(GRIDS.values()))
-            for level, (moved, upright, score) in enumerate(disturb(volume, affine, per_head, rng, grid)):
+            for level, (moved, upright, score) in enumerate(disturb(volume, affine, per_head, rng, GRID)):
                 report(f"head {number}/{len(paths)}, image {level + 1}/{per_head + 1}: {name}")
                 seen = as_in_the_app(moved, upright, scorer, correct_bias)
                 _add(found, name, score, seen, upright, scorer)

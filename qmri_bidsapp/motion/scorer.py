@@ -17,7 +17,7 @@ from qmri_bidsapp.motion.checks import check_shape, look_at_head
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.label import Floats
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, summarise
-from qmri_bidsapp.motion.score import GRIDS, Grid, find_head, prepare, reorient, resample
+from qmri_bidsapp.motion.score import GRID, Grid, find_head, prepare, reorient, resample
 
 #: Weights that come with the program.
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "motion"
@@ -125,13 +125,14 @@ class MotionScorer:
             network = SFCN(Architecture(**options))
             familiarity = Familiarity.from_tensors(tensors)
             network.load_state_dict({name: tensors[name] for name in network.state_dict()})
-            grid = GRIDS[notes["spacing"]]
-        except (KeyError, TypeError, RuntimeError) as error:
+            if (notes["spacing"], tuple(notes["shape"])) != (GRID.spacing, GRID.shape):
+                raise ValueError(f"input of {notes['shape']} voxels of {notes['spacing']} mm")
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"The weights in {folder} are not for this version of the network ({error}).") from error
         network.eval()
         return cls(
             network,
-            lambda volume, affine: prepare(volume, affine, grid),
+            lambda volume, affine: prepare(volume, affine, GRID),
             network.embed,
             familiarity,
             found,
@@ -181,7 +182,7 @@ class MotionScorer:
         """
         volume, warnings = check_shape(volume, affine)
         turned, voxel_size = reorient(volume, affine)
-        centre = find_head(turned, voxel_size.tolist(), next(iter(GRIDS.values())))
+        centre = find_head(turned, voxel_size.tolist(), GRID)
         warnings += look_at_head(turned, voxel_size, centre)
         image = self.make_input(volume, affine)[None]
         log_probability = self.network(image)
@@ -203,7 +204,6 @@ class MotionScorer:
 def save_scorer(
     folder: Path,
     network: SFCN,
-    spacing: float,
     familiarity: Familiarity,
     notes: Mapping[str, Any],
     *,
@@ -215,8 +215,6 @@ def save_scorer(
     ----------
     folder : Path
     network : SFCN
-    spacing : float
-        Of its input, mm: a key of `score.GRIDS`.
     familiarity : Familiarity
         Of the embeddings of training images.
     notes : mapping
@@ -224,7 +222,12 @@ def save_scorer(
     bias_corrected : bool
         Whether it was trained on images after N4.
     """
-    known = {"architecture": network.architecture.to_dict(), "spacing": spacing, "bias_corrected": bias_corrected}
+    known = {
+        "architecture": network.architecture.to_dict(),
+        "spacing": GRID.spacing,
+        "shape": list(GRID.shape),
+        "bias_corrected": bias_corrected,
+    }
     save_weights(folder, network.state_dict() | familiarity.to_tensors(), IDENTITY, {**notes, **known})
 
 

@@ -68,7 +68,7 @@ class Trainer:
     ----------
     settings : Settings
     directory : Path
-        Holds the checkpoint, the simulated images and the log; training goes on from a checkpoint that is there.
+        Holds the checkpoint and the log; training goes on from a checkpoint that is there.
     device : str
 
     Raises
@@ -86,6 +86,7 @@ class Trainer:
             self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.round, self.seconds = 0, 0.0
+        self.figures: dict[str, dict[str, float]] = {}
         if (directory / CHECKPOINT).exists():
             self._load()
 
@@ -152,6 +153,7 @@ class Trainer:
             "settings": asdict(self.settings),
             "round": self.round,
             "seconds": self.seconds,
+            "figures": self.figures,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -168,7 +170,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.round, self.seconds = state["round"], state["seconds"]
+        self.round, self.seconds, self.figures = state["round"], state["seconds"], state["figures"]
 
     def log(self, entry: dict[str, Any]) -> None:
         """Add a line to the log."""
@@ -221,19 +223,20 @@ def train(
         while trainer.round < n_rounds:
             losses = trainer.train_round(*images_for(trainer.round), n_rounds)
             trainer.seconds = time.monotonic() - begin
-            trainer.save()
             trainer.log({"loss": float(np.mean(losses))})
             left = (n_rounds - trainer.round) * trainer.seconds / trainer.round / 3600
-            report(f"round {trainer.round}/{n_rounds}  loss {np.mean(losses):.3f}  {left:.1f} h left")
+            line = f"round {trainer.round}/{n_rounds}  loss {np.mean(losses):.3f}  {left:.1f} h left"
             if validation and (trainer.round == n_rounds or trainer.round % EVERY == 0):
-                figures = validate(trainer, validation)
-                report("  held out: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["all"].items()))
+                validate(trainer, validation)
+                line += "\n  held out: " + ", ".join(
+                    f"{key} {value:.3f}" for key, value in trainer.figures["all"].items()
+                )
+            trainer.save()
+            report(line)
 
 
-def validate(trainer: Trainer, validation: Sequence[Case]) -> dict[str, dict[str, float]]:
-    """Log and return the figures of the averaged weights on held-out heads, by domain."""
-    figures = agreement_by_domain(
-        validation, *predict(trainer.average, [case.image for case in validation], trainer.device)
-    )
-    trainer.log({"validation": figures})
-    return figures
+def validate(trainer: Trainer, validation: Sequence[Case]) -> None:
+    """Find the figures of the averaged weights on held-out heads, by domain, and log them."""
+    found = predict(trainer.average, [case.image for case in validation], trainer.device)
+    trainer.figures = agreement_by_domain(validation, *found)
+    trainer.log({"validation": trainer.figures})

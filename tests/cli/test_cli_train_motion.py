@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.motion.score import GRIDS, Grid
+from qmri_bidsapp.motion import pool, score, scorer, training
+from qmri_bidsapp.motion.network import Architecture
+from qmri_bidsapp.motion.score import Grid
 
 
 @pytest.fixture(autouse=True)
@@ -24,30 +27,44 @@ def run(*options: str) -> int:
     return tools.main(["train", "motion", "--threads", "1", "--device", "cpu", *options])
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    small_grid = Grid(6.0, (32, 32, 40), ((2, 2), (2, 2), (4, 2)))
+    for module in (score, scorer):
+        monkeypatch.setattr(module, "GRID", small_grid)
+    monkeypatch.setattr(pool, "Simulator", partial(pool.Simulator, heads_per_round=2, samples_per_head=2))
+    architecture = Architecture(channels=(8, 8, 8, 8, 8, 8), hidden=16)
+    monkeypatch.setattr(training, "Settings", partial(training.Settings, architecture=architecture, steps_per_round=2))
+
+
 @pytest.fixture
 def heads(tmp_path):
     folder = tmp_path / "heads"
     folder.mkdir()
     axis = (np.arange(45) - 22) * 4.0
     radius = np.sqrt((np.stack(np.meshgrid(axis, axis, axis)) ** 2).sum(0))
-    for name in ("one", "two"):
+    for name in ("one", "two", "three", "four", "five", "six"):
         data = (100 * (radius < 70) - 40 * (radius < 35)).astype(np.int16)
         nib.save(nib.Nifti1Image(data, np.diag([-4.0, 4, 4, 1])), folder / f"{name}_T1w.nii.gz")
     return folder
 
 
-def test_training_starts_resumes_and_validates_on_heads_held_out(heads, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(GRIDS, 2.0, Grid(6.0, (32, 32, 64), ((2, 2), (2, 2), (4, 2))))
+def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
     out = tmp_path / "run"
-    options = ("--heads", str(heads), "--hold-out", "two", "--out", str(out), "--spacing", "2", "--width", "8")
-    assert run(*options, "--steps", "1") == 0
-    assert "1 heads to train on, 1 held out" in capsys.readouterr().out
-    assert run(*options, "--steps", "2") == 0
+    options = (str(out), "--heads", str(heads), "--hold-out", "two")
+    assert run(*options, "--rounds", "1") == 0
+    assert "5 heads to train on, 1 held out" in capsys.readouterr().out
+    assert run(*options, "--rounds", "2") == 0
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 1, 2, 2]
+    assert [line["round"] for line in lines] == [1, 1, 2, 2]
     assert set(lines[-1]["validation"]) == {"all", "real"}
     cases = torch.load(out / "validation.pt", weights_only=True)
     assert {case["head"] for case in cases} == {"two_T1w.nii.gz"}
+    notes = scorer.MotionScorer.load(out / "weights").notes
+    assert notes["rounds"] == 2
+    assert notes["held_out"] == ["two_T1w.nii.gz"]
+    assert len(notes["data"]["real"]) == 5
+    assert notes["validation"]["all"] == lines[-1]["validation"]["all"]
 
 
 @pytest.mark.parametrize(
@@ -55,11 +72,10 @@ def test_training_starts_resumes_and_validates_on_heads_held_out(heads, tmp_path
     [
         (["--heads", "absent"], 66, "absent"),
         ([], 64, "Nothing to train on"),
-        (["--spacing", "3"], 64, "--spacing"),
-        (["--width", "12"], 64, "--width"),
+        (["--rounds", "0"], 64, "--rounds"),
     ],
-    ids=["no-folder", "no-heads", "spacing", "width"],
+    ids=["no-folder", "no-heads", "rounds"],
 )
 def test_causes_of_failure(options, code, words, tmp_path, capsys):
-    assert run("--out", str(tmp_path / "run"), *options) == code
+    assert run(str(tmp_path / "run"), *options) == code
     assert words in capsys.readouterr().err

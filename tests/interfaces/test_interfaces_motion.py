@@ -30,8 +30,8 @@ from heads import made_up_head
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights") / "motion"
-    familiarity = Familiarity.learn(torch.randn(60, 8), list(range(60)))
-    save_scorer(folder, SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8))), 2.0, familiarity, {})
+    familiarity = Familiarity.learn(torch.randn(60, 24), list(range(60)))
+    save_scorer(folder, SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8))), familiarity, {})
     return folder
 
 
@@ -109,7 +109,7 @@ def test_an_image_that_cannot_be_scored_is_no_failure(tmp_path, monkeypatch, wei
 def test_grades_come_from_the_embedding_and_belong_to_its_weights(tmp_path, monkeypatch, head_file, weights):
     rng = np.random.default_rng(0)
     grades = np.repeat([1.0, 2.0, 3.0], 20)
-    head = QualityHead.learn(rng.normal(size=(60, 8)) + grades[:, None], grades)
+    head = QualityHead.learn(rng.normal(size=(60, 24)) + grades[:, None], grades)
     digest = MotionScorer.load(weights).sha256
     head.save(tmp_path / "head", digest, {})
     found = score(tmp_path, monkeypatch, head_file, weights, qc_head=str(tmp_path / "head"), qc_head_sha256="x")

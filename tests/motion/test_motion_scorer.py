@@ -14,7 +14,7 @@ from qmri_bidsapp.errors import InputError, UsageError, WeightsError
 from qmri_bidsapp.motion.checks import check_shape, look_at_head
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
-from qmri_bidsapp.motion.score import GRIDS, find_head, reorient
+from qmri_bidsapp.motion.score import GRID, find_head, reorient
 from qmri_bidsapp.motion.scorer import MotionScorer, save_scorer
 
 HEAD, AFFINE = made_up_head()
@@ -25,16 +25,16 @@ def folder(tmp_path_factory):
     """Weights that were never trained, with statistics of random embeddings."""
     torch.manual_seed(0)
     network = SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8)))
-    familiarity = Familiarity.learn(torch.randn(200, 8), list(range(200)))
+    familiarity = Familiarity.learn(torch.randn(200, 24), list(range(200)))
     path = tmp_path_factory.mktemp("weights") / "motion"
-    save_scorer(path, network, 2.0, familiarity, {"seed": 0})
+    save_scorer(path, network, familiarity, {"seed": 0})
     return path
 
 
 def warnings_of(volume: torch.Tensor, affine: np.ndarray) -> str:
     data, found = check_shape(volume, affine)
     turned, size = reorient(data, affine)
-    return " ".join(found + look_at_head(turned, size, find_head(turned, size.tolist(), GRIDS[2.0])))
+    return " ".join(found + look_at_head(turned, size, find_head(turned, size.tolist(), GRID)))
 
 
 def test_scores_are_those_of_the_network_and_repeat(folder):
@@ -44,7 +44,7 @@ def test_scores_are_those_of_the_network_and_repeat(folder):
     assert sum(found.probability) == pytest.approx(1, abs=1e-5)
     assert found.mean == pytest.approx(np.dot(found.probability, found.bins()), abs=1e-4)
     assert found.low < found.mean < found.high
-    assert len(found.embedding) == 8
+    assert len(found.embedding) == 24
     # All bins are about as likely for a network that learned nothing.
     assert "uncertain" in " ".join(found.warnings)
 

@@ -25,10 +25,10 @@ T1W = InputGroup(kind="T1w", subject="01", entities=ENTITIES, files=("/raw/sub-0
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "motion"
-    familiarity = Familiarity.learn(torch.randn(60, 8), list(range(60)))
+    familiarity = Familiarity.learn(torch.randn(60, 24), list(range(60)))
     network = SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8)))
-    scorer.save_scorer(folder, network, 2.0, familiarity, {})
-    scorer.save_scorer(folder.parent / "after_n4", network, 2.0, familiarity, {}, bias_corrected=True)
+    scorer.save_scorer(folder, network, familiarity, {})
+    scorer.save_scorer(folder.parent / "after_n4", network, familiarity, {}, bias_corrected=True)
     return folder
 
 
