@@ -26,6 +26,8 @@ UPPER_HEAD = 100.0
 AIR = 8.0
 #: Least area of a head's cross-section, mm2: finds the vertex.
 LEAST_AREA = 2000.0
+#: Intensity from which a voxel is of the head, in units of the 99th percentile: above that of strong ghosts in air.
+PART_OF_HEAD = 0.3
 #: Brightest value that the network sees, in units of the head's 99th percentile.
 BRIGHTEST = 1.5
 
@@ -122,7 +124,9 @@ def find_head(volume: Tensor, voxel_size: Sequence[float], grid: Grid) -> Floats
     steps = [max(1, round(4 / size)) for size in voxel_size]
     pooled = torch.nn.functional.avg_pool3d(volume[None], steps, ceil_mode=True)[0]
     coarse = [size * step for size, step in zip(voxel_size, steps, strict=True)]
-    head = (pooled > 0.15 * torch.quantile(pooled.flatten()[:: max(1, pooled.numel() // 200_000)], 0.99)).double()
+    head = (
+        pooled > PART_OF_HEAD * torch.quantile(pooled.flatten()[:: max(1, pooled.numel() // 200_000)], 0.99)
+    ).double()
     slices = torch.nonzero(head.sum((0, 1)) * coarse[0] * coarse[1] > LEAST_AREA).flatten()
     if len(slices) == 0:
         raise InputError("The T1w image holds nothing as large as a head.")
