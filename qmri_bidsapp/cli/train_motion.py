@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.motion.accuracy import Case
     from qmri_bidsapp.motion.familiarity import Familiarity
     from qmri_bidsapp.motion.label import Floats
+    from qmri_bidsapp.motion.network import SFCN
     from qmri_bidsapp.motion.samples import Head
     from qmri_bidsapp.motion.training import Trainer
 
@@ -65,7 +66,7 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="rounds of 128 new images and 160 steps, in all; the learning rate falls to zero at the last "
+        help="rounds of 128 new images and 240 steps, in all; the learning rate falls to zero at the last "
         "(default: %(default)s)",
     )
     motion.add_argument("--seed", type=seed, default=0, metavar="S", help="of everything random (default: %(default)s)")
@@ -114,11 +115,12 @@ def run(arguments: argparse.Namespace) -> None:
     validation = _validation(held_out, arguments.folder / VALIDATION)
     heads = [_head(domain, path, device) for domain, path in training]
     simulator = Simulator(heads, arguments.folder, seed=arguments.seed, n_processes=threads, grid=score.GRID)
-    train(trainer, simulator, validation, n_rounds=arguments.rounds, report=lambda line: print(line, flush=True))
-    folder = arguments.folder / WEIGHTS
-    save_scorer(
-        folder, trainer.average, _familiarity(trainer, training), _notes(arguments, trainer, training, held_out)
+    network = train(
+        trainer, simulator, validation, n_rounds=arguments.rounds, report=lambda line: print(line, flush=True)
     )
+    folder = arguments.folder / WEIGHTS
+    familiarity = _familiarity(network, trainer, training)
+    save_scorer(folder, network, familiarity, _notes(arguments, trainer, training, held_out))
     print(f"Weights: {folder}", flush=True)
 
 
@@ -160,16 +162,15 @@ def _head(domain: str, path: Path, device: str) -> Head:
     return image_head(path.name, domain, volume.to(device), affine, GRID)
 
 
-def _familiarity(trainer: Trainer, training: list[tuple[str, Path]]) -> Familiarity:
+def _familiarity(network: SFCN, trainer: Trainer, training: list[tuple[str, Path]]) -> Familiarity:
     """Return where the embeddings of the heads of the training lie, which went through none of its variations."""
     import torch
 
     from qmri_bidsapp.motion.familiarity import Familiarity
 
     cases = _cases(training, trainer.settings.seed + 1)
-    trainer.average.eval()
     with torch.no_grad():
-        embeddings = [trainer.average.embed(case.image[None].to(trainer.device).float()) for case in cases]
+        embeddings = [network.embed(case.image[None].to(trainer.device).float()) for case in cases]
     names = [case.head for case in cases]
     return Familiarity.learn(torch.cat(embeddings).cpu(), [names.index(name) for name in names])
 

@@ -56,7 +56,7 @@ class Simulator:
         seed: int,
         heads_per_round: int = 16,
         samples_per_head: int = 8,
-        kept: int = 40,
+        kept: int = 48,
         n_processes: int = 1,
         grid: Grid = GRID,
     ) -> None:
