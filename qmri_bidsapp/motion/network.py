@@ -86,12 +86,11 @@ def summarise(log_probability: Tensor, coverage: float = 0.9) -> tuple[Tensor, T
 class SFCN(nn.Module):
     """Convolution, normalisation, pooling, rectification, five times, on planes; then one value per bin.
 
-    The first convolution halves the plane itself, without pooling: at full size it would take half of the time.
-
     The published network convolves the whole volume. This one looks at planes, sagittal, coronal and axial: two of the
     three orientations hold the axis along which motion leaves its ghosts, and a plane has all of the volume's
     resolution at a hundredth of its cost. What planes of an orientation have in common, the mean of their features, is
     the embedding. Beside the image it sees the image's square root, in which ghosts in air stand out.
+    The first convolution halves the plane itself, without pooling: at full size it would take half of the time.
     """
 
     def __init__(self, architecture: Architecture | None = None) -> None:
