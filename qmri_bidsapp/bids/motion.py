@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,8 @@ def distribution_file(found: Mapping[str, Any], bins: Sequence[float]) -> dict[s
     return content
 
 
-def write_scans(
-    out_dir: Path, entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any], gone: Sequence[str] = ()
-) -> list[str]:
-    """Write the rows of T1w images into the ``scans.tsv`` of their sessions; rows of others stay.
+def write_scans(out_dir: Path, entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[str]:
+    """Write the rows of T1w images into the ``scans.tsv`` of their sessions; rows of others with the same weights stay.
 
     Parameters
     ----------
@@ -63,8 +62,6 @@ def write_scans(
         ``low``, ``high``, ``p_value`` and ``grades`` (grade -> probability), where known.
     about : mapping
         Further fields of the description of ``motion_score``.
-    gone : sequence of str
-        Images whose rows are removed.
 
     Returns
     -------
@@ -73,18 +70,19 @@ def write_scans(
     """
     written = []
     files: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in [*({"image": image} for image in gone), *entries]:
+    for entry in entries:
         folders = Path(entry["image"]).parts[:-2]
         files.setdefault(f"{'/'.join(folders)}/{'_'.join(folders)}_scans.tsv", []).append(entry)
     for name, own in files.items():
-        rows = {row["filename"]: row for row in _read(out_dir / name)}
+        sidecar = name.replace(".tsv", ".json")
+        earlier = _read(out_dir / name) if _weights(out_dir / sidecar) == about.get("WeightsSHA256") else []
+        rows = {row["filename"]: row for row in earlier}
         for entry in own:
             image = "/".join(Path(entry["image"]).parts[-2:])
             rows.pop(image, None)
-            if entry["image"] not in gone and (out_dir / entry["image"]).is_file():
+            if (out_dir / entry["image"]).is_file():
                 rows[image] = {"filename": image, **_numbers(entry)}
         columns = list(dict.fromkeys(["filename", *COLUMNS, *(column for row in rows.values() for column in row)]))
-        sidecar = name.replace(".tsv", ".json")
         if not rows:
             for path in (name, sidecar):
                 (out_dir / path).unlink(missing_ok=True)
@@ -97,7 +95,8 @@ def write_scans(
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {column: entry.get(key) for column, key in COLUMNS.items()}
+    # Bins begin below 0, where no score can be.
+    numbers = {column: None if entry.get(key) is None else max(0.0, entry[key]) for column, key in COLUMNS.items()}
     return numbers | {grade_column(grade): value for grade, value in entry.get("grades", {}).items()}
 
 
@@ -111,6 +110,17 @@ def _descriptions(columns: Sequence[str], about: Mapping[str, Any]) -> dict[str,
             grade = column.removeprefix(GRADE).replace("minus", "-").replace("p", ".")
             texts[column] = {"Description": f"Probability of grade {grade} by the head trained on the lab's own grades"}
     return texts
+
+
+def _weights(path: Path) -> str | None:
+    """Return the SHA-256 of the weights that the rows beside this description come from."""
+    if not path.is_file():
+        return None
+    try:
+        found: str | None = json.loads(path.read_text(encoding="utf-8"))["motion_score"]["WeightsSHA256"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

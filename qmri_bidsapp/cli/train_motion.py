@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +38,9 @@ Example:
 """
 #: Cases with motion per held-out head: of real heads, and of others.
 LEVELS = {"real": 10, "rendered": 6, "stripped": 6}
-VALIDATION, WEIGHTS = "validation.pt", "weights"
+#: And per head of the training, for what is known of usual images: most images of a lab are still.
+USUAL_LEVELS = dict.fromkeys(LEVELS, 3)
+DATA, VALIDATION, WEIGHTS = "data.json", "validation.pt", "weights"
 #: What the card says of all such weights.
 LIMITS = (
     "Motion was simulated: 3-D Cartesian acquisitions whose slow phase encoding is along one axis of the image.",
@@ -93,6 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from qmri_bidsapp.motion import score
+    from qmri_bidsapp.motion.familiarity import N_FOLDS
+    from qmri_bidsapp.motion.orientation import mean_heads
     from qmri_bidsapp.motion.pool import Simulator
     from qmri_bidsapp.motion.scorer import save_scorer
     from qmri_bidsapp.motion.training import Settings, Trainer, train
@@ -110,7 +117,13 @@ def run(arguments: argparse.Namespace) -> None:
     training = [item for item in files if not _held_out(item[1], arguments.hold_out)]
     if not training:
         raise UsageError("Nothing to train on: name --heads, --stripped or --labels, and hold out less.")
+    if len(training) < N_FOLDS:
+        raise UsageError(f"{len(training)} heads to train on, at least {N_FOLDS} are needed: name more, hold out less.")
+    for name in arguments.hold_out:
+        if not any(_held_out(path, [name]) for _, path in files):
+            raise UsageError(f"--hold-out {name}: no file has a name with it.")
     held_out = [item for item in files if _held_out(item[1], arguments.hold_out)]
+    _compare_data(arguments.folder, training, held_out)
     print(f"{len(training)} heads to train on, {len(held_out)} held out; {device}, threads: {threads}", flush=True)
     validation = _validation(held_out, arguments.folder / VALIDATION)
     heads = [_head(domain, path, device) for domain, path in training]
@@ -119,8 +132,11 @@ def run(arguments: argparse.Namespace) -> None:
         trainer, simulator, validation, n_rounds=arguments.rounds, report=lambda line: print(line, flush=True)
     )
     folder = arguments.folder / WEIGHTS
-    familiarity = _familiarity(network, trainer, training)
-    save_scorer(folder, network, familiarity, _notes(arguments, trainer, training, held_out))
+    usual = _cases(training, trainer.settings.seed + 1, USUAL_LEVELS)
+    still = [case for case in usual if case.score == 0]
+    heads_in_place = mean_heads([case.image for case in still], [case.domain for case in still])
+    familiarity = _familiarity(network, usual, device)
+    save_scorer(folder, network, familiarity, heads_in_place, _notes(arguments, trainer, training, held_out))
     print(f"Weights: {folder}", flush=True)
 
 
@@ -138,6 +154,25 @@ def _files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
     return found
 
 
+def _compare_data(folder: Path, training: list[tuple[str, Path]], held_out: list[tuple[str, Path]]) -> None:
+    """Compare the files with those of the training that is gone on with; note them where it begins.
+
+    Raises
+    ------
+    UsageError
+        If they differ: heads held out now may have been trained on before.
+    """
+    files = {"training": training, "held_out": held_out}
+    data = {name: [[kind, path.name, path.stat().st_size] for kind, path in part] for name, part in files.items()}
+    record = folder / DATA
+    if not record.exists():
+        temporary = folder / f".{DATA}-{os.getpid()}"
+        temporary.write_text(json.dumps(data), encoding="utf-8")
+        temporary.replace(record)
+    elif json.loads(record.read_text(encoding="utf-8")) != data:
+        raise UsageError(f"{folder} holds a training on other heads, or with others held out: name another folder.")
+
+
 def _held_out(path: Path, names: list[str]) -> bool:
     return any(name in path.name for name in names)
 
@@ -149,7 +184,9 @@ def _load(path: Path) -> tuple[Tensor, Floats]:
     from qmri_bidsapp.images.volumes import load_image
 
     image = load_image(path, ndim=3)
-    return torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj))), np.asarray(image.affine, dtype=np.float64)
+    return torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj), posinf=0, neginf=0)), np.asarray(
+        image.affine, dtype=np.float64
+    )
 
 
 def _head(domain: str, path: Path, device: str) -> Head:
@@ -162,15 +199,14 @@ def _head(domain: str, path: Path, device: str) -> Head:
     return image_head(path.name, domain, volume.to(device), affine, GRID)
 
 
-def _familiarity(network: SFCN, trainer: Trainer, training: list[tuple[str, Path]]) -> Familiarity:
-    """Return where the embeddings of the heads of the training lie, which went through none of its variations."""
+def _familiarity(network: SFCN, cases: list[Case], device: str) -> Familiarity:
+    """Return where the embeddings of usual images lie, which went through none of the variations of the training."""
     import torch
 
     from qmri_bidsapp.motion.familiarity import Familiarity
 
-    cases = _cases(training, trainer.settings.seed + 1)
     with torch.no_grad():
-        embeddings = [network.embed(case.image[None].to(trainer.device).float()) for case in cases]
+        embeddings = [network.embed(case.image[None].to(device).float()) for case in cases]
     names = [case.head for case in cases]
     return Familiarity.learn(torch.cat(embeddings).cpu(), [names.index(name) for name in names])
 
@@ -203,12 +239,14 @@ def _validation(files: list[tuple[str, Path]], cache: Path) -> list[Case]:
 
     if cache.exists():
         return [Case(**entry) for entry in torch.load(cache, weights_only=True)]
-    cases = _cases(files, 1)
-    torch.save([vars(case) for case in cases], cache)
+    cases = _cases(files, 1, LEVELS)
+    temporary = cache.with_name(f".{cache.name}-{os.getpid()}")
+    torch.save([vars(case) for case in cases], temporary)
+    temporary.replace(cache)
     return cases
 
 
-def _cases(files: list[tuple[str, Path]], seed: int) -> list[Case]:
+def _cases(files: list[tuple[str, Path]], seed: int, levels: Mapping[str, int]) -> list[Case]:
     """Return heads as they came and with fresh motion, through none of the variations of the training."""
     import numpy as np
 
@@ -226,6 +264,6 @@ def _cases(files: list[tuple[str, Path]], seed: int) -> list[Case]:
             # Shape as it is, and as sharp as images of 1.2 mm.
             plain = Anatomy(None, np.eye(3), flip=False, gamma=1.0, resolution=np.full(3, 1.2), taper=0.3)
             volume, affine = appear(head, plain, rng, GRID), np.diag([GRID.spacing] * 3 + [1.0])
-        cases += disturbed_cases(path.name, domain, volume, affine, LEVELS[domain], rng, GRID)
+        cases += disturbed_cases(path.name, domain, volume, affine, levels[domain], rng, GRID)
         print(f"  as it came, and moved: {path.name}", flush=True)
     return cases

@@ -111,7 +111,7 @@ def evaluate(
         name = path.relative_to(root).as_posix()
         try:
             image = load_image(path, ndim=3)
-            volume = torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)))
+            volume = torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32), posinf=0, neginf=0))
             affine = np.asarray(image.affine, dtype=np.float64)
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
             for level, (moved, upright, score) in enumerate(disturb(volume, affine, per_head, rng, GRID)):

@@ -119,7 +119,11 @@ class SFCN(nn.Module):
 
     def from_planes(self, planes: Sequence[Tensor]) -> Tensor:
         """Return the log-probability of every bin, (n, bin), from planes as `embed_planes` takes them."""
-        return torch.log_softmax(self.head(self.embed_planes(planes)).float(), dim=1)
+        return self.from_features(self.embed_planes(planes))
+
+    def from_features(self, features: Tensor) -> Tensor:
+        """Return the log-probability of every bin, (n, bin), from what `embed` gives."""
+        return torch.log_softmax(self.head(features).float(), dim=1)
 
     def embed(self, image: Tensor) -> Tensor:
         """Return the mean features of evenly spaced planes; (n, x, y, z) -> (n, feature)."""

@@ -17,6 +17,7 @@ from qmri_bidsapp.motion.checks import check_shape, look_at_head
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.label import Floats
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, summarise
+from qmri_bidsapp.motion.orientation import lies_otherwise
 from qmri_bidsapp.motion.score import GRID, Grid, find_head, prepare, reorient, resample
 
 #: Weights that come with the program.
@@ -26,6 +27,8 @@ IDENTITY = {"model": "motion score of a T1w", "estimator": "sfcn"}
 #: Input of the published model.
 PUBLISHED_GRID = Grid(1.0, (160, 192, 160), ((0, 0), (0, 0), (0, 0)))
 COVERAGE = 0.9
+#: Name of the coarse heads among the tensors.
+HEADS = "heads"
 #: A p-value below this is said to be unlike the training data.
 UNLIKE = 0.01
 #: An interval longer than this leaves the score open, mm.
@@ -75,23 +78,23 @@ class MotionScorer:
     Attributes
     ----------
     network : callable
-        (n, x, y, z) -> (n, bin) log-probability.
+        (n, x, y, z) -> (n, bin) log-probability, and (n, feature) embedding or None.
     make_input : callable
         Volume (i, j, k) and affine -> (x, y, z).
-    embed : callable or None
-        (n, x, y, z) -> (n, feature).
     familiarity : Familiarity or None
         How far embeddings of training images lie from their middle.
+    heads : Tensor or None
+        Coarse heads in their place; see `orientation.mean_heads`.
     sha256 : str
         Of the file of weights.
     bias_corrected : bool
         Whether images come after N4, as in training.
     """
 
-    network: Callable[[Tensor], Tensor]
+    network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     make_input: Callable[[Tensor, Floats], Tensor]
-    embed: Callable[[Tensor], Tensor] | None = None
     familiarity: Familiarity | None = None
+    heads: Tensor | None = None
     sha256: str = ""
     bias_corrected: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -123,18 +126,23 @@ class MotionScorer:
             options: dict[str, Any] = dict(notes["architecture"])
             options["channels"] = tuple(options["channels"])
             network = SFCN(Architecture(**options))
-            familiarity = Familiarity.from_tensors(tensors)
+            familiarity, heads = Familiarity.from_tensors(tensors), tensors[HEADS]
             network.load_state_dict({name: tensors[name] for name in network.state_dict()})
             if (notes["spacing"], tuple(notes["shape"])) != (GRID.spacing, GRID.shape):
                 raise ValueError(f"input of {notes['shape']} voxels of {notes['spacing']} mm")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(f"The weights in {folder} are not for this version of the network ({error}).") from error
         network.eval()
+
+        def look(image: Tensor) -> tuple[Tensor, Tensor]:
+            features = network.embed(image)
+            return network.from_features(features), features
+
         return cls(
-            network,
+            look,
             lambda volume, affine: prepare(volume, affine, GRID),
-            network.embed,
             familiarity,
+            heads,
             found,
             bool(notes.get("bias_corrected", False)),
             notes,
@@ -150,7 +158,7 @@ class MotionScorer:
         Raises
         ------
         WeightsError
-            If the file cannot be read as TorchScript, or is other than stated.
+            If the file cannot be read as TorchScript, has another input or output, or is other than stated.
         """
         try:
             found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -162,7 +170,12 @@ class MotionScorer:
         except (RuntimeError, ValueError) as error:
             raise WeightsError(f"{file} is no TorchScript file ({str(error).splitlines()[0]}).") from error
         model.eval()
-        return cls(lambda image: _log_probability(model, image), _published_input, sha256=found, bias_corrected=True)
+        trial = torch.zeros(1, *PUBLISHED_GRID.shape)
+        trial[0, 0, 0, 0] = 1.0
+        _log_probability(model, trial)
+        return cls(
+            lambda image: (_log_probability(model, image), None), _published_input, sha256=found, bias_corrected=True
+        )
 
     @torch.no_grad()
     def score(self, volume: Tensor, affine: Floats) -> MotionScore:
@@ -185,14 +198,16 @@ class MotionScorer:
         centre = find_head(turned, voxel_size.tolist(), GRID)
         warnings += look_at_head(turned, voxel_size, centre)
         image = self.make_input(volume, affine)[None]
-        log_probability = self.network(image)
+        log_probability, features = self.network(image)
         mean, low, high = (float(value[0]) for value in summarise(log_probability, COVERAGE))
         embedding: tuple[float, ...] = ()
         p_value = None
-        if self.embed is not None:
-            features = self.embed(image)[0].double()
-            embedding = tuple(features.tolist())
-            p_value = None if self.familiarity is None else self.familiarity.p_value(features)
+        if features is not None:
+            embedding = tuple(features[0].double().tolist())
+        if features is not None and self.familiarity is not None:
+            p_value = self.familiarity.p_value(features[0])
+        if self.heads is not None and lies_otherwise(image[0], self.heads):
+            warnings.append("The head does not lie as its header says, or it is none: look at the axes of the image.")
         if p_value is not None and p_value < UNLIKE:
             warnings.append(f"The image is unlike those that the network was trained on (p = {p_value:.2g}).")
         if high - low > OPEN:
@@ -205,6 +220,7 @@ def save_scorer(
     folder: Path,
     network: SFCN,
     familiarity: Familiarity,
+    heads: Tensor,
     notes: Mapping[str, Any],
     *,
     bias_corrected: bool = False,
@@ -217,6 +233,8 @@ def save_scorer(
     network : SFCN
     familiarity : Familiarity
         Of the embeddings of training images.
+    heads : Tensor
+        From `orientation.mean_heads`.
     notes : mapping
         About the training.
     bias_corrected : bool
@@ -228,7 +246,8 @@ def save_scorer(
         "shape": list(GRID.shape),
         "bias_corrected": bias_corrected,
     }
-    save_weights(folder, network.state_dict() | familiarity.to_tensors(), IDENTITY, {**notes, **known})
+    tensors = network.state_dict() | familiarity.to_tensors() | {HEADS: heads}
+    save_weights(folder, tensors, IDENTITY, {**notes, **known})
 
 
 def _compare(found: str, stated: str | None, path: Path) -> None:
@@ -245,14 +264,17 @@ def _published_input(volume: Tensor, affine: Floats) -> Tensor:
     return (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
 
 
-def _log_probability(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+def _log_probability(model: Callable[[Tensor], Any], image: Tensor) -> Tensor:
     """Return log-probabilities, whether the model gives these, their exponentials or logits."""
     try:
-        output = model(image[:, None].float()).flatten(1)
+        output = model(image[:, None].float())
     except RuntimeError as error:
         raise WeightsError(
             f"The model does not take 160 x 192 x 160 voxels ({str(error).splitlines()[-1]})."
         ) from error
+    if not isinstance(output, Tensor):
+        raise WeightsError(f"The model gives a {type(output).__name__}, not a tensor of {N_BINS} bins.")
+    output = output.flatten(1)
     if output.shape[1] != N_BINS:
         raise WeightsError(f"The model gives {output.shape[1]} numbers, not {N_BINS} bins.")
     if not torch.isfinite(output).all():

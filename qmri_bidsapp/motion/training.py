@@ -29,6 +29,8 @@ STEPS = 2**31
 EVERY = 5
 #: Last layers are trained again at the end: images whose features are found, steps, images per step, first rate.
 HEAD_IMAGES, HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 2560, 400, 128, 1e-3
+#: Width of the labels then, mm. Distributions come out wider than they should be by that of the labels.
+HEAD_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Settings:
     images_per_step, planes_per_image : int
         A batch; planes are of each orientation. One plane of many images tells more than many planes of a few.
     learning_rate : float
-        Reached after `warm_up` steps; falls to zero over the last fifth of the steps.
+        Reached after `warm_up` steps; falls to zero over the second half of the steps.
     warm_up : int
     weight_decay : float
     averaging : float
@@ -129,7 +131,7 @@ class Trainer:
     def adapt_head(self, images: Stack, scores: Scores) -> SFCN:
         """Return the averaged network, its last layers trained again on means over all planes, as they are in use.
 
-        Features of single planes scatter: from these alone the network would learn distributions that are too wide.
+        Features of single planes scatter, and labels are soft: without this, distributions would be too wide.
 
         Parameters
         ----------
@@ -144,14 +146,14 @@ class Trainer:
         chosen = rng.permutation(len(images))[:HEAD_IMAGES]
         with torch.no_grad():
             found = [network.embed_planes(self._planes([images[i]], None, rng)) for i in chosen]
-        features, target = torch.cat(found), soft_labels(torch.from_numpy(scores[chosen]).to(self.device))
+        features = torch.cat(found)
+        target = soft_labels(torch.from_numpy(scores[chosen]).to(self.device), HEAD_SIGMA)
         network.head.train()
         optimiser = torch.optim.AdamW(network.head.parameters(), weight_decay=self.settings.weight_decay)
         for step in range(HEAD_STEPS):
             optimiser.param_groups[0]["lr"] = HEAD_RATE * (1 - step / HEAD_STEPS)
             batch = torch.from_numpy(rng.integers(len(chosen), size=HEAD_BATCH)).to(self.device)
-            log_probability = torch.log_softmax(network.head(features[batch]), dim=1)
-            loss = nn.functional.kl_div(log_probability, target[batch], reduction="batchmean")
+            loss = nn.functional.kl_div(network.from_features(features[batch]), target[batch], reduction="batchmean")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -161,7 +163,7 @@ class Trainer:
         """Return the learning rate at a step."""
         rise = min(1.0, (step + 1) / self.settings.warm_up)
         left = 1 - step / (n_rounds * self.settings.steps_per_round)
-        return self.settings.learning_rate * rise * min(1.0, 5 * left)
+        return self.settings.learning_rate * rise * min(1.0, 2 * left)
 
     def _follow(self, planes: Sequence[Tensor], target: Tensor, rate: float) -> float:
         for group in self.optimiser.param_groups:

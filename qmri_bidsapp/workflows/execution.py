@@ -22,7 +22,7 @@ from qmri_bidsapp.workflows.base import (
     record_dir,
     workflow_name,
 )
-from qmri_bidsapp.workflows.motion import why_no_score, write_subject_scans
+from qmri_bidsapp.workflows.motion import why_no_score
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
@@ -247,6 +247,7 @@ class _Callback:
 def _write_subject_record(config: Config, item: SubjectPlan) -> None:
     """Join what the steps of a subject noted into the record that the reports are made from."""
     from qmri_bidsapp.bids.derivatives import save_json
+    from qmri_bidsapp.bids.motion import write_scans
 
     folder = record_dir(config, item.subject)
     problems = [
@@ -268,4 +269,5 @@ def _write_subject_record(config: Config, item: SubjectPlan) -> None:
     if item.t1w and item.scoring is None:
         record["notes"].append(why_no_score(config))
     save_json(record, str(config.derivatives_dir), f"logs/sub-{item.subject}.json")
-    write_subject_scans(Path(config.derivatives_dir), item.t1w, record["motion"], item.scoring)
+    if item.scoring is not None:
+        write_scans(Path(config.derivatives_dir), record["motion"], item.scoring.about)

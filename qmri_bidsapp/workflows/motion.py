@@ -1,8 +1,7 @@
-"""The motion score in the graph of a subject, and what is written once all its T1w are done."""
+"""The motion score in the graph of a subject."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,17 +132,3 @@ def save_inputs(group: InputGroup, bids_dir: str, scoring: Scoring) -> dict[str,
         **scoring.about,
     }
     return {"record": record, "sidecar": sidecar}
-
-
-def write_subject_scans(
-    out_dir: Path, t1w: Sequence[InputGroup], records: Sequence[Mapping[str, Any]], scoring: Scoring | None
-) -> None:
-    """Write ``scans.tsv`` of a subject; T1w that were not scored in this run have no row."""
-    from qmri_bidsapp.bids.motion import write_scans
-
-    scored = {record["image"] for record in records}
-    others = [names for names in map(score_names, t1w) if names["image"] not in scored]
-    for names in others:
-        (out_dir / names["distribution"]).unlink(missing_ok=True)
-    about = {} if scoring is None else scoring.about
-    write_scans(out_dir, records, about, gone=[names["image"] for names in others])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli import tools, train_motion
 from qmri_bidsapp.motion import pool, score, scorer, training
 from qmri_bidsapp.motion.network import Architecture
 from qmri_bidsapp.motion.score import Grid
@@ -34,6 +34,8 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "GRID", small_grid)
     monkeypatch.setattr(pool, "Simulator", partial(pool.Simulator, heads_per_round=2, samples_per_head=2))
     architecture = Architecture(channels=(8, 8, 8, 8, 8, 8), hidden=16)
+    monkeypatch.setattr(train_motion, "LEVELS", dict.fromkeys(train_motion.LEVELS, 2))
+    monkeypatch.setattr(training, "HEAD_STEPS", 5)
     monkeypatch.setattr(training, "Settings", partial(training.Settings, architecture=architecture, steps_per_round=2))
 
 
@@ -65,6 +67,9 @@ def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
     assert notes["held_out"] == ["two_T1w.nii.gz"]
     assert len(notes["data"]["real"]) == 5
     assert notes["validation"]["all"] == lines[-1]["validation"]["all"]
+    other = (str(out), "--heads", str(heads), "--hold-out", "three")
+    assert run(*other, "--rounds", "3") == 64
+    assert "on other heads" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -73,9 +78,11 @@ def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
         (["--heads", "absent"], 66, "absent"),
         ([], 64, "Nothing to train on"),
         (["--rounds", "0"], 64, "--rounds"),
+        (["--heads", "HEADS", "--hold-out", "one", "two"], 64, "at least 5"),
+        (["--heads", "HEADS", "--hold-out", "seven"], 64, "--hold-out seven"),
     ],
-    ids=["no-folder", "no-heads", "rounds"],
+    ids=["no-folder", "no-heads", "rounds", "few", "nothing-held-out"],
 )
-def test_causes_of_failure(options, code, words, tmp_path, capsys):
-    assert run(str(tmp_path / "run"), *options) == code
+def test_causes_of_failure(options, code, words, heads, tmp_path, capsys):
+    assert run(str(tmp_path / "run"), *(str(heads) if word == "HEADS" else word for word in options)) == code
     assert words in capsys.readouterr().err

@@ -43,7 +43,8 @@ def heads(tmp_path):
 def weights(tmp_path):
     torch.manual_seed(0)
     network = SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8)))
-    save_scorer(tmp_path / "weights", network, Familiarity.learn(torch.randn(60, 24), list(range(60))), {})
+    familiarity = Familiarity.learn(torch.randn(60, 24), list(range(60)))
+    save_scorer(tmp_path / "weights", network, familiarity, torch.rand(1, 14, 17, 14), {})
     return tmp_path / "weights"
 
 

@@ -31,7 +31,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("weights") / "motion"
     familiarity = Familiarity.learn(torch.randn(60, 24), list(range(60)))
-    save_scorer(folder, SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8))), familiarity, {})
+    save_scorer(folder, SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8))), familiarity, torch.rand(1, 14, 17, 14), {})
     return folder
 
 
@@ -83,14 +83,15 @@ def test_a_score_reaches_scans_and_the_group(tmp_path, monkeypatch, head_file, w
     scores, warnings = scan_scores(out)
     assert warnings == []
     assert scores["01", "a"] == pytest.approx(found["mean"], rel=1e-4)
-    # Another T1w of the session keeps the row; without a score of its own the row goes.
+    # Another T1w of the session keeps the row, but not if it was scored with other weights.
     other = {"image": record["image"].replace("_desc", "_run-2_desc"), "refusal": "no head"}
     (out / other["image"]).touch()
-    write_scans(out, [other], {})
+    write_scans(out, [other], {"WeightsSHA256": "abc"})
     assert (out / name).read_text().splitlines()[-1].split("\t")[1:] == ["n/a"] * 4
     assert scan_scores(out)[0]["01", "a"] == pytest.approx(found["mean"], rel=1e-4)
-    write_scans(out, [], {}, gone=[record["image"], other["image"]])
-    assert not (out / name).exists()
+    write_scans(out, [{**record, "low": -0.3}], {"WeightsSHA256": "def"})
+    assert len((out / name).read_text().splitlines()) == 2
+    assert float((out / name).read_text().splitlines()[-1].split("\t")[2]) == 0  # no score is below zero
 
 
 def test_an_image_that_cannot_be_scored_is_no_failure(tmp_path, monkeypatch, weights):

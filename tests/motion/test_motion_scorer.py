@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -14,8 +15,9 @@ from qmri_bidsapp.errors import InputError, UsageError, WeightsError
 from qmri_bidsapp.motion.checks import check_shape, look_at_head
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
-from qmri_bidsapp.motion.score import GRID, find_head, reorient
-from qmri_bidsapp.motion.scorer import MotionScorer, save_scorer
+from qmri_bidsapp.motion.orientation import mean_heads
+from qmri_bidsapp.motion.score import GRID, find_head, prepare, reorient
+from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer, save_scorer
 
 HEAD, AFFINE = made_up_head()
 
@@ -27,7 +29,7 @@ def folder(tmp_path_factory):
     network = SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8)))
     familiarity = Familiarity.learn(torch.randn(200, 24), list(range(200)))
     path = tmp_path_factory.mktemp("weights") / "motion"
-    save_scorer(path, network, familiarity, {"seed": 0})
+    save_scorer(path, network, familiarity, mean_heads([prepare(HEAD, AFFINE, GRID)], ["real"]), {"seed": 0})
     return path
 
 
@@ -47,6 +49,7 @@ def test_scores_are_those_of_the_network_and_repeat(folder):
     assert len(found.embedding) == 24
     # All bins are about as likely for a network that learned nothing.
     assert "uncertain" in " ".join(found.warnings)
+    assert "does not lie" not in " ".join(found.warnings)
 
 
 def test_orientation_of_the_file_does_not_matter(folder):
@@ -80,6 +83,13 @@ class Published(nn.Module):
         return torch.log_softmax(logits, 1) if self.form == "log" else logits
 
 
+class Pair(nn.Module):
+    """Gives two things."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return image, image
+
+
 @pytest.mark.parametrize("form", ["probability", "log", "logits"])
 def test_published_model_in_any_form(form, tmp_path):
     file = tmp_path / "model.pt"
@@ -104,7 +114,10 @@ def test_files_that_are_no_such_model(tmp_path):
         MotionScorer.open(tmp_path / "absent.pt")
     torch.jit.script(Published("log", 40)).save(str(tmp_path / "forty.pt"))
     with pytest.raises(WeightsError, match="40 numbers"):
-        MotionScorer.open(tmp_path / "forty.pt").score(HEAD, AFFINE)
+        MotionScorer.open(tmp_path / "forty.pt")
+    torch.jit.script(Pair()).save(str(tmp_path / "pair.pt"))
+    with pytest.raises(WeightsError, match="gives a tuple"):
+        MotionScorer.open(tmp_path / "pair.pt")
 
 
 def test_p_values_of_new_images_are_uniform_and_strange_ones_small():
@@ -161,6 +174,45 @@ OBLIQUE = AFFINE @ np.block(
 )
 def test_odd_inputs_are_said(volume, affine, words):
     assert words in warnings_of(volume, affine)
+
+
+TURNS = {
+    "xy": lambda image: image.transpose(0, 1),
+    "xz": lambda image: image.transpose(0, 2),
+    "cyclic": lambda image: image.permute(1, 2, 0),
+    "upside-down": lambda image: image.flip(2),
+}
+#: A made-up head has too little of a face for these.
+TURNS_OF_REAL_HEADS = TURNS | {
+    "yz": lambda image: image.transpose(1, 2),
+    "yz-flipped": lambda image: image.transpose(1, 2).flip(2),
+    "front-to-back": lambda image: image.flip(1),
+    "turned": lambda image: image.flip(1, 2),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
+def test_axes_that_are_not_those_of_the_header_are_said(folder, turn):
+    volume, affine = made_up_head(3.0, seed=1)
+    assert "does not lie" in " ".join(MotionScorer.load(folder).score(turn(volume), affine).warnings)
+    assert "does not lie" not in " ".join(MotionScorer.load(folder).score(volume.flip(0), affine).warnings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t1w-heads/ds000011-sub-08_T1w.nii.gz", "t1w-stripped/ds002748-sub-10_T1w.nii.gz"])
+def test_axes_of_heads_that_were_not_in_the_training(shared, name):
+    image = nib.as_closest_canonical(nib.load(shared / name))
+    volume = torch.from_numpy(np.asarray(image.dataobj, dtype=np.float32))
+    scorer, size = MotionScorer.load(SHIPPED), image.header.get_zooms()
+    said = {}
+    for turn, change in {"none": lambda part: part, **TURNS_OF_REAL_HEADS}.items():
+        axes = change(torch.arange(27).reshape(3, 3, 3)).flatten()
+        steps = [int(abs(axes[9] - axes[0])), int(abs(axes[3] - axes[0])), int(abs(axes[1] - axes[0]))]
+        turned = [float(size[(9, 3, 1).index(step)]) for step in steps]
+        found = scorer.score(change(volume).contiguous(), np.diag([*turned, 1.0]))
+        said[turn] = any("does not lie" in warning for warning in found.warnings)
+    assert not said.pop("none")
+    assert all(said.values()), said
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.workflows.base import init_subject_wf, plan
 from qmri_bidsapp.workflows.methods import describe_methods
-from qmri_bidsapp.workflows.motion import NO_WEIGHTS, find_scoring, write_subject_scans
+from qmri_bidsapp.workflows.motion import NO_WEIGHTS, find_scoring
 
 ENTITIES = (("ses", "a"),)
 T1W = InputGroup(kind="T1w", subject="01", entities=ENTITIES, files=("/raw/sub-01/x_T1w.nii.gz",))
@@ -27,8 +27,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "motion"
     familiarity = Familiarity.learn(torch.randn(60, 24), list(range(60)))
     network = SFCN(Architecture(channels=(8, 8, 8, 8, 8, 8)))
-    scorer.save_scorer(folder, network, familiarity, {})
-    scorer.save_scorer(folder.parent / "after_n4", network, familiarity, {}, bias_corrected=True)
+    scorer.save_scorer(folder, network, familiarity, torch.rand(1, 14, 17, 14), {})
+    scorer.save_scorer(
+        folder.parent / "after_n4", network, familiarity, torch.rand(1, 14, 17, 14), {}, bias_corrected=True
+    )
     return folder
 
 
@@ -105,20 +107,3 @@ def test_options_that_do_not_go_together(options):
 def test_weights_that_do_not_exist(tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path / "out"), "participant", "--motion-weights", "absent"]) == 66
     assert "--motion-weights" in capsys.readouterr().err
-
-
-def test_a_run_without_scores_leaves_none_of_an_earlier_one(tmp_path, weights):
-    image = tmp_path / "sub-01/ses-a/anat/sub-01_ses-a_desc-preproc_T1w.nii.gz"
-    distribution = tmp_path / "sub-01/ses-a/motion/sub-01_ses-a_desc-motion_T1w.json"
-    for path in (image, distribution):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    names = {"image": image.relative_to(tmp_path).as_posix(), "distribution": ""}
-    scoring = find_scoring(config(motion_weights=weights))
-    write_subject_scans(tmp_path, (T1W,), [{**names, "mean": 1.0}], scoring)
-    table = tmp_path / "sub-01/ses-a/sub-01_ses-a_scans.tsv"
-    assert "\t1\t" in table.read_text()
-    write_subject_scans(tmp_path, (T1W,), [], None)
-    assert not table.exists()
-    assert not table.with_suffix(".json").exists()
-    assert not distribution.exists()
