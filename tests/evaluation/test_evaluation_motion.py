@@ -80,8 +80,8 @@ def test_figures_are_those_of_a_perfect_and_of_a_biased_scorer(heads, monkeypatc
 
     monkeypatch.setattr(motion, "disturb", noted)
 
-    def network(_image: torch.Tensor) -> torch.Tensor:
-        return soft_labels(torch.tensor([truth[-1] + bias])).clamp_min(1e-9).log()
+    def network(_image: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return soft_labels(torch.tensor([truth[-1] + bias])).clamp_min(1e-9).log(), None
 
     corrected: list[int] = []
 
