@@ -27,8 +27,8 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 STEPS = 2**31
 #: Rounds from one validation to the next.
 EVERY = 5
-#: Last layers are trained again at the end: images whose features are found, steps, images per step, first rate.
-HEAD_IMAGES, HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 2560, 400, 128, 1e-3
+#: Last layers are trained again at the end: rounds of new images, steps, images per step, first rate.
+HEAD_ROUNDS, HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 10, 400, 128, 1e-3
 #: Width of the labels then, mm. Distributions come out wider than they should be by that of the labels.
 HEAD_SIGMA = 0.05
 
@@ -136,23 +136,23 @@ class Trainer:
         Parameters
         ----------
         images : Stack
-            n images as `pool.store` gives them.
+            n images as `pool.store` gives them, not used in training before: with images that the convolutions know,
+            distributions would be too narrow.
         scores : ndarray
             (n,) mm.
         """
         rng = np.random.default_rng([self.settings.seed, STEPS])
         torch.manual_seed(self.settings.seed)
         network = copy.deepcopy(self.average).eval()
-        chosen = rng.permutation(len(images))[:HEAD_IMAGES]
         with torch.no_grad():
-            found = [network.embed_planes(self._planes([images[i]], None, rng)) for i in chosen]
+            found = [network.embed_planes(self._planes([images[i]], None, rng)) for i in range(len(images))]
         features = torch.cat(found)
-        target = soft_labels(torch.from_numpy(scores[chosen]).to(self.device), HEAD_SIGMA)
+        target = soft_labels(torch.from_numpy(scores).to(self.device), HEAD_SIGMA)
         network.head.train()
         optimiser = torch.optim.AdamW(network.head.parameters(), weight_decay=self.settings.weight_decay)
         for step in range(HEAD_STEPS):
             optimiser.param_groups[0]["lr"] = HEAD_RATE * (1 - step / HEAD_STEPS)
-            batch = torch.from_numpy(rng.integers(len(chosen), size=HEAD_BATCH)).to(self.device)
+            batch = torch.from_numpy(rng.integers(len(images), size=HEAD_BATCH)).to(self.device)
             loss = nn.functional.kl_div(network.from_features(features[batch]), target[batch], reduction="batchmean")
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -278,7 +278,9 @@ def train(
                 line += validate(trainer, trainer.average, validation)
             trainer.save()
             report(line)
-        network = trainer.adapt_head(*images_for(trainer.round - 1))
+        images, scores = images_for(trainer.round - 1 + HEAD_ROUNDS)
+        new = images.newest(HEAD_ROUNDS)
+        network = trainer.adapt_head(new, scores[-len(new) :])
     if validation:
         report("last layers adapted" + validate(trainer, network, validation))
     return network

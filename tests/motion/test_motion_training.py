@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.motion import training
 from qmri_bidsapp.motion.accuracy import Case, agreement, agreement_by_domain, disturbed_cases, predict
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, planes_of, soft_labels, summarise
 from qmri_bidsapp.motion.pool import Simulator, Stack, store
@@ -23,6 +24,11 @@ def _ball(voxel_size: float = 4.0) -> tuple[torch.Tensor, np.ndarray]:
     axis = (torch.arange(n) - (n - 1) / 2) * voxel_size
     radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
     return 100.0 * (radius < 70) - 40.0 * (radius < 35), np.diag([voxel_size] * 3 + [1.0])
+
+
+@pytest.fixture(autouse=True)
+def one_new_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "HEAD_ROUNDS", 1)
 
 
 @pytest.fixture
@@ -161,6 +167,7 @@ def test_adapted_head_suits_whole_images_better(tmp_path: Path) -> None:
     images, scores = _noisy_stripes(64, np.random.default_rng(2))
     trainer = Trainer(_settings(steps_per_round=100, images_per_step=8, planes_per_image=1, averaging=0.9), tmp_path)
     stored = Stack([store(images)])
+    assert len(Stack([store(images[:32])] * 3).newest(2)) == 64
     trainer.train_round(stored, scores.numpy(), 1)
     adapted = trainer.adapt_head(stored, scores.numpy())
     for name, value in trainer.average.features.state_dict().items():
