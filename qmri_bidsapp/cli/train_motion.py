@@ -128,15 +128,13 @@ def run(arguments: argparse.Namespace) -> None:
     validation = _validation(held_out, arguments.folder / VALIDATION)
     heads = [_head(domain, path, device) for domain, path in training]
     simulator = Simulator(heads, arguments.folder, seed=arguments.seed, n_processes=threads, grid=score.GRID)
-    network = train(
-        trainer, simulator, validation, n_rounds=arguments.rounds, report=lambda line: print(line, flush=True)
-    )
+    train(trainer, simulator, validation, n_rounds=arguments.rounds, report=lambda line: print(line, flush=True))
     folder = arguments.folder / WEIGHTS
     usual = _cases(training, trainer.settings.seed + 1, USUAL_LEVELS)
     still = [case for case in usual if case.score == 0]
     heads_in_place = mean_heads([case.image for case in still], [case.domain for case in still])
-    familiarity = _familiarity(network, usual, device)
-    save_scorer(folder, network, familiarity, heads_in_place, _notes(arguments, trainer, training, held_out))
+    familiarity = _familiarity(trainer.average, usual, device)
+    save_scorer(folder, trainer.average, familiarity, heads_in_place, _notes(arguments, trainer, training, held_out))
     print(f"Weights: {folder}", flush=True)
 
 
@@ -205,6 +203,7 @@ def _familiarity(network: SFCN, cases: list[Case], device: str) -> Familiarity:
 
     from qmri_bidsapp.motion.familiarity import Familiarity
 
+    network.eval()
     with torch.no_grad():
         embeddings = [network.embed(case.image[None].to(device).float()) for case in cases]
     names = [case.head for case in cases]

@@ -118,10 +118,6 @@ class Stack:
     def __len__(self) -> int:
         return self._size * len(self._parts)
 
-    def newest(self, n_parts: int) -> Stack:
-        """Return the images of the last parts."""
-        return Stack(self._parts[-n_parts:])
-
     def __getitem__(self, i: int) -> Images:
         image: Images = self._parts[i // self._size][i % self._size]
         return image

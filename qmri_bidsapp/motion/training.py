@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.accuracy import Case, agreement_by_domain, predict
-from qmri_bidsapp.motion.network import SFCN, STEP, Architecture, middle_of, soft_labels
+from qmri_bidsapp.motion.network import SFCN, Architecture, middle_of, soft_labels
 from qmri_bidsapp.motion.pool import Images, Scores, Simulator, Stack
 from qmri_bidsapp.motion.score import BRIGHTEST
 
@@ -27,10 +27,6 @@ CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 STEPS = 2**31
 #: Rounds from one validation to the next.
 EVERY = 5
-#: Last layers are trained again at the end: rounds of new images, steps, images per step, first rate.
-HEAD_ROUNDS, HEAD_STEPS, HEAD_BATCH, HEAD_RATE = 10, 400, 128, 1e-3
-#: Width of the labels then, mm. Distributions come out wider than they should be by that of the labels.
-HEAD_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
@@ -117,47 +113,12 @@ class Trainer:
             rng = np.random.default_rng([self.settings.seed, STEPS, step])
             torch.manual_seed(int(rng.integers(2**31)))  # dropout
             chosen = rng.integers(len(images), size=self.settings.images_per_step)
-            planes = self._planes([images[i] for i in chosen], self.settings.planes_per_image, rng)
+            parts = [vary_planes(images[i], self.settings.planes_per_image, rng) for i in chosen]
+            planes = [torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*parts, strict=True)]
             target = soft_labels(torch.from_numpy(scores[chosen]).to(self.device))
             losses.append(self._follow(planes, target, self._rate(step, n_rounds)))
         self.round += 1
         return losses
-
-    def _planes(self, images: Sequence[Images], n_planes: int | None, rng: np.random.Generator) -> list[Tensor]:
-        """Return planes of three orientations, (image, plane, height, width), of varied images; see `vary_planes`."""
-        parts = [vary_planes(image, n_planes, rng) for image in images]
-        return [torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*parts, strict=True)]
-
-    def adapt_head(self, images: Stack, scores: Scores) -> SFCN:
-        """Return the averaged network, its last layers trained again on means over all planes, as they are in use.
-
-        Features of single planes scatter, and labels are soft: without this, distributions would be too wide.
-
-        Parameters
-        ----------
-        images : Stack
-            n images as `pool.store` gives them, not used in training before: with images that the convolutions know,
-            distributions would be too narrow.
-        scores : ndarray
-            (n,) mm.
-        """
-        rng = np.random.default_rng([self.settings.seed, STEPS])
-        torch.manual_seed(self.settings.seed)
-        network = copy.deepcopy(self.average).eval()
-        with torch.no_grad():
-            found = [network.embed_planes(self._planes([images[i]], None, rng)) for i in range(len(images))]
-        features = torch.cat(found)
-        target = soft_labels(torch.from_numpy(scores).to(self.device), HEAD_SIGMA)
-        network.head.train()
-        optimiser = torch.optim.AdamW(network.head.parameters(), weight_decay=self.settings.weight_decay)
-        for step in range(HEAD_STEPS):
-            optimiser.param_groups[0]["lr"] = HEAD_RATE * (1 - step / HEAD_STEPS)
-            batch = torch.from_numpy(rng.integers(len(images), size=HEAD_BATCH)).to(self.device)
-            loss = nn.functional.kl_div(network.from_features(features[batch]), target[batch], reduction="batchmean")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        return network.eval()
 
     def _rate(self, step: int, n_rounds: int) -> float:
         """Return the learning rate at a step."""
@@ -218,17 +179,13 @@ class Trainer:
             stream.write(json.dumps(line | entry) + "\n")
 
 
-def vary_planes(image: Images, n_planes: int | None, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
-    """Return planes of a stored image, of each orientation, with another contrast, side and noise than it has.
-
-    Planes are drawn, or those that are looked at in use where `n_planes` is None.
-    """
+def vary_planes(image: Images, n_planes: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
+    """Return planes of a stored image, of each orientation, with another contrast, side and noise than it has."""
     side, gamma, factor = rng.uniform() < 0.5, float(np.exp(rng.normal(0, 0.15))), rng.uniform(0.8, 1.1)
     noise = float(np.exp(rng.uniform(np.log(0.002), np.log(0.03)))) if rng.uniform() < 0.5 else 0.0
     planes = []
     for axis in range(3):
-        first, end = middle_of(image.shape[axis])
-        chosen = np.arange(first, end, STEP) if n_planes is None else rng.integers(first, end, size=n_planes)
+        chosen = rng.integers(*middle_of(image.shape[axis]), size=n_planes)
         plane = np.moveaxis(image, axis, 0)[chosen].astype(np.float32) / 255
         if side and axis > 0:
             plane = plane[:, ::-1]
@@ -247,7 +204,7 @@ def train(
     *,
     n_rounds: int,
     report: Callable[[str], None] = print,
-) -> SFCN:
+) -> None:
     """Train until a number of rounds is reached; save after each, and validate from time to time and at the end.
 
     Parameters
@@ -260,11 +217,6 @@ def train(
         In all, those before a resume included.
     report : callable
         Takes a line of progress.
-
-    Returns
-    -------
-    SFCN
-        The averaged network with its last layers adapted; see `Trainer.adapt_head`.
     """
     begin = time.monotonic() - trainer.seconds
     with simulator.running() as images_for:
@@ -274,21 +226,17 @@ def train(
             trainer.log({"loss": float(np.mean(losses))})
             left = (n_rounds - trainer.round) * trainer.seconds / trainer.round / 3600
             line = f"round {trainer.round}/{n_rounds}  loss {np.mean(losses):.3f}  {left:.1f} h left"
-            if validation and trainer.round % EVERY == 0:
-                line += validate(trainer, trainer.average, validation)
+            if validation and (trainer.round == n_rounds or trainer.round % EVERY == 0):
+                validate(trainer, validation)
+                line += "\n  held out: " + ", ".join(
+                    f"{key} {value:.3f}" for key, value in trainer.figures["all"].items()
+                )
             trainer.save()
             report(line)
-        images, scores = images_for(trainer.round - 1 + HEAD_ROUNDS)
-        new = images.newest(HEAD_ROUNDS)
-        network = trainer.adapt_head(new, scores[-len(new) :])
-    if validation:
-        report("last layers adapted" + validate(trainer, network, validation))
-    return network
 
 
-def validate(trainer: Trainer, network: SFCN, validation: Sequence[Case]) -> str:
-    """Find the figures of a network on held-out heads, by domain; log them, and return a line of them."""
-    found = predict(network, [case.image for case in validation], trainer.device)
+def validate(trainer: Trainer, validation: Sequence[Case]) -> None:
+    """Find the figures of the averaged weights on held-out heads, by domain, and log them."""
+    found = predict(trainer.average, [case.image for case in validation], trainer.device)
     trainer.figures = agreement_by_domain(validation, *found)
     trainer.log({"validation": trainer.figures})
-    return "\n  held out: " + ", ".join(f"{key} {value:.3f}" for key, value in trainer.figures["all"].items())

@@ -35,8 +35,6 @@ def small(monkeypatch):
     monkeypatch.setattr(pool, "Simulator", partial(pool.Simulator, heads_per_round=2, samples_per_head=2))
     architecture = Architecture(channels=(8, 8, 8, 8, 8, 8), hidden=16)
     monkeypatch.setattr(train_motion, "LEVELS", dict.fromkeys(train_motion.LEVELS, 2))
-    monkeypatch.setattr(training, "HEAD_STEPS", 5)
-    monkeypatch.setattr(training, "HEAD_ROUNDS", 1)
     monkeypatch.setattr(training, "Settings", partial(training.Settings, architecture=architecture, steps_per_round=2))
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.motion import training
 from qmri_bidsapp.motion.accuracy import Case, agreement, agreement_by_domain, disturbed_cases, predict
-from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, planes_of, soft_labels, summarise
+from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, soft_labels, summarise
 from qmri_bidsapp.motion.pool import Simulator, Stack, store
 from qmri_bidsapp.motion.samples import Head, draw_samples, image_head, label_head
 from qmri_bidsapp.motion.score import Grid
@@ -24,11 +23,6 @@ def _ball(voxel_size: float = 4.0) -> tuple[torch.Tensor, np.ndarray]:
     axis = (torch.arange(n) - (n - 1) / 2) * voxel_size
     radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
     return 100.0 * (radius < 70) - 40.0 * (radius < 35), np.diag([voxel_size] * 3 + [1.0])
-
-
-@pytest.fixture(autouse=True)
-def one_new_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "HEAD_ROUNDS", 1)
 
 
 @pytest.fixture
@@ -140,8 +134,6 @@ def test_planes_are_those_of_the_middle(monkeypatch: pytest.MonkeyPatch) -> None
     planes = vary_planes(image, 5, np.random.default_rng(0))
     assert [plane.shape for plane in planes] == [(5, 30, 40), (5, 20, 40), (5, 20, 30)]
     assert all((plane.max(axis=(1, 2)) > 0.5).all() for plane in planes)
-    in_use = vary_planes(image, None, np.random.default_rng(0))
-    assert [plane.shape for plane in in_use] == [part.shape[1:] for part in planes_of(torch.zeros(1, 20, 30, 40))]
 
 
 def _noisy_stripes(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,25 +153,6 @@ def test_training_learns(tmp_path: Path) -> None:
     images, scores = _noisy_stripes(12, np.random.default_rng(1))
     mean, _, _ = predict(trainer.average, list(images))
     assert np.abs(mean - scores.numpy()).mean() < 0.5  # 1 mm without learning
-
-
-def test_adapted_head_suits_whole_images_better(tmp_path: Path) -> None:
-    images, scores = _noisy_stripes(64, np.random.default_rng(2))
-    trainer = Trainer(_settings(steps_per_round=100, images_per_step=8, planes_per_image=1, averaging=0.9), tmp_path)
-    stored = Stack([store(images)])
-    assert len(Stack([store(images[:32])] * 3).newest(2)) == 64
-    trainer.train_round(stored, scores.numpy(), 1)
-    adapted = trainer.adapt_head(stored, scores.numpy())
-    for name, value in trainer.average.features.state_dict().items():
-        assert torch.equal(value, adapted.features.state_dict()[name]), name
-    with torch.no_grad():
-        before, after = (
-            torch.nn.functional.kl_div(network.eval()(images), soft_labels(scores), reduction="batchmean")
-            for network in (trainer.average, adapted)
-        )
-    assert after < before - 0.05
-    again = trainer.adapt_head(stored, scores.numpy())
-    assert torch.equal(adapted.head[0].weight, again.head[0].weight)
 
 
 def test_soft_labels_and_summary_agree() -> None:
