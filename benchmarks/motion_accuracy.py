@@ -116,6 +116,8 @@ def main() -> None:
     for domain in ("real", "rendered", "stripped", "all"):
         for condition in CONDITIONS:
             rows = [row for row in found if row[1] == condition and domain in (row[0], "all")]
+            if not rows:
+                continue
             row = figures[f"{domain} {condition[0]} {condition[1]}"] = figures_of(rows)
             cells = " | ".join(format(row[key], form) for key, (_, form) in COLUMNS.items())
             size = f"{condition[0]} mm" if condition[0] else "as it came"
