@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +68,17 @@ def add_parser(commands: Any) -> None:
         "--hold-out", nargs="+", default=[], metavar="NAME", help="files whose name holds this are for validation only"
     )
     motion.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="DIR",
+        help="weights to begin with, to adapt them to other heads or to go on (default: random ones)",
+    )
+    motion.add_argument(
         "--rounds",
         type=int,
         default=100,
         metavar="N",
-        help="rounds of 128 new images and 240 steps, in all; the learning rate falls to zero at the last "
+        help="rounds of 128 new images and 200 steps, in all; the learning rate falls to zero at the last "
         "(default: %(default)s)",
     )
     motion.add_argument("--seed", type=seed, default=0, metavar="S", help="of everything random (default: %(default)s)")
@@ -112,7 +119,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise OutputError(f"{arguments.folder} cannot be made ({error.strerror or error}).") from error
     torch.set_num_threads(threads)
     device = find_device(arguments.device)
-    trainer = Trainer(Settings(seed=arguments.seed), arguments.folder, device)
     files = _files(arguments)
     training = [item for item in files if not _held_out(item[1], arguments.hold_out)]
     if not training:
@@ -123,6 +129,11 @@ def run(arguments: argparse.Namespace) -> None:
         if not any(_held_out(path, [name]) for _, path in files):
             raise UsageError(f"--hold-out {name}: no file has a name with it.")
     held_out = [item for item in files if _held_out(item[1], arguments.hold_out)]
+    start, sha256 = _start(arguments.start_from, held_out)
+    settings = Settings(seed=arguments.seed, start=sha256)
+    if start is not None:
+        settings = replace(settings, architecture=start.architecture)
+    trainer = Trainer(settings, arguments.folder, device, start)
     _compare_data(arguments.folder, training, held_out)
     print(f"{len(training)} heads to train on, {len(held_out)} held out; {device}, threads: {threads}", flush=True)
     validation = _validation(held_out, arguments.folder / VALIDATION)
@@ -150,6 +161,27 @@ def _files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
             raise InputMissingError(f"{folder} does not exist or holds no .nii or .nii.gz.")
         found += [(domain, path) for path in paths]
     return found
+
+
+def _start(folder: Path | None, held_out: list[tuple[str, Path]]) -> tuple[SFCN | None, str]:
+    """Return the network to begin with and the SHA-256 of its weights.
+
+    Raises
+    ------
+    UsageError
+        If they were trained on heads that are held out now.
+    """
+    from qmri_bidsapp.estimators.weights import sha256_of
+    from qmri_bidsapp.motion.scorer import load_network
+
+    if folder is None:
+        return None, ""
+    network, _, notes = load_network(folder)
+    known = {name for names in notes["data"].values() for name in names}
+    seen = sorted(path.name for _, path in held_out if path.name in known)
+    if seen:
+        raise UsageError(f"--hold-out: the weights in {folder} were trained on {', '.join(seen)}.")
+    return network, sha256_of(folder)
 
 
 def _compare_data(folder: Path, training: list[tuple[str, Path]], held_out: list[tuple[str, Path]]) -> None:
@@ -223,6 +255,7 @@ def _notes(
         "distribution": "scores uniform over 0 to 4 mm, 8 % of the images without motion; 2 to 8 movements; see docs",
         "noise": "standard deviation 0.3 to 5 % of the 99th percentile, log-uniform, in 85 % of the images",
         "seed": arguments.seed,
+        "start": trainer.settings.start,
         "rounds": trainer.round,
         "hours": round(trainer.seconds / 3600, 2),
         "validation": trainer.figures,

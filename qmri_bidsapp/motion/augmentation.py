@@ -18,8 +18,8 @@ from qmri_bidsapp.motion.score import Grid
 
 #: Control points of deformations and fields.
 CONTROL_POINTS = (6, 7, 7)
-#: Ranges of acquired voxel sizes, usual and unusual, mm.
-FINE, COARSE = (0.8, 1.3), (1.3, 2.0)
+#: Range of acquired voxel sizes, mm.
+RESOLUTION = (0.65, 2.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Acquisition:
 def draw_anatomy(rng: np.random.Generator, *, deform: float = 0.5) -> Anatomy:
     """Draw a head; `deform` is the share of heads whose shape changes."""
     displacement = rng.normal(0, rng.uniform(1, 4), (3, *CONTROL_POINTS)) if rng.uniform() < deform else None
-    resolution = np.full(3, rng.uniform(*FINE) if rng.uniform() < 0.75 else rng.uniform(*COARSE))
+    resolution = np.full(3, np.exp(rng.uniform(*np.log(RESOLUTION))))
     if rng.uniform() < 0.3:
         resolution[rng.integers(3)] *= rng.uniform(1, 1.4)
     return Anatomy(

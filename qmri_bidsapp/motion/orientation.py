@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool3d
 from qmri_bidsapp.motion.label import Floats
 
 #: Voxels of the network's input that become one.
-BLOCK = 8
+BLOCK = 10
 
 
 def mean_heads(images: Sequence[Tensor], domains: Sequence[str]) -> Tensor:

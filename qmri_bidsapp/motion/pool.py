@@ -1,4 +1,4 @@
-"""Simulated images of a training, made by processes side by side and kept in files."""
+"""Planes of the simulated images of a training, made by processes side by side and kept in files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,19 +16,45 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qmri_bidsapp.motion.network import middle_of
 from qmri_bidsapp.motion.samples import Head, draw_samples
 from qmri_bidsapp.motion.score import BRIGHTEST, GRID, Grid
 
 #: Folder of the files, within that of a training.
 FOLDER = "samples"
+#: Planes that are kept of each orientation of an image.
+KEPT_PLANES = 12
 
-Images: TypeAlias = npt.NDArray[np.uint8]
-Scores: TypeAlias = npt.NDArray[np.float32]
+Planes: TypeAlias = npt.NDArray[np.uint8]
 
 
-def store(images: Tensor) -> Images:
-    """Return images as bytes, finer where they are dark: ghosts in air must not drown in rounding."""
-    return (255 * (images / BRIGHTEST).sqrt()).round().to(torch.uint8).cpu().numpy()
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images of a round.
+
+    Attributes
+    ----------
+    x, y, z : ndarray
+        (image, plane, height, width) planes across each axis, as `store` gives them.
+    scores : ndarray
+        (image,) mm.
+    profiles : ndarray
+        (image, value) see `samples.profile_of`.
+    """
+
+    x: Planes
+    y: Planes
+    z: Planes
+    scores: npt.NDArray[np.float32]
+    profiles: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def store(planes: Tensor) -> Planes:
+    """Return planes as bytes, finer where they are dark: ghosts in air must not drown in rounding."""
+    return (255 * (planes / BRIGHTEST).sqrt()).round().to(torch.uint8).cpu().numpy()
 
 
 class Simulator:
@@ -56,18 +83,18 @@ class Simulator:
         seed: int,
         heads_per_round: int = 16,
         samples_per_head: int = 8,
-        kept: int = 48,
+        kept: int = 96,
         n_processes: int = 1,
         grid: Grid = GRID,
     ) -> None:
         self._heads, self._grid, self._folder, self._seed = heads, grid, directory / FOLDER, seed
         self._heads_per_round, self._samples_per_head, self._kept = heads_per_round, samples_per_head, kept
         self._n_processes = 1 if heads[0].volume.is_cuda else n_processes
-        self._parts: dict[int, tuple[Images, Scores]] = {}
+        self._parts: dict[int, Part] = {}
 
     @contextmanager
-    def running(self) -> Iterator[Callable[[int], tuple[Stack, Scores]]]:
-        """Give a function that returns the images and scores that are used in a round."""
+    def running(self) -> Iterator[Callable[[int], list[Part]]]:
+        """Give a function that returns the parts that are used in a round."""
         self._folder.mkdir(exist_ok=True)
         arguments = (self._heads, self._grid)
         if self._n_processes == 1:
@@ -78,7 +105,7 @@ class Simulator:
         with ProcessPoolExecutor(self._n_processes, context, initializer=_begin_process, initargs=arguments) as others:
             yield lambda number: self._up_to(number, others.map)
 
-    def _up_to(self, number: int, apply: Callable[..., Any]) -> tuple[Stack, Scores]:
+    def _up_to(self, number: int, apply: Callable[..., Any]) -> list[Part]:
         first = max(0, number + 1 - self._kept)
         for old in [key for key in self._parts if key < first]:
             del self._parts[old]
@@ -86,41 +113,26 @@ class Simulator:
         for key in range(first, number + 1):
             if key not in self._parts:
                 self._parts[key] = self._read(key) or self._make(key, apply)
-        images, scores = zip(*self._parts.values(), strict=True)
-        return Stack(images), np.concatenate(scores)
+        return list(self._parts.values())
 
-    def _read(self, number: int) -> tuple[Images, Scores] | None:
+    def _read(self, number: int) -> Part | None:
         path = self._file(number)
         if not path.exists():
             return None
         with np.load(path) as stored:
-            return stored["images"], stored["scores"]
+            return Part(**stored)
 
-    def _make(self, number: int, apply: Callable[..., Any]) -> tuple[Images, Scores]:
+    def _make(self, number: int, apply: Callable[..., Any]) -> Part:
         seeds = [[self._seed, number, i] for i in range(self._heads_per_round)]
         parts = list(apply(_simulate, seeds, [self._samples_per_head] * len(seeds)))
-        images, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        whole = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Part)}
         temporary = self._folder / f".{os.getpid()}.npz"
-        np.savez(temporary, images=images, scores=scores)
+        np.savez(temporary, **whole)
         temporary.replace(self._file(number))
-        return images, scores
+        return Part(**whole)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:05d}.npz"
-
-
-class Stack:
-    """Arrays of equally many images as one, without a copy."""
-
-    def __init__(self, parts: Sequence[Images]) -> None:
-        self._parts, self._size = parts, len(parts[0])
-
-    def __len__(self) -> int:
-        return self._size * len(self._parts)
-
-    def __getitem__(self, i: int) -> Images:
-        image: Images = self._parts[i // self._size][i % self._size]
-        return image
 
 
 _SHARED: dict[str, Any] = {}
@@ -136,6 +148,17 @@ def _begin_process(heads: Sequence[Head], grid: Grid) -> None:
     _begin(heads, grid)
 
 
-def _simulate(seed: Sequence[int], n: int) -> tuple[Images, Scores]:
-    images, scores = draw_samples(_SHARED["heads"], n, np.random.default_rng(seed), _SHARED["grid"])
-    return store(images), scores.cpu().numpy()
+def _simulate(seed: Sequence[int], n: int) -> Part:
+    rng = np.random.default_rng(seed)
+    planes: list[list[Planes]] = [[], [], []]
+    scores, profiles = [], []
+    for image, score, profile in draw_samples(_SHARED["heads"], n, rng, _SHARED["grid"]):
+        for axis, kept in enumerate(planes):
+            first, end = middle_of(image.shape[axis])
+            # One of each of as many equal parts.
+            places = first + (np.arange(KEPT_PLANES) + rng.uniform(size=KEPT_PLANES)) * (end - first) / KEPT_PLANES
+            kept.append(store(image.movedim(axis, 0)[places.astype(int).tolist()]))
+        scores.append(score)
+        profiles.append(profile)
+    x, y, z = (np.stack(kept) for kept in planes)
+    return Part(x, y, z, np.array(scores, dtype=np.float32), np.stack(profiles).astype(np.float32))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from qmri_bidsapp.motion.augmentation import (
 from qmri_bidsapp.motion.label import Floats
 from qmri_bidsapp.motion.rendering import classes_of, draw_contrast, render
 from qmri_bidsapp.motion.score import Grid, find_head, reorient, resample, scale
-from qmri_bidsapp.motion.simulation import apply_motion, draw_motion, still
+from qmri_bidsapp.motion.simulation import MAX_SCORE, Motion, apply_motion, draw_motion, still
 
 RENDERED = "rendered"
 #: Share of each kind of head in training.
@@ -29,8 +29,10 @@ DOMAINS = {"real": 0.5, RENDERED: 0.35, "stripped": 0.15}
 STILL = 0.08
 #: Voxel size of label maps, mm.
 LABEL_SPACING = 1.0
-#: Range of the finest acquired voxel of rendered heads, mm.
-RENDERED_RESOLUTION = (1.0, 1.4)
+#: Spatial frequencies that limit the bands of a profile, cycles/mm.
+BANDS = np.linspace(0, 0.4, 9)
+#: Values of a profile.
+N_PROFILE = 2 * (len(BANDS) - 1)
 #: Intensity below which voxels hold nothing, in units of the 99th percentile.
 EMPTY = 0.01
 
@@ -106,8 +108,31 @@ def appear(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -
     return vary_head(volume, anatomy, spacing)
 
 
-def draw_samples(heads: Sequence[Head], n: int, rng: np.random.Generator, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return images of one head, each with its own motion and acquisition.
+def profile_of(motion: Motion) -> Floats:
+    """Return how far from its place the head lay while each band of k-space was acquired, on average and at most.
+
+    The network learns to tell it beside the score, which it explains.
+
+    Parameters
+    ----------
+    motion : Motion
+
+    Returns
+    -------
+    ndarray
+        (2 band,) mean and largest deviation of a band, in units of the largest score.
+    """
+    width = BANDS[1] - BANDS[0]
+    inside = BANDS[:-1, None] + (np.arange(8) + 0.5) / 8 * width
+    both = np.concatenate([inside, -inside], axis=1)
+    deviation = motion.deviation_at(both.ravel()).reshape(both.shape) / MAX_SCORE
+    return np.concatenate([deviation.mean(1), deviation.max(1)])
+
+
+def draw_samples(
+    heads: Sequence[Head], n: int, rng: np.random.Generator, grid: Grid
+) -> Iterator[tuple[Tensor, float, Floats]]:
+    """Yield images of one head, each with its own motion and acquisition.
 
     Parameters
     ----------
@@ -118,30 +143,26 @@ def draw_samples(heads: Sequence[Head], n: int, rng: np.random.Generator, grid: 
     rng : Generator
     grid : Grid
 
-    Returns
-    -------
+    Yields
+    ------
     Tensor
-        (n, x, y, z) the network's inputs.
-    Tensor
-        (n,) scores, mm.
+        (x, y, z) the network's input.
+    float
+        Score, mm.
+    ndarray
+        See `profile_of`.
     """
     present = {domain: share for domain, share in DOMAINS.items() if any(head.domain == domain for head in heads)}
     domain = rng.choice(list(present), p=np.array(list(present.values())) / sum(present.values()))
     of_domain = [head for head in heads if head.domain == domain]
     head = of_domain[rng.integers(len(of_domain))]
     anatomy = draw_anatomy(rng)
-    # A head is not sharper than it came, nor does a label map hold what is finer than its voxels.
-    finest = np.full(3, rng.uniform(*RENDERED_RESOLUTION)) if domain == RENDERED else head.voxel_size
-    anatomy = replace(anatomy, resolution=np.maximum(anatomy.resolution, finest))
     base = appear(head, anatomy, rng, grid)
     empty = base < EMPTY
-    images, scores = [], []
     for _ in range(n):
         resolution = anatomy.resolution.tolist()
         motion = still(resolution[0]) if rng.uniform() < STILL else draw_motion(rng, resolution)
         moved = apply_motion(base, motion, [grid.spacing] * 3, centre=grid.head_centre().tolist())
         acquisition = draw_acquisition(rng, grid)
         blank = empty if domain == "stripped" or acquisition.keep_zeros else None
-        images.append(scale(vary_acquisition(moved, blank, acquisition, grid)))
-        scores.append(motion.score)
-    return torch.stack(images), torch.tensor(scores, dtype=torch.float32, device=base.device)
+        yield scale(vary_acquisition(moved, blank, acquisition, grid)), motion.score, profile_of(motion)

@@ -65,7 +65,7 @@ class Grid:
         return np.array([before + (n - 1) / 2 for n, (before, _) in zip(self.shape, self.margin, strict=True)])
 
 
-GRID = Grid(1.5, (112, 136, 112), ((8, 8), (4, 4), (28, 4)))
+GRID = Grid(1.2, (140, 170, 140), ((10, 10), (5, 5), (35, 5)))
 
 
 def reorient(volume: Tensor, affine: Floats) -> tuple[Tensor, Floats]:

@@ -31,6 +31,7 @@ COVERAGE = 0.9
 HEADS = "heads"
 #: A p-value below this is said to be unlike the training data.
 UNLIKE = 0.01
+OTHER_VERSION = "The weights in {} are not for this version of the network ({})."
 #: An interval longer than this leaves the score open, mm.
 OPEN = 2.0
 
@@ -119,19 +120,15 @@ class MotionScorer:
         WeightsError
             If they are damaged, for something else, or other than stated.
         """
-        tensors, notes = load_weights(folder, IDENTITY)
+        network, tensors, notes = load_network(folder)
         found = sha256_of(folder)
         _compare(found, sha256, folder)
         try:
-            options: dict[str, Any] = dict(notes["architecture"])
-            options["channels"] = tuple(options["channels"])
-            network = SFCN(Architecture(**options))
             familiarity, heads = Familiarity.from_tensors(tensors), tensors[HEADS]
-            network.load_state_dict({name: tensors[name] for name in network.state_dict()})
             if (notes["spacing"], tuple(notes["shape"])) != (GRID.spacing, GRID.shape):
                 raise ValueError(f"input of {notes['shape']} voxels of {notes['spacing']} mm")
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"The weights in {folder} are not for this version of the network ({error}).") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(OTHER_VERSION.format(folder, error)) from error
         network.eval()
 
         def look(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,6 +211,25 @@ class MotionScorer:
             warnings.append(f"The network is uncertain: the interval is {high - low:.1f} mm long.")
         probability = tuple(log_probability[0].exp().double().tolist())
         return MotionScore(mean, low, high, probability, embedding, p_value, tuple(warnings))
+
+
+def load_network(folder: Path) -> tuple[SFCN, Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the network of a folder that `save_scorer` wrote, all its tensors, and the notes about its training.
+
+    Raises
+    ------
+    WeightsError
+        If they are damaged, or for something else.
+    """
+    tensors, notes = load_weights(folder, IDENTITY)
+    try:
+        options: dict[str, Any] = dict(notes["architecture"])
+        options["channels"] = tuple(options["channels"])
+        network = SFCN(Architecture(**options))
+        network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(OTHER_VERSION.format(folder, error)) from error
+    return network, tensors, notes
 
 
 def save_scorer(

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qmri_bidsapp.motion.label import RADIUS, Floats, motion_score, rotation_matrix
+from qmri_bidsapp.motion.label import RADIUS, Floats, motion_score, rms_deviation, rotation_matrix
 
 #: Orders of the slow phase-encoding loop: from one end of k-space to the other, or outwards from its centre.
 LINEAR, CENTRIC = "linear", "centric"
@@ -87,6 +87,23 @@ class Motion:
         else:
             time = np.where(k < 0, self.centre * (1 + k), self.centre + (1 - self.centre) * k)
         return np.searchsorted(self.onsets, time, side="right")
+
+    def deviation_at(self, frequency: npt.NDArray[Any]) -> Floats:
+        """Return how far from its place at the centre of k-space the head lay when each plane was acquired.
+
+        Parameters
+        ----------
+        frequency : ndarray
+            (plane,) cycles/mm.
+
+        Returns
+        -------
+        ndarray
+            (plane,) root-mean-square deviation, mm.
+        """
+        rotations = rotation_matrix(self.rotations)
+        pose, centre = self.pose_at(frequency), int(self.pose_at(np.zeros(1))[0])
+        return rms_deviation(rotations[centre], self.translations[centre], rotations[pose], self.translations[pose])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a record that JSON can hold."""

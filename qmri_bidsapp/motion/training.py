@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.accuracy import Case, agreement_by_domain, predict
-from qmri_bidsapp.motion.network import SFCN, Architecture, middle_of, soft_labels
-from qmri_bidsapp.motion.pool import Images, Scores, Simulator, Stack
+from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels
+from qmri_bidsapp.motion.pool import Part, Simulator
+from qmri_bidsapp.motion.samples import N_PROFILE
 from qmri_bidsapp.motion.score import BRIGHTEST
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -40,29 +41,37 @@ class Settings:
     seed : int
     architecture : Architecture
     steps_per_round : int
-    images_per_step, planes_per_image : int
-        A batch; planes are of each orientation. One plane of many images tells more than many planes of a few.
+    images_per_step : int
+        A batch, of one plane of each orientation: one plane of many images tells more than many planes of a few.
+    profile_weight : float
+        Of the task of telling profiles (see `samples.profile_of`), beside that of telling scores.
     learning_rate : float
         Reached after `warm_up` steps; falls to zero over the second half of the steps.
     warm_up : int
     weight_decay : float
     averaging : float
         Decay, per step, of the average of the weights that is evaluated and kept.
+    start : str
+        SHA-256 of the weights that it begins with; empty for random ones.
     """
 
     seed: int = 0
     architecture: Architecture = field(default_factory=Architecture)
-    steps_per_round: int = 240
+    steps_per_round: int = 200
     images_per_step: int = 32
-    planes_per_image: int = 1
+    profile_weight: float = 10.0
     learning_rate: float = 1e-3
     warm_up: int = 100
     weight_decay: float = 0.01
     averaging: float = 0.998
+    start: str = ""
 
 
 class Trainer:
     """Network, average of its weights and optimiser, with the way to a file and back.
+
+    Beside the score the network learns to tell which bands of k-space were disturbed and how far, which explains the
+    score; the layer that tells it is of no use later.
 
     Parameters
     ----------
@@ -70,6 +79,8 @@ class Trainer:
     directory : Path
         Holds the checkpoint and the log; training goes on from a checkpoint that is there.
     device : str
+    start : SFCN, optional
+        Network to begin with, of the architecture of the settings.
 
     Raises
     ------
@@ -77,13 +88,18 @@ class Trainer:
         If the checkpoint was made with other settings.
     """
 
-    def __init__(self, settings: Settings, directory: Path, device: str = "cpu") -> None:
+    def __init__(self, settings: Settings, directory: Path, device: str = "cpu", start: SFCN | None = None) -> None:
         self.settings, self.directory, self.device = settings, directory, device
         torch.manual_seed(settings.seed)
         self.network = SFCN(settings.architecture).to(device)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
         self.average = copy.deepcopy(self.network)
+        self.profile = nn.Linear(settings.architecture.hidden, N_PROFILE).to(device)
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            [*self.network.parameters(), *self.profile.parameters()],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         self.round, self.seconds = 0, 0.0
         self.figures: dict[str, dict[str, float]] = {}
@@ -95,15 +111,13 @@ class Trainer:
         """Steps of all rounds that are done."""
         return self.round * self.settings.steps_per_round
 
-    def train_round(self, images: Stack, scores: Scores, n_rounds: int) -> list[float]:
+    def train_round(self, parts: Sequence[Part], n_rounds: int) -> list[float]:
         """Follow the gradients of one round; return the loss of each step.
 
         Parameters
         ----------
-        images : Stack
-            n images as `pool.store` gives them.
-        scores : ndarray
-            (n,) mm.
+        parts : sequence of Part
+            Equally long.
         n_rounds : int
             Of the whole training, which the learning rate goes by.
         """
@@ -112,11 +126,15 @@ class Trainer:
         for step in range(self.step, self.step + self.settings.steps_per_round):
             rng = np.random.default_rng([self.settings.seed, STEPS, step])
             torch.manual_seed(int(rng.integers(2**31)))  # dropout
-            chosen = rng.integers(len(images), size=self.settings.images_per_step)
-            parts = [vary_planes(images[i], self.settings.planes_per_image, rng) for i in chosen]
-            planes = [torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*parts, strict=True)]
-            target = soft_labels(torch.from_numpy(scores[chosen]).to(self.device))
-            losses.append(self._follow(planes, target, self._rate(step, n_rounds)))
+            chosen = rng.integers(len(parts) * len(parts[0]), size=self.settings.images_per_step)
+            places = [(parts[i // len(parts[0])], i % len(parts[0])) for i in chosen]
+            varied = [vary_planes(part, i, rng) for part, i in places]
+            planes = [torch.from_numpy(np.stack(same)).to(self.device) for same in zip(*varied, strict=True)]
+            scores, profiles = (
+                torch.from_numpy(np.stack([getattr(part, name)[i] for part, i in places])).to(self.device)
+                for name in ("scores", "profiles")
+            )
+            losses.append(self._follow(planes, soft_labels(scores), profiles, self._rate(step, n_rounds)))
         self.round += 1
         return losses
 
@@ -126,15 +144,18 @@ class Trainer:
         left = 1 - step / (n_rounds * self.settings.steps_per_round)
         return self.settings.learning_rate * rise * min(1.0, 2 * left)
 
-    def _follow(self, planes: Sequence[Tensor], target: Tensor, rate: float) -> float:
+    def _follow(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> float:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # Half precision takes a third of the time on processors that have it; statistics and losses stay in single.
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            log_probability = self.network.from_planes(planes)
-        loss = nn.functional.kl_div(log_probability.float(), target, reduction="batchmean")
+            *layers, last = self.network.head
+            hidden = nn.Sequential(*layers)(self.network.embed_planes(planes))
+            log_probability, told = torch.log_softmax(last(hidden).float(), dim=1), self.profile(hidden)
+        loss = nn.functional.kl_div(log_probability, target, reduction="batchmean")
+        whole = loss + self.settings.profile_weight * nn.functional.mse_loss(told.float(), profiles)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        whole.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimiser.step()
         self._average_weights()
@@ -156,6 +177,7 @@ class Trainer:
             "figures": self.figures,
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
+            "profile": self.profile.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
         temporary = self.directory / f".{CHECKPOINT}-{os.getpid()}"
@@ -169,6 +191,7 @@ class Trainer:
             raise InputError(f"{path} was made with other settings ({state['settings']}): name another folder.")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        self.profile.load_state_dict(state["profile"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.round, self.seconds, self.figures = state["round"], state["seconds"], state["figures"]
 
@@ -179,14 +202,13 @@ class Trainer:
             stream.write(json.dumps(line | entry) + "\n")
 
 
-def vary_planes(image: Images, n_planes: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
-    """Return planes of a stored image, of each orientation, with another contrast, side and noise than it has."""
+def vary_planes(part: Part, image: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
+    """Return a plane of each orientation of a stored image, (1, height, width), with other contrast, side and noise."""
     side, gamma, factor = rng.uniform() < 0.5, float(np.exp(rng.normal(0, 0.15))), rng.uniform(0.8, 1.1)
     noise = float(np.exp(rng.uniform(np.log(0.002), np.log(0.03)))) if rng.uniform() < 0.5 else 0.0
     planes = []
-    for axis in range(3):
-        chosen = rng.integers(*middle_of(image.shape[axis]), size=n_planes)
-        plane = np.moveaxis(image, axis, 0)[chosen].astype(np.float32) / 255
+    for axis, kept in enumerate((part.x, part.y, part.z)):
+        plane = kept[image, rng.integers(kept.shape[1])][None].astype(np.float32) / 255
         if side and axis > 0:
             plane = plane[:, ::-1]
         plane = factor * BRIGHTEST * plane ** np.float32(2 * gamma)
@@ -221,7 +243,7 @@ def train(
     begin = time.monotonic() - trainer.seconds
     with simulator.running() as images_for:
         while trainer.round < n_rounds:
-            losses = trainer.train_round(*images_for(trainer.round), n_rounds)
+            losses = trainer.train_round(images_for(trainer.round), n_rounds)
             trainer.seconds = time.monotonic() - begin
             trainer.log({"loss": float(np.mean(losses))})
             left = (n_rounds - trainer.round) * trainer.seconds / trainer.round / 3600

@@ -71,6 +71,19 @@ def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
     assert "on other heads" in capsys.readouterr().err
 
 
+def test_training_begins_with_other_weights(heads, tmp_path, capsys):
+    assert run(str(tmp_path / "first"), "--heads", str(heads), "--hold-out", "two", "--rounds", "1") == 0
+    again = (str(tmp_path / "again"), "--heads", str(heads), "--start-from", str(tmp_path / "first/weights"))
+    assert run(*again, "--hold-out", "one", "--rounds", "1") == 64
+    assert "were trained on one_T1w.nii.gz" in capsys.readouterr().err
+    assert run(*again, "--hold-out", "two", "--rounds", "1") == 0
+    first, second = (scorer.MotionScorer.load(tmp_path / name / "weights") for name in ("first", "again"))
+    assert (first.notes["start"], second.notes["start"]) == ("", first.sha256)
+    assert run(str(tmp_path / "again"), "--heads", str(heads), "--hold-out", "two", "--rounds", "2") == 1
+    assert "other settings" in capsys.readouterr().err
+    assert run(str(tmp_path / "third"), "--heads", str(heads), "--start-from", str(tmp_path)) == 64
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.motion import pool
 from qmri_bidsapp.motion.accuracy import Case, agreement, agreement_by_domain, disturbed_cases, predict
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, soft_labels, summarise
-from qmri_bidsapp.motion.pool import Simulator, Stack, store
-from qmri_bidsapp.motion.samples import Head, draw_samples, image_head, label_head
+from qmri_bidsapp.motion.pool import KEPT_PLANES, Part, Simulator, store
+from qmri_bidsapp.motion.samples import BANDS, N_PROFILE, Head, draw_samples, image_head, label_head, profile_of
 from qmri_bidsapp.motion.score import Grid
+from qmri_bidsapp.motion.simulation import LINEAR, Motion, still
 from qmri_bidsapp.motion.training import Settings, Trainer, train, vary_planes
 
 SMALL = Grid(6.0, (32, 32, 40), ((2, 2), (2, 2), (4, 2)))
@@ -39,7 +41,7 @@ def heads() -> list[Head]:
 
 
 def _settings(**changes: object) -> Settings:
-    small = {"architecture": ARCHITECTURE, "steps_per_round": 2, "images_per_step": 2, "planes_per_image": 2}
+    small = {"architecture": ARCHITECTURE, "steps_per_round": 2, "images_per_step": 2}
     return Settings(**(small | changes))
 
 
@@ -49,16 +51,28 @@ def _simulator(heads: list[Head], folder: Path, **changes: object) -> Simulator:
 
 
 def test_samples_depend_on_the_seed_alone(heads: list[Head]) -> None:
-    images, scores = draw_samples(heads, 3, np.random.default_rng(2), SMALL)
-    again, _ = draw_samples(heads, 3, np.random.default_rng(2), SMALL)
-    other, _ = draw_samples(heads, 3, np.random.default_rng(3), SMALL)
-    assert images.shape == (3, *SMALL.shape)
-    assert (scores >= 0).all()
-    assert (scores <= 4).all()
-    assert torch.equal(images, again)
-    assert not torch.equal(images, other)
-    assert images.isfinite().all()
-    assert images.min() >= 0
+    samples, again, other = (list(draw_samples(heads, 3, np.random.default_rng(seed), SMALL)) for seed in (2, 2, 3))
+    assert len(samples) == 3
+    for (image, score, profile), (same, *_), (different, *_) in zip(samples, again, other, strict=True):
+        assert image.shape == SMALL.shape
+        assert 0 <= score <= 4
+        assert profile.shape == (N_PROFILE,)
+        assert torch.equal(image, same)
+        assert not torch.equal(image, different)
+        assert image.isfinite().all()
+        assert image.min() >= 0
+
+
+def test_a_profile_tells_which_bands_were_disturbed() -> None:
+    # The head moves by 2 mm once, after three quarters of the acquisition: halfway from the centre to the end.
+    motion = Motion(
+        np.zeros((2, 3)), np.array([[0.0, 0, 0], [0, 0, 2]]), np.array([0.75]), 0, LINEAR, False, 0.5, resolution=1.25
+    )
+    mean, largest = profile_of(motion).reshape(2, -1)
+    assert BANDS[4] == pytest.approx(0.2)
+    np.testing.assert_allclose(largest, [0] * 4 + [0.5] * 4)
+    np.testing.assert_allclose(mean, largest / 2)  # the other half of k-space was acquired before
+    assert not profile_of(still(1.0)).any()
 
 
 def test_resumed_training_gives_the_same_weights(heads: list[Head], tmp_path: Path) -> None:
@@ -98,26 +112,30 @@ def test_a_checkpoint_of_other_settings_is_refused(heads: list[Head], tmp_path: 
 
 def test_simulated_images_are_kept_remade_and_forgotten(heads: list[Head], tmp_path: Path) -> None:
     with _simulator(heads, tmp_path, kept=2).running() as images_for:
-        images, scores = images_for(1)
-        first, last = images[0].copy(), images[7].copy()
-        assert (len(images), len(scores)) == (8, 8)
+        first, last = images_for(1)
+        assert first.x.shape == (4, KEPT_PLANES, 32, 40)
+        assert first.y.shape == (4, KEPT_PLANES, 32, 40)
+        assert first.z.shape == (4, KEPT_PLANES, 32, 32)
+        assert len(first.scores) == len(first.profiles) == 4
         later, _ = images_for(2)
-        np.testing.assert_array_equal(later[3], last)
+        assert later is last
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["00001.npz", "00002.npz"]
     with _simulator(heads, tmp_path, kept=2).running() as images_for:
-        np.testing.assert_array_equal(images_for(1)[0][0], first)
+        _same(images_for(1)[0], first)
+
+
+def _same(one: Part, other: Part) -> None:
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
 
 
 @pytest.mark.slow
 def test_processes_side_by_side_make_the_same_as_one(heads: list[Head], tmp_path: Path) -> None:
     with _simulator(heads, tmp_path).running() as images_for:
-        alone, _ = images_for(0)
-        first, last = alone[0].copy(), alone[3].copy()
+        [alone] = images_for(0)
     (tmp_path / "samples/00000.npz").unlink()
     with _simulator(heads, tmp_path, n_processes=2).running() as images_for:
-        beside, _ = images_for(0)
-        np.testing.assert_array_equal(beside[0], first)
-        np.testing.assert_array_equal(beside[3], last)
+        _same(images_for(0)[0], alone)
 
 
 def test_stored_images_keep_what_is_dark() -> None:
@@ -128,12 +146,24 @@ def test_stored_images_keep_what_is_dark() -> None:
     assert error[image.numpy() < 0.02].max() < 0.001
 
 
-def test_planes_are_those_of_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = np.zeros((20, 30, 40), dtype=np.uint8)
-    image[3:17, 4:26, 6:34] = 200
-    planes = vary_planes(image, 5, np.random.default_rng(0))
-    assert [plane.shape for plane in planes] == [(5, 30, 40), (5, 20, 40), (5, 20, 30)]
-    assert all((plane.max(axis=(1, 2)) > 0.5).all() for plane in planes)
+def test_kept_planes_are_those_of_the_middle(
+    heads: list[Head], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.zeros(SMALL.shape)
+    image[5:27, 5:27, 6:34] = 1.0
+    monkeypatch.setattr(pool, "draw_samples", lambda *_: iter([(image, 1.0, np.zeros(N_PROFILE))]))
+    with _simulator(heads, tmp_path).running() as images_for:
+        [part] = images_for(0)
+    for planes in (part.x, part.y, part.z):
+        assert (planes.max(axis=(2, 3)) > 100).all()
+        varied = vary_planes(part, 0, np.random.default_rng(0))
+    assert [plane.shape for plane in varied] == [(1, 32, 40), (1, 32, 40), (1, 32, 32)]
+    assert all(plane.max() > 0.5 for plane in varied)
+
+
+def _part(images: torch.Tensor, scores: torch.Tensor) -> Part:
+    x, y, z = (store(images.movedim(axis, 1)) for axis in (1, 2, 3))
+    return Part(x, y, z, scores.numpy(), scores.numpy()[:, None] / 4 * np.ones(N_PROFILE, dtype=np.float32))
 
 
 def _noisy_stripes(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,12 +177,20 @@ def _noisy_stripes(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torc
 def test_training_learns(tmp_path: Path) -> None:
     images, scores = _noisy_stripes(64, np.random.default_rng(2))
     trainer = Trainer(
-        _settings(steps_per_round=100, images_per_step=8, warm_up=5, learning_rate=0.01, averaging=0.9), tmp_path
+        _settings(steps_per_round=200, images_per_step=16, warm_up=5, learning_rate=0.01, averaging=0.9), tmp_path
     )
-    trainer.train_round(Stack([store(images)]), scores.numpy(), 1)
+    trainer.train_round([_part(images, scores)], 1)
     images, scores = _noisy_stripes(12, np.random.default_rng(1))
     mean, _, _ = predict(trainer.average, list(images))
     assert np.abs(mean - scores.numpy()).mean() < 0.5  # 1 mm without learning
+
+
+def test_training_begins_with_weights_that_are_given(tmp_path: Path) -> None:
+    start = SFCN(ARCHITECTURE)
+    trainer = Trainer(_settings(), tmp_path, start=start)
+    for network in (trainer.network, trainer.average):
+        for name, value in start.state_dict().items():
+            assert torch.equal(network.state_dict()[name], value), name
 
 
 def test_soft_labels_and_summary_agree() -> None:
