@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp.cli.parser import seed
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.config import check_device, find_device
-from qmri_bidsapp.errors import InputMissingError, OutputError, UsageError
+from qmri_bidsapp.errors import InputMissingError, OutputError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,9 @@ def add_parser(commands: Any) -> None:
         epilog=EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
     )
-    motion.add_argument("folder", type=Path, help="checkpoint, simulated images, log and weights; resumed if present")
+    motion.add_argument(
+        "folder", type=Path, help="checkpoint, planes of simulated images, log and weights; resumed if present"
+    )
     motion.add_argument("--heads", type=Path, metavar="DIR", help="T1w volumes of whole heads (.nii, .nii.gz)")
     motion.add_argument("--stripped", type=Path, metavar="DIR", help="T1w volumes without skull")
     motion.add_argument("--labels", type=Path, metavar="DIR", help="label maps of whole heads, to render heads from")
@@ -71,7 +73,8 @@ def add_parser(commands: Any) -> None:
         "--start-from",
         type=Path,
         metavar="DIR",
-        help="weights to begin with, to adapt them to other heads or to go on (default: random ones)",
+        help="weights to begin with, to adapt them to other heads or to train them for longer, then with another "
+        "--seed (default: random ones)",
     )
     motion.add_argument(
         "--rounds",
@@ -96,6 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
         If an option is out of range, or nothing is left to train on.
     InputMissingError
         If a folder does not exist or holds no volume.
+    WeightsError
+        If there are no such weights to begin with.
     OutputError
         If the output folder cannot be made.
     """
@@ -129,12 +134,14 @@ def run(arguments: argparse.Namespace) -> None:
         if not any(_held_out(path, [name]) for _, path in files):
             raise UsageError(f"--hold-out {name}: no file has a name with it.")
     held_out = [item for item in files if _held_out(item[1], arguments.hold_out)]
-    start, sha256 = _start(arguments.start_from, held_out)
-    settings = Settings(seed=arguments.seed, start=sha256)
-    if start is not None:
-        settings = replace(settings, architecture=start.architecture)
+    _compare_data(arguments.folder, arguments.seed, training, held_out)
+    settings = Settings(seed=arguments.seed)
+    start: SFCN | None = None
+    earlier: dict[str, list[str]] = {}
+    if arguments.start_from is not None:
+        start, sha256, earlier = _start(arguments.start_from, arguments.hold_out)
+        settings = replace(settings, architecture=start.architecture, start_from=sha256)
     trainer = Trainer(settings, arguments.folder, device, start)
-    _compare_data(arguments.folder, training, held_out)
     print(f"{len(training)} heads to train on, {len(held_out)} held out; {device}, threads: {threads}", flush=True)
     validation = _validation(held_out, arguments.folder / VALIDATION)
     heads = [_head(domain, path, device) for domain, path in training]
@@ -145,7 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
     still = [case for case in usual if case.score == 0]
     heads_in_place = mean_heads([case.image for case in still], [case.domain for case in still])
     familiarity = _familiarity(trainer.average, usual, device)
-    save_scorer(folder, trainer.average, familiarity, heads_in_place, _notes(arguments, trainer, training, held_out))
+    notes = _notes(trainer, _names_by_domain(training, earlier), held_out)
+    save_scorer(folder, trainer.average, familiarity, heads_in_place, notes)
     print(f"Weights: {folder}", flush=True)
 
 
@@ -163,44 +171,54 @@ def _files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
     return found
 
 
-def _start(folder: Path | None, held_out: list[tuple[str, Path]]) -> tuple[SFCN | None, str]:
-    """Return the network to begin with and the SHA-256 of its weights.
+def _start(folder: Path, hold_out: list[str]) -> tuple[SFCN, str, dict[str, list[str]]]:
+    """Return the network to begin with, the SHA-256 of its weights, and the names of the heads it has seen, by domain.
 
     Raises
     ------
+    WeightsError
+        If the folder holds no such weights, or their card does not name their heads.
     UsageError
         If they were trained on heads that are held out now.
     """
     from qmri_bidsapp.estimators.weights import sha256_of
     from qmri_bidsapp.motion.scorer import load_network
 
-    if folder is None:
-        return None, ""
     network, _, notes = load_network(folder)
-    known = {name for names in notes["data"].values() for name in names}
-    seen = sorted(path.name for _, path in held_out if path.name in known)
+    if "data" not in notes:
+        raise WeightsError(f"The card of the weights in {folder} does not name the heads they were trained on.")
+    seen = [name for names in notes["data"].values() for name in names if _held_out(Path(name), hold_out)]
     if seen:
-        raise UsageError(f"--hold-out: the weights in {folder} were trained on {', '.join(seen)}.")
-    return network, sha256_of(folder)
+        raise UsageError(
+            f"--hold-out: the weights in {folder} were trained on {', '.join(seen)}. Hold out others, or rename "
+            "files of other persons."
+        )
+    return network, sha256_of(folder), notes["data"]
 
 
-def _compare_data(folder: Path, training: list[tuple[str, Path]], held_out: list[tuple[str, Path]]) -> None:
-    """Compare the files with those of the training that is gone on with; note them where it begins.
+def _compare_data(folder: Path, seed: int, training: list[tuple[str, Path]], held_out: list[tuple[str, Path]]) -> None:
+    """Compare what images come from with that of the training that is gone on with; note it where it begins.
 
     Raises
     ------
     UsageError
         If they differ: heads held out now may have been trained on before.
     """
+    from qmri_bidsapp.motion.score import GRID
+
     files = {"training": training, "held_out": held_out}
-    data = {name: [[kind, path.name, path.stat().st_size] for kind, path in part] for name, part in files.items()}
+    data: dict[str, Any] = {"seed": seed, "spacing": GRID.spacing}
+    data |= {name: [[kind, path.name, path.stat().st_size] for kind, path in part] for name, part in files.items()}
     record = folder / DATA
     if not record.exists():
         temporary = folder / f".{DATA}-{os.getpid()}"
         temporary.write_text(json.dumps(data), encoding="utf-8")
         temporary.replace(record)
     elif json.loads(record.read_text(encoding="utf-8")) != data:
-        raise UsageError(f"{folder} holds a training on other heads, or with others held out: name another folder.")
+        raise UsageError(
+            f"{folder} holds a training on other heads, with others held out, or with another --seed or grid: "
+            "name another folder."
+        )
 
 
 def _held_out(path: Path, names: list[str]) -> bool:
@@ -242,20 +260,23 @@ def _familiarity(network: SFCN, cases: list[Case], device: str) -> Familiarity:
     return Familiarity.learn(torch.cat(embeddings).cpu(), [names.index(name) for name in names])
 
 
-def _notes(
-    arguments: argparse.Namespace,
-    trainer: Trainer,
-    training: list[tuple[str, Path]],
-    held_out: list[tuple[str, Path]],
-) -> dict[str, Any]:
+def _names_by_domain(training: list[tuple[str, Path]], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the names of heads of this training and of the one that it began with."""
+    names = [(kind, path.name) for kind, path in training]
+    names += [(kind, name) for kind, others in earlier.items() for name in others]
+    return {kind: sorted({name for other, name in names if other == kind}) for kind, _ in names}
+
+
+def _notes(trainer: Trainer, data: Mapping[str, list[str]], held_out: list[tuple[str, Path]]) -> dict[str, Any]:
     """Return what the card says of the training."""
     return {
-        "data": {domain: sorted(path.name for kind, path in training if kind == domain) for domain, _ in training},
+        "data": data,
         "held_out": sorted(path.name for _, path in held_out),
-        "distribution": "scores uniform over 0 to 4 mm, 8 % of the images without motion; 2 to 8 movements; see docs",
+        "distribution": "scores uniform over 0 to 4 mm, 8 % of the images without motion; 2 to 8 movements; voxels of "
+        "0.65 to 2.1 mm; see docs",
         "noise": "standard deviation 0.3 to 5 % of the 99th percentile, log-uniform, in 85 % of the images",
-        "seed": arguments.seed,
-        "start": trainer.settings.start,
+        "seed": trainer.settings.seed,
+        "start_from": trainer.settings.start_from,
         "rounds": trainer.round,
         "hours": round(trainer.seconds / 3600, 2),
         "validation": trainer.figures,

@@ -18,7 +18,7 @@ from qmri_bidsapp.motion.score import Grid
 
 #: Control points of deformations and fields.
 CONTROL_POINTS = (6, 7, 7)
-#: Range of acquired voxel sizes, mm.
+#: Range of acquired voxel sizes, mm, before one axis is made coarser.
 RESOLUTION = (0.65, 2.1)
 
 

@@ -117,13 +117,18 @@ class SFCN(nn.Module):
             means.append(self.features(both).float().mean((2, 3)).unflatten(0, part.shape[:2]).mean(1))
         return torch.cat(means, dim=1)
 
-    def from_planes(self, planes: Sequence[Tensor]) -> Tensor:
-        """Return the log-probability of every bin, (n, bin), from planes as `embed_planes` takes them."""
-        return self.from_features(self.embed_planes(planes))
+    def hide(self, features: Tensor) -> Tensor:
+        """Return the layer before the last, (n, hidden), from what `embed` gives."""
+        hidden: Tensor = self.head[:-1](features)
+        return hidden
+
+    def from_hidden(self, hidden: Tensor) -> Tensor:
+        """Return the log-probability of every bin, (n, bin), from what `hide` gives."""
+        return torch.log_softmax(self.head[-1](hidden).float(), dim=1)
 
     def from_features(self, features: Tensor) -> Tensor:
         """Return the log-probability of every bin, (n, bin), from what `embed` gives."""
-        return torch.log_softmax(self.head(features).float(), dim=1)
+        return self.from_hidden(self.hide(features))
 
     def embed(self, image: Tensor) -> Tensor:
         """Return the mean features of evenly spaced planes; (n, x, y, z) -> (n, feature)."""
@@ -142,7 +147,7 @@ class SFCN(nn.Module):
         Tensor
             (n, bin).
         """
-        return self.from_planes(planes_of(image))
+        return self.from_features(self.embed(image))
 
 
 def middle_of(n: int) -> tuple[int, int]:

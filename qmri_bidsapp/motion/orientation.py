@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool3d
 
 from qmri_bidsapp.motion.label import Floats
 
-#: Voxels of the network's input that become one.
+#: Voxels of the network's input that become one, of 12 mm.
 BLOCK = 10
 
 

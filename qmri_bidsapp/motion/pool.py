@@ -58,7 +58,7 @@ def store(planes: Tensor) -> Planes:
 
 
 class Simulator:
-    """Images of the rounds of a training; those of a round depend on the seed and its number alone.
+    """Planes of images of the rounds of a training; those of a round depend on the seed and its number alone.
 
     Parameters
     ----------
@@ -112,7 +112,8 @@ class Simulator:
             self._file(old).unlink(missing_ok=True)
         for key in range(first, number + 1):
             if key not in self._parts:
-                self._parts[key] = self._read(key) or self._make(key, apply)
+                part = self._read(key)
+                self._parts[key] = self._make(key, apply) if part is None else part
         return list(self._parts.values())
 
     def _read(self, number: int) -> Part | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ DOMAINS = {"real": 0.5, RENDERED: 0.35, "stripped": 0.15}
 STILL = 0.08
 #: Voxel size of label maps, mm.
 LABEL_SPACING = 1.0
-#: Spatial frequencies that limit the bands of a profile, cycles/mm.
+#: A head is coarse if its voxels are larger than those of the grid by this factor.
+COARSER = 1.2
+#: Spatial frequencies that limit the bands of a profile, cycles/mm, up to about the Nyquist frequency of the grid.
 BANDS = np.linspace(0, 0.4, 9)
 #: Values of a profile.
 N_PROFILE = 2 * (len(BANDS) - 1)
@@ -111,7 +113,8 @@ def appear(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -
 def profile_of(motion: Motion) -> Floats:
     """Return how far from its place the head lay while each band of k-space was acquired, on average and at most.
 
-    The network learns to tell it beside the score, which it explains.
+    Bands are along the slow axis, of frequencies of both signs; one beyond the acquired part of k-space has the
+    deviation at its end. The network learns to tell this beside the score, which it explains.
 
     Parameters
     ----------
@@ -157,6 +160,10 @@ def draw_samples(
     of_domain = [head for head in heads if head.domain == domain]
     head = of_domain[rng.integers(len(of_domain))]
     anatomy = draw_anatomy(rng)
+    # Where voxels are finer than the grid, what they hold beyond it is not seen, but the head moves while it is
+    # acquired: any acquisition may be simulated. Where they are coarser, nothing would be disturbed beyond.
+    coarse = np.where(head.voxel_size > COARSER * grid.spacing, head.voxel_size, 0)
+    anatomy = replace(anatomy, resolution=np.maximum(anatomy.resolution, coarse))
     base = appear(head, anatomy, rng, grid)
     empty = base < EMPTY
     for _ in range(n):

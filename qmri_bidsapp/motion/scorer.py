@@ -31,9 +31,9 @@ COVERAGE = 0.9
 HEADS = "heads"
 #: A p-value below this is said to be unlike the training data.
 UNLIKE = 0.01
-OTHER_VERSION = "The weights in {} are not for this version of the network ({})."
 #: An interval longer than this leaves the score open, mm.
 OPEN = 2.0
+OTHER_VERSION = "The weights in {} are not for this version of the network ({})."
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,8 @@ class MotionScorer:
 
 def load_network(folder: Path) -> tuple[SFCN, Mapping[str, Tensor], Mapping[str, Any]]:
     """Return the network of a folder that `save_scorer` wrote, all its tensors, and the notes about its training.
+
+    Its input may have been on another grid, which serves to begin a training with.
 
     Raises
     ------

@@ -34,7 +34,7 @@ EVERY = 5
 class Settings:
     """What training depends on; a run is resumed with the same ones only.
 
-    Simulation takes ten times as long as a step takes for the same image, so that images are used more than once.
+    Simulation takes sixty times as long as a step takes for the same image, so that images are used more than once.
 
     Attributes
     ----------
@@ -51,8 +51,8 @@ class Settings:
     weight_decay : float
     averaging : float
         Decay, per step, of the average of the weights that is evaluated and kept.
-    start : str
-        SHA-256 of the weights that it begins with; empty for random ones.
+    start_from : str or None
+        SHA-256 of the weights that it begins with; None for random ones.
     """
 
     seed: int = 0
@@ -64,7 +64,7 @@ class Settings:
     warm_up: int = 100
     weight_decay: float = 0.01
     averaging: float = 0.998
-    start: str = ""
+    start_from: str | None = None
 
 
 class Trainer:
@@ -111,8 +111,8 @@ class Trainer:
         """Steps of all rounds that are done."""
         return self.round * self.settings.steps_per_round
 
-    def train_round(self, parts: Sequence[Part], n_rounds: int) -> list[float]:
-        """Follow the gradients of one round; return the loss of each step.
+    def train_round(self, parts: Sequence[Part], n_rounds: int) -> tuple[float, float]:
+        """Follow the gradients of one round; return the mean losses of scores and of profiles.
 
         Parameters
         ----------
@@ -136,7 +136,8 @@ class Trainer:
             )
             losses.append(self._follow(planes, soft_labels(scores), profiles, self._rate(step, n_rounds)))
         self.round += 1
-        return losses
+        of_scores, of_profiles = np.mean(losses, axis=0).tolist()
+        return of_scores, of_profiles
 
     def _rate(self, step: int, n_rounds: int) -> float:
         """Return the learning rate at a step."""
@@ -144,22 +145,22 @@ class Trainer:
         left = 1 - step / (n_rounds * self.settings.steps_per_round)
         return self.settings.learning_rate * rise * min(1.0, 2 * left)
 
-    def _follow(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> float:
+    def _follow(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> tuple[float, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # Half precision takes a third of the time on processors that have it; statistics and losses stay in single.
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            *layers, last = self.network.head
-            hidden = nn.Sequential(*layers)(self.network.embed_planes(planes))
-            log_probability, told = torch.log_softmax(last(hidden).float(), dim=1), self.profile(hidden)
+            hidden = self.network.hide(self.network.embed_planes(planes))
+            log_probability, profile = self.network.from_hidden(hidden), self.profile(hidden)
         loss = nn.functional.kl_div(log_probability, target, reduction="batchmean")
-        whole = loss + self.settings.profile_weight * nn.functional.mse_loss(told.float(), profiles)
+        of_profile = nn.functional.mse_loss(profile.float(), profiles)
         self.optimiser.zero_grad(set_to_none=True)
-        whole.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        total = loss + self.settings.profile_weight * of_profile
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([*self.network.parameters(), *self.profile.parameters()], 5.0)
         self.optimiser.step()
         self._average_weights()
-        return loss.item()
+        return loss.item(), of_profile.item()
 
     @torch.no_grad()
     def _average_weights(self) -> None:
@@ -188,7 +189,15 @@ class Trainer:
         path = self.directory / CHECKPOINT
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["settings"] != asdict(self.settings):
-            raise InputError(f"{path} was made with other settings ({state['settings']}): name another folder.")
+            given = asdict(self.settings)
+            other = [
+                f"{name}: {value}, not {given.get(name)}"
+                for name, value in state["settings"].items()
+                if value != given.get(name)
+            ]
+            raise InputError(
+                f"{path} was made with other settings ({'; '.join(other)}): give these, or another folder."
+            )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.profile.load_state_dict(state["profile"])
@@ -241,13 +250,13 @@ def train(
         Takes a line of progress.
     """
     begin = time.monotonic() - trainer.seconds
-    with simulator.running() as images_for:
+    with simulator.running() as parts_for:
         while trainer.round < n_rounds:
-            losses = trainer.train_round(images_for(trainer.round), n_rounds)
+            loss, of_profile = trainer.train_round(parts_for(trainer.round), n_rounds)
             trainer.seconds = time.monotonic() - begin
-            trainer.log({"loss": float(np.mean(losses))})
+            trainer.log({"loss": loss, "profile_loss": of_profile})
             left = (n_rounds - trainer.round) * trainer.seconds / trainer.round / 3600
-            line = f"round {trainer.round}/{n_rounds}  loss {np.mean(losses):.3f}  {left:.1f} h left"
+            line = f"round {trainer.round}/{n_rounds}  loss {loss:.3f}  {left:.1f} h left"
             if validation and (trainer.round == n_rounds or trainer.round % EVERY == 0):
                 validate(trainer, validation)
                 line += "\n  held out: " + ", ".join(

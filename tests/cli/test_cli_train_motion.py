@@ -71,17 +71,38 @@ def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
     assert "on other heads" in capsys.readouterr().err
 
 
-def test_training_begins_with_other_weights(heads, tmp_path, capsys):
-    assert run(str(tmp_path / "first"), "--heads", str(heads), "--hold-out", "two", "--rounds", "1") == 0
-    again = (str(tmp_path / "again"), "--heads", str(heads), "--start-from", str(tmp_path / "first/weights"))
-    assert run(*again, "--hold-out", "one", "--rounds", "1") == 64
-    assert "were trained on one_T1w.nii.gz" in capsys.readouterr().err
-    assert run(*again, "--hold-out", "two", "--rounds", "1") == 0
-    first, second = (scorer.MotionScorer.load(tmp_path / name / "weights") for name in ("first", "again"))
-    assert (first.notes["start"], second.notes["start"]) == ("", first.sha256)
-    assert run(str(tmp_path / "again"), "--heads", str(heads), "--hold-out", "two", "--rounds", "2") == 1
-    assert "other settings" in capsys.readouterr().err
-    assert run(str(tmp_path / "third"), "--heads", str(heads), "--start-from", str(tmp_path)) == 64
+def test_training_begins_with_other_weights(heads, tmp_path, capsys, monkeypatch):
+    begin = []
+
+    class Watched(training.Trainer):
+        def train_round(self, *arguments):
+            begin.append(self.network.head[-1].weight.clone())
+            return super().train_round(*arguments)
+
+    monkeypatch.setattr(training, "Trainer", Watched)
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(heads.iterdir())[:5]:
+        (few / f"new_{path.name}").symlink_to(path)
+    options = ("--rounds", "1", "--heads")
+    assert run(str(tmp_path / "1"), *options, str(heads), "--hold-out", "two") == 0
+    # Another size by default: that of the weights is taken.
+    monkeypatch.setattr(training, "Settings", partial(training.Settings, architecture=Architecture(hidden=8)))
+    second = (str(tmp_path / "2"), *options, str(few), "--start-from", str(tmp_path / "1/weights"))
+    assert run(*second) == 0
+    first, last = (scorer.MotionScorer.load(tmp_path / name / "weights") for name in ("1", "2"))
+    assert (first.notes["start_from"], last.notes["start_from"]) == (None, first.sha256)
+    trained, _, _ = scorer.load_network(tmp_path / "1/weights")
+    assert torch.equal(begin[-1], trained.head[-1].weight)
+    # Heads that any of the trainings saw are not to be held out.
+    assert len(last.notes["data"]["real"]) == 10
+    third = (str(tmp_path / "3"), *options, str(heads), "--start-from", str(tmp_path / "2/weights"))
+    assert run(*third, "--hold-out", "one") == 64
+    assert "were trained on new_one_T1w.nii.gz, one_T1w.nii.gz" in capsys.readouterr().err
+    assert run(*second[:-2]) == 1
+    assert f"start_from: {first.sha256}, not None" in capsys.readouterr().err
+    assert run(str(tmp_path / "4"), *options, str(heads), "--start-from", str(tmp_path)) == 64
+    assert "no readable weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

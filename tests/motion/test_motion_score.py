@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.motion.augmentation import Anatomy, draw_acquisition, draw_anatomy, vary_head
+from qmri_bidsapp.motion.augmentation import RESOLUTION, Anatomy, draw_acquisition, draw_anatomy, vary_head
 from qmri_bidsapp.motion.rendering import classes_of, draw_contrast, render
 from qmri_bidsapp.motion.score import Grid, find_head, prepare, reorient, resample
 
@@ -83,8 +83,9 @@ def test_sharpness_is_drawn_and_applied_without_regard_to_motion() -> None:
     drawn = [draw_anatomy(rng) for _ in range(200)]
     assert 0.3 < np.mean([anatomy.displacement is not None for anatomy in drawn]) < 0.7
     resolution = np.array([anatomy.resolution for anatomy in drawn])
-    assert resolution.min() >= 0.8
-    assert 0.1 < np.mean(resolution.min(axis=1) > 1.3) < 0.4
+    assert resolution.min() >= RESOLUTION[0]
+    assert resolution.max() <= 1.4 * RESOLUTION[1]
+    assert np.median(resolution.min(axis=1)) == pytest.approx(np.sqrt(np.prod(RESOLUTION)), rel=0.1)
     volume = torch.rand(24, 24, 24)
     same = Anatomy(None, np.eye(3), flip=False, gamma=1.0, resolution=np.full(3, 1.0), taper=0.1)
     torch.testing.assert_close(vary_head(volume, same, 2.0), volume)

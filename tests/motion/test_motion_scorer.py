@@ -52,6 +52,10 @@ def test_scores_are_those_of_the_network_and_repeat(folder):
     assert "does not lie" not in " ".join(found.warnings)
 
 
+def test_weights_of_the_program_are_for_this_version():
+    assert MotionScorer.load(SHIPPED).notes["spacing"] == GRID.spacing
+
+
 def test_orientation_of_the_file_does_not_matter(folder):
     scorer = MotionScorer.load(folder)
     turned = HEAD.permute(2, 0, 1).flip(1)

@@ -64,14 +64,16 @@ def test_samples_depend_on_the_seed_alone(heads: list[Head]) -> None:
 
 
 def test_a_profile_tells_which_bands_were_disturbed() -> None:
-    # The head moves by 2 mm once, after three quarters of the acquisition: halfway from the centre to the end.
-    motion = Motion(
-        np.zeros((2, 3)), np.array([[0.0, 0, 0], [0, 0, 2]]), np.array([0.75]), 0, LINEAR, False, 0.5, resolution=1.25
-    )
-    mean, largest = profile_of(motion).reshape(2, -1)
-    assert BANDS[4] == pytest.approx(0.2)
-    np.testing.assert_allclose(largest, [0] * 4 + [0.5] * 4)
-    np.testing.assert_allclose(mean, largest / 2)  # the other half of k-space was acquired before
+    # A quarter into the acquisition, halfway to the centre of k-space, the head moves by 2 mm and turns by 1 degree.
+    rotations, shifts = np.array([[0.0, 0, 0], [0, 1, 0]]), np.array([[0.0, 0, 0], [0, 0, 2]])
+    expected = np.sqrt(2 / 5 * (80 * 2 * np.sin(np.radians(0.5))) ** 2 + 4) / 4  # about where it was before, too
+    for reverse in (False, True):
+        motion = Motion(rotations, shifts, np.array([0.25]), 0, LINEAR, reverse, 0.5, resolution=1.25)
+        mean, largest = profile_of(motion).reshape(2, -1)
+        assert BANDS[4] == pytest.approx(0.2)
+        np.testing.assert_allclose(largest[:4], 0, atol=1e-12)
+        np.testing.assert_allclose(largest[4:], expected, rtol=0.02)
+        np.testing.assert_allclose(mean, largest / 2, atol=1e-12)  # the other half of k-space was acquired later
     assert not profile_of(still(1.0)).any()
 
 
@@ -111,17 +113,17 @@ def test_a_checkpoint_of_other_settings_is_refused(heads: list[Head], tmp_path: 
 
 
 def test_simulated_images_are_kept_remade_and_forgotten(heads: list[Head], tmp_path: Path) -> None:
-    with _simulator(heads, tmp_path, kept=2).running() as images_for:
-        first, last = images_for(1)
+    with _simulator(heads, tmp_path, kept=2).running() as parts_for:
+        first, last = parts_for(1)
         assert first.x.shape == (4, KEPT_PLANES, 32, 40)
         assert first.y.shape == (4, KEPT_PLANES, 32, 40)
         assert first.z.shape == (4, KEPT_PLANES, 32, 32)
         assert len(first.scores) == len(first.profiles) == 4
-        later, _ = images_for(2)
+        later, _ = parts_for(2)
         assert later is last
     assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == ["00001.npz", "00002.npz"]
-    with _simulator(heads, tmp_path, kept=2).running() as images_for:
-        _same(images_for(1)[0], first)
+    with _simulator(heads, tmp_path, kept=2).running() as parts_for:
+        _same(parts_for(1)[0], first)
 
 
 def _same(one: Part, other: Part) -> None:
@@ -131,11 +133,11 @@ def _same(one: Part, other: Part) -> None:
 
 @pytest.mark.slow
 def test_processes_side_by_side_make_the_same_as_one(heads: list[Head], tmp_path: Path) -> None:
-    with _simulator(heads, tmp_path).running() as images_for:
-        [alone] = images_for(0)
+    with _simulator(heads, tmp_path).running() as parts_for:
+        [alone] = parts_for(0)
     (tmp_path / "samples/00000.npz").unlink()
-    with _simulator(heads, tmp_path, n_processes=2).running() as images_for:
-        _same(images_for(0)[0], alone)
+    with _simulator(heads, tmp_path, n_processes=2).running() as parts_for:
+        _same(parts_for(0)[0], alone)
 
 
 def test_stored_images_keep_what_is_dark() -> None:
@@ -152,11 +154,11 @@ def test_kept_planes_are_those_of_the_middle(
     image = torch.zeros(SMALL.shape)
     image[5:27, 5:27, 6:34] = 1.0
     monkeypatch.setattr(pool, "draw_samples", lambda *_: iter([(image, 1.0, np.zeros(N_PROFILE))]))
-    with _simulator(heads, tmp_path).running() as images_for:
-        [part] = images_for(0)
+    with _simulator(heads, tmp_path).running() as parts_for:
+        [part] = parts_for(0)
     for planes in (part.x, part.y, part.z):
         assert (planes.max(axis=(2, 3)) > 100).all()
-        varied = vary_planes(part, 0, np.random.default_rng(0))
+    varied = vary_planes(part, 0, np.random.default_rng(0))
     assert [plane.shape for plane in varied] == [(1, 32, 40), (1, 32, 40), (1, 32, 32)]
     assert all(plane.max() > 0.5 for plane in varied)
 
@@ -183,6 +185,9 @@ def test_training_learns(tmp_path: Path) -> None:
     images, scores = _noisy_stripes(12, np.random.default_rng(1))
     mean, _, _ = predict(trainer.average, list(images))
     assert np.abs(mean - scores.numpy()).mean() < 0.5  # 1 mm without learning
+    with torch.no_grad():
+        profile = trainer.profile(trainer.network.eval().hide(trainer.network.embed(images)))
+    assert 4 * (profile - scores[:, None] / 4).abs().mean() < 0.5
 
 
 def test_training_begins_with_weights_that_are_given(tmp_path: Path) -> None:
