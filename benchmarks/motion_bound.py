@@ -1,7 +1,7 @@
 """How well a motion score could be told from poses alone, by voxel size, where the image ends at some frequency.
 
-Poses acquired within the band of the network's grid are taken as exactly known, those beyond as unseen: what no
-network can do better. Gradient boosting on 5,000 simulated acquisitions, figures on 1,000 others.
+Poses acquired within the band of the network's grid are taken as exactly known, those beyond as unseen: about the
+best that a network could do. Gradient boosting on 5,000 simulated acquisitions, figures on 1,000 others.
 
     python benchmarks/motion_bound.py
 """
