@@ -3,7 +3,7 @@
 Each head is brought to a resolution and scored as it came and with fresh motion; noise is added after the motion.
 Rendered heads have one T1-like or other contrast each.
 
-    python benchmarks/motion_accuracy.py --heads HEADS --stripped STRIPPED --labels LABELS --only sub-08 sub-09 seg_18
+    python benchmarks/motion_accuracy.py --heads HEADS --stripped STRIPPED --labels LABELS --only ds000011-sub-08 seg_18
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How well a motion score could be told from poses alone, by voxel size, where the image ends at some frequency.
 
-Poses acquired within the band of the network's grid are taken as exactly known, those beyond as unseen: about the
-best that a network could do. The last row takes only how far the head lay from its place, on average and at most, in
-each of eight bands of k-space. Gradient boosting on 5,000 simulated acquisitions, figures on 1,000 others.
+Poses acquired within the band of the network's grid are taken as exactly known, those beyond as unseen. The last row
+takes only how far the head lay from its place, on average and at most, in each of eight bands of k-space. Gradient
+boosting on 5,000 simulated acquisitions, figures on 1,000 others.
 
     python benchmarks/motion_bound.py
 """

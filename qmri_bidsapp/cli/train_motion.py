@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,8 +40,9 @@ Example:
 """
 #: Cases with motion per held-out head: of real heads, and of others.
 LEVELS = {"real": 10, "rendered": 6, "stripped": 6}
-#: And per head of the training, for what is known of usual images: most images of a lab are still.
-USUAL_LEVELS = dict.fromkeys(LEVELS, 3)
+#: And per head of the training, for what is known of usual images: most images of a lab are still. Of few heads, more
+#: levels make as many images as it takes for a p-value below `scorer.UNLIKE`.
+USUAL_LEVELS, N_USUAL = 3, 100
 DATA, VALIDATION, WEIGHTS = "data.json", "validation.pt", "weights"
 #: What the card says of all such weights.
 LIMITS = (
@@ -148,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
     simulator = Simulator(heads, arguments.folder, seed=arguments.seed, n_processes=threads, grid=score.GRID)
     train(trainer, simulator, validation, n_rounds=arguments.rounds, report=lambda line: print(line, flush=True))
     folder = arguments.folder / WEIGHTS
-    usual = _cases(training, trainer.settings.seed + 1, USUAL_LEVELS)
+    usual = _cases(training, trainer.settings.seed + 1, _usual_levels(len(training)))
     still = [case for case in usual if case.score == 0]
     heads_in_place = mean_heads([case.image for case in still], [case.domain for case in still])
     familiarity = _familiarity(trainer.average, usual, device)
@@ -258,6 +260,11 @@ def _familiarity(network: SFCN, cases: list[Case], device: str) -> Familiarity:
         embeddings = [network.embed(case.image[None].to(device).float()) for case in cases]
     names = [case.head for case in cases]
     return Familiarity.learn(torch.cat(embeddings).cpu(), [names.index(name) for name in names])
+
+
+def _usual_levels(n_heads: int) -> dict[str, int]:
+    """Return the cases with motion per head of the training, by domain; each head is one more, as it came."""
+    return dict.fromkeys(LEVELS, max(USUAL_LEVELS, math.ceil(N_USUAL / n_heads) - 1))
 
 
 def _names_by_domain(training: list[tuple[str, Path]], earlier: Mapping[str, list[str]]) -> dict[str, list[str]]:

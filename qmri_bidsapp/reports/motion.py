@@ -53,7 +53,13 @@ def motion_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def sentence(entry: Mapping[str, Any]) -> str:
-    """Say a score in plain words."""
+    """Say a score in plain words; of an image unlike those of the training, that it says nothing."""
+    p_value = entry.get("p_value")
+    if p_value is not None and p_value < UNLIKE:
+        return (
+            f"The network estimates {max(entry['mean'], 0):.1f} mm from one position to the next, but has not learned "
+            "images like this one: its estimate says nothing of how far the head moved."
+        )
     words = next(text for limit, text in LEVELS if entry["mean"] < limit)
     if entry["high"] - entry["low"] > OPEN:
         words = "it cannot tell how much"

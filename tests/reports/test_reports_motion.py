@@ -95,6 +95,13 @@ def test_words_for_scores(mean, width, words):
     assert "-" not in text
 
 
+def test_a_score_of_an_image_unlike_the_training_is_not_put_in_words_of_motion():
+    known, strange = (sentence({"mean": 3.0, "low": 2.6, "high": 3.4, "p_value": p}) for p in (0.011, 0.009))
+    assert "strong motion" in known
+    assert "strong motion" not in strange
+    assert "says nothing" in strange
+
+
 def test_most_affected_slices_are_apart():
     air = np.full(60, 1.0)
     air[30:34], air[10], air[50] = [8, 9, 8, 7], 5, np.nan
