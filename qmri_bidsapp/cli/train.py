@@ -320,7 +320,7 @@ def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFi
 def _noise(arguments: argparse.Namespace, model: SignalModel, protocol: Acquisition) -> Any:
     """Return the noise that was asked for."""
     from qmri_bidsapp.core.simulation import Noise
-    from qmri_bidsapp.estimators.learned import default_noise
+    from qmri_bidsapp.estimators.examples import default_noise
 
     usual = default_noise(model, protocol)
     snr = arguments.snr or usual.snr

@@ -95,11 +95,11 @@ class GradientBoosting(LearnedEstimator):
                 subsample=SUBSAMPLE,
                 max_depth=self.max_depth,
                 min_samples_leaf=self.min_samples_leaf,
-                max_features=min(MAX_FEATURES, len(self._input_mean)),
+                max_features=min(MAX_FEATURES, len(self._scaling.input_mean)),
                 random_state=draw_seed(generator),
                 warm_start=True,
             )
-            for _ in self._target_mean
+            for _ in self._scaling.target_mean
         ]
         for n_grown in range(0, self.n_trees, PART):
             features, targets = (part.cpu().numpy() for part in examples(self.n_examples, generator))
@@ -117,7 +117,7 @@ class GradientBoosting(LearnedEstimator):
     def _mean(self, features: torch.Tensor) -> torch.Tensor:
         """Return the means, which for parameters, not the amplitude, are within the bounds."""
         mean = torch.cat([output(features) for output in self._outputs], dim=1)
-        low, high = ((bound - self._target_mean) / self._target_std for bound in (0.0, 1.0))
+        low, high = ((bound - self._scaling.target_mean) / self._scaling.target_std for bound in (0.0, 1.0))
         mean[:, 1:] = mean[:, 1:].clamp(low[1:], high[1:])
         return mean
 
@@ -135,4 +135,4 @@ class GradientBoosting(LearnedEstimator):
 
     def _restore(self, state: dict[str, torch.Tensor]) -> None:
         self._variance = TreeEnsemble.from_state(state, "variance.")
-        self._outputs = [TreeEnsemble.from_state(state, f"{i}.") for i in range(len(self._target_mean))]
+        self._outputs = [TreeEnsemble.from_state(state, f"{i}.") for i in range(len(self._scaling.target_mean))]

@@ -19,8 +19,19 @@ from qmri_bidsapp.models.rotation import turn
 #: Draws a number of examples: (n, n_features) features and (n, n_targets) targets.
 Draw = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
+#: Signal-to-noise ratios of the default noise.
+SNR = (10.0, 100.0)
 #: Share of the examples whose noise is not told, as of voxels in use where it is not known.
 UNTOLD = 0.5
+
+
+def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
+    """Return the noise of the series that a model is fitted to in the app.
+
+    Magnitudes have Rician noise; signed signals have not, nor have diffusion series, whose floor the app takes away.
+    """
+    gaussian = acquisition.has_sign or "dwi" in model.bids_suffixes
+    return Noise("gaussian" if gaussian else "rician", SNR)
 
 
 def simulate(

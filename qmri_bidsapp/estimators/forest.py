@@ -108,7 +108,7 @@ class RandomForest(LearnedEstimator):
         trees = []
         for _ in range(n):
             features, targets = examples(self.n_examples, generator)
-            share = targets[:, 1:] * self._target_std[1:] + self._target_mean[1:]
+            share = targets[:, 1:] * self._scaling.target_std[1:] + self._scaling.target_mean[1:]
             logits = share.clamp(EDGE, 1 - EDGE).logit()
             tree = DecisionTreeRegressor(
                 max_depth=self.max_depth,
@@ -122,7 +122,7 @@ class RandomForest(LearnedEstimator):
     def _mean(self, forest: TreeEnsemble, features: torch.Tensor) -> torch.Tensor:
         """Return the estimate of all trees, or of a part of them, for scaled features."""
         mean = forest(features) * (self.n_trees / len(forest.root))
-        share = (mean[:, 1:].sigmoid() - self._target_mean[1:]) / self._target_std[1:]
+        share = (mean[:, 1:].sigmoid() - self._scaling.target_mean[1:]) / self._scaling.target_std[1:]
         return torch.cat([mean[:, :1], share], dim=1)
 
     def _block_size(self) -> int:

@@ -17,12 +17,13 @@ from qmri_bidsapp import __version__
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise, Simulation, reference
+from qmri_bidsapp.core.simulation import Noise, reference
 from qmri_bidsapp.errors import PriorError, ProtocolError, QmriError, UsageError, WeightsError
-from qmri_bidsapp.estimators.examples import Draw, Examples, simulate
+from qmri_bidsapp.estimators.examples import SNR, Draw, Examples, default_noise, simulate
 from qmri_bidsapp.estimators.features import Features
 from qmri_bidsapp.estimators.parallel import predict_chunks
-from qmri_bidsapp.estimators.probes import check_probes, check_turn
+from qmri_bidsapp.estimators.probes import check_probes, check_turn, errors_by_name
+from qmri_bidsapp.estimators.scaling import Scaling
 from qmri_bidsapp.estimators.targets import Targets
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
@@ -31,15 +32,11 @@ from qmri_bidsapp.models.base import SignalModel
 
 #: Most values of the signals of all parameter combinations.
 MAX_VALUES = 2**25
-#: Signal-to-noise ratios of the default noise.
-SNR = (10.0, 100.0)
 #: Standard deviations that noise may take away from a voxel's reference before its level counts as beyond the training.
 MARGIN = 2.0
 #: Voxels that are predicted together, and, of these, regressed together: intermediate values then stay in the cache.
 CHUNK_SIZE = 16_384
 BLOCK_SIZE = 1024
-#: What of an estimator is saved beside what it learned itself.
-SCALES = ("input_mean", "input_std", "target_mean", "target_std")
 #: Unseen voxels on which the errors in the card are measured, and those that are kept with the weights.
 N_VALIDATION = 2**16
 N_PROBES = 64
@@ -53,15 +50,6 @@ class Common(TypedDict, total=False):
     noise: Noise | None
     weights: str | Path | None
     n_combinations: int | None
-
-
-def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
-    """Return the noise of the series that a model is fitted to in the app.
-
-    Magnitudes have Rician noise; signed signals have not, nor have diffusion series, whose floor the app takes away.
-    """
-    gaussian = acquisition.has_sign or "dwi" in model.bids_suffixes
-    return Noise("gaussian" if gaussian else "rician", SNR)
 
 
 class LearnedEstimator(TrainedEstimator):
@@ -275,7 +263,7 @@ class LearnedEstimator(TrainedEstimator):
 
     def save(self, folder: str | Path) -> None:
         """Write what was learned, and a card, into a folder; see `weights.save_weights`."""
-        state = {name: getattr(self, f"_{name}") for name in SCALES} | {"target_ranges": self._targets.ranges}
+        state = self._scaling.to_state() | {"target_ranges": self._targets.ranges}
         state |= {f"probe.{name}": value for name, value in self._probes.items()}
         if isinstance(self.acquisition_, Diffusion):
             state["direction"] = torch.tensor(self.acquisition_.direction)
@@ -300,8 +288,7 @@ class LearnedEstimator(TrainedEstimator):
             direction = state.pop("direction").cpu().numpy()
             check_turn(folder, direction, np.asarray(trained.direction))
             trained = replace(trained, direction=tuple(map(tuple, direction.tolist())))
-        for name in SCALES:
-            setattr(self, f"_{name}", state.pop(name))
+        self._scaling = Scaling.take(state)
         self._targets.ranges = state.pop("target_ranges")
         self._probes = {
             name.removeprefix("probe."): state.pop(name) for name in list(state) if name.startswith("probe.")
@@ -319,32 +306,24 @@ class LearnedEstimator(TrainedEstimator):
         generator = torch.Generator(self.device).manual_seed(seed)
         told = self.recipe(self.acquisition_, seed)
         n = told["n_combinations"]
-        training, unseen = (self._simulate(size, rng) for size in (n, min(n, N_VALIDATION)))
+        training, unseen = (
+            simulate(self.model, self.acquisition_, self.prior_, self.noise_, size, rng, self.device)
+            for size in (n, min(n, N_VALIDATION))
+        )
         examples = Examples(self.model, training, self._features, self._targets)
         self._targets.learn_ranges(examples.truth)
-        self._scale_by(*examples(len(unseen), generator))
-
-        def scaled(examples: Examples) -> Draw:
-            def draw(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-                features, targets = examples(n, generator)
-                return self._scaled(features), (targets - self._target_mean) / self._target_std
-
-            return draw
-
-        self._learn(scaled(examples), generator, progress, checkpoint)
+        self._scaling = Scaling.learn(*examples(len(unseen), generator))
+        self._learn(self._scaling.of(examples), generator, progress, checkpoint)
         others = Examples(self.model, unseen, self._features, self._targets)
         self.notes_ = {
             **told,
             "version": __version__,
-            "validation": self._validate(*scaled(others)(len(unseen), generator)),
+            "validation": self._validate(*self._scaling.of(others)(len(unseen), generator)),
         }
         index, signal, sigma = unseen.draw(N_PROBES, generator)
         theta = unseen.theta[index]
         self._probes = {"theta": theta, "clean": unseen.clean[index], "signal": signal, "sigma": sigma}
         self._probes["estimate"], self._probes["std"] = self._probe(self._probes)
-
-    def _simulate(self, n: int, rng: np.random.Generator) -> Simulation:
-        return simulate(self.model, self.acquisition_, self.prior_, self.noise_, n, rng, self.device)
 
     def _probe(self, probes: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return estimates and standard deviations of some voxels, of all parameters but angles, in their units."""
@@ -354,14 +333,6 @@ class LearnedEstimator(TrainedEstimator):
         everything = (*self.model.parameters, *self.model.derived)
         columns = [i for i, parameter in enumerate(everything) if not parameter.is_periodic]
         return estimate[:, columns], std[:, columns]
-
-    def _scale_by(self, features: torch.Tensor, targets: torch.Tensor) -> None:
-        self._input_mean, self._target_mean = features.mean(0), targets.mean(0)
-        # What does not vary, such as a single measurement over itself, must not be magnified.
-        self._input_std, self._target_std = (values.std(0).clamp(min=1e-4) for values in (features, targets))
-
-    def _scaled(self, features: torch.Tensor) -> torch.Tensor:
-        return (features - self._input_mean) / self._input_std
 
     def _block_size(self) -> int:
         """Return how many voxels are regressed together."""
@@ -376,13 +347,7 @@ class LearnedEstimator(TrainedEstimator):
         """Return, per output, the error relative to the spread of the prior, and the coverage of 95 % intervals."""
         with torch.no_grad():
             mean, std = self._regress_blocks(features)
-        error = mean - targets
-        relative, covered = error.square().mean(0).sqrt(), (error.abs() <= 1.96 * std).float().mean(0)
-        names = (self.model.parameters[0].name, *self._targets.names)
-        return {
-            name: {"relative_rmse": round(float(e), 4), "coverage_of_95": round(float(c), 4)}
-            for name, e, c in zip(names, relative, covered, strict=True)
-        }
+        return errors_by_name((self.model.parameters[0].name, *self._targets.names), mean - targets, std)
 
     def predict(
         self,
@@ -419,8 +384,8 @@ class LearnedEstimator(TrainedEstimator):
         relative = signal / size
         frames = self._features.frames(torch.where(torch.isfinite(size), relative, 0.0))
         features = self._features(relative, frames, sigma / size, covariates)
-        mean, std = self._regress_blocks(self._scaled(features))
-        mean, std = (mean * self._target_std + self._target_mean).double(), (std * self._target_std).double()
+        mean, std = self._regress_blocks(self._scaling.features(features))
+        mean, std = self._scaling.in_units(mean, std)
         std = torch.where(sigma * (self.noise_.snr[0] - MARGIN) > size, torch.nan, std)
         amplitude = (size * mean[:, :1].float().exp()).double()
         mean = torch.where(torch.isfinite(size), mean, 0.5)

@@ -140,7 +140,7 @@ class MultilayerPerceptron(LearnedEstimator):
 
     def _build(self) -> nn.Sequential:
         """Return the network, its weights not yet set."""
-        sizes = [len(self._input_mean), *self.hidden, 2 * len(self._target_mean)]
+        sizes = [len(self._scaling.input_mean), *self.hidden, 2 * len(self._scaling.target_mean)]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.utils.skip_init(nn.Linear, n_in, n_out), ACTIVATIONS[self.activation]()]  # type: ignore[no-untyped-call]
@@ -149,9 +149,9 @@ class MultilayerPerceptron(LearnedEstimator):
     def _moments(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and variance of the scaled targets, (n, n_targets) each; the latter does not act on the mean."""
         centre, spread = output.chunk(2, dim=1)
-        scale = self._target_std[1:]
+        scale = self._scaling.target_std[1:]
         share = centre[:, 1:].sigmoid()
-        mean = torch.cat([centre[:, :1], (share - self._target_mean[1:]) / scale], dim=1)
+        mean = torch.cat([centre[:, :1], (share - self._scaling.target_mean[1:]) / scale], dim=1)
         fixed = share.detach()
         bounded = fixed * (1 - fixed) * spread[:, 1:].sigmoid() / scale.square()
         return mean, torch.cat([spread[:, :1].clamp(*LOG_VARIANCE).exp(), bounded], dim=1)

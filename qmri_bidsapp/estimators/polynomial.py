@@ -104,7 +104,7 @@ class PolynomialRegression(LearnedEstimator):
         features, targets = examples(BATCH, generator)
         self._monomials = Monomials.of(features, self.degree)
         self._ends = targets.double().quantile(targets.new_tensor(ENDS).double(), dim=0)
-        batches = Batches(self._monomials, examples, len(self._target_mean), generator, self.n_combinations)
+        batches = Batches(self._monomials, examples, len(self._scaling.target_mean), generator, self.n_combinations)
         information, moment, power, n = batches.sums()
         if self.optimiser == "exact":
             self._mean = evidence_regression(information, moment, power, n)
@@ -125,7 +125,7 @@ class PolynomialRegression(LearnedEstimator):
         information = information[:size, :size]
         ridge = 1e-9 * information.diagonal().mean() * torch.eye(len(information), dtype=torch.float64)
         factor = torch.linalg.cholesky(information + ridge.to(information))
-        coefficients = torch.zeros(len(information), len(self._target_mean)).to(information)
+        coefficients = torch.zeros(len(information), len(self._scaling.target_mean)).to(information)
         for step in range(SPREAD_STEPS + 1):
             moment = torch.zeros_like(coefficients)
             for design, target in batches:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +60,12 @@ def check_probes(
             f"The weights in {folder} come from a version of the program that computes other "
             f"{'features or estimates' if same_signals else 'signals'}. {REMEDY}"
         )
+
+
+def errors_by_name(names: Sequence[str], error: torch.Tensor, std: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Return what a card says of scaled errors on unseen voxels and their standard deviations, (n, name) each."""
+    relative, covered = error.square().mean(0).sqrt(), (error.abs() <= 1.96 * std).float().mean(0)
+    return {
+        name: {"relative_rmse": round(float(e), 4), "coverage_of_95": round(float(c), 4)}
+        for name, e, c in zip(names, relative, covered, strict=True)
+    }

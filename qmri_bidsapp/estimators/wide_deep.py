@@ -77,7 +77,7 @@ class WideDeep(MultilayerPerceptron):
         return self._combine(self._build(), Monomials(n_features, n_components, self.degree))
 
     def _combine(self, deep: nn.Module, monomials: Monomials) -> WideAndDeep:
-        return WideAndDeep(deep, monomials, 2 * len(self._target_mean)).to(self.device)
+        return WideAndDeep(deep, monomials, 2 * len(self._scaling.target_mean)).to(self.device)
 
     def _optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
         network = self._network

@@ -16,7 +16,8 @@ from qmri_bidsapp.cli import train as command
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators import learned
-from qmri_bidsapp.estimators.learned import SNR, LearnedEstimator
+from qmri_bidsapp.estimators.examples import SNR
+from qmri_bidsapp.estimators.learned import LearnedEstimator
 from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.polynomial import PolynomialRegression
 from qmri_bidsapp.estimators.spatial_network import SpatialNetwork

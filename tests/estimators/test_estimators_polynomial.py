@@ -15,6 +15,7 @@ from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.monomials import MAX_COMPONENTS, MAX_MONOMIALS, Monomials
 from qmri_bidsapp.estimators.polynomial import PolynomialRegression, evidence_regression
+from qmri_bidsapp.estimators.scaling import Scaling
 from qmri_bidsapp.evaluation import table3
 from qmri_bidsapp.evaluation.standards import signals
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
@@ -72,7 +73,7 @@ def test_noise_that_is_told_sets_the_spread():
 def test_a_polynomial_and_its_spread_are_found(optimiser):
     """Features of a known cubic, and noise whose standard deviation is known."""
     estimator = PolynomialRegression(SphericalMeanTechnique(), n_combinations=2**16, degree=3, optimiser=optimiser)
-    estimator._target_mean = torch.zeros(2)
+    estimator._scaling = Scaling(torch.zeros(2), torch.ones(2), torch.zeros(2), torch.ones(2))
 
     def truth(x: torch.Tensor) -> torch.Tensor:
         return torch.stack([x[:, 0] ** 3 - x[:, 0] * x[:, 1], x[:, 1]], dim=1)
