@@ -19,6 +19,8 @@ N_SLICES, N_COLUMNS = 12, 6
 TISSUE_NAMES = {1: "GM", 2: "WM", 3: "CSF"}
 TISSUE_COLOURS = {"GM": "#2a7fb8", "WM": "#d95f02", "CSF": "#54a24b", "brain": "#555555"}
 CONTOUR = "#e8308a"
+#: Width of a mosaic that has a distribution beside it, inch.
+_MOSAIC_WIDTH = 7.0
 #: Resolution of images within SVG figures.
 _IMAGE_DPI = 130
 _STYLE = {"svg.hashsalt": "qmri", "svg.fonttype": "path", "font.size": 9, "font.family": "DejaVu Sans"}
@@ -123,24 +125,31 @@ def map_figure(
     label, factor = to_display(unit)
     inside = values[mask & np.isfinite(values)] * factor
     limits = _limits(inside, display_range, factor)
-    tiled = tile(np.where(mask, values, np.nan) * factor, mask)
-    height = _height(tiled, 7.2)
-    figure = Figure(figsize=(11, height * (1 if std is None else 2) + 0.7), layout="constrained")
-    grid = figure.add_gridspec(1 if std is None else 2, 2, width_ratios=[7.2, 3.0])
-    axis = figure.add_subplot(grid[0, 0])
-    bar = figure.colorbar(_show(axis, tiled, "viridis", limits), ax=axis, fraction=0.03, pad=0.01, extend="both")
-    bar.set_label(label or "fraction")
-    _outline(axis, mask)
-    axis.set_title(title, loc="left", fontsize=10)
+    panels = [(title, values, "viridis", limits, "both")]
     if std is not None:
         spread = std[mask & np.isfinite(std)] * factor
-        axis = figure.add_subplot(grid[1, 0])
         top = float(np.percentile(spread, 95)) if spread.size else 1.0
-        shown = _show(axis, tile(np.where(mask, std, np.nan) * factor, mask), "magma", (0.0, top or 1.0))
-        figure.colorbar(shown, ax=axis, fraction=0.03, pad=0.01, extend="max").set_label(label or "fraction")
-        axis.set_title("Standard deviation", loc="left", fontsize=10)
-    _histogram(figure.add_subplot(grid[:, 1]), values * factor, mask, tissues, limits, label)
+        panels.append(("Standard deviation", std, "magma", (0.0, top or 1.0), "max"))
+    mosaics = [tile(np.where(mask, volume, np.nan) * factor, mask) for _, volume, *_ in panels]
+    height = _height(mosaics[0], _MOSAIC_WIDTH)
+    figure = Figure(figsize=(11, len(panels) * (height + 0.3) + 0.1))
+    bottom = figure.get_figheight()
+    for (name, _, colours, shades, extend), tiled in zip(panels, mosaics, strict=True):
+        bottom -= height + 0.3
+        axis = _axes(figure, 0.1, bottom, _MOSAIC_WIDTH, height)
+        axis.set_title(name, loc="left", fontsize=10)
+        bar = _axes(figure, 0.2 + _MOSAIC_WIDTH, bottom, 0.15, height)
+        figure.colorbar(_show(axis, tiled, colours, shades), cax=bar, extend=extend).set_label(label or "fraction")
+    _outline(figure.axes[0], mask)
+    distribution = _axes(figure, 8.7, 0.5, 2.05, figure.get_figheight() - 0.8)
+    _histogram(distribution, values * factor, mask, tissues, limits, label)
     return figure
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Any:
+    """Add axes at a place in inches; matplotlib's own layout would take most of the time of the report."""
+    size = np.tile(figure.get_size_inches(), 2)
+    return figure.add_axes(tuple(np.array([left, bottom, width, height]) / size))
 
 
 def _limits(
@@ -187,7 +196,7 @@ def _histogram(
     axis.set_xlim(*limits)
     axis.set_title("Median [interquartile range]", loc="left", fontsize=9)
     if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="upper right", fontsize=7.5, frameon=False)
+        axis.legend(loc="upper right", fontsize=7.5, frameon=False, handlelength=1, borderpad=0)
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import multiprocessing
@@ -136,6 +137,8 @@ def _run_workflow(
     plugin, plugin_args = _plugin(config)
     plugin_args["status_callback"] = _Callback(plans, progress, crash_dirs)
     workers = Workers(plugin_args) if plugin == "MultiProc" else None
+    # Nipype collects garbage before each step: without all that is loaded by now, 0.2 s of every step is saved.
+    gc.freeze()
     try:
         wf.run(plugin=workers or plugin, plugin_args=plugin_args)
     except KeyboardInterrupt:
@@ -148,6 +151,8 @@ def _run_workflow(
         LOGGER.debug("Nipype ended with: %s", error)
         if config.stop_on_first_crash:
             _stop_workers(workers)
+    finally:
+        gc.unfreeze()
 
 
 def _configure_nipype(config: Config) -> None:
