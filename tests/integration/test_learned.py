@@ -45,7 +45,7 @@ def fitted(tmp_path_factory) -> tuple[Path, Path]:
 
 def app(bids: Path, out: Path, *options: str) -> None:
     arguments = [str(bids), str(out), "participant", "-w", str(out.parent / "work"), "--models", "t2"]
-    resources = ["--skip-bids-validation", "--nprocs", "2", "--device", "cpu"]
+    resources = ["--skip-bids-validation", "--no-certificate", "--nprocs", "2", "--device", "cpu"]
     assert run.main([*arguments, *resources, *options]) == 0
 
 

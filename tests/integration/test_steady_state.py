@@ -133,7 +133,7 @@ def test_without_the_transmit_field_t1_is_wrong_and_said_to_be(
 ) -> None:
     """The test of the correction itself: what it removes is larger than the tolerance above."""
     (tmp_path / "filter.json").write_text('{"tb1map": {"acquisition": "none"}, "mts": {"acquisition": "none"}}')
-    out = start(bids, tmp_path, "--bids-filter-file", str(tmp_path / "filter.json"))
+    out = start(bids, tmp_path, "--no-certificate", "--bids-filter-file", str(tmp_path / "filter.json"))
     # A single model writes T1 without the model's name.
     biased = read(out / "sub-01/anat/sub-01_T1map.nii.gz") / truth["t1"]
     centre = radius(VOXEL, SHAPE) < 0.3
