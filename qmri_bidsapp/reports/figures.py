@@ -20,7 +20,7 @@ TISSUE_NAMES = {1: "GM", 2: "WM", 3: "CSF"}
 TISSUE_COLOURS = {"GM": "#2a7fb8", "WM": "#d95f02", "CSF": "#54a24b", "brain": "#555555"}
 CONTOUR = "#e8308a"
 #: Width of a mosaic that has a distribution beside it, inch.
-_MOSAIC_WIDTH = 7.0
+_MOSAIC_WIDTH = 6.7
 #: Resolution of images within SVG figures.
 _IMAGE_DPI = 130
 _STYLE = {"svg.hashsalt": "qmri", "svg.fonttype": "path", "font.size": 9, "font.family": "DejaVu Sans"}
@@ -141,7 +141,7 @@ def map_figure(
         bar = _axes(figure, 0.2 + _MOSAIC_WIDTH, bottom, 0.15, height)
         figure.colorbar(_show(axis, tiled, colours, shades), cax=bar, extend=extend).set_label(label or "fraction")
     _outline(figure.axes[0], mask)
-    distribution = _axes(figure, 8.7, 0.5, 2.05, figure.get_figheight() - 0.8)
+    distribution = _axes(figure, _MOSAIC_WIDTH + 1.7, 0.5, 2.4, figure.get_figheight() - 0.8)
     _histogram(distribution, values * factor, mask, tissues, limits, label)
     return figure
 
@@ -196,6 +196,7 @@ def _histogram(
     axis.set_xlim(*limits)
     axis.set_title("Median [interquartile range]", loc="left", fontsize=9)
     if axis.get_legend_handles_labels()[0]:
+        axis.set_ylim(top=1.15 * axis.get_ylim()[1])
         axis.legend(loc="upper right", fontsize=7.5, frameon=False, handlelength=1, borderpad=0)
     axis.spines[["top", "right"]].set_visible(False)
 
