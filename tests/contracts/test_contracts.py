@@ -322,7 +322,7 @@ def test_can_be_certified(model_name: str, estimator_name: str) -> None:
         with pytest.raises(UsageError, match="works on images"):
             certify(estimator, protocol(model), noise=noise)
         return
-    n = 200 if model.by_request or estimator_name == "mix" else 1000
+    n = 200 if model.by_request or estimator_name == "mix" else 1500
     options = {"noise_is_known": True, "covariates_are_known": True}
     certificate = certify(estimator, protocol(model), noise=noise, n=n, **options)
     assert len(certificate.pairs) + certificate.pairs.n_failed == n
