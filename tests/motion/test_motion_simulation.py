@@ -125,3 +125,24 @@ def test_draws_are_repeatable_recorded_and_steerable() -> None:
     fixed = draw_motion(np.random.default_rng(5), (1, 1, 1), score=1.5, axis=2)
     assert (fixed.score, fixed.axis) == (pytest.approx(1.5, abs=1e-6), 2)
     assert draw_motion(np.random.default_rng(5), (1, 1, 1), score=0.0).score == 0
+
+
+def test_displacement_between_opposite_frequencies_leaves_fringes_in_the_power() -> None:
+    """The magnitude keeps the mean of what opposite frequencies say: power times cos2(k d / 2) of their displacement d.
+
+    To first order in what motion changes: of a smooth bright ball with a faint texture.
+    """
+    spacing, shift, n = 1.2, 1.5, 64
+    axis = torch.linspace(-1, 1, n)
+    radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).norm(dim=0)
+    texture = torch.randn(n, n, n, generator=torch.Generator().manual_seed(0))
+    image = (1 - radius).clamp_min(0) * (1 + 0.1 * texture)
+    # Of the frequencies along x, those above half of the highest are acquired displaced along y.
+    poses = np.array([[0.0, 0, 0], [0, shift, 0]])
+    motion = Motion(np.zeros((2, 3)), poses, np.array([0.75]), 0, LINEAR, False, 0.5, spacing)
+    moved = apply_motion(image, motion, [spacing] * 3)
+    power, disturbed = (torch.fft.fftn(item).abs().square().sum(2) for item in (image, moved))
+    ratio = disturbed / power
+    expected = np.cos(np.pi * np.fft.fftfreq(n, spacing) * shift) ** 2
+    np.testing.assert_allclose(ratio[n // 4 + 2 : n // 2 - 1].mean(0), expected, atol=0.1)
+    np.testing.assert_allclose(ratio[2 : n // 4 - 1].mean(0), 1, atol=0.1)
