@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         scorer,
         per_head=arguments.per_head,
         seed=arguments.seed,
-        correct_bias=lambda image: correct_bias(image, n_threads=threads),
+        correct_bias=correct_bias,
         report=show,
         skip=lambda line: print(line, flush=True),
     )

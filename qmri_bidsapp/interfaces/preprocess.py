@@ -79,28 +79,23 @@ class RestorePolarity(_Node):
         return runtime
 
 
-class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
+class _ImageInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True)
-    n_threads = traits.Int(1, usedefault=True, nohash=True)
 
 
 class CorrectBias(_Node):
     """N4 bias-field correction."""
 
-    input_spec = _CorrectBiasInputSpec
+    input_spec = _ImageInputSpec
     output_spec = _ImageOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.anat import correct_bias
 
-        image = correct_bias(load_image(self.inputs.in_file, ndim=3), n_threads=self.inputs.n_threads)
+        image = correct_bias(load_image(self.inputs.in_file, ndim=3))
         self._results["out_file"] = self._save(image, "biascorrected.nii", runtime)
         return runtime
-
-
-class _ExtractBrainInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True)
 
 
 class _MaskOutputSpec(TraitedSpec):
@@ -110,7 +105,7 @@ class _MaskOutputSpec(TraitedSpec):
 class ExtractBrain(_Node):
     """Brain mask of a T1w image."""
 
-    input_spec = _ExtractBrainInputSpec
+    input_spec = _ImageInputSpec
     output_spec = _MaskOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
@@ -125,7 +120,6 @@ class ExtractBrain(_Node):
 class _SegmentTissuesInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True)
     in_mask = File(exists=True, mandatory=True)
-    n_threads = traits.Int(1, usedefault=True, nohash=True)
 
 
 class _SegmentTissuesOutputSpec(TraitedSpec):
@@ -145,7 +139,6 @@ class SegmentTissues(_Node):
         dseg = segment_tissues(
             load_image(self.inputs.in_file, ndim=3),
             load_image(self.inputs.in_mask, ndim=3),
-            n_threads=self.inputs.n_threads,
         )
         self._results["out_dseg"] = self._save(dseg, "tissues.nii", runtime)
         return runtime
@@ -153,7 +146,6 @@ class SegmentTissues(_Node):
 
 class _SeriesInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="4-D series")
-    n_threads = traits.Int(1, usedefault=True, nohash=True)
 
 
 class _StepOutputSpec(TraitedSpec):
@@ -175,7 +167,7 @@ class AlignSeries(_Node):
         from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.relaxometry import align
 
-        image, motion, note = align(load_image(self.inputs.in_file, ndim=4), n_threads=self.inputs.n_threads)
+        image, motion, note = align(load_image(self.inputs.in_file, ndim=4))
         self._results["out_file"] = self._save(image, "aligned.nii", runtime)
         self._results["motion"] = motion.tolist()
         self._results["notes"] = [note] if note else []
@@ -230,7 +222,6 @@ class _TransferInputSpec(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="brain mask on the T1w grid")
     in_dseg = File(exists=True, mandatory=True, desc="tissues on the T1w grid")
     reference = File(exists=True, mandatory=True, desc="4-D series")
-    n_threads = traits.Int(1, usedefault=True, nohash=True)
 
 
 class _TransferOutputSpec(_MaskOutputSpec):
@@ -250,9 +241,7 @@ class TransferLabels(_Node):
 
         labels = [load_image(name, ndim=3) for name in (self.inputs.in_mask, self.inputs.in_dseg)]
         reference = series_reference(load_image(self.inputs.reference, ndim=4))
-        (mask, dseg), note = transfer(
-            load_image(self.inputs.t1w, ndim=3), labels, reference, n_threads=self.inputs.n_threads
-        )
+        (mask, dseg), note = transfer(load_image(self.inputs.t1w, ndim=3), labels, reference)
         self._results["out_mask"] = self._save(mask, "mask.nii", runtime)
         self._results["out_dseg"] = self._save(dseg, "tissues.nii", runtime)
         self._results["notes"] = [note] if note else []
@@ -289,10 +278,14 @@ class DenoiseDiffusion(_Node):
         return runtime
 
 
+class _UnringInputSpec(_MaskedInputSpec):
+    n_threads = traits.Int(1, usedefault=True, nohash=True)
+
+
 class UnringDiffusion(_Node):
     """Gibbs unringing."""
 
-    input_spec = _MaskedInputSpec
+    input_spec = _UnringInputSpec
     output_spec = _StepOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
@@ -331,7 +324,6 @@ class AlignDiffusion(_Node):
             load_image(self.inputs.in_file, ndim=4),
             np.asarray(self.inputs.b_value),
             np.asarray(self.inputs.direction),
-            n_threads=self.inputs.n_threads,
         )
         self._results["out_file"] = self._save(image, "aligned.nii", runtime)
         self._results["direction"] = direction.tolist()

@@ -10,7 +10,7 @@ import numpy as np
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
-from qmri_bidsapp.preprocess.rigid import set_threads, to_ants
+from qmri_bidsapp.preprocess.rigid import load_ants, to_ants
 
 #: N4 works on an image reduced by this factor; the field is smooth.
 SHRINK_FACTOR = 4
@@ -20,26 +20,22 @@ BRAIN_VOLUME = (0.4, 2.5)
 GM, WM, CSF = 1, 2, 3
 
 
-def correct_bias(image: nib.Nifti1Image, *, n_threads: int = 1) -> nib.Nifti1Image:
+def correct_bias(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Divide a T1w image by its bias field, found by N4 (Tustison et al. 2010).
 
     Parameters
     ----------
     image : Nifti1Image
         (x, y, z).
-    n_threads : int
 
     Returns
     -------
     Nifti1Image
         float32, not negative.
     """
-    set_threads(n_threads)
-    import ants
-
     data = np.clip(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)), 0, None)
     source = to_ants(nib.Nifti1Image(data, image.affine))
-    corrected = ants.n4_bias_field_correction(
+    corrected = load_ants().n4_bias_field_correction(
         source, shrink_factor=SHRINK_FACTOR, convergence={"iters": [50, 50, 30], "tol": 1e-6}
     )
     return make_image(np.clip(corrected.numpy().astype(np.float32), 0, None), image)
@@ -87,7 +83,7 @@ def extract_brain(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return make_image(mask, image)
 
 
-def segment_tissues(image: nib.Nifti1Image, mask: nib.Nifti1Image, *, n_threads: int = 1) -> nib.Nifti1Image:
+def segment_tissues(image: nib.Nifti1Image, mask: nib.Nifti1Image) -> nib.Nifti1Image:
     """Label grey matter, white matter and cerebrospinal fluid with Atropos (Avants et al. 2011).
 
     Parameters
@@ -96,22 +92,20 @@ def segment_tissues(image: nib.Nifti1Image, mask: nib.Nifti1Image, *, n_threads:
         (x, y, z) T1w, bias corrected.
     mask : Nifti1Image
         Brain, on the same grid.
-    n_threads : int
 
     Returns
     -------
     Nifti1Image
         uint8: 1 grey matter, 2 white matter, 3 cerebrospinal fluid.
     """
-    set_threads(n_threads)
-    import ants
-
+    ants = load_ants()
     brain = np.asarray(mask.dataobj) > 0
     box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(brain))
     # Only the box around the brain: Atropos visits every voxel.
     data = np.ascontiguousarray(np.asarray(image.dataobj, dtype=np.float32)[box])
     inside = ants.from_numpy(brain[box].astype(np.float32))
-    found = ants.atropos(a=ants.from_numpy(data), x=inside, i="kmeans[3]", m="[0.1,1x1x1]", c="[5,0]")
+    found = ants.atropos(a=ants.from_numpy(data), x=inside, i="kmeans[3]", m="[0.1,1x1x1]", c="[5,0]", r=0)
+    # By default, Atropos seeds its random numbers from the clock; r=0 fixes the seed.
     # K-means orders its classes by intensity: on T1w, CSF is darkest and white matter brightest.
     lookup = np.array([0, CSF, GM, WM], dtype=np.uint8)
     labels = np.zeros(brain.shape, dtype=np.uint8)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.relaxometry import apply
-from qmri_bidsapp.preprocess.rigid import MIN_SLICES, Rigid, register, set_threads
+from qmri_bidsapp.preprocess.rigid import MIN_SLICES, Rigid, register
 
 #: MP-PCA needs a patch of this depth, and enough volumes for a spectrum of noise.
 MIN_DENOISE_SLICES = 5
@@ -128,8 +128,6 @@ def align(
     image: nib.Nifti1Image,
     b_value: npt.NDArray[np.float64],
     direction: npt.NDArray[np.float64],
-    *,
-    n_threads: int = 1,
 ) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], npt.NDArray[np.float64], str | None]:
     """Align the volumes rigidly and rotate their gradient directions (Leemans and Jones 2009).
 
@@ -144,7 +142,6 @@ def align(
         (n,) s/mm2.
     direction : ndarray
         (n, 3) unit vectors, FSL convention.
-    n_threads : int
 
     Returns
     -------
@@ -160,7 +157,6 @@ def align(
     if image.shape[2] < MIN_SLICES:
         reason = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
         return image, direction, np.zeros((image.shape[3], 6)), reason
-    set_threads(n_threads)
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
     shells = Diffusion(tuple(b_value), tuple(map(tuple, direction))).shells()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
-from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, register, resample, set_threads
+from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, register, resample
 
 #: If more than this part of the in-plane border is bright, the field of view lies within the head.
 INSIDE_HEAD = 0.25
@@ -99,7 +99,7 @@ def _by_distance(bright: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bo
 
 
 def transfer(
-    t1w: nib.Nifti1Image, labels: Sequence[nib.Nifti1Image], reference: nib.Nifti1Image, *, n_threads: int = 1
+    t1w: nib.Nifti1Image, labels: Sequence[nib.Nifti1Image], reference: nib.Nifti1Image
 ) -> tuple[list[nib.Nifti1Image], str | None]:
     """Bring label images from the T1w grid to the grid of a series.
 
@@ -111,7 +111,6 @@ def transfer(
         On the same grid; the first is the brain mask.
     reference : Nifti1Image
         (x, y, z), an image of the series.
-    n_threads : int
 
     Returns
     -------
@@ -125,7 +124,6 @@ def transfer(
     InputError
         If the brain lies outside the series.
     """
-    set_threads(n_threads)
     motion, note = IDENTITY, None
     if reference.shape[2] < MIN_SLICES:
         note = (

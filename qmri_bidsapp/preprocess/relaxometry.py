@@ -14,21 +14,19 @@ from qmri_bidsapp.preprocess.rigid import (
     Rigid,
     register,
     resample,
-    set_threads,
 )
 
 #: Motion below this part of a voxel is not corrected: interpolation would blur more than it mends.
 NEGLIGIBLE = 0.2
 
 
-def align(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str | None]:
+def align(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str | None]:
     """Align the images of a series with its brightest one, by mutual information.
 
     Parameters
     ----------
     image : Nifti1Image
         (x, y, z, n).
-    n_threads : int
 
     Returns
     -------
@@ -43,7 +41,6 @@ def align(image: nib.Nifti1Image, *, n_threads: int = 1) -> tuple[nib.Nifti1Imag
     if image.shape[2] < MIN_SLICES:
         note = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
         return image, np.zeros((n_images, 6)), note
-    set_threads(n_threads)
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     reference = int(np.argmax(data.mean(axis=(0, 1, 2))))
     volumes = [make_image(data[..., i], image) for i in range(n_images)]

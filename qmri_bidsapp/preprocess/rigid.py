@@ -78,15 +78,22 @@ class Rigid:
 IDENTITY = Rigid(np.eye(4))
 
 
-def set_threads(n_threads: int) -> None:
-    """Limit ITK's threads; it reads the variable when its first filter starts."""
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(n_threads)
+def load_ants() -> Any:
+    """Import ANTs so that the same input gives the same output: a fixed seed and one thread.
+
+    With several threads, sums are taken in varying order and registrations differ between runs. ITK reads the
+    variable when its first filter starts; antspyx ignores the `random_seed` of `ants.registration`.
+    """
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+    import ants
+
+    ants.config.set_ants_deterministic(on=False, seed_value=SEED)
+    return ants
 
 
 def to_ants(image: nib.Nifti1Image) -> Any:
     """Return a 3-D image as an ANTs image with the same geometry."""
-    import ants
-
+    ants = load_ants()
     lps = RAS_TO_LPS @ image.affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     return ants.from_numpy(
@@ -107,8 +114,7 @@ def register(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, *, effort: str) ->
     effort : str
         Key of `SCHEDULES`.
     """
-    import ants
-
+    ants = load_ants()
     with tempfile.TemporaryDirectory() as folder:
         found = ants.registration(
             to_ants(fixed),
@@ -117,7 +123,6 @@ def register(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, *, effort: str) ->
             aff_metric="mattes",
             aff_random_sampling_rate=float(np.clip(N_SAMPLES / np.prod(fixed.shape), 0.25, 1.0)),
             outprefix=str(Path(folder) / "rigid_"),
-            random_seed=SEED,
             **SCHEDULES[effort],
         )
         matrix = _read_matrix(found["fwdtransforms"][0])
@@ -126,9 +131,7 @@ def register(fixed: nib.Nifti1Image, moving: nib.Nifti1Image, *, effort: str) ->
 
 def _read_matrix(path: str) -> npt.NDArray[np.float64]:
     """Read an ITK transform file as a (4, 4) matrix, LPS mm."""
-    import ants
-
-    transform = ants.read_transform(path)
+    transform = load_ants().read_transform(path)
     # The image of the origin and of the axes gives the matrix whatever ITK's parameterisation.
     origin = np.array(transform.apply_to_point((0.0, 0.0, 0.0)))
     columns = [np.array(transform.apply_to_point(tuple(axis))) - origin for axis in np.eye(3)]

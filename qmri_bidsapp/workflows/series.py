@@ -64,17 +64,12 @@ def init_anat_wf(group: InputGroup, resources: Resources, name: str) -> Workflow
 
     from qmri_bidsapp.interfaces import preprocess as nodes
 
-    threads = {"n_threads": resources.n_threads}
     wf = Workflow(name=name)
     outputnode = _identity("outputnode", ["preproc", "mask", "dseg"])
     load = _node(nodes.ImportImages, "load", f"read {group.name}", in_files=list(group.files), ndim=3)
-    bias = _node(
-        nodes.CorrectBias, "bias", f"{group.name} bias correction", n_procs=resources.n_threads, mem_gb=2, **threads
-    )
+    bias = _node(nodes.CorrectBias, "bias", f"{group.name} bias correction", mem_gb=2)
     brain = _node(nodes.ExtractBrain, "brain", f"{group.name} brain mask", mem_gb=2)
-    tissues = _node(
-        nodes.SegmentTissues, "tissues", f"{group.name} tissues", n_procs=resources.n_threads, mem_gb=2, **threads
-    )
+    tissues = _node(nodes.SegmentTissues, "tissues", f"{group.name} tissues", mem_gb=2)
     wf.connect(
         [
             (load, bias, [("out_file", "in_file")]),
@@ -117,7 +112,6 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
     from qmri_bidsapp.interfaces import preprocess as nodes
 
     kind, series = item.group.kind, item.group.name
-    parallel = {"n_threads": resources.n_threads}
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
     fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "covariates"]
@@ -144,14 +138,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
     if kind == "dwi":
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
     else:
-        last = _node(
-            nodes.AlignSeries,
-            "align",
-            f"{series} alignment",
-            n_procs=resources.n_threads,
-            mem_gb=mem_gb,
-            **parallel,
-        )
+        last = _node(nodes.AlignSeries, "align", f"{series} alignment", mem_gb=mem_gb)
         wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
     for covariate in item.group.covariates:
         field = _node(nodes.ResampleFieldmap, covariate.name, f"{kind} transmit field", in_file=covariate.file)
@@ -165,14 +152,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
             ]
         )
     if has_t1w:
-        mask = _node(
-            nodes.TransferLabels,
-            "mask",
-            f"{series} mask",
-            n_procs=resources.n_threads,
-            mem_gb=mem_gb,
-            **parallel,
-        )
+        mask = _node(nodes.TransferLabels, "mask", f"{series} mask", mem_gb=mem_gb)
         wf.connect(
             [
                 (inputnode, mask, [("t1w", "t1w"), ("t1w_mask", "in_mask"), ("t1w_dseg", "in_dseg")]),
@@ -207,7 +187,7 @@ def _connect_diffusion(
     from qmri_bidsapp.interfaces import preprocess as nodes
 
     acquisition = item.group.acquisition.to_dict()  # type: ignore[union-attr]
-    series, parallel = item.group.name, {"n_threads": resources.n_threads}
+    series = item.group.name
     raw_mask = _node(nodes.SeriesMask, "rawmask", f"{series} preliminary mask", mem_gb=mem_gb)
     denoise = _node(nodes.DenoiseDiffusion, "denoise", f"{series} denoising", mem_gb=mem_gb)
     unring = _node(
@@ -216,17 +196,15 @@ def _connect_diffusion(
         f"{series} Gibbs unringing",
         n_procs=resources.n_threads,
         mem_gb=mem_gb,
-        **parallel,
+        n_threads=resources.n_threads,
     )
     align = _node(
         nodes.AlignDiffusion,
         "align",
         f"{series} alignment",
-        n_procs=resources.n_threads,
         mem_gb=mem_gb,
         b_value=[float(value) for value in acquisition["b_value"]],
         direction=[list(row) for row in acquisition["direction"]],
-        **parallel,
     )
     wf.connect(
         [
