@@ -19,8 +19,8 @@ from scipy.spatial.transform import Rotation
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.standards import even_directions, shells, signals, standard
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.directions import unit_vector

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import load_image
-from qmri_bidsapp.motion.accuracy import Case, agreement, disturb
-from qmri_bidsapp.motion.label import Floats
-from qmri_bidsapp.motion.rendering import draw_contrast, render
-from qmri_bidsapp.motion.samples import label_head
-from qmri_bidsapp.motion.score import GRID, reorient, resample
+from qmri_bidsapp.motion.displacement import Floats
+from qmri_bidsapp.motion.network_input import GRID, reorient, resample
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
+from qmri_bidsapp.motion.training.accuracy import Case, agreement, disturb
+from qmri_bidsapp.motion.training.rendering import draw_contrast, render
+from qmri_bidsapp.motion.training.samples import label_head
 
 #: Voxel sizes (mm; 0: as it came) and standard deviations of noise that is added (of the 99th percentile).
 CONDITIONS = ((0.0, 0.0), (1.5, 0.0), (2.0, 0.0), (0.0, 0.02), (0.0, 0.05))

@@ -15,10 +15,10 @@ from itertools import pairwise
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from qmri_bidsapp.motion.augmentation import RESOLUTION
-from qmri_bidsapp.motion.label import Floats, rms_deviation, rotation_matrix
-from qmri_bidsapp.motion.samples import profile_of
-from qmri_bidsapp.motion.simulation import MOVEMENTS, Motion, draw_motion
+from qmri_bidsapp.motion.displacement import Floats, rms_deviation, rotation_matrix
+from qmri_bidsapp.motion.training.augmentation import RESOLUTION
+from qmri_bidsapp.motion.training.samples import profile_of
+from qmri_bidsapp.motion.training.simulation import MOVEMENTS, Motion, draw_motion
 
 N_TRAINING, N_TEST = 5000, 1000
 GRIDS = (2.0, 1.5, 1.2, 1.0)

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 from scipy import stats
 
-from qmri_bidsapp.group.correction import Slope, regress
+from qmri_bidsapp.group.regression import Slope, regress
 
 
 def cohort(

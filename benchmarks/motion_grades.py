@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qmri_bidsapp.evaluation.motion import as_in_the_app, find_heads
+from qmri_bidsapp.evaluation.motion_score import as_in_the_app, find_heads
 from qmri_bidsapp.images.volumes import load_image
-from qmri_bidsapp.motion.accuracy import disturb
+from qmri_bidsapp.motion.network_input import GRID
 from qmri_bidsapp.motion.qc_head import cross_validate
-from qmri_bidsapp.motion.score import GRID
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
+from qmri_bidsapp.motion.training.accuracy import disturb
 from qmri_bidsapp.preprocess.anat import correct_bias
 
 LIMITS, RATER = (0.75, 2.0), 0.3

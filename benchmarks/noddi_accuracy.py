@@ -18,7 +18,7 @@ import numpy as np
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.noise import add_rician
-from qmri_bidsapp.evaluation.peers import PEERS, one_core
+from qmri_bidsapp.evaluation.speed.peers import PEERS, one_core
 from qmri_bidsapp.evaluation.standards import TISSUE, even_directions, standard
 from qmri_bidsapp.registry import get_model, load_estimators, load_models
 

@@ -13,12 +13,12 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery
 from qmri_bidsapp.core.simulation import Noise
-from qmri_bidsapp.estimators.learned import LearnedEstimator
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.polynomial import PolynomialRegression
-from qmri_bidsapp.estimators.training import OPTIMISERS, Training
-from qmri_bidsapp.estimators.wide_deep import WideDeep
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.learned.base import LearnedEstimator
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.polynomial import PolynomialRegression
+from qmri_bidsapp.estimators.learned.training import OPTIMISERS, Training
+from qmri_bidsapp.estimators.learned.wide_deep import WideDeep
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.registry import get_model
 
 PROTOCOLS: dict[str, Acquisition] = {

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from qmri_bidsapp.core.simulation import Noise
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
 #: Order of the square matrices that tell the machine's rate.

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli.parser import build_parser
+from qmri_bidsapp.cli.app.parser import build_parser
 from qmri_bidsapp.cli.tools import TRAININGS, training_parser
 from qmri_bidsapp.cli.tools import build_parser as build_tools_parser
 from qmri_bidsapp.registry import get_model, load_estimators, load_models

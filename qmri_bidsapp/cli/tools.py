@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import correct, evaluate, train, train_motion, train_qc_head
-from qmri_bidsapp.cli.parser import Parser, seed
-from qmri_bidsapp.cli.run import exit_code, say_error, say_unexpected
+from qmri_bidsapp.cli import correct
+from qmri_bidsapp.cli.app.parser import Parser, seed
+from qmri_bidsapp.cli.app.run import exit_code, say_error, say_unexpected
+from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
+from qmri_bidsapp.cli.train import motion as train_motion
+from qmri_bidsapp.cli.train import qc_head as train_qc_head
+from qmri_bidsapp.cli.train import voxelwise as train
 from qmri_bidsapp.errors import QmriError
 
 if TYPE_CHECKING:
@@ -80,7 +84,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.learned.base import LearnedEstimator
     from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
     estimators = load_estimators()
@@ -113,7 +117,7 @@ def _ranges(model: SignalModel) -> str:
 
 
 def _boutiques(arguments: argparse.Namespace) -> None:
-    from qmri_bidsapp.cli.boutiques import descriptor_text
+    from qmri_bidsapp.cli.app.boutiques import descriptor_text
 
     print(descriptor_text(), end="")
 

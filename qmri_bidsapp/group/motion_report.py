@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qmri_bidsapp.group.motion import MotionCorrection
+from qmri_bidsapp.group.motion_correction import MotionCorrection
 from qmri_bidsapp.units import DISPLAY_UNITS
 
 if TYPE_CHECKING:

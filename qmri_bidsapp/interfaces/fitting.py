@@ -23,10 +23,10 @@ from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.fitting.noise_level import NoiseLevel
 from qmri_bidsapp.interfaces.preprocess import defined
 from qmri_bidsapp.registry import get_estimator, get_model
 from qmri_bidsapp.uncertainty.moderation import moderate
-from qmri_bidsapp.uncertainty.noise_level import NoiseLevel
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -312,7 +312,7 @@ class Fit(SimpleInterface):
 
     def _estimator(self, *, by_voxel: bool) -> Estimator:
         """Return the estimator; with a number of bundles of its own in every voxel, or with that of the model."""
-        from qmri_bidsapp.estimators.bundles import BundlesByVoxel
+        from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
 
         inputs = self.inputs
         if by_voxel:

@@ -13,7 +13,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, Directory, File, Simp
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.prior import Prior, make_prior
-from qmri_bidsapp.estimators.learned import LearnedEstimator
+from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.interfaces.preprocess import defined
 from qmri_bidsapp.models.base import SignalModel
 

@@ -52,7 +52,7 @@ def certify_once(
     cache : Path
         Folder of all certificates; each has a folder named by the hash of everything that it depends on.
     """
-    from qmri_bidsapp.estimators.weights import key_of
+    from qmri_bidsapp.artifacts.weights import key_of
 
     options: dict[str, Any] = {"noise": noise, "n": n, "seed": 0}
     options |= {"noise_is_known": noise_is_known, "covariates_are_known": covariates_are_known}
@@ -101,7 +101,7 @@ class Certify(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         import torch
 
-        from qmri_bidsapp.uncertainty.noise_level import coarse
+        from qmri_bidsapp.fitting.noise_level import coarse
 
         inputs = self.inputs
         self._results["certificate"] = ""

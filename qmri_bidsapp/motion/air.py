@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, label, maximum_filter
 
-from qmri_bidsapp.motion.label import Floats
+from qmri_bidsapp.motion.displacement import Floats
 
 #: Smoothing before the threshold, and air next to the head that does not count, mm.
 SMOOTHING, BORDER = 2.0, 10.0

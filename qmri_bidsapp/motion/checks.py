@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.motion.label import Floats
-from qmri_bidsapp.motion.score import LEAST_AREA
+from qmri_bidsapp.motion.displacement import Floats
+from qmri_bidsapp.motion.network_input import LEAST_AREA
 
 #: Voxels longer than the first are coarser than most in training, than the second refused, mm.
 COARSE, TOO_COARSE = 2.5, 4.0

@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.motion.label import Floats
+from qmri_bidsapp.motion.displacement import Floats
 
 N_FOLDS = 5
 MEAN, PRECISION, DISTANCES = "familiarity.mean", "familiarity.precision", "familiarity.distances"

@@ -20,9 +20,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neural_network import MLPClassifier
 
+from qmri_bidsapp.artifacts.weights import load_weights, save_weights, sha256_of
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.weights import load_weights, save_weights, sha256_of
-from qmri_bidsapp.motion.label import Floats
+from qmri_bidsapp.motion.displacement import Floats
 
 #: Hidden units, and strength of weight decay: labels are few.
 HIDDEN, ALPHA = 16, 1.0

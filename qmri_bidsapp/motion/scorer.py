@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qmri_bidsapp.artifacts.weights import load_weights, save_weights, sha256_of
 from qmri_bidsapp.errors import InputError, WeightsError
-from qmri_bidsapp.estimators.weights import load_weights, save_weights, sha256_of
 from qmri_bidsapp.motion.checks import check_shape, look_at_head
+from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.familiarity import Familiarity
-from qmri_bidsapp.motion.label import Floats
+from qmri_bidsapp.motion.head_axes import lies_otherwise
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, summarise
-from qmri_bidsapp.motion.orientation import lies_otherwise
-from qmri_bidsapp.motion.score import GRID, Grid, find_head, prepare, reorient, resample
+from qmri_bidsapp.motion.network_input import GRID, Grid, find_head, prepare, reorient, resample
 
 #: Weights that come with the program.
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "motion"

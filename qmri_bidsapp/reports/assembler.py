@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.reports import tables
+from qmri_bidsapp.reports.certificate import certificate_figure, certificate_text, truth_figure
 from qmri_bidsapp.reports.figures import TISSUE_NAMES, image_figure, map_figure, motion_figure, save_svg
 from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
-from qmri_bidsapp.reports.motion import motion_notes, motion_reportlets
-from qmri_bidsapp.reports.trust import certificate_figure, certificate_text, truth_figure
+from qmri_bidsapp.reports.motion_score import motion_notes, motion_reportlets
 
 #: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
 VISIBLE_MOTION = 1e-6

@@ -16,13 +16,13 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.artifacts.weights import key_of
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import InputError, OutputError, PriorError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.trained import TrainedEstimator
-from qmri_bidsapp.estimators.weights import key_of
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.uncertainty.adjustments import conformal_factors, debiasing
 from qmri_bidsapp.uncertainty.bins import MIN_PER_BIN, N_BINS, bins_of, moments

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qmri_bidsapp.estimators.rice import rice_moments
+from qmri_bidsapp.core.rice import rice_moments
 
 Array = npt.NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.workflows.methods import describe_methods
-from qmri_bidsapp.workflows.motion import add_motion, save_inputs
+from qmri_bidsapp.workflows.motion_score import add_motion, save_inputs
 from qmri_bidsapp.workflows.outputs import (
     anat_outputs,
     fit_outputs,
@@ -127,7 +127,7 @@ def _add_score(
     wf: Workflow, config: Config, subject_plan: SubjectPlan, group: InputGroup, anat_wf: Workflow, index: int
 ) -> None:
     """Add the motion score of a T1w and its sink."""
-    from qmri_bidsapp.interfaces.motion import SaveScore
+    from qmri_bidsapp.interfaces.motion_score import SaveScore
 
     scoring = subject_plan.scoring
     assert scoring is not None
@@ -217,8 +217,8 @@ def _add_fit(
     resources: Resources,
 ) -> None:
     """Add what belongs to a fit: training or weights, covariates, certificate and sinks."""
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
-    from qmri_bidsapp.estimators.weights import digest_of
+    from qmri_bidsapp.artifacts.weights import digest_of
+    from qmri_bidsapp.estimators.learned.base import LearnedEstimator
     from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveTruth
     from qmri_bidsapp.registry import get_estimator, get_model
 

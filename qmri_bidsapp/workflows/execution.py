@@ -23,7 +23,7 @@ from qmri_bidsapp.workflows.base import (
     record_dir,
     workflow_name,
 )
-from qmri_bidsapp.workflows.motion import why_no_score
+from qmri_bidsapp.workflows.motion_score import why_no_score
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
@@ -252,7 +252,7 @@ class _Callback:
 def _write_subject_record(config: Config, item: SubjectPlan) -> None:
     """Join what the steps of a subject noted into the record that the reports are made from."""
     from qmri_bidsapp.bids.derivatives import save_json
-    from qmri_bidsapp.bids.motion import write_scans
+    from qmri_bidsapp.bids.scans_table import write_scans
 
     folder = record_dir(config, item.subject)
     problems = [

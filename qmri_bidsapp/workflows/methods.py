@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.preprocess.orientation import ABSOLUTE_PEAK, MIN_SEPARATION, RELATIVE_PEAK
+from qmri_bidsapp.preprocess.fibre_directions import ABSOLUTE_PEAK, MIN_SEPARATION, RELATIVE_PEAK
 from qmri_bidsapp.preprocess.relaxometry import NEGLIGIBLE
 from qmri_bidsapp.preprocess.rigid import MIN_SLICES
-from qmri_bidsapp.workflows.motion import scores_motion
+from qmri_bidsapp.workflows.motion_score import scores_motion
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config

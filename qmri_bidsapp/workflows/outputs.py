@@ -204,7 +204,7 @@ def fit_outputs(
     clashing : frozenset of str
         BIDS suffixes that another model of the same subject would write under the same name.
     """
-    from qmri_bidsapp.estimators.bundles import BundlesByVoxel
+    from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
     from qmri_bidsapp.registry import get_estimator, get_model
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
@@ -269,7 +269,7 @@ def fit_outputs(
 
 def _std_kind(estimator: type[Estimator], parameter: Parameter) -> str:
     """Return how the standard deviations of a parameter are obtained."""
-    from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+    from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 
     is_expected = parameter.is_skewed and issubclass(estimator, NonLinearLeastSquares)
     return EXPECTED_ERROR if is_expected else estimator.std_kind

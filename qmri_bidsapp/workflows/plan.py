@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qmri_bidsapp.errors import ProtocolError, WeightsError
-from qmri_bidsapp.workflows.motion import find_scoring
+from qmri_bidsapp.workflows.motion_score import find_scoring
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.estimators.base import Estimator
     from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.models.base import SignalModel
-    from qmri_bidsapp.workflows.motion import Scoring
+    from qmri_bidsapp.workflows.motion_score import Scoring
 
 NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
@@ -208,7 +208,7 @@ def _with_weights(
     UsageError
         If an estimator has no weights and is not trained during the run.
     """
-    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
     from qmri_bidsapp.registry import get_estimator, get_model
 
     kept, refused = [], []
@@ -247,7 +247,7 @@ def _with_classical(
 
 def is_learned(estimator: str) -> bool:
     """Tell whether an estimator has weights that are trained for a protocol."""
-    from qmri_bidsapp.estimators.learned import LearnedEstimator
+    from qmri_bidsapp.estimators.learned.base import LearnedEstimator
     from qmri_bidsapp.registry import get_estimator
 
     return issubclass(get_estimator(estimator), LearnedEstimator)
@@ -257,9 +257,9 @@ def _bundle_fits(
     config: Config, acquisition: Acquisition, fits: list[tuple[str, str]]
 ) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     """Return the fits with as many bundles as fibre directions, and why others of oriented models have one."""
-    from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+    from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
     from qmri_bidsapp.models.compose import MAX_BUNDLES, Composition
-    from qmri_bidsapp.preprocess.orientation import refusal
+    from qmri_bidsapp.preprocess.fibre_directions import refusal
     from qmri_bidsapp.registry import get_estimator, get_model
 
     oriented = [(pair, model) for pair in fits if isinstance(model := get_model(pair[0]), Composition)]
@@ -284,7 +284,7 @@ def _bundle_fits(
 
 def weights_for(config: Config, model: SignalModel, estimator: type[Estimator]) -> Path | None:
     """Return the weights that the run gives to an estimator, if any: those asked for, or that come with the program."""
-    from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
     from qmri_bidsapp.estimators.trained import TrainedEstimator
 
     if not issubclass(estimator, TrainedEstimator):

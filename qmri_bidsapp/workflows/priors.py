@@ -27,7 +27,7 @@ def gather_samples(config: Config, plans: tuple[SubjectPlan, ...]) -> None:
     """
     import numpy as np
 
-    from qmri_bidsapp.bids.fits import find_fits, samples, tissue_of
+    from qmri_bidsapp.bids.earlier_fits import find_fits, samples, tissue_of
     from qmri_bidsapp.core.prior import make_prior
     from qmri_bidsapp.registry import AUTO, get_model
 

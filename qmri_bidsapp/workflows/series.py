@@ -264,7 +264,7 @@ def init_train_node(fit: Any, cache: Path, resources: Resources, prior: str, sam
 
 def init_orientation_node(item: SeriesPlan, resources: Resources, *, size_gb: float) -> Any:
     """Build the node of fibre directions; its inputs in_file, in_mask, direction (, in_dseg) are to be connected."""
-    from qmri_bidsapp.interfaces.orientation import FindOrientations
+    from qmri_bidsapp.interfaces.fibre_directions import FindOrientations
 
     return _node(
         FindOrientations,

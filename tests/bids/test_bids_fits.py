@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.bids.fits import FoundFit, samples
+from qmri_bidsapp.bids.earlier_fits import FoundFit, samples
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.evaluation.standards import standard

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qmri_bidsapp.cli.boutiques import NOT_INPUTS, build_descriptor, descriptor_text
-from qmri_bidsapp.cli.parser import build_parser
+from qmri_bidsapp.cli.app.boutiques import NOT_INPUTS, build_descriptor, descriptor_text
+from qmri_bidsapp.cli.app.parser import build_parser
 
 DESCRIPTOR = Path(__file__).resolve().parents[2] / "boutiques" / "qmri_bidsapp.json"
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from qmri_bidsapp.cli import evaluate, evaluate_lesion, tools
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
-from qmri_bidsapp.evaluation import peers
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.evaluate import lesion as evaluate_lesion
+from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.evaluation.speed import peers
 from qmri_bidsapp.registry import get_model, load_estimators
 
 

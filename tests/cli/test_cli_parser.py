@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.cli.parser import build_parser, parse
+from qmri_bidsapp.cli.app.parser import build_parser, parse
 from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
@@ -58,7 +58,7 @@ def test_help_imports_nothing_heavy(module):
 
 
 def test_run_is_a_program():
-    command = [sys.executable, "-m", "qmri_bidsapp.cli.run", "--version"]
+    command = [sys.executable, "-m", "qmri_bidsapp.cli.app.run", "--version"]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"qmri-bids \d+\.\d+\.\d+\S*\n", finished.stdout)
 

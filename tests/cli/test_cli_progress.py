@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from qmri_bidsapp.cli.progress import CLEAR, Progress
+from qmri_bidsapp.cli.app.progress import CLEAR, Progress
 
 
 class Clock:

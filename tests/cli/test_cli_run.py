@@ -12,8 +12,8 @@ import pytest
 
 from qmri_bidsapp.bids.dataset import Issue
 from qmri_bidsapp.bids.queries import InputGroup, Problem, SubjectInputs
-from qmri_bidsapp.cli import run
-from qmri_bidsapp.cli.environment import CACHES, THREADS
+from qmri_bidsapp.cli.app import run
+from qmri_bidsapp.cli.app.environment import CACHES, THREADS
 from qmri_bidsapp.config import Config, read_toml
 from qmri_bidsapp.errors import (
     InputError,

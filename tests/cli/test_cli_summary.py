@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmri_bidsapp.cli.summary import crash_cause
+from qmri_bidsapp.cli.app.summary import crash_cause
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from qmri_bidsapp.bids import fits
+from qmri_bidsapp.bids import earlier_fits as fits
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.cli import train as command
+from qmri_bidsapp.cli.train import voxelwise as command
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators import learned
-from qmri_bidsapp.estimators.examples import SNR
-from qmri_bidsapp.estimators.learned import LearnedEstimator
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.polynomial import PolynomialRegression
-from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.estimators.learned import base as learned
+from qmri_bidsapp.estimators.learned.base import LearnedEstimator
+from qmri_bidsapp.estimators.learned.examples import SNR
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.polynomial import PolynomialRegression
+from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
 from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.registry import load_estimators
 

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.cli import tools, train_motion
-from qmri_bidsapp.motion import pool, score, scorer, training
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.train import motion as train_motion
+from qmri_bidsapp.motion import network_input as score
+from qmri_bidsapp.motion import scorer
 from qmri_bidsapp.motion.network import Architecture
-from qmri_bidsapp.motion.score import Grid
+from qmri_bidsapp.motion.network_input import Grid
+from qmri_bidsapp.motion.training import pool
+from qmri_bidsapp.motion.training import trainer as training
 
 
 @pytest.fixture(autouse=True)

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from qmri_bidsapp.cli import tools, train_spatial
-from qmri_bidsapp.cli.train_spatial import N_HELD_OUT
+from qmri_bidsapp.artifacts.weights import load_weights, save_weights
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.train import spatial as train_spatial
+from qmri_bidsapp.cli.train.spatial import N_HELD_OUT
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.errors import WeightsError
-from qmri_bidsapp.estimators.error_head import split_head
-from qmri_bidsapp.estimators.error_training import CHECKPOINT as HEAD_CHECKPOINT
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
-from qmri_bidsapp.estimators.virtual_heads import label_phantom
-from qmri_bidsapp.estimators.weights import load_weights, save_weights
+from qmri_bidsapp.estimators.spatial.error_head import split_head
+from qmri_bidsapp.estimators.spatial.error_training import CHECKPOINT as HEAD_CHECKPOINT
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, ResidualEstimation
+from qmri_bidsapp.estimators.spatial.virtual_heads import label_phantom
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
 

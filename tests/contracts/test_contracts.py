@@ -24,7 +24,7 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import ProtocolError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.spatial_network import SpatialNetwork
+from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.evaluation.standards import even_directions
 from qmri_bidsapp.models.base import SignalModel

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_contracts import PAIRS, covariates, fitted, simulate
 
-from qmri_bidsapp.estimators.learned import LearnedEstimator
+from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.registry import get_estimator, get_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")

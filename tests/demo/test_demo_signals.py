@@ -7,7 +7,7 @@ from dipy.data import get_sphere
 
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.demo import phantom, signals
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 

@@ -8,9 +8,9 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.estimators.bundles import BundlesByVoxel
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.varpro import VariableProjection
+from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
 from qmri_bidsapp.models.compartments import PARALLEL_DIFFUSIVITY, Ball, Stick
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of, unit_vector

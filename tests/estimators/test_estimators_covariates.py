@@ -14,7 +14,7 @@ from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.interfaces.fitting import fit_volume
 from qmri_bidsapp.models.base import SignalModel
 

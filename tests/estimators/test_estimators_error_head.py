@@ -9,19 +9,26 @@ import numpy as np
 import pytest
 import torch
 
+from qmri_bidsapp.artifacts.weights import load_weights, save_weights
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
-from qmri_bidsapp.estimators import error_training
-from qmri_bidsapp.estimators.error_head import ErrorHead, SliceNetwork, brightest, join_head, split_head
-from qmri_bidsapp.estimators.error_training import CHECKPOINT, HeadOptions, alone, calibrate, error_ratios, train_head
-from qmri_bidsapp.estimators.patches import draw_batch
-from qmri_bidsapp.estimators.recurrent import RecurrentInferenceMachine
-from qmri_bidsapp.estimators.residual import ResidualNetwork
-from qmri_bidsapp.estimators.series import Coordinates, Series
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
-from qmri_bidsapp.estimators.virtual_heads import label_phantom, structures_of
-from qmri_bidsapp.estimators.weights import load_weights, save_weights
-from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, draw_scene, measure
+from qmri_bidsapp.estimators.spatial import error_training
+from qmri_bidsapp.estimators.spatial.error_head import ErrorHead, SliceNetwork, brightest, join_head, split_head
+from qmri_bidsapp.estimators.spatial.error_training import (
+    CHECKPOINT,
+    HeadOptions,
+    alone,
+    calibrate,
+    error_ratios,
+    train_head,
+)
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, ResidualEstimation
+from qmri_bidsapp.estimators.spatial.patches import draw_batch
+from qmri_bidsapp.estimators.spatial.recurrent import RecurrentInferenceMachine
+from qmri_bidsapp.estimators.spatial.residual import ResidualNetwork
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
+from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, draw_scene, measure
+from qmri_bidsapp.estimators.spatial.virtual_heads import label_phantom, structures_of
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
 T1, T2 = InversionRecoveryT1(), SpinEchoT2()

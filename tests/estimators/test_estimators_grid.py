@@ -10,14 +10,14 @@ from scipy.special import erf
 
 from qmri_bidsapp.core.acquisition import MultiEcho, SphericalMean, SpoiledGradientEcho
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.estimators.amplitude import Amplitude
-from qmri_bidsapp.estimators.cubature import Box, korobov_lattice, points_in
-from qmri_bidsapp.estimators.grid import GridPosterior
+from qmri_bidsapp.estimators.posterior.amplitude import Amplitude
+from qmri_bidsapp.estimators.posterior.grid import GridPosterior
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.models.steady_state import VariableFlipAngleT1
 from qmri_bidsapp.registry import get_model, load_models
+from qmri_bidsapp.solvers.cubature import Box, korobov_lattice, points_in
 
 ECHO_TIMES = np.array([0.0125, 0.025, 0.05, 0.08, 0.12, 0.2])
 #: Protocol of Gyori et al. 2021.

@@ -9,12 +9,12 @@ from scipy.optimize import least_squares, lsq_linear
 
 from qmri_bidsapp.core.acquisition import MultiEcho, SphericalMean
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators.barrier import follow_centre, minimise_inside
-from qmri_bidsapp.estimators.interior_point import InteriorPoint
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.levenberg_marquardt import Bounds, sum_of_squares
+from qmri_bidsapp.estimators.likelihood.interior_point import InteriorPoint
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
+from qmri_bidsapp.solvers.interior_point import follow_centre, minimise_inside
+from qmri_bidsapp.solvers.levenberg_marquardt import Bounds, sum_of_squares
 
 
 def test_linear_problems_within_bounds_agree_with_scipy_and_no_bound_is_met() -> None:

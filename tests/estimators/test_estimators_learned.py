@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from qmri_bidsapp.artifacts.weights import CARD, TENSORS, load_weights, save_weights
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError, WeightsError
-from qmri_bidsapp.estimators.examples import Examples
-from qmri_bidsapp.estimators.features import Features
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.polynomial import PolynomialRegression
-from qmri_bidsapp.estimators.training import Training
-from qmri_bidsapp.estimators.weights import CARD, TENSORS, load_weights, save_weights
+from qmri_bidsapp.estimators.learned.examples import Examples
+from qmri_bidsapp.estimators.learned.features import Features
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.polynomial import PolynomialRegression
+from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.registry import get_model
 

@@ -12,11 +12,11 @@ from scipy.spatial.transform import Rotation
 from qmri_bidsapp.core.prior import Empirical
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import WeightsError
-from qmri_bidsapp.estimators.examples import simulate
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.linear import WeightedLinearLeastSquares
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.estimators.learned.examples import simulate
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.log_linear import WeightedLinearLeastSquares
 from qmri_bidsapp.evaluation.standards import signals, standard
 from qmri_bidsapp.models.directions import unit_vector
 from qmri_bidsapp.models.noddi import Noddi

@@ -7,12 +7,12 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators import linear
-from qmri_bidsapp.estimators.cholesky import dense, factorise, inverse_factor, solve
-from qmri_bidsapp.estimators.covariance import propagate
-from qmri_bidsapp.estimators.linear import WeightedLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood import log_linear as linear
+from qmri_bidsapp.estimators.likelihood.covariance import propagate
+from qmri_bidsapp.estimators.likelihood.log_linear import WeightedLinearLeastSquares
 from qmri_bidsapp.models.kurtosis import DiffusionKurtosis
 from qmri_bidsapp.models.tensor import DiffusionTensor
+from qmri_bidsapp.solvers.cholesky import dense, factorise, inverse_factor, solve
 
 
 def series(*b_values: float) -> Diffusion:

@@ -9,13 +9,10 @@ from scipy.optimize import differential_evolution, least_squares, nnls
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators.bundles import BundlesByVoxel
-from qmri_bidsapp.estimators.convex import nonnegative_least_squares
-from qmri_bidsapp.estimators.evolution import evolve
-from qmri_bidsapp.estimators.interior_point import InteriorPoint
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.levenberg_marquardt import Bounds
-from qmri_bidsapp.estimators.mix import Mix
+from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
+from qmri_bidsapp.estimators.likelihood.interior_point import InteriorPoint
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.mix import Mix
 from qmri_bidsapp.evaluation.standards import even_directions
 from qmri_bidsapp.models.activeax import ActiveAx
 from qmri_bidsapp.models.base import SignalModel
@@ -23,6 +20,9 @@ from qmri_bidsapp.models.noddi import Noddi
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.models.zcd import ZeppelinCylinderDot
+from qmri_bidsapp.solvers.differential_evolution import evolve
+from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
+from qmri_bidsapp.solvers.nonnegative import nonnegative_least_squares
 
 
 def strong_gradients() -> Diffusion:

@@ -13,12 +13,12 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import PriorError, UsageError, WeightsError
-from qmri_bidsapp.estimators.grid import GridPosterior
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.posterior.grid import GridPosterior
 from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_model

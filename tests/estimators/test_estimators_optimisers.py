@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Lasso, Ridge
 from torch import nn
 
-from qmri_bidsapp.estimators.optimisers import FTRL, ProximalAdagrad, dual_coordinate_ascent
+from qmri_bidsapp.estimators.learned.optimisers import FTRL, ProximalAdagrad, dual_coordinate_ascent
 
 N, N_FEATURES = 200, 8
 

@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 from qmri_bidsapp.bids.sidecars import diffusion_protocol
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference
 from qmri_bidsapp.registry import get_estimator, get_model
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
 from qmri_bidsapp.estimators.parallel import for_each_chunk
-from qmri_bidsapp.estimators.varpro import VariableProjection
 from qmri_bidsapp.evaluation.standards import simulate, standard
 from qmri_bidsapp.registry import get_model
 

@@ -13,11 +13,11 @@ from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.monomials import MAX_COMPONENTS, MAX_MONOMIALS, Monomials
-from qmri_bidsapp.estimators.polynomial import PolynomialRegression, evidence_regression
-from qmri_bidsapp.estimators.scaling import Scaling
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.learned.monomials import MAX_COMPONENTS, MAX_MONOMIALS, Monomials
+from qmri_bidsapp.estimators.learned.polynomial import PolynomialRegression, evidence_regression
+from qmri_bidsapp.estimators.learned.scaling import Scaling
 from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_model
 

@@ -8,10 +8,10 @@ import pytest
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.noise import add_gaussian
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.reduced import BiasReducedLeastSquares
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.likelihood.bias_reduced import BiasReducedLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_model, load_models

@@ -20,10 +20,10 @@ from qmri_bidsapp.core.acquisition import (
 )
 from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.noise import add_rician
+from qmri_bidsapp.core.rice import Columns, Magnitude, rice_moments
 from qmri_bidsapp.errors import ProtocolError, UsageError
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.rice import Columns, Magnitude, rice_moments
-from qmri_bidsapp.estimators.rician import RicianLikelihood
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.rician import RicianLikelihood
 from qmri_bidsapp.models.noddi import Noddi
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique

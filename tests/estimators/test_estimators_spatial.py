@@ -12,9 +12,9 @@ import torch
 from qmri_bidsapp.core.acquisition import InversionRecovery
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.lattice import Lattice, SmoothnessPrior
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.spatial import SmoothFieldPosterior
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.posterior.smooth_field import SmoothFieldPosterior
+from qmri_bidsapp.estimators.posterior.smoothness import Lattice, SmoothnessPrior
 from qmri_bidsapp.interfaces.fitting import fit_volume
 from qmri_bidsapp.models.conditional import conditional
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2

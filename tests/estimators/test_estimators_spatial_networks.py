@@ -11,11 +11,13 @@ import pytest
 import torch
 from scipy.ndimage import uniform_filter
 
+from qmri_bidsapp.artifacts.weights import TENSORS, save_weights
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
-from qmri_bidsapp.estimators.patches import draw_batch, draw_protocol
-from qmri_bidsapp.estimators.recurrent import (
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, ResidualEstimation
+from qmri_bidsapp.estimators.spatial.patches import draw_batch, draw_protocol
+from qmri_bidsapp.estimators.spatial.recurrent import (
     MAX_STEP,
     SPREAD_SCALE,
     WINDOW,
@@ -25,13 +27,11 @@ from qmri_bidsapp.estimators.recurrent import (
     peak,
     window_sum,
 )
-from qmri_bidsapp.estimators.residual import ResidualNetwork
-from qmri_bidsapp.estimators.series import Coordinates, Series
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
-from qmri_bidsapp.estimators.spatial_training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train
-from qmri_bidsapp.estimators.virtual_heads import label_phantom, structures_of
-from qmri_bidsapp.estimators.weights import TENSORS, save_weights
-from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, phantom_errors, phantom_std
+from qmri_bidsapp.estimators.spatial.residual import ResidualNetwork
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
+from qmri_bidsapp.estimators.spatial.training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train
+from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, phantom_errors, phantom_std
+from qmri_bidsapp.estimators.spatial.virtual_heads import label_phantom, structures_of
 from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, SpinEchoT2
 
 T1, T2 = InversionRecoveryT1(), SpinEchoT2()

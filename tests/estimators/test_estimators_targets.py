@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.features import Features
-from qmri_bidsapp.estimators.targets import Targets
+from qmri_bidsapp.estimators.learned.features import Features
+from qmri_bidsapp.estimators.learned.targets import Targets
 from qmri_bidsapp.evaluation.standards import even_directions, shells, signals
 from qmri_bidsapp.models.directions import unit_vector
 from qmri_bidsapp.models.noddi import Noddi

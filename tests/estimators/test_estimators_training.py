@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from qmri_bidsapp.errors import UsageError, WeightsError
-from qmri_bidsapp.estimators import training
-from qmri_bidsapp.estimators.optimisers import FTRL
-from qmri_bidsapp.estimators.training import OPTIMISERS, PENALISED, Training, train
+from qmri_bidsapp.estimators.learned import training
+from qmri_bidsapp.estimators.learned.optimisers import FTRL
+from qmri_bidsapp.estimators.learned.training import OPTIMISERS, PENALISED, Training, train
 
 
 def network() -> nn.Linear:

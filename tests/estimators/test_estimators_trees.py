@@ -14,14 +14,14 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError, WeightsError
-from qmri_bidsapp.estimators.boosting import GradientBoosting
-from qmri_bidsapp.estimators.forest import RandomForest
-from qmri_bidsapp.estimators.grid import GridPosterior
-from qmri_bidsapp.estimators.learned import LearnedEstimator
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.trees import TreeEnsemble
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.learned.base import LearnedEstimator
+from qmri_bidsapp.estimators.learned.boosting import GradientBoosting
+from qmri_bidsapp.estimators.learned.forest import RandomForest
+from qmri_bidsapp.estimators.learned.trees import TreeEnsemble
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.posterior.grid import GridPosterior
 from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_model

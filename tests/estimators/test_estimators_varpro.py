@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators import varpro
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.varpro import VariableProjection
+from qmri_bidsapp.estimators.likelihood import varpro
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
 from qmri_bidsapp.evaluation.standards import simulate, standard
 from qmri_bidsapp.registry import get_model
 

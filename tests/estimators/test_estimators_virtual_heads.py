@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qmri_bidsapp.estimators.virtual_heads import (
+from qmri_bidsapp.estimators.spatial.virtual_heads import (
     BRAIN_STRUCTURES,
     STRUCTURES,
     TISSUES,

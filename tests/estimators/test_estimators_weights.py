@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from qmri_bidsapp.artifacts.weights import CARD, TENSORS, load_weights, save_weights
 from qmri_bidsapp.errors import OutputError, WeightsError
-from qmri_bidsapp.estimators.weights import CARD, TENSORS, load_weights, save_weights
 
 IDENTITY = {"model": "smt", "protocol": {"b_value": (0.0, 1000.0)}, "version": "1"}
 WEIGHTS = {"first.weight": torch.arange(6.0).reshape(2, 3), "trees": torch.tensor([3, -1], dtype=torch.int32)}

@@ -8,10 +8,10 @@ import torch
 
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.training import Training
-from qmri_bidsapp.estimators.wide_deep import WideDeep
-from qmri_bidsapp.evaluation import table3
+from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.estimators.learned.wide_deep import WideDeep
 from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
 FIXED = Noise("gaussian", (25.0, 25.0))

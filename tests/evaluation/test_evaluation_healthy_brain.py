@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.evaluation.healthy_brain import TISSUES, brain_signals
-from qmri_bidsapp.evaluation.table3 import PROTOCOL
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.evaluation.table3.healthy_brain import TISSUES, brain_signals
+from qmri_bidsapp.evaluation.table3.table3 import PROTOCOL
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
 MODEL = SphericalMeanTechnique()

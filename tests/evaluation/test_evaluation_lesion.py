@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.evaluation import lesion
+from qmri_bidsapp.evaluation.lesion import lesion
 from qmri_bidsapp.uncertainty.inverse import Reading
 
 WHITE, ABNORMAL = (0.67, 2.2e-3), (0.60, 1.8e-3)

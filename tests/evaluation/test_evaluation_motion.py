@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.evaluation import motion
+from qmri_bidsapp.evaluation import motion_score as motion
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels
 from qmri_bidsapp.motion.scorer import MotionScorer, save_scorer

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.core.acquisition import Diffusion
-from qmri_bidsapp.evaluation import ood
-from qmri_bidsapp.evaluation.ood_cases import CASES, Case, images_drop, one_wrong_time
+from qmri_bidsapp.evaluation.flags import areas as ood
+from qmri_bidsapp.evaluation.flags.cases import CASES, Case, images_drop, one_wrong_time
 from qmri_bidsapp.evaluation.standards import shells, standard
 
 SERIES = shells(3, (1000.0, 12), (2000.0, 20))

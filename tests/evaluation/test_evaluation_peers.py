@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qmri_bidsapp.core.acquisition import Diffusion
-from qmri_bidsapp.evaluation import peers
+from qmri_bidsapp.evaluation.speed import peers
 from qmri_bidsapp.evaluation.standards import signals, standard, tissue
 from qmri_bidsapp.registry import get_model
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qmri_bidsapp.estimators.varpro import VariableProjection
-from qmri_bidsapp.estimators.virtual_heads import crop, label_phantom, structures_of
-from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, SNR_SIGNAL, errors_of, estimate_with, simulate
+from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
+from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, SNR_SIGNAL, errors_of, estimate_with, simulate
+from qmri_bidsapp.estimators.spatial.virtual_heads import crop, label_phantom, structures_of
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 
 MODEL, ECHOES = SpinEchoT2(), PROTOCOLS["t2"]["6"]

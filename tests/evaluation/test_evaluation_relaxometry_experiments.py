@@ -9,12 +9,13 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
-from qmri_bidsapp.cli import evaluate_relaxometry, tools
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference
-from qmri_bidsapp.estimators.varpro import VariableProjection
-from qmri_bidsapp.estimators.virtual_heads import crop, label_phantom, structures_of
-from qmri_bidsapp.evaluation.relaxometry import PROTOCOLS, draw_scene, measure, per_voxel
-from qmri_bidsapp.evaluation.relaxometry_experiments import (
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.evaluate import relaxometry as evaluate_relaxometry
+from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference
+from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, draw_scene, measure, per_voxel
+from qmri_bidsapp.estimators.spatial.virtual_heads import crop, label_phantom, structures_of
+from qmri_bidsapp.evaluation.relaxometry.experiments import (
     CONTRASTS,
     LINE_LENGTH,
     UNIT_WIDTH,
@@ -85,7 +86,7 @@ def test_a_neighbours_mean_keeps_a_ninth_of_a_point(scene, monkeypatch):
     """The measure of blurring, on a truth blurred by three by three voxels."""
     from scipy.ndimage import uniform_filter
 
-    from qmri_bidsapp.evaluation import relaxometry_experiments as experiments
+    from qmri_bidsapp.evaluation.relaxometry import experiments
 
     def blurred(setting, estimator, scene, acquisition, snr, what):
         return np.stack([uniform_filter(scene.theta[..., -1], (1, 3, 3))[scene.brain].astype(float)] * 2)

@@ -9,9 +9,9 @@ from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.evaluation import robustness
-from qmri_bidsapp.evaluation.ood import settings
-from qmri_bidsapp.evaluation.robustness_variations import Variation, variations_of, without
+from qmri_bidsapp.evaluation.flags import robustness
+from qmri_bidsapp.evaluation.flags.areas import settings
+from qmri_bidsapp.evaluation.flags.variations import Variation, variations_of, without
 from qmri_bidsapp.evaluation.standards import AMPLITUDE
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.registry import get_estimator, get_model

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from qmri_bidsapp.evaluation import speed
+from qmri_bidsapp.evaluation.speed import speed
 
 
 def draw(n_voxels: int) -> np.ndarray:

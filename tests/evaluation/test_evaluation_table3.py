@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import minimize
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.evaluation import table3
-from qmri_bidsapp.evaluation.nelder_mead import minimise
+from qmri_bidsapp.evaluation.table3 import table3
+from qmri_bidsapp.solvers.nelder_mead import minimise
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from qmri_bidsapp.group.correction import MIN_DEGREES, code_covariates, correct, regress
+from qmri_bidsapp.group.regression import MIN_DEGREES, code_covariates, correct, regress
 
 N = 40
 

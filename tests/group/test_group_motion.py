@@ -8,7 +8,7 @@ import pytest
 
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.group.aggregate import GroupTable, _write
-from qmri_bidsapp.group.motion import correct_group, scan_scores
+from qmri_bidsapp.group.motion_correction import correct_group, scan_scores
 from qmri_bidsapp.group.report import write_group_report
 
 N = 24

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.dataset import validate
-from qmri_bidsapp.cli import run, tools
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.demo.dataset import write_demo
 
 
@@ -213,7 +214,7 @@ def test_interrupt_stops_workers(bids: Path, tmp_path: Path) -> None:
 
     import psutil
 
-    command = [sys.executable, "-m", "qmri_bidsapp.cli.run", str(bids), str(tmp_path / "out"), "participant"]
+    command = [sys.executable, "-m", "qmri_bidsapp.cli.app.run", str(bids), str(tmp_path / "out"), "participant"]
     command += ["-w", str(tmp_path / "work"), "--skip-bids-validation", "--nprocs", "2"]
     # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

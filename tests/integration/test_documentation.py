@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.cli.parser import parse
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.cli.app.parser import parse
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 

@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.cli import run, tools
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.cli import tools
+from qmri_bidsapp.cli.app import run
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
 
 SHAPE, VOXEL, T2 = (18, 22, 14), 8.0, (0.08, 0.11)
 ECHO_TIMES = {"01": (0.015, 0.04, 0.08, 0.15), "02": (0.015, 0.04, 0.08, 0.15), "03": (0.015, 0.04, 0.08, 0.16)}

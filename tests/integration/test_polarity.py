@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.dataset import validate
-from qmri_bidsapp.cli import run
+from qmri_bidsapp.cli.app import run
 
 SHAPE, VOXEL, NOISE = (24, 28, 6), 6.0, 8.0
 TIMES = (0.2, 0.87, 1.6, 3.0)

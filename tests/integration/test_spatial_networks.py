@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.cli import run
+from qmri_bidsapp.artifacts.weights import save_weights
+from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.core.acquisition import InversionRecovery
-from qmri_bidsapp.estimators.spatial_network import RecurrentInference, ResidualEstimation
-from qmri_bidsapp.estimators.weights import save_weights
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, ResidualEstimation
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1
 
 SHAPE, VOXEL, T1 = (24, 28, 12), 6.0, (0.8, 1.4)

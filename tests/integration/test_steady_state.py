@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qmri_bidsapp.bids.dataset import validate
-from qmri_bidsapp.cli import run
+from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.core.acquisition import SpoiledGradientEcho
 from qmri_bidsapp.models.steady_state import MagnetizationTransferSaturation, VariableFlipAngleT1
 

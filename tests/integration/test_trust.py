@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.cli import run
+from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import LEVEL, Reason
 

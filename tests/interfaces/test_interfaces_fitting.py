@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
-from qmri_bidsapp.estimators.linear import WeightedLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.log_linear import WeightedLinearLeastSquares
 from qmri_bidsapp.interfaces.fitting import FORMAT, Fit, fit_volume
 from qmri_bidsapp.models.tensor import DiffusionTensor
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from qmri_bidsapp.bids.embeddings import graded_images, read_grades
-from qmri_bidsapp.bids.motion import write_scans
+from qmri_bidsapp.bids.scans_table import write_scans
 from qmri_bidsapp.errors import InputMissingError, UsageError, WeightsError
-from qmri_bidsapp.group.motion import scan_scores
+from qmri_bidsapp.group.motion_correction import scan_scores
 from qmri_bidsapp.group.motion_scores import group_scores
-from qmri_bidsapp.interfaces.motion import SaveScore, ScoreMotion
+from qmri_bidsapp.interfaces.motion_score import SaveScore, ScoreMotion
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.motion.qc_head import QualityHead

@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.errors import WeightsError
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.interfaces.fitting import Fit
 from qmri_bidsapp.interfaces.training import Train, train_once

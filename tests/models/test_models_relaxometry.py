@@ -9,7 +9,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho, T2Preparation
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, PreparedT2, SpinEchoT2
 

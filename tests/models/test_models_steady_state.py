@@ -12,7 +12,7 @@ import torch
 from qmri_bidsapp.core.acquisition import MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.models.steady_state import MagnetizationTransferSaturation, VariableFlipAngleT1
 
 ANGLES = SpoiledGradientEcho((3.0, 20.0), (0.015, 0.015))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from qmri_bidsapp.motion.label import RADIUS, motion_score, rms_deviation, rotation_matrix
+from qmri_bidsapp.motion.displacement import RADIUS, motion_score, rms_deviation, rotation_matrix
 
 
 def test_rotation_matrices_agree_with_scipy() -> None:

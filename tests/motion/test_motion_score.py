@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.motion.augmentation import RESOLUTION, Anatomy, draw_acquisition, draw_anatomy, vary_head
-from qmri_bidsapp.motion.rendering import classes_of, draw_contrast, render
-from qmri_bidsapp.motion.score import Grid, find_head, prepare, reorient, resample
+from qmri_bidsapp.motion.network_input import Grid, find_head, prepare, reorient, resample
+from qmri_bidsapp.motion.training.augmentation import RESOLUTION, Anatomy, draw_acquisition, draw_anatomy, vary_head
+from qmri_bidsapp.motion.training.rendering import classes_of, draw_contrast, render
 
 GRID = Grid(2.0, (88, 104, 88), ((4, 4), (4, 4), (20, 4)))
 

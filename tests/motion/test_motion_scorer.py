@@ -14,9 +14,9 @@ from torch import nn
 from qmri_bidsapp.errors import InputError, UsageError, WeightsError
 from qmri_bidsapp.motion.checks import check_shape, look_at_head
 from qmri_bidsapp.motion.familiarity import Familiarity
+from qmri_bidsapp.motion.head_axes import mean_heads
 from qmri_bidsapp.motion.network import SFCN, Architecture
-from qmri_bidsapp.motion.orientation import mean_heads
-from qmri_bidsapp.motion.score import GRID, find_head, prepare, reorient
+from qmri_bidsapp.motion.network_input import GRID, find_head, prepare, reorient
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer, save_scorer
 
 HEAD, AFFINE = made_up_head()

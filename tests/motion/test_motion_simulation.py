@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from qmri_bidsapp.motion.label import rotation_matrix
-from qmri_bidsapp.motion.simulation import CENTRIC, LINEAR, MOVEMENTS, Motion, apply_motion, draw_motion, still
+from qmri_bidsapp.motion.displacement import rotation_matrix
+from qmri_bidsapp.motion.training.simulation import CENTRIC, LINEAR, MOVEMENTS, Motion, apply_motion, draw_motion, still
 
 VOXEL_SIZE = (2.0, 1.5, 1.8)
 SHAPE = (40, 48, 44)

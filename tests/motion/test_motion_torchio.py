@@ -22,8 +22,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from qmri_bidsapp.motion.label import rotation_matrix
-from qmri_bidsapp.motion.simulation import LINEAR, Motion, apply_motion
+from qmri_bidsapp.motion.displacement import rotation_matrix
+from qmri_bidsapp.motion.training.simulation import LINEAR, Motion, apply_motion
 
 torchio = pytest.importorskip("torchio", reason="TorchIO comes with the extra `training`")
 

@@ -6,14 +6,22 @@ import pytest
 import torch
 
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.motion import pool
-from qmri_bidsapp.motion.accuracy import Case, agreement, agreement_by_domain, disturbed_cases, predict
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, soft_labels, summarise
-from qmri_bidsapp.motion.pool import KEPT_PLANES, Part, Simulator, store
-from qmri_bidsapp.motion.samples import BANDS, N_PROFILE, Head, draw_samples, image_head, label_head, profile_of
-from qmri_bidsapp.motion.score import Grid
-from qmri_bidsapp.motion.simulation import LINEAR, Motion, still
-from qmri_bidsapp.motion.training import Settings, Trainer, train, vary_planes
+from qmri_bidsapp.motion.network_input import Grid
+from qmri_bidsapp.motion.training import pool
+from qmri_bidsapp.motion.training.accuracy import Case, agreement, agreement_by_domain, disturbed_cases, predict
+from qmri_bidsapp.motion.training.pool import KEPT_PLANES, Part, Simulator, store
+from qmri_bidsapp.motion.training.samples import (
+    BANDS,
+    N_PROFILE,
+    Head,
+    draw_samples,
+    image_head,
+    label_head,
+    profile_of,
+)
+from qmri_bidsapp.motion.training.simulation import LINEAR, Motion, still
+from qmri_bidsapp.motion.training.trainer import Settings, Trainer, train, vary_planes
 
 SMALL = Grid(6.0, (32, 32, 40), ((2, 2), (2, 2), (4, 2)))
 ARCHITECTURE = Architecture(channels=(8, 8, 8, 8, 8, 8), hidden=16)

@@ -14,8 +14,7 @@ from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.models.directions import angles_of
 from qmri_bidsapp.models.noddi import Noddi
-from qmri_bidsapp.preprocess.constrained import non_negative_least_squares
-from qmri_bidsapp.preprocess.orientation import (
+from qmri_bidsapp.preprocess.fibre_directions import (
     Responses,
     deconvolve,
     design_matrix,
@@ -24,6 +23,7 @@ from qmri_bidsapp.preprocess.orientation import (
     order_of,
     refusal,
 )
+from qmri_bidsapp.solvers.inequality_least_squares import non_negative_least_squares
 
 SNR = 30
 #: Fully dispersed fibres of low density, and free water.

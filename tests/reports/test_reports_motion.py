@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.derivatives import save_json
-from qmri_bidsapp.bids.motion import distribution_file
+from qmri_bidsapp.bids.scans_table import distribution_file
 from qmri_bidsapp.group.motion_scores import group_scores
 from qmri_bidsapp.group.report import write_group_report
 from qmri_bidsapp.motion.scorer import MotionScore
 from qmri_bidsapp.reports.assembler import build_subject_report
-from qmri_bidsapp.reports.motion import sentence
 from qmri_bidsapp.reports.motion_figures import most_affected
+from qmri_bidsapp.reports.motion_score import sentence
 
 
 def entry(mean: float = 0.3, **more: object) -> dict:

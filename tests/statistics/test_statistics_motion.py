@@ -8,7 +8,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from qmri_bidsapp.group.correction import correct, regress
+from qmri_bidsapp.group.regression import correct, regress
 
 SLOPE = -0.5
 

@@ -10,8 +10,8 @@ from toys import NOISE, PROTOCOL, SIGMA, Toy
 from qmri_bidsapp.core.prior import Empirical, Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.registry import get_estimator, get_model
 from qmri_bidsapp.uncertainty.certificate import certify

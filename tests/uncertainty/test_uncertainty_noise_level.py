@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from qmri_bidsapp.core.acquisition import MultiEcho, SphericalMean, SpoiledGradientEcho
+from qmri_bidsapp.fitting.noise_level import NoiseLevel, coarse
 from qmri_bidsapp.registry import get_model
-from qmri_bidsapp.uncertainty.noise_level import NoiseLevel, coarse
 
 N = 20_000
 MASK = np.ones((100, 200, 1), dtype=bool)

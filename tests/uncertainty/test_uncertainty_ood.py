@@ -14,8 +14,8 @@ from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
-from qmri_bidsapp.estimators.training import Training
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.standards import shells, standard
 from qmri_bidsapp.models.directions import even_directions
 from qmri_bidsapp.models.rotation import real_harmonics

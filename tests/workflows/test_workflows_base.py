@@ -8,7 +8,7 @@ import numpy as np
 from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import MultiEcho
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.registry import get_model
 from qmri_bidsapp.workflows.base import cache_dir, init_subject_wf
 from qmri_bidsapp.workflows.plan import plan

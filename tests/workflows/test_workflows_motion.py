@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
-from qmri_bidsapp.cli.run import main
+from qmri_bidsapp.cli.app.run import main
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.motion import scorer
@@ -16,7 +16,7 @@ from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.workflows.base import init_subject_wf, plan
 from qmri_bidsapp.workflows.methods import describe_methods
-from qmri_bidsapp.workflows.motion import NO_WEIGHTS, find_scoring
+from qmri_bidsapp.workflows.motion_score import NO_WEIGHTS, find_scoring
 
 ENTITIES = (("ses", "a"),)
 T1W = InputGroup(kind="T1w", subject="01", entities=ENTITIES, files=("/raw/sub-01/x_T1w.nii.gz",))

@@ -12,7 +12,7 @@ from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.mlp import MultilayerPerceptron
+from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.registry import get_model
 from qmri_bidsapp.workflows.plan import plan
 

@@ -1,0 +1,1 @@
+"""Files that training leaves: weights with their card, checkpoints."""

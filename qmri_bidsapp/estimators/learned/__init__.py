@@ -1,0 +1,1 @@
+"""Estimators trained on simulated voxels."""

@@ -1,0 +1,92 @@
+"""Training data of learned estimators: simulated voxels as these see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.prior import Prior, Uniform
+from qmri_bidsapp.core.simulation import Noise, Simulation, reference
+from qmri_bidsapp.estimators.learned.features import Features
+from qmri_bidsapp.estimators.learned.targets import Targets
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.rotation import turn
+
+#: Draws a number of examples: (n, n_features) features and (n, n_targets) targets.
+Draw = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+
+#: Signal-to-noise ratios of the default noise.
+SNR = (10.0, 100.0)
+#: Share of the examples whose noise is not told, as of voxels in use where it is not known.
+UNTOLD = 0.5
+
+
+def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
+    """Return the noise of the series that a model is fitted to in the app.
+
+    Magnitudes have Rician noise; signed signals have not, nor have diffusion series, whose floor the app takes away.
+    """
+    gaussian = acquisition.has_sign or "dwi" in model.bids_suffixes
+    return Noise("gaussian" if gaussian else "rician", SNR)
+
+
+def simulate(
+    model: SignalModel,
+    acquisition: Acquisition,
+    prior: Prior,
+    noise: Noise,
+    n: int,
+    rng: np.random.Generator,
+    device: str,
+) -> Simulation:
+    """Return n simulated voxels of amplitude one, their tissue turned at random."""
+    parameters = np.insert(prior.draw(n, rng), 0, 1.0, axis=1)
+    covariates = Uniform(model.covariates).draw(n, rng)
+    theta = model.with_covariates(torch.tensor(parameters), torch.tensor(covariates))
+    if model.directional:
+        theta = turn(model, theta, torch.tensor(Rotation.random(n, random_state=rng).as_matrix()))
+    return Simulation(theta.to(device), lambda part: model.signal(part, acquisition), acquisition, noise)
+
+
+class Examples:
+    """Features and targets of simulated voxels, whose noise is drawn anew each time.
+
+    The first target is the logarithm of the amplitude over the reference, the others are positions.
+
+    Parameters
+    ----------
+    model : SignalModel
+    simulation : Simulation
+    features : Features
+    targets : Targets
+
+    Attributes
+    ----------
+    truth : Tensor
+        (n, n_truth); see `Targets.truth`.
+    """
+
+    def __init__(self, model: SignalModel, simulation: Simulation, features: Features, targets: Targets) -> None:
+        self._simulation, self._features, self._targets = simulation, features, targets
+        self._covariates = simulation.theta[:, len(model.parameters) :].float()
+        self.truth = targets.truth(simulation.theta)
+
+    def __len__(self) -> int:
+        return len(self._simulation)
+
+    def __call__(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features and targets, neither of them scaled, of n voxels, less those without a reference."""
+        index, signal, sigma = self._simulation.draw(n, generator)
+        size = reference(signal, self._simulation.acquisition)
+        # Of noise alone there is no reference.
+        seen = (size > 0).squeeze(1)
+        told = torch.rand(n, 1, generator=generator, device=signal.device) >= UNTOLD
+        index, relative, size = index[seen], (signal / size)[seen], size[seen]
+        noise = torch.where(told, sigma, torch.nan)[seen] / size
+        frames = self._features.frames(relative)
+        features = self._features(relative, frames, noise, self._covariates[index])
+        return features, torch.cat([-size.log(), self._targets.positions(self.truth[index], frames)], dim=1)

@@ -1,0 +1,167 @@
+"""Closed-form fits of models whose logarithm is linear."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import Self
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.likelihood.covariance import propagate, scale_columns
+from qmri_bidsapp.estimators.parallel import predict_chunks
+from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.cumulants import LogLinearModel
+from qmri_bidsapp.solvers.cholesky import Triangle, factorise, inverse_factor, solve
+
+#: Signals below this fraction of the voxel's largest are raised to it before the logarithm.
+SIGNAL_FLOOR = 1e-4
+#: Rounds of weighting: the first with the measured signals, the others with the fitted ones.
+N_ROUNDS = 3
+#: Share of an unknown's information that the others must leave, to be told from rounding.
+SINGULAR = 1e-11
+#: Voxels that are solved together: enough to hide the cost of a call, few enough for the processor's cache.
+CHUNK_SIZE = 4096
+#: Normal equations square the condition number, too much of it for single precision with kurtosis.
+DTYPE = torch.float64
+
+
+class WeightedLinearLeastSquares(Estimator):
+    """Weighted least squares on the log signal, iterated (Salvador et al. 2005; Veraart et al. 2013).
+
+    Weights are squared signals: the variance of ln S is sigma^2 / S^2.
+    """
+
+    name: ClassVar[str] = "wls"
+    title: ClassVar[str] = "Iterated weighted linear least squares on the log signal"
+    std_kind: ClassVar[str] = "Covariance of the weighted linear fit"
+    std_from_residuals: ClassVar[bool] = True
+    reference: ClassVar[str] = "Salvador et al. 2005, Hum Brain Mapp 24:144; Veraart et al. 2013, NeuroImage 81:335"
+
+    @classmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether the model's logarithm is linear."""
+        return isinstance(model, LogLinearModel)
+
+    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
+        """Prepare the design matrix; nothing is random, so that `seed` has no effect."""
+        self.model.check(acquisition)
+        if not isinstance(self.model, LogLinearModel):
+            raise ProtocolError(f"wls needs a model whose logarithm is linear, got {self.model.name}.")
+        self.acquisition_ = acquisition
+        parameters = self.model.parameters
+        self._scale = self._tensor([1.0, *(p.scale for p in parameters[1:])])
+        self._design = self.model.design_matrix(acquisition).to(self._scale) * self._scale
+        rows, columns = torch.tril_indices(len(parameters), len(parameters)).tolist()
+        # One row for each element of the information matrix's lower triangle.
+        self._products = (self._design[:, rows] * self._design[:, columns]).T.contiguous()
+        everything = (*parameters, *self.model.derived)
+        self._lower, self._upper = (self._tensor([p.bounds[i] for p in everything]) for i in (0, 1))
+        return self
+
+    def predict(
+        self,
+        signals: npt.ArrayLike,
+        *,
+        noise_std: npt.ArrayLike | None = None,
+        covariates: npt.ArrayLike | None = None,
+    ) -> ParameterMaps:
+        """Estimate; see `Estimator.predict`."""
+        if not hasattr(self, "acquisition_"):
+            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
+        signals = as_signals(signals, self.acquisition_.n_measurements)
+        # Models whose logarithm is linear have none: what is given must be empty.
+        covariates_of(self.model, covariates, len(signals))
+        noise = None if noise_std is None else noise_of(noise_std, len(signals))
+
+        def predict(part: slice) -> ParameterMaps:
+            values, status, usable = screen(signals[part])
+            fitted = self._solve(values[usable], None if noise is None else noise[part][usable])
+            return assemble(self.model, self.std_kind, status, usable, *fitted)
+
+        return predict_chunks(
+            self.model,
+            self.std_kind,
+            predict,
+            len(signals),
+            largest=CHUNK_SIZE,
+            device=self.device,
+            with_variance=True,
+        )
+
+    def _solve(
+        self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+        """Return estimates and standard deviations in the parameters' units, statuses, and the residuals' variance.
+
+        What is singular is NaN; so is the variance where the noise is given.
+        """
+        measured = self._tensor(values)
+        size = measured.amax(-1)
+        signal = (measured / size.unsqueeze(-1)).clamp(min=SIGNAL_FLOOR)
+        solution, root = self._iterate(signal)
+        known = solution.isfinite().all(-1) & torch.stack([row[-1] for row in root]).isfinite().all(0)
+        solution, size = solution[known], size[known]
+        root = [[element[known] for element in row] for row in root]
+        if noise is None:
+            n_free = signal.shape[1] - solution.shape[1]
+            residual = ((solution @ self._design.T).exp() - signal[known]).square().sum(-1)
+            variance = residual / n_free if n_free > 0 else torch.full_like(residual, torch.nan)
+        else:
+            variance = (self._tensor(noise)[known] / size).square()
+        estimate, std = (self._lower.new_full((len(values), len(self._lower)), torch.nan) for _ in range(2))
+        status = torch.full((len(values),), int(Status.FAILED), device=self.device)
+        estimate[known], std[known], status[known] = self._finish(solution, root, size, variance)
+        own = self._lower.new_full((len(values),), torch.nan)
+        if noise is None:
+            own[known] = variance * size.square()
+        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8), own.cpu().numpy()
+
+    def _finish(
+        self, solution: torch.Tensor, root: Triangle, size: torch.Tensor, variance: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return estimates and standard deviations, within the bounds and in the parameters' units, and statuses."""
+        n = solution.shape[1]
+        theta = torch.cat([solution[:, :1].exp(), solution[:, 1:] * self._scale[1:]], dim=-1)
+        bounded, free = _within(theta, self._lower[:n], self._upper[:n])
+        # The first unknown is ln S0: d S0 = S0 d ln S0.
+        unit = self._scale.expand_as(theta).clone()
+        unit[:, 0] = theta[:, 0] * size
+        bounded[:, 0] *= size
+        root = scale_columns(root, (unit * variance.sqrt().unsqueeze(-1)).unbind(-1))
+        estimate, std = propagate(self.model, bounded, root, free)
+        estimate[:, n:], inside = _within(estimate[:, n:], self._lower[n:], self._upper[n:])
+        std[:, n:] = torch.where(inside, std[:, n:], torch.nan)
+        status = torch.where(free.all(-1) & inside.all(-1), int(Status.OK), int(Status.AT_BOUND))
+        return estimate, std, status
+
+    def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, Triangle]:
+        """Return unknowns (n, p) and L^-1, with L L^T the information matrix; NaN where it is singular."""
+        log_signal, fitted = signal.log(), signal
+        n_parameters = len(self._scale)
+        for _ in range(N_ROUNDS):
+            weight = fitted.square()
+            elements = iter((self._products @ weight.T).unbind(0))
+            information = [[next(elements) for _ in range(row + 1)] for row in range(n_parameters)]
+            right = (self._design.T @ (weight * log_signal).T).unbind(0)
+            factor = factorise(information)
+            solution = solve(factor, list(right))
+            fitted = (solution @ self._design.T).clamp(max=5.0).exp()
+        singular = torch.stack([f[-1].square() <= SINGULAR * i[-1] for f, i in zip(factor, information, strict=True)])
+        solution[singular.any(0)] = torch.nan
+        return solution, inverse_factor(factor)
+
+    def _tensor(self, values: npt.ArrayLike) -> torch.Tensor:
+        """Return values in the precision and on the device of the computation."""
+        return torch.as_tensor(values, dtype=DTYPE, device=self.device)
+
+
+def _within(values: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return values brought within their bounds, and which of them were there."""
+    return values.clamp(lower, upper), (values >= lower) & (values <= upper)

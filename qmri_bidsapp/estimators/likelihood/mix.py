@@ -1,0 +1,101 @@
+"""Global search over the non-linear parameters, convex fractions, then polish of all parameters."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.mixture import Mixture
+from qmri_bidsapp.solvers.differential_evolution import evolve
+from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
+from qmri_bidsapp.solvers.nonnegative import nonnegative_least_squares
+
+#: Members of a population for each non-linear parameter, and generations.
+MEMBERS_PER_PARAMETER = 6
+GENERATIONS = 10
+#: Members of the last population that are polished: many, after few generations, as minima may differ little in depth.
+N_POLISHED = 10
+#: Values that a generation evaluates at a time: enough to hide the cost of a call, few enough for the memory.
+SEARCH_VALUES = 2**22
+
+
+class Mix(NonLinearLeastSquares):
+    """Microstructure imaging of crossings (MIX), for models whose signal is a mixture.
+
+    Differential evolution searches the non-linear parameters. For each candidate the amounts of what is mixed, which
+    cannot be negative, follow from a convex problem that is solved exactly. The best members are polished in all
+    parameters by Levenberg-Marquardt. No starting point is given, so that it tells whether other estimators found the
+    lowest minimum; directions that are known are not used.
+    """
+
+    name: ClassVar[str] = "mix"
+    title: ClassVar[str] = "Global search, convex fractions and polish (MIX)"
+    reference: ClassVar[str] = "Farooq et al. 2016, Sci Rep 6:38927"
+
+    @classmethod
+    def supports(cls, model: SignalModel) -> bool:
+        """Tell whether the model mixes signals in fractions that are linear once the other parameters are known."""
+        return bool(model.mixing)
+
+    def _make_starts(self, acquisition: Acquisition, seed: int) -> GlobalSearch:
+        """Return the search; `seed` is that of its random numbers."""
+        return GlobalSearch(self.model, acquisition, self.device, seed)
+
+
+class GlobalSearch:
+    """Finds starting points by differential evolution, whatever the voxel.
+
+    Parameters
+    ----------
+    model : SignalModel
+        With linear fractions.
+    acquisition : Acquisition
+    device : str
+    seed : int
+    """
+
+    n_scout = 0
+
+    def __init__(self, model: SignalModel, acquisition: Acquisition, device: str, seed: int) -> None:
+        self._acquisition, self._mixture, self._seed = acquisition, Mixture(model), seed
+        searched = [model.parameters[i] for i in self._mixture.nonlinear]
+        self._chosen = torch.tensor(self._mixture.nonlinear, device=device)
+        self._n_parameters = len(model.parameters)
+        lower, upper = (torch.tensor([p.bounds[i] for p in searched], device=device) for i in (0, 1))
+        self._bounds = Bounds(lower, upper, torch.tensor([p.is_periodic for p in searched], device=device))
+        self._root_averages = torch.tensor(acquisition.n_averages, dtype=torch.float32, device=device).sqrt()
+
+    def __call__(self, target: torch.Tensor, directions: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the best candidates with their amounts; see `starts.Starts`."""
+        n_values = MEMBERS_PER_PARAMETER * len(self._chosen) * (len(self._mixture.linear) + 1) * target.shape[1]
+        return torch.cat([self._search(part) for part in torch.split(target, max(1, SEARCH_VALUES // n_values))], dim=1)
+
+    def _search(self, target: torch.Tensor) -> torch.Tensor:
+        """Return starts (N_POLISHED, n, n_parameters)."""
+
+        def cost(candidates: torch.Tensor) -> torch.Tensor:
+            _, signals, vector, amounts = self._solve(candidates, target)
+            residual = vector - (amounts.unsqueeze(1) @ signals).squeeze(1)
+            return residual.square().sum(-1).reshape(candidates.shape[:2])
+
+        population = MEMBERS_PER_PARAMETER * len(self._chosen)
+        members, _ = evolve(
+            cost, len(target), self._bounds, population=population, generations=GENERATIONS, seed=self._seed
+        )
+        best = members[:, :N_POLISHED]
+        theta, _, _, amounts = self._solve(best, target)
+        return self._mixture.combine(theta, amounts).reshape(*best.shape[:2], self._n_parameters).transpose(0, 1)
+
+    def _solve(
+        self, candidates: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return theta, signals of the corners, targets and amounts, (n * k, ...) each, for (n, k, d) candidates."""
+        flat = candidates.reshape(-1, len(self._chosen))
+        theta = torch.zeros(len(flat), self._n_parameters, device=flat.device).index_copy(1, self._chosen, flat)
+        signals = self._mixture.signals(theta, self._acquisition) * self._root_averages
+        vector = target.repeat_interleave(candidates.shape[1], dim=0)
+        return theta, signals, vector, nonnegative_least_squares(signals, vector)

@@ -1,0 +1,1 @@
+"""Bayesian estimators without training."""

@@ -1,0 +1,291 @@
+"""Training of the error head of a spatial network, on the frozen network, and its calibration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from qmri_bidsapp.artifacts.checkpoints import read_facts, restore_checkpoint, save_checkpoint
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.estimators.spatial.error_head import HALF_WIDTH, ErrorHead, SliceNetwork, brightest
+from qmri_bidsapp.estimators.spatial.patches import PATCH_SIZE, SNR_SIGNAL, Batch, draw_batch
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
+from qmri_bidsapp.estimators.spatial.training import LOG, MAX_GRADIENT
+from qmri_bidsapp.models.base import SignalModel
+
+CHECKPOINT = "head.safetensors"
+#: Shares of all iterations over which the learning rate rises at the beginning and falls to zero at the end.
+WARM_UP_SHARE = 0.02
+DECAY_SHARE = 0.5
+#: One iteration of so many shows voxels without neighbours, and so many of each series.
+ALONE_EVERY = 4
+N_ALONE = 256
+#: Signal-to-noise ratios at which coverage is told.
+SNRS = (3, 5, 10, 20, 50, 100)
+#: What begins the seeds of the batches of each purpose, so that none is drawn twice.
+TRAINING, CALIBRATION, VALIDATION = 1_000_001, 1_000_002, 1_000_003
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """How an error head is trained.
+
+    Attributes
+    ----------
+    n_iterations : int
+    learning_rate : float
+        Of Adam, after the warm-up and before the decay.
+    n_series : int
+        Patches of a batch, each of a protocol of its own.
+    size : int
+        Voxels along a side of a patch.
+    n_calibration, n_validation : int
+        Batches that tell the factor, and, at each SNR, the coverage.
+    seed : int
+        Of weights and batches.
+    """
+
+    n_iterations: int = 1000
+    learning_rate: float = 3e-3
+    n_series: int = 8
+    size: int = PATCH_SIZE
+    n_calibration: int = 80
+    n_validation: int = 20
+    seed: int = 0
+
+
+def train_head(
+    network: SliceNetwork,
+    model: SignalModel,
+    heads: Sequence[npt.NDArray[np.uint8]],
+    options: HeadOptions,
+    *,
+    facts: dict[str, Any] | None = None,
+    folder: Path | None = None,
+    protocol: Acquisition | None = None,
+    every: int = 250,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+) -> ErrorHead:
+    r"""Train the error head of a network, which stays as it is, or go on with it.
+
+    What falls is the Gaussian negative log-likelihood of the network's errors :math:`e`, :math:`\ln s + e^2 / 2 s^2`
+    (Nix and Weigend 1994, IEEE ICNN 1:55): mean over the voxels of a patch, then over patches and parameters.
+
+    Parameters
+    ----------
+    network : SliceNetwork
+        Ready for use.
+    model, heads, folder, protocol, every, report
+        As for `spatial_training.train`. A checkpoint of another network, other options or other facts is not used.
+    options : HeadOptions
+    facts : dict, optional
+        Plain data that must be the same for a checkpoint to be gone on from.
+
+    Returns
+    -------
+    ErrorHead
+        Ready for use; its factor is one, see `calibrate`.
+    """
+    with _one_thread():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            head = ErrorHead(network.n_known, len(model.parameters))
+        optimiser = torch.optim.Adam(head.parameters(), lr=options.learning_rate)
+        told = _plain({"network": _sha256(network), "options": asdict(options), "facts": facts})
+        start = 0 if folder is None else _restore(folder / CHECKPOINT, head, optimiser, told)
+        losses = []
+        for iteration in range(start, options.n_iterations):
+            batch = _draw(model, heads, options, protocol, (TRAINING, iteration))
+            losses.append(_step(network, head, optimiser, batch, iteration, options))
+            if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
+                row = {"head_iteration": iteration + 1, "loss": float(np.mean(losses))}
+                losses = []
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    done = {**told, "iteration": iteration + 1}
+                    save_checkpoint(folder / CHECKPOINT, {"head": head}, {"optimiser": optimiser}, done)
+                    with (folder / LOG).open("a") as log:
+                        log.write(json.dumps(row) + "\n")
+                report(row)
+    return head.eval().requires_grad_(False)
+
+
+def calibrate(
+    network: SliceNetwork,
+    head: ErrorHead,
+    model: SignalModel,
+    heads: Sequence[npt.NDArray[np.uint8]],
+    options: HeadOptions,
+    *,
+    protocol: Acquisition | None = None,
+) -> None:
+    """Set the factor by which intervals of 1.96 standard deviations hold the truth in 95 % of the voxels of heads."""
+    with _one_thread():
+        ratios = torch.cat(
+            [
+                error_ratios(network, head, model, _draw(model, heads, options, protocol, (CALIBRATION, index)))
+                for index in range(options.n_calibration)
+            ]
+        )
+    head.factor.mul_(torch.as_tensor(np.quantile(ratios.numpy(), 0.95, axis=0) / HALF_WIDTH))
+
+
+def coverage(
+    network: SliceNetwork,
+    head: ErrorHead,
+    model: SignalModel,
+    heads: Sequence[npt.NDArray[np.uint8]],
+    options: HeadOptions,
+    *,
+    protocol: Acquisition | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return the coverage of 95 % intervals on heads for every parameter, at each of `SNRS` and overall."""
+    found = {}
+    for snr in SNRS:
+        batches = (
+            _draw(model, heads, options, protocol, (VALIDATION, snr, index), SNR_SIGNAL / snr)
+            for index in range(options.n_validation)
+        )
+        ratios = torch.cat([error_ratios(network, head, model, batch) for batch in batches])
+        found[str(snr)] = (ratios <= HALF_WIDTH).double().mean(0)
+    found["all"] = torch.stack(list(found.values())).mean(0)
+    return {
+        parameter.name: {snr: round(float(shares[index]), 4) for snr, shares in found.items()}
+        for index, parameter in enumerate(model.parameters)
+    }
+
+
+@torch.no_grad()
+def error_ratios(network: SliceNetwork, head: ErrorHead, model: SignalModel, batch: Batch) -> torch.Tensor:
+    """Return errors over standard deviations, both in the parameters' units, (n_voxels, n_parameters)."""
+    coordinates = Coordinates(model)
+    normal, known = network.known(batch.series)
+    found, truth, std = (part.movedim(1, -1)[batch.counts] for part in (normal, batch.truth, head.std(known)))
+    theta = coordinates.physical(found)
+    return (theta - coordinates.physical(truth)).abs() / (coordinates.slope(theta) * std)
+
+
+def alone(batch: Batch, model: SignalModel, rng: np.random.Generator) -> Batch:
+    """Return `N_ALONE` voxels of each series, each as a slice of its own with its largest signal as the unit."""
+    coordinates = Coordinates(model)
+    counts = torch.split(batch.counts, [len(series.signals) for series in batch.series])
+    truths = torch.split(batch.truth, [len(series.signals) for series in batch.series])
+    series_of, truth_of = [], []
+    for series, counted, truth in zip(batch.series, counts, truths, strict=True):
+        choice = torch.as_tensor(rng.integers(max(int(counted.sum()), 1), size=N_ALONE))
+        if not counted.any():
+            continue
+        signals = series.signals[counted][choice]
+        unit = signals.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(signals.dtype).tiny)
+        noise = series.noise_std.expand(counted.shape)[counted][choice].view(-1, 1) / unit
+        theta = coordinates.physical(truth.movedim(1, -1)[counted][choice])
+        theta[:, :1] /= unit
+        inside = torch.ones(N_ALONE, 1, 1, dtype=torch.bool)
+        voxels = (signals / unit).view(N_ALONE, 1, 1, -1)
+        series_of.append(Series(series.acquisition, voxels, inside, noise.view(-1, 1, 1), series.is_rician))
+        truth_of.append(coordinates.normal(theta).view(N_ALONE, -1, 1, 1))
+    truth = torch.cat(truth_of)
+    return Batch(series_of, truth, torch.ones(len(truth), 1, 1, dtype=torch.bool))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread: rounding depends on their number, and weights on rounding."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _draw(
+    model: SignalModel,
+    heads: Sequence[npt.NDArray[np.uint8]],
+    options: HeadOptions,
+    protocol: Acquisition | None,
+    seed: tuple[int, ...],
+    noise_std: float | None = None,
+) -> Batch:
+    """Return a batch of patches, each of a series of its own."""
+    return draw_batch(
+        model,
+        heads,
+        (options.seed, *seed),
+        n_protocols=options.n_series,
+        n_patches=1,
+        size=options.size,
+        protocol=protocol,
+        noise_std=noise_std,
+    )
+
+
+def _step(
+    network: SliceNetwork,
+    head: ErrorHead,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    iteration: int,
+    options: HeadOptions,
+) -> float:
+    """Make one step and return the loss before it."""
+    if (iteration + 1) % ALONE_EVERY == 0:
+        batch = alone(batch, network.model, np.random.default_rng([options.seed, TRAINING, iteration, 1]))
+    else:
+        snr = torch.cat([brightest(series, per_slice=True) / series.noise_std.flatten() for series in batch.series])
+        lowest = head.lowest_snr if iteration else snr.new_tensor(torch.inf)
+        head.lowest_snr.copy_(torch.minimum(lowest, snr.min()))
+    with torch.no_grad():
+        normal, known = network.known(batch.series)
+    if iteration == 0:
+        seen = known.movedim(1, -1)[batch.counts]
+        head.input_mean.copy_(seen.mean(0))
+        head.input_std.copy_(seen.std(0).clamp(min=1e-3))
+    for group in optimiser.param_groups:
+        risen = (iteration + 1) / (WARM_UP_SHARE * options.n_iterations)
+        left = (options.n_iterations - iteration) / (DECAY_SHARE * options.n_iterations)
+        group["lr"] = options.learning_rate * min(1.0, risen, left)
+    optimiser.zero_grad(set_to_none=True)
+    counts = batch.counts.unsqueeze(1)
+    log_std = head(known)
+    cost = (log_std + (batch.truth - normal).square() * (-2 * log_std).exp() / 2) * counts
+    loss = (cost.sum((-1, -2)) / counts.sum((-1, -2)).clamp(min=1)).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(head.parameters(), MAX_GRADIENT)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def _restore(path: Path, head: ErrorHead, optimiser: torch.optim.Optimizer, told: dict[str, Any]) -> int:
+    """Take up the state of a checkpoint of the same training, if there is one; return the iterations done."""
+    if not path.exists():
+        return 0
+    facts = read_facts(path)
+    iteration = int(facts.pop("iteration"))
+    if facts != told:
+        return 0
+    restore_checkpoint(path, {"head": head}, {"optimiser": optimiser})
+    return iteration
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return data as JSON gives them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def _sha256(network: SliceNetwork) -> str:
+    """Return the content hash of a network's weights."""
+    tensors = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
+    return hashlib.sha256(save(tensors)).hexdigest()

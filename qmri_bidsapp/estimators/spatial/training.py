@@ -1,0 +1,268 @@
+"""Training of spatial networks on virtual heads: one loop, resumable, the same for the same seed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from qmri_bidsapp.artifacts.checkpoints import read_facts, restore_checkpoint, save_checkpoint
+from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.estimators.spatial.error_head import SliceNetwork
+from qmri_bidsapp.estimators.spatial.patches import PATCH_SIZE, Batch, draw_batch
+from qmri_bidsapp.models.base import SignalModel
+
+CHECKPOINT = "checkpoint.safetensors"
+LOG = "log.jsonl"
+#: Shares of all iterations over which the learning rate rises at the beginning and falls to zero at the end.
+WARM_UP_SHARE = 0.01
+DECAY_SHARE = 0.3
+#: Errors of a patch, in normalised parameters, that are not worth lowering.
+ERROR_FLOOR = 0.01
+#: Largest norm of the gradient.
+MAX_GRADIENT = 1.0
+#: Share of the average of weights that each iteration keeps.
+MEMORY = 0.999
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a spatial network is trained.
+
+    Attributes
+    ----------
+    n_iterations : int
+        Of all; a run that is resumed may be given another number, which moves the decay of the learning rate.
+    learning_rate : float
+        Of Adam, after the warm-up and before the decay.
+    n_protocols, n_patches, size : int
+        Protocols of a batch, patches of each, and voxels along a side.
+    seed : int
+        Of weights and batches.
+    start_from : str or None
+        SHA-256 of the weights that are the first ones; None for random ones.
+    """
+
+    n_iterations: int = 5_000
+    learning_rate: float = 1e-3
+    n_protocols: int = 4
+    n_patches: int = 2
+    size: int = PATCH_SIZE
+    seed: int = 0
+    start_from: str | None = None
+
+
+class Trained(NamedTuple):
+    """A network, its weights averaged over the iterations, and what it took.
+
+    Attributes
+    ----------
+    network : SliceNetwork
+        Ready for use.
+    iterations : int
+        That were done.
+    planned : list of (int, int)
+        From which iteration on how many were planned in all, which decides the learning rate.
+    """
+
+    network: SliceNetwork
+    iterations: int
+    planned: list[list[int]]
+
+
+def train(
+    build: Callable[[], SliceNetwork],
+    model: SignalModel,
+    heads: Sequence[npt.NDArray[np.uint8]],
+    options: TrainingOptions,
+    *,
+    identity: dict[str, Any],
+    label_maps: dict[str, str] | None = None,
+    folder: Path | None = None,
+    protocol: Acquisition | None = None,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    every: int = 250,
+    report: Callable[[dict[str, float]], None] = lambda row: None,
+) -> Trained:
+    """Train a network, or go on with it.
+
+    Parameters
+    ----------
+    build : callable
+        Returns the network, which maps a list of series to the normalised parameters after each of its steps.
+    model : SignalModel
+    heads : sequence of ndarray
+        Structures of the heads to train on.
+    options : TrainingOptions
+    identity : dict
+        What the network is, as plain data: a checkpoint of another is refused.
+    label_maps : dict, optional
+        SHA-256 of the label maps of each set, of training and of validation: a checkpoint of others is refused.
+    folder : Path, optional
+        Where a checkpoint and a log are kept; training goes on from the checkpoint that is there.
+    protocol : Acquisition, optional
+        The only one; without it protocols are drawn.
+    validate : callable, optional
+        Takes the averaged network, ready for use, and returns what is to be logged.
+    every : int
+        Iterations between checkpoints.
+    report : callable
+        Is given each row of the log.
+
+    Raises
+    ------
+    WeightsError
+        As `check_checkpoint`.
+    """
+    n_threads = torch.get_num_threads()
+    # Rounding depends on the number of threads, and weights on rounding.
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            network = build()
+        optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+        run = _Run(network, copy.deepcopy(network).eval().requires_grad_(False), optimiser)
+        start, planned = (0, []) if folder is None else run.restore(folder, identity, options, label_maps)
+        if start < options.n_iterations and (not planned or planned[-1][1] != options.n_iterations):
+            planned.append([start, options.n_iterations])
+        losses, began = [], time.process_time()
+        for iteration in range(start, options.n_iterations):
+            batch = draw_batch(
+                model,
+                heads,
+                (options.seed, iteration),
+                n_protocols=options.n_protocols,
+                n_patches=options.n_patches,
+                size=options.size,
+                protocol=protocol,
+            )
+            losses.append(run.step(batch, learning_rate(iteration, options), iteration))
+            if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
+                row = {"iteration": iteration + 1, "loss": float(np.mean(losses)), "cpu_s": time.process_time() - began}
+                losses, began = [], time.process_time()
+                if validate is not None:
+                    row |= validate(run.average)
+                if folder is not None:
+                    facts = {"identity": identity, "options": asdict(options), "label_maps": label_maps}
+                    _save(folder, run, {**facts, "planned": planned, "iteration": iteration + 1}, row)
+                report(row)
+    finally:
+        torch.set_num_threads(n_threads)
+    return Trained(run.average, max(start, options.n_iterations), planned)
+
+
+def check_checkpoint(
+    folder: Path, identity: dict[str, Any], options: TrainingOptions, label_maps: dict[str, str] | None = None
+) -> dict[str, Any] | None:
+    """Return what the checkpoint in a folder says of its training, if there is one, which `train` would go on from.
+
+    Parameters
+    ----------
+    folder, identity, options, label_maps
+        As for `train`.
+
+    Raises
+    ------
+    WeightsError
+        If it cannot be read, or is of another network, other label maps, or other options than the number of
+        iterations.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    facts = read_facts(path)
+    same = asdict(replace(options, n_iterations=facts["options"]["n_iterations"]))
+    if (facts["identity"], facts["options"]) != (json.loads(json.dumps(identity)), same):
+        raise WeightsError(
+            f"{path} is of another training ({facts['identity']['estimator']} for "
+            f"{facts['identity']['model']['name']}, {facts['options']}): choose another folder."
+        )
+    known, given = (maps or {} for maps in (facts.get("label_maps"), label_maps))
+    if differing := sorted(name for name in {*known, *given} if known.get(name) != given.get(name)):
+        raise WeightsError(
+            f"{path} is of a training with other label maps ({', '.join(differing)}): go on with those that it began "
+            "with, in the same order, or choose another folder."
+        )
+    return facts
+
+
+class _Run(NamedTuple):
+    """A network in training, the running average of its weights, and its optimiser."""
+
+    network: SliceNetwork
+    average: SliceNetwork
+    optimiser: torch.optim.Optimizer
+
+    def step(self, batch: Batch, rate: float, iteration: int) -> float:
+        """Make one step and return the loss before it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(self.network(batch.series), batch)
+        if not loss.isfinite():
+            raise UsageError(f"Training failed at iteration {iteration + 1}: the loss is no number any more.")
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT)
+        self.optimiser.step()
+        # The average is short while the network is young.
+        memory = min(MEMORY, (iteration + 1) / (iteration + 10))
+        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - memory)
+            else:
+                mean.copy_(value)
+        return float(loss.detach())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return what a checkpoint holds beside the optimiser."""
+        return {"network": self.network, "average": self.average}
+
+    def restore(
+        self, folder: Path, identity: dict[str, Any], options: TrainingOptions, label_maps: dict[str, str] | None
+    ) -> tuple[int, list[list[int]]]:
+        """Take up the state of a checkpoint, if there is one; return the iterations done, and `Trained.planned`."""
+        facts = check_checkpoint(folder, identity, options, label_maps)
+        if facts is None:
+            return 0, []
+        restore_checkpoint(folder / CHECKPOINT, self.modules(), {"optimiser": self.optimiser})
+        return int(facts["iteration"]), facts["planned"]
+
+
+def loss_of(steps: list[torch.Tensor], batch: Batch) -> torch.Tensor:
+    """Return the error of the normalised parameters: root mean square of a patch, mean of patches, parameters, steps.
+
+    The root keeps patches of much noise, whose errors are large whatever the network does, from deciding alone.
+    """
+    counts = batch.counts.unsqueeze(1)
+    n_voxels = counts.sum((-1, -2)).clamp(min=1)
+    errors = [
+        (((step - batch.truth).square() * counts).sum((-1, -2)) / n_voxels + ERROR_FLOOR**2).sqrt().mean()
+        for step in steps
+    ]
+    return torch.stack(errors).mean()
+
+
+def learning_rate(iteration: int, options: TrainingOptions) -> float:
+    """Return the learning rate: a linear rise, a plateau, and a linear fall to zero at the end."""
+    risen = (iteration + 1) / (WARM_UP_SHARE * options.n_iterations)
+    left = (options.n_iterations - iteration) / (DECAY_SHARE * options.n_iterations)
+    return options.learning_rate * min(1.0, risen, left)
+
+
+def _save(folder: Path, run: _Run, facts: dict[str, Any], row: dict[str, float]) -> None:
+    """Write the checkpoint, then the row of the log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder / CHECKPOINT, run.modules(), {"optimiser": run.optimiser}, facts)
+    with (folder / LOG).open("a") as log:
+        log.write(json.dumps(row) + "\n")

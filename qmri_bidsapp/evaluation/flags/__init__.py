@@ -1,0 +1,1 @@
+"""How well flags find what no model describes."""

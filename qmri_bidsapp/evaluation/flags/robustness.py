@@ -1,0 +1,238 @@
+"""How often estimates are wrong and nothing says so, when the input is a little different from what it should be.
+
+Voxels of plausible tissue (`standards.tissue`) are simulated with one minor fault each, estimated as in the app, and
+compared with the truth. An estimate is *off* where it is further from the truth than three of its standard deviations,
+as one of 370 is by chance if errors are normal. It is *silent* where nothing marks the voxel: neither the flag, nor the
+label of the trust map (WIDE, UNLIKE), nor the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
+from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.simulation import Noise, reference
+from qmri_bidsapp.errors import UsageError
+from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.estimators.learned.base import LearnedEstimator
+from qmri_bidsapp.evaluation.flags.areas import Setting, clean_series, settings
+from qmri_bidsapp.evaluation.flags.variations import Variation, variations_of, without
+from qmri_bidsapp.evaluation.standards import tissue
+from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.registry import get_estimator, get_model, load_estimators
+from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify
+from qmri_bidsapp.uncertainty.inverse import Trust
+from qmri_bidsapp.uncertainty.moderation import moderate
+from qmri_bidsapp.uncertainty.ood import LEVEL
+from qmri_bidsapp.uncertainty.ood_measures import Meter
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+MODELS = ("t1", "t2", "smt", "noddi")
+#: Voxels of each variation, and series that they are from: chance that acts on a series acts anew in each.
+N_VOXELS_EACH = 4000
+N_SERIES = 8
+#: Standard deviations from the truth beyond which an estimate is off.
+OFF = 3.0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Parts of the estimates of one parameter.
+
+    Attributes
+    ----------
+    off : float
+        Further from the truth than `OFF` standard deviations.
+    silent : float
+        Off, and nothing marks the voxel.
+    silent_outside : float
+        Silent, and the truth is not within the 5 to 95 % range either.
+    no_std : float
+        Without a standard deviation: these are never off.
+    marked : float
+        Voxels that are marked, off or not.
+    """
+
+    off: float
+    silent: float
+    silent_outside: float
+    no_std: float
+    marked: float
+
+
+class Instrument:
+    """A fitted estimator with its certificate, for one protocol.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Fitted to the protocol.
+    series : Acquisition
+        As acquired.
+    kind, snr
+        Of the noise that is expected.
+    n_reference : int
+        Simulated voxels.
+    seed : int
+    """
+
+    def __init__(self, estimator: Estimator, series: Acquisition, noise: Noise, n_reference: int, seed: int) -> None:
+        model = estimator.model
+        self._estimator = estimator
+        self._protocol, self._matrix = model.adapt(series)
+        # As in the app: only of diffusion series the noise is measured, other fits tell it from their residuals.
+        self._noise_is_known = isinstance(series, Diffusion)
+        self.certificate: Certificate = certify(
+            estimator, self._protocol, noise=noise, n=n_reference, seed=seed, noise_is_known=self._noise_is_known
+        )
+        self._meter = Meter(estimator, self._protocol, series if self._matrix is not None else None)
+
+    def rates(self, truth: Array, measured: Array, noise_std: Array) -> dict[str, Rates]:
+        """Return parameter -> rates.
+
+        Parameters
+        ----------
+        truth : ndarray
+            (n, n_parameters) in each parameter's unit.
+        measured : ndarray
+            (n, n_images), as acquired, of `N_SERIES` series one after the other.
+        noise_std : ndarray
+            (n,) of the noise that is believed.
+        """
+        values = measured if self._matrix is None else measured @ self._matrix
+        maps = self._estimator.predict(values, noise_std=noise_std if self._noise_is_known else None)
+        for part in _series(len(truth)):
+            maps.fill(part, moderate(maps.part(part), self._estimator.model, self._protocol, noise_std=noise_std[part]))
+        by_volume = measured if self._matrix is not None else None
+        measures = self._meter.measure(values, maps, series=by_volume)
+        space = self.certificate.space
+        columns = space.columns
+        flags = self.certificate.out_of_distribution.flag(measures, noise_std)
+        reading = self.certificate.reader.read(
+            maps.estimate[:, columns], maps.std[:, columns], snr=measures.size / noise_std
+        )
+        marked = ~(flags.p_value > LEVEL) | (reading.trust != Trust.RANGE_GIVEN) | (maps.status != Status.OK)
+        result = {}
+        for k in space.told:
+            own = truth[:, columns[k]]
+            inside = (own >= reading.lower[:, k]) & (own <= reading.upper[:, k])
+            result[space.parameters[k].name] = _rates(own, maps, columns[k], marked, inside)
+        return result
+
+
+def _rates(truth: Array, maps: ParameterMaps, column: int, marked: Mask, inside: Mask) -> Rates:
+    std = maps.std[:, column].astype(np.float64)
+    off = np.abs(maps.estimate[:, column] - truth) > OFF * std
+    silent = off & ~marked
+    parts = (off, silent, silent & ~inside, ~np.isfinite(std), marked)
+    return Rates(*(float(part.mean()) for part in parts))
+
+
+def draw(setting: Setting, variation: Variation, n: int, seed: int) -> tuple[Array, Array, Array]:
+    """Return truths, (n, n_parameters), series, (n, n_images), and the noise that is believed, (n,)."""
+    parts = [
+        _draw_series(setting, variation, part.stop - part.start, np.random.default_rng([seed, k]))
+        for k, part in enumerate(_series(n))
+    ]
+    truth, measured, noise_std = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return truth, measured, noise_std
+
+
+def _series(n: int) -> list[slice]:
+    """Return which of n voxels are of each series."""
+    ends = np.linspace(0, n, N_SERIES + 1).round().astype(int).tolist()
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def _draw_series(setting: Setting, variation: Variation, n: int, rng: np.random.Generator) -> tuple[Array, ...]:
+    truth = tissue(setting.model, n, rng)
+    believed = setting.series
+    actual = variation.protocol(believed, rng) if variation.protocol else believed
+    clean = clean_series(setting.model, truth, actual, rng)
+    is_rician = setting.kind == "rician"
+    sigma = reference(torch.tensor(np.abs(clean) if is_rician else clean), believed) / setting.snr
+    if variation.change:
+        clean = variation.change(clean, actual, rng)
+    clean = np.abs(clean) if is_rician else clean
+    noise = Noise("rician" if is_rician or variation.rician else "gaussian", (setting.snr, setting.snr))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    measured = noise.add(torch.tensor(clean), variation.noise_factor * sigma, believed, generator).numpy()
+    if variation.after:
+        measured = variation.after(measured, believed, rng)
+    return truth, variation.scale * measured, variation.scale * sigma.numpy().ravel()
+
+
+def estimators_of(model: SignalModel, chosen: list[str] | None) -> list[str]:
+    """Return the names of estimators of single voxels of a model, all where none are chosen.
+
+    Raises
+    ------
+    UsageError
+        If none of the chosen ones is.
+    """
+    known = [key for key, kind in load_estimators().items() if kind.supports(model) and not kind.is_spatial]
+    found = known if chosen is None else [name for name in chosen if get_estimator(name).name in known]
+    if not found:
+        raise UsageError(f"None of the estimators fits single voxels of model {model.name}.")
+    return found
+
+
+def evaluate(
+    name: str,
+    estimator: str,
+    *,
+    n: int = N_VOXELS_EACH,
+    n_reference: int = N_VOXELS,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda what: None,
+) -> Iterator[tuple[str, dict[str, Rates] | None]]:
+    """Yield variation and rates by parameter of one model and estimator.
+
+    Learned estimators are trained on all plausible tissue; nothing is known of them (None) where the protocol is
+    another one, for which they are trained anew: weights of the first are refused.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    estimator : str
+    n : int
+        Voxels of each variation.
+    n_reference : int
+        Simulated voxels of the certificate.
+    seed : int
+    report : callable
+        Is told what is done now.
+    """
+    setting = settings(name, estimator)[-1]
+    noise = Noise(setting.kind, (setting.snr, setting.snr))
+    report(f"{name}, {estimator}: certificate")
+    kind = get_estimator(estimator)
+    make = partial(Instrument, noise=noise, n_reference=n_reference, seed=seed)
+    usual = make(setting.fit(seed), setting.series)
+    for k, (what, variation) in enumerate(variations_of(setting.model, setting.series).items()):
+        report(f"{name}, {estimator}: {what}")
+        truth, measured, noise_std = draw(setting, variation, n, seed + 1 + k)
+        if variation.removed is None:
+            yield what, usual.rates(truth, measured, noise_std)
+        elif issubclass(kind, LearnedEstimator):
+            yield what, None
+        else:
+            series, kept = without(setting.series, variation.removed)
+            fitted = kind(get_model(name)).fit(setting.model.adapt(series)[0], seed=seed)
+            yield what, make(fitted, series).rates(truth, measured[:, kept], noise_std)
+
+
+def to_dict(rates: dict[str, Rates] | None) -> dict[str, dict[str, float]] | None:
+    """Return plain data."""
+    return None if rates is None else {name: asdict(part) for name, part in rates.items()}

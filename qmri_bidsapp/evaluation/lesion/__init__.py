@@ -1,0 +1,1 @@
+"""What trust maps show of a lesion that an estimator hides."""

@@ -1,0 +1,154 @@
+"""How well the motion score is told on heads of any folder, corrupted by fresh motion."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from qmri_bidsapp.errors import InputError, InputMissingError
+from qmri_bidsapp.images.volumes import load_image
+from qmri_bidsapp.motion.displacement import Floats
+from qmri_bidsapp.motion.network_input import GRID
+from qmri_bidsapp.motion.scorer import MotionScorer
+from qmri_bidsapp.motion.training.accuracy import Case, agreement, disturb
+
+
+@dataclass
+class Evaluation:
+    """What was found.
+
+    Attributes
+    ----------
+    cases : list of Case
+        Those that have a score, without images.
+    scores : list of (float, float, float)
+        Mean and limits of each, mm.
+    skipped : dict
+        File -> why it was skipped.
+    refused : dict
+        Head -> number of disturbed images without a score.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    scores: list[tuple[float, float, float]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, int] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """Return figures of agreement, overall and by head; None where there are too few images."""
+        heads = np.array([case.head for case in self.cases])
+        overall = self._agreement(np.full(len(heads), True))
+        by_head = {name: self._agreement(heads == name) for name in sorted(set(heads.tolist()))}
+        for name, n in self.refused.items():
+            by_head[name]["refused"] = n
+        return {**overall, "n": len(heads), "by_head": by_head, "skipped": self.skipped}
+
+    def _agreement(self, chosen: Any) -> dict[str, Any]:
+        rows = np.flatnonzero(chosen)
+        mean, low, high = np.array([self.scores[i] for i in rows]).T
+        found = agreement([self.cases[i] for i in rows], mean, low, high)
+        return {name: value if np.isfinite(value) else None for name, value in found.items()}
+
+
+def find_heads(folder: Path) -> list[Path]:
+    """Return the volumes of a folder and of those in it.
+
+    Raises
+    ------
+    InputMissingError
+        If there is none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.name.endswith((".nii", ".nii.gz")) and path.is_file())
+    if not paths:
+        raise InputMissingError(f"{folder} does not exist or holds no .nii or .nii.gz.")
+    return paths
+
+
+def evaluate(
+    paths: Sequence[Path],
+    root: Path,
+    scorer: MotionScorer,
+    *,
+    per_head: int,
+    seed: int,
+    correct_bias: Callable[[nib.Nifti1Image], nib.Nifti1Image],
+    report: Callable[[str], None] = print,
+    skip: Callable[[str], None] = print,
+) -> Evaluation:
+    """Score every head as it came and with fresh motion.
+
+    The motion of a head depends on the seed and its name alone, whatever else is in the folder.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        T1w volumes.
+    root : Path
+        Folder that names of heads are relative to.
+    scorer : MotionScorer
+    per_head : int
+        Levels of motion, spread over 0 to 4 mm.
+    seed : int
+    correct_bias : callable
+        The app's correction of the bias field, used where the weights were trained so.
+    report, skip : callable
+        Take a line of progress, and a line on a file that is skipped.
+
+    Raises
+    ------
+    InputError
+        If no file can be used.
+    """
+    found = Evaluation()
+    for number, path in enumerate(paths, start=1):
+        name = path.relative_to(root).as_posix()
+        try:
+            image = load_image(path, ndim=3)
+            volume = torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32), posinf=0, neginf=0))
+            affine = np.asarray(image.affine, dtype=np.float64)
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            for level, (moved, upright, score) in enumerate(disturb(volume, affine, per_head, rng, GRID)):
+                report(f"head {number}/{len(paths)}, image {level + 1}/{per_head + 1}: {name}")
+                seen = as_in_the_app(moved, upright, scorer, correct_bias)
+                _add(found, name, score, seen, upright, scorer)
+        except InputError as error:
+            found.skipped[name] = str(error)
+            skip(f"skipped: {name}: {error}")
+    if not found.cases:
+        raise InputError(f"None of the {len(paths)} files can be scored.")
+    return found
+
+
+def _add(
+    found: Evaluation, name: str, score: float, volume: torch.Tensor, affine: Floats, scorer: MotionScorer
+) -> None:
+    """Score an image; one with motion that is refused is counted, one as it came ends its head."""
+    try:
+        result = scorer.score(volume, affine)
+    except InputError:
+        if score == 0:
+            raise
+        found.refused[name] = found.refused.get(name, 0) + 1
+        return
+    found.cases.append(Case(name, "", torch.empty(0), score))
+    found.scores.append((result.mean, result.low, result.high))
+
+
+def as_in_the_app(
+    volume: torch.Tensor,
+    affine: Floats,
+    scorer: MotionScorer,
+    correct_bias: Callable[[nib.Nifti1Image], nib.Nifti1Image],
+) -> torch.Tensor:
+    """Return a volume as the app gives it to the network: after N4 where this was trained so."""
+    if not scorer.bias_corrected:
+        return volume
+    corrected = correct_bias(nib.Nifti1Image(volume.numpy(), affine))
+    return torch.from_numpy(np.asarray(corrected.dataobj, dtype=np.float32))

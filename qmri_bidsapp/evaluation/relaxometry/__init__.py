@@ -1,0 +1,1 @@
+"""The experiments of Sabidussi et al. (2021)."""

@@ -1,0 +1,1 @@
+"""Voxels per second, beside other programs."""

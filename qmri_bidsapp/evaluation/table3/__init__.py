@@ -1,0 +1,1 @@
+"""Table 3 of Gyori et al. (2021)."""

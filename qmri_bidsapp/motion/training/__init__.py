@@ -1,0 +1,1 @@
+"""Training of the motion score: simulation, heads, network."""

@@ -1,0 +1,165 @@
+"""Planes of the simulated images of a training, made by processes side by side and kept in files."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qmri_bidsapp.motion.network import middle_of
+from qmri_bidsapp.motion.network_input import BRIGHTEST, GRID, Grid
+from qmri_bidsapp.motion.training.samples import Head, draw_samples
+
+#: Folder of the files, within that of a training.
+FOLDER = "samples"
+#: Planes that are kept of each orientation of an image.
+KEPT_PLANES = 12
+
+Planes: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Images of a round.
+
+    Attributes
+    ----------
+    x, y, z : ndarray
+        (image, plane, height, width) planes across each axis, as `store` gives them.
+    scores : ndarray
+        (image,) mm.
+    profiles : ndarray
+        (image, value) see `samples.profile_of`.
+    """
+
+    x: Planes
+    y: Planes
+    z: Planes
+    scores: npt.NDArray[np.float32]
+    profiles: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def store(planes: Tensor) -> Planes:
+    """Return planes as bytes, finer where they are dark: ghosts in air must not drown in rounding."""
+    return (255 * (planes / BRIGHTEST).sqrt()).round().to(torch.uint8).cpu().numpy()
+
+
+class Simulator:
+    """Planes of images of the rounds of a training; those of a round depend on the seed and its number alone.
+
+    Parameters
+    ----------
+    heads : sequence of Head
+    directory : Path
+        Of the training.
+    seed : int
+    heads_per_round, samples_per_head : int
+        New images of each round.
+    kept : int
+        Rounds whose images are used; older ones are forgotten.
+    n_processes : int
+        On a CPU; a GPU is used by this process alone.
+    grid : Grid
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head],
+        directory: Path,
+        *,
+        seed: int,
+        heads_per_round: int = 16,
+        samples_per_head: int = 8,
+        kept: int = 96,
+        n_processes: int = 1,
+        grid: Grid = GRID,
+    ) -> None:
+        self._heads, self._grid, self._folder, self._seed = heads, grid, directory / FOLDER, seed
+        self._heads_per_round, self._samples_per_head, self._kept = heads_per_round, samples_per_head, kept
+        self._n_processes = 1 if heads[0].volume.is_cuda else n_processes
+        self._parts: dict[int, Part] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[int], list[Part]]]:
+        """Give a function that returns the parts that are used in a round."""
+        self._folder.mkdir(exist_ok=True)
+        arguments = (self._heads, self._grid)
+        if self._n_processes == 1:
+            _begin(*arguments)
+            yield lambda number: self._up_to(number, map)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._n_processes, context, initializer=_begin_process, initargs=arguments) as others:
+            yield lambda number: self._up_to(number, others.map)
+
+    def _up_to(self, number: int, apply: Callable[..., Any]) -> list[Part]:
+        first = max(0, number + 1 - self._kept)
+        for old in [key for key in self._parts if key < first]:
+            del self._parts[old]
+            self._file(old).unlink(missing_ok=True)
+        for key in range(first, number + 1):
+            if key not in self._parts:
+                part = self._read(key)
+                self._parts[key] = self._make(key, apply) if part is None else part
+        return list(self._parts.values())
+
+    def _read(self, number: int) -> Part | None:
+        path = self._file(number)
+        if not path.exists():
+            return None
+        with np.load(path) as stored:
+            return Part(**stored)
+
+    def _make(self, number: int, apply: Callable[..., Any]) -> Part:
+        seeds = [[self._seed, number, i] for i in range(self._heads_per_round)]
+        parts = list(apply(_simulate, seeds, [self._samples_per_head] * len(seeds)))
+        whole = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Part)}
+        temporary = self._folder / f".{os.getpid()}.npz"
+        np.savez(temporary, **whole)
+        temporary.replace(self._file(number))
+        return Part(**whole)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.npz"
+
+
+_SHARED: dict[str, Any] = {}
+
+
+def _begin(heads: Sequence[Head], grid: Grid) -> None:
+    """Give a process what all its simulations need."""
+    _SHARED.update(heads=heads, grid=grid)
+
+
+def _begin_process(heads: Sequence[Head], grid: Grid) -> None:
+    torch.set_num_threads(1)
+    _begin(heads, grid)
+
+
+def _simulate(seed: Sequence[int], n: int) -> Part:
+    rng = np.random.default_rng(seed)
+    planes: list[list[Planes]] = [[], [], []]
+    scores, profiles = [], []
+    for image, score, profile in draw_samples(_SHARED["heads"], n, rng, _SHARED["grid"]):
+        for axis, kept in enumerate(planes):
+            first, end = middle_of(image.shape[axis])
+            # One of each of as many equal parts.
+            places = first + (np.arange(KEPT_PLANES) + rng.uniform(size=KEPT_PLANES)) * (end - first) / KEPT_PLANES
+            kept.append(store(image.movedim(axis, 0)[places.astype(int).tolist()]))
+        scores.append(score)
+        profiles.append(profile)
+    x, y, z = (np.stack(kept) for kept in planes)
+    return Part(x, y, z, np.array(scores, dtype=np.float32), np.stack(profiles).astype(np.float32))

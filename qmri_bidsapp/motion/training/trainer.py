@@ -1,0 +1,273 @@
+"""Training of the network: rounds of simulation, each followed by steps over all that was simulated so far."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from qmri_bidsapp.errors import InputError
+from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels
+from qmri_bidsapp.motion.network_input import BRIGHTEST
+from qmri_bidsapp.motion.training.accuracy import Case, agreement_by_domain, predict
+from qmri_bidsapp.motion.training.pool import Part, Simulator
+from qmri_bidsapp.motion.training.samples import N_PROFILE
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+#: Place in the seeds of the steps, which no round has.
+STEPS = 2**31
+#: Rounds from one validation to the next.
+EVERY = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What training depends on; a run is resumed with the same ones only.
+
+    Simulation takes sixty times as long as a step takes for the same image, so that images are used more than once.
+
+    Attributes
+    ----------
+    seed : int
+    architecture : Architecture
+    steps_per_round : int
+    images_per_step : int
+        A batch, of one plane of each orientation: one plane of many images tells more than many planes of a few.
+    profile_weight : float
+        Of the task of telling profiles (see `samples.profile_of`), beside that of telling scores.
+    learning_rate : float
+        Reached after `warm_up` steps; falls to zero over the second half of the steps.
+    warm_up : int
+    weight_decay : float
+    averaging : float
+        Decay, per step, of the average of the weights that is evaluated and kept.
+    start_from : str or None
+        SHA-256 of the weights that it begins with; None for random ones.
+    """
+
+    seed: int = 0
+    architecture: Architecture = field(default_factory=Architecture)
+    steps_per_round: int = 200
+    images_per_step: int = 32
+    profile_weight: float = 10.0
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    weight_decay: float = 0.01
+    averaging: float = 0.998
+    start_from: str | None = None
+
+
+class Trainer:
+    """Network, average of its weights and optimiser, with the way to a file and back.
+
+    Beside the score the network learns to tell which bands of k-space were disturbed and how far, which explains the
+    score; the layer that tells it is of no use later.
+
+    Parameters
+    ----------
+    settings : Settings
+    directory : Path
+        Holds the checkpoint and the log; training goes on from a checkpoint that is there.
+    device : str
+    start : SFCN, optional
+        Network to begin with, of the architecture of the settings.
+
+    Raises
+    ------
+    InputError
+        If the checkpoint was made with other settings.
+    """
+
+    def __init__(self, settings: Settings, directory: Path, device: str = "cpu", start: SFCN | None = None) -> None:
+        self.settings, self.directory, self.device = settings, directory, device
+        torch.manual_seed(settings.seed)
+        self.network = SFCN(settings.architecture).to(device)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
+        self.average = copy.deepcopy(self.network)
+        self.profile = nn.Linear(settings.architecture.hidden, N_PROFILE).to(device)
+        self.optimiser = torch.optim.AdamW(
+            [*self.network.parameters(), *self.profile.parameters()],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.round, self.seconds = 0, 0.0
+        self.figures: dict[str, dict[str, float]] = {}
+        if (directory / CHECKPOINT).exists():
+            self._load()
+
+    @property
+    def step(self) -> int:
+        """Steps of all rounds that are done."""
+        return self.round * self.settings.steps_per_round
+
+    def train_round(self, parts: Sequence[Part], n_rounds: int) -> tuple[float, float]:
+        """Follow the gradients of one round; return the mean losses of scores and of profiles.
+
+        Parameters
+        ----------
+        parts : sequence of Part
+            Equally long.
+        n_rounds : int
+            Of the whole training, which the learning rate goes by.
+        """
+        self.network.train()
+        losses = []
+        for step in range(self.step, self.step + self.settings.steps_per_round):
+            rng = np.random.default_rng([self.settings.seed, STEPS, step])
+            torch.manual_seed(int(rng.integers(2**31)))  # dropout
+            chosen = rng.integers(len(parts) * len(parts[0]), size=self.settings.images_per_step)
+            places = [(parts[i // len(parts[0])], i % len(parts[0])) for i in chosen]
+            varied = [vary_planes(part, i, rng) for part, i in places]
+            planes = [torch.from_numpy(np.stack(same)).to(self.device) for same in zip(*varied, strict=True)]
+            scores, profiles = (
+                torch.from_numpy(np.stack([getattr(part, name)[i] for part, i in places])).to(self.device)
+                for name in ("scores", "profiles")
+            )
+            losses.append(self._follow(planes, soft_labels(scores), profiles, self._rate(step, n_rounds)))
+        self.round += 1
+        of_scores, of_profiles = np.mean(losses, axis=0).tolist()
+        return of_scores, of_profiles
+
+    def _rate(self, step: int, n_rounds: int) -> float:
+        """Return the learning rate at a step."""
+        rise = min(1.0, (step + 1) / self.settings.warm_up)
+        left = 1 - step / (n_rounds * self.settings.steps_per_round)
+        return self.settings.learning_rate * rise * min(1.0, 2 * left)
+
+    def _follow(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> tuple[float, float]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        # Half precision takes a third of the time on processors that have it; statistics and losses stay in single.
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            hidden = self.network.hide(self.network.embed_planes(planes))
+            log_probability, profile = self.network.from_hidden(hidden), self.profile(hidden)
+        loss = nn.functional.kl_div(log_probability, target, reduction="batchmean")
+        of_profile = nn.functional.mse_loss(profile.float(), profiles)
+        self.optimiser.zero_grad(set_to_none=True)
+        total = loss + self.settings.profile_weight * of_profile
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_([*self.network.parameters(), *self.profile.parameters()], 5.0)
+        self.optimiser.step()
+        self._average_weights()
+        return loss.item(), of_profile.item()
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        kept, new = self.average.state_dict(), self.network.state_dict()
+        for name, value in kept.items():
+            if value.is_floating_point():
+                value.lerp_(new[name], 1 - self.settings.averaging)
+
+    def save(self) -> None:
+        """Write the checkpoint; it appears whole or not at all."""
+        state = {
+            "settings": asdict(self.settings),
+            "round": self.round,
+            "seconds": self.seconds,
+            "figures": self.figures,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "profile": self.profile.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        temporary = self.directory / f".{CHECKPOINT}-{os.getpid()}"
+        torch.save(state, temporary)
+        temporary.replace(self.directory / CHECKPOINT)
+
+    def _load(self) -> None:
+        path = self.directory / CHECKPOINT
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["settings"] != asdict(self.settings):
+            given = asdict(self.settings)
+            other = [
+                f"{name}: {value}, not {given.get(name)}"
+                for name, value in state["settings"].items()
+                if value != given.get(name)
+            ]
+            raise InputError(
+                f"{path} was made with other settings ({'; '.join(other)}): give these, or another folder."
+            )
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.profile.load_state_dict(state["profile"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.round, self.seconds, self.figures = state["round"], state["seconds"], state["figures"]
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        line = {"round": self.round, "step": self.step, "hours": round(self.seconds / 3600, 3)}
+        with (self.directory / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line | entry) + "\n")
+
+
+def vary_planes(part: Part, image: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
+    """Return a plane of each orientation of a stored image, (1, height, width), with other contrast, side and noise."""
+    side, gamma, factor = rng.uniform() < 0.5, float(np.exp(rng.normal(0, 0.15))), rng.uniform(0.8, 1.1)
+    noise = float(np.exp(rng.uniform(np.log(0.002), np.log(0.03)))) if rng.uniform() < 0.5 else 0.0
+    planes = []
+    for axis, kept in enumerate((part.x, part.y, part.z)):
+        plane = kept[image, rng.integers(kept.shape[1])][None].astype(np.float32) / 255
+        if side and axis > 0:
+            plane = plane[:, ::-1]
+        plane = factor * BRIGHTEST * plane ** np.float32(2 * gamma)
+        if noise:
+            real, imaginary = (rng.standard_normal(plane.shape, dtype=np.float32) for _ in range(2))
+            plane = np.hypot(plane + noise * real, noise * imaginary)
+        planes.append(np.minimum(plane, BRIGHTEST).astype(np.float32))
+    return planes
+
+
+def train(
+    trainer: Trainer,
+    simulator: Simulator,
+    validation: Sequence[Case],
+    *,
+    n_rounds: int,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Train until a number of rounds is reached; save after each, and validate from time to time and at the end.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    simulator : Simulator
+    validation : sequence of Case
+        Of other persons; may be empty.
+    n_rounds : int
+        In all, those before a resume included.
+    report : callable
+        Takes a line of progress.
+    """
+    begin = time.monotonic() - trainer.seconds
+    with simulator.running() as parts_for:
+        while trainer.round < n_rounds:
+            loss, of_profile = trainer.train_round(parts_for(trainer.round), n_rounds)
+            trainer.seconds = time.monotonic() - begin
+            trainer.log({"loss": loss, "profile_loss": of_profile})
+            left = (n_rounds - trainer.round) * trainer.seconds / trainer.round / 3600
+            line = f"round {trainer.round}/{n_rounds}  loss {loss:.3f}  {left:.1f} h left"
+            if validation and (trainer.round == n_rounds or trainer.round % EVERY == 0):
+                validate(trainer, validation)
+                line += "\n  held out: " + ", ".join(
+                    f"{key} {value:.3f}" for key, value in trainer.figures["all"].items()
+                )
+            trainer.save()
+            report(line)
+
+
+def validate(trainer: Trainer, validation: Sequence[Case]) -> None:
+    """Find the figures of the averaged weights on held-out heads, by domain, and log them."""
+    found = predict(trainer.average, [case.image for case in validation], trainer.device)
+    trainer.figures = agreement_by_domain(validation, *found)
+    trainer.log({"validation": trainer.figures})
