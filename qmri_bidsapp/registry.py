@@ -61,10 +61,10 @@ def _get(known: dict[str, Any], name: str, what: str) -> Any:
 
 
 def named_models(models: tuple[str, ...]) -> list[str]:
-    """Return the names of the chosen models; ``auto`` stands for all but those that are fitted only by request."""
+    """Return the names of the chosen models; ``auto`` stands for all but opt-in models."""
     if AUTO not in models:
         return list(models)
-    return [name for name, model in load_models().items() if name in models or not model.by_request]
+    return [name for name, model in load_models().items() if name in models or not model.opt_in]
 
 
 def check_choice(models: tuple[str, ...], estimators: tuple[str, ...]) -> None:

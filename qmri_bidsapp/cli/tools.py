@@ -93,7 +93,7 @@ def _models(arguments: argparse.Namespace) -> None:
         fitting = [key for key, estimator in estimators.items() if estimator.supports(model)]
         print(f"{name}: {model.title}")
         source = ", ".join(model.bids_suffixes) or "Python only"
-        print(f"  from        {source}{', only by request' if model.by_request else ''}")
+        print(f"  from        {source}{', opt-in' if model.opt_in else ''}")
         if model.needs:
             print(f"  needs       {model.needs}")
         for covariate in model.covariates:

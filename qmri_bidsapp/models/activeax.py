@@ -38,4 +38,4 @@ class ActiveAx(Composition):
         Zeppelin(INTRINSIC_DIFFUSIVITY, _tortuous, name="extra"),
     )
     largest_diffusivity: ClassVar[float] = INTRINSIC_DIFFUSIVITY
-    by_request: ClassVar[bool] = True
+    opt_in: ClassVar[bool] = True

@@ -48,9 +48,9 @@ class SignalModel(ABC):
         BIDS suffixes of the series that the model is fitted to.
     needs : str
         What `check` asks of a protocol, in words.
-    by_request : bool
-        Whether it is fitted only when named: what it is for can be seen only in data that were made for it, which a
-        protocol alone does not tell.
+    opt_in : bool
+        Whether ``auto`` leaves the model out, so that it is fitted only when named. Set for models that need data
+        acquired for them, which the protocol alone cannot show.
     """
 
     name: ClassVar[str]
@@ -64,7 +64,7 @@ class SignalModel(ABC):
     acquisition_type: ClassVar[type[Acquisition]]
     bids_suffixes: ClassVar[tuple[str, ...]]
     needs: ClassVar[str] = ""
-    by_request: ClassVar[bool] = False
+    opt_in: ClassVar[bool] = False
 
     @property
     def mixing(self) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ class ZeppelinCylinderDot(Composition):
     title: ClassVar[str] = "Zeppelin, cylinder and dot"
     reference: ClassVar[str] = "Panagiotaki et al. 2012, NeuroImage 59:2241"
     compartments: ClassVar[tuple[Compartment, ...]] = (Dot(), Cylinder(name="intra"), Zeppelin(name="extra"))
-    by_request: ClassVar[bool] = True
+    opt_in: ClassVar[bool] = True
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Tell thin cylinders from thick ones: thick ones in slow surroundings look like thin ones in fast."""

@@ -143,7 +143,7 @@ def simulate(model: SignalModel, n: int, noise: float = 0.0, seed: int = 0) -> t
 
 def number(model: SignalModel, estimator_name: str, n: int) -> int:
     """Number of voxels for a test: fewer for a global search over many parameters."""
-    return n // 10 if model.by_request and estimator_name == "mix" else n
+    return n // 10 if model.opt_in and estimator_name == "mix" else n
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -309,9 +309,9 @@ class TestEstimator:
 
 
 def in_reasonable_time(pair: tuple[str, str], *, certified: bool = False) -> object:
-    """Leave to `make test-all` what takes longest: models that are fitted by request only, and sums over four axes."""
-    by_request = get_model(pair[0]).by_request and (pair[1] != "nlls" or certified)
-    return pytest.param(*pair, marks=pytest.mark.slow) if by_request or pair == ("ivim", "grid") else pair
+    """Leave to `make test-all` what takes longest: opt-in models, and sums over four axes."""
+    opt_in = get_model(pair[0]).opt_in and (pair[1] != "nlls" or certified)
+    return pytest.param(*pair, marks=pytest.mark.slow) if opt_in or pair == ("ivim", "grid") else pair
 
 
 @pytest.mark.parametrize(("model_name", "estimator_name"), [in_reasonable_time(pair, certified=True) for pair in PAIRS])
@@ -322,7 +322,7 @@ def test_can_be_certified(model_name: str, estimator_name: str) -> None:
         with pytest.raises(UsageError, match="works on images"):
             certify(estimator, protocol(model), noise=noise)
         return
-    n = 200 if model.by_request or estimator_name == "mix" else 1500
+    n = 200 if model.opt_in or estimator_name == "mix" else 1500
     options = {"noise_is_known": True, "covariates_are_known": True}
     certificate = certify(estimator, protocol(model), noise=noise, n=n, **options)
     assert len(certificate.pairs) + certificate.pairs.n_failed == n
@@ -358,7 +358,7 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     middle, theta = parameters(model, 1, seed=5), columns(model, 1, seed=5)
     clean = model.signal(theta, acquisition).numpy()
     # As many as a few seconds allow.
-    n = 1_500 if model.by_request or estimator_name == "mix" else 5_000
+    n = 1_500 if model.opt_in or estimator_name == "mix" else 5_000
     noise = 0.005 * clean.max()
     averages = np.sqrt(np.array(acquisition.n_averages))
     signal = clean + noise / averages * np.random.default_rng(8).standard_normal((n, acquisition.n_measurements))

@@ -62,7 +62,7 @@ def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
     assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO)[0] == expected
 
 
-def test_models_by_request_are_fitted_only_when_named() -> None:
+def test_opt_in_models_are_fitted_only_when_named() -> None:
     timed = replace(TWO_SHELLS, small_delta=0.01, large_delta=0.03)
     automatic, notes = registry.choose("dwi", timed, models=AUTO, estimators=AUTO)
     assert not {"activeax", "zcd"} & set(dict(automatic))

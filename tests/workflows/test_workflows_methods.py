@@ -40,7 +40,7 @@ def test_marks_are_in_the_bibliography() -> None:
     [(("auto",), False), (("activeax",), True), (("auto", "activeax"), True), (("t1",), False)],
     ids=["auto", "alone", "beside-auto", "another"],
 )
-def test_models_by_request_are_said_when_named(models: tuple[str, ...], said: bool) -> None:
+def test_opt_in_models_are_reported_when_named(models: tuple[str, ...], said: bool) -> None:
     found = text(models)
     assert ("ActiveAx" in found) == said
     assert "plug-ins" not in found

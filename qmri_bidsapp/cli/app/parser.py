@@ -108,7 +108,7 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "--models",
         nargs="+",
         metavar="NAME",
-        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow but those by request)",
+        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow except opt-in models)",
     )
     group.add_argument(
         "--estimators",
