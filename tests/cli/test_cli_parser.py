@@ -211,6 +211,6 @@ def test_every_option_in_the_documentation_exists():
     known = known.union(*(_options(tools.training_parser(name)) for name in tools.TRAININGS))
     # Of docker, pip and benchmarks.
     foreign = {"--cohorts", "--only", "--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
-    for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
+    for page in [repository / "README.md", *sorted((repository / "docs").rglob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

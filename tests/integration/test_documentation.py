@@ -25,7 +25,7 @@ def test_the_example_of_learned_estimators(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(MultilayerPerceptron.__init__.__kwdefaults__, "training", Training(steps=1000, batch_size=256))
     monkeypatch.setattr(MultilayerPerceptron, "default_combinations", 2**15)
-    (example,) = blocks("learned.md", "python")
+    (example,) = blocks("explanation/learned.md", "python")
     names: dict[str, object] = {}
     exec(compile(example, "learned.md", "exec"), names)
     assert (tmp_path / "weights-t2" / "card.json").is_file()
@@ -40,7 +40,12 @@ def test_commands_with_learned_estimators_can_be_parsed(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     commands = [
         line.partition("  #")[0].split()
-        for page in ("learned.md", "usage.md", "spatial_networks.md", "motion_correction.md")
+        for page in (
+            "explanation/learned.md",
+            "how-to/usage.md",
+            "explanation/spatial_networks.md",
+            "explanation/motion_correction.md",
+        )
         for block in blocks(page, "console")
         for line in block.splitlines()
     ]
