@@ -19,7 +19,7 @@ from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatc
 if TYPE_CHECKING:
     from bids import BIDSLayout
 
-    from qmri_bidsapp.bids.queries import SubjectInputs
+    from qmri_bidsapp.bids.inputs import SubjectInputs
 
 VALIDATOR = "bids-validator-deno"
 #: File of a pybids database.

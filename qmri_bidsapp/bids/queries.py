@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.bids.fieldmaps import CovariateMap, choose_b1, read_b1
+from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
 from qmri_bidsapp.bids.files import check_headers, labels_of, open_image
+from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.bids.parts import Complement, split_parts
 from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, STEADY_STATE_KINDS, diffusion_protocol, series_protocol
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery
@@ -33,91 +34,6 @@ SERIES_AXIS = {
 ENTITIES = ("ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "chunk")
 #: Brain extraction needs the whole head: a T1w that is thinner than this, mm, along an axis is a slab.
 MIN_HEAD_EXTENT = 80.0
-
-
-@dataclass(frozen=True)
-class InputGroup:
-    """Files that are processed together.
-
-    Attributes
-    ----------
-    kind : str
-        BIDS suffix.
-    subject : str
-        Label, without ``sub-``.
-    entities : tuple of (str, str)
-        BIDS keys and labels that all files share, in BIDS order, without ``sub``.
-    files : tuple of str
-        Absolute paths, by ascending inversion or echo time, or as `series_protocol` orders them.
-    acquisition : Acquisition or None
-        Protocol; None for a T1w.
-    bval, bvec : str or None
-        Gradient table of a diffusion series.
-    metadata : tuple of (str, object)
-        Sidecar fields worth showing.
-    covariates : tuple of CovariateMap
-        Maps of what is known of each voxel.
-    complement : Complement or None
-        What makes the images complex, where that is used.
-    """
-
-    kind: str
-    subject: str
-    entities: tuple[tuple[str, str], ...]
-    files: tuple[str, ...]
-    acquisition: Acquisition | None = None
-    bval: str | None = None
-    bvec: str | None = None
-    metadata: tuple[tuple[str, Any], ...] = ()
-    covariates: tuple[CovariateMap, ...] = ()
-    complement: Complement | None = None
-
-    @property
-    def images(self) -> tuple[str, ...]:
-        """All images of the series, with those that make them complex."""
-        return (*self.files, *(self.complement.files if self.complement else ()))
-
-    @property
-    def all_files(self) -> tuple[str, ...]:
-        """Everything that is read for the series."""
-        gradients = (name for name in (self.bval, self.bvec) if name)
-        return (*self.images, *gradients, *(item.file for item in self.covariates))
-
-    @property
-    def name(self) -> str:
-        """Short name, such as ``ses-01_run-1_IRT1``."""
-        return "_".join([*(f"{key}-{value}" for key, value in self.entities), self.kind])
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something about a subject's data that the user should know.
-
-    Attributes
-    ----------
-    severity : str
-        ``"error"``: a series cannot be used, the subject counts as failed. ``"note"``: nothing is wrong.
-    """
-
-    subject: str
-    kind: str
-    file: str
-    message: str
-    severity: str = "error"
-
-
-@dataclass(frozen=True)
-class SubjectInputs:
-    """What was found for one subject."""
-
-    subject: str
-    groups: tuple[InputGroup, ...]
-    problems: tuple[Problem, ...] = ()
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether a series had to be left out."""
-        return any(problem.severity == "error" for problem in self.problems)
 
 
 def find_inputs(

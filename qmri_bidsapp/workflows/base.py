@@ -32,7 +32,7 @@ from qmri_bidsapp.workflows.trust import add_trust
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
-    from qmri_bidsapp.bids.queries import InputGroup
+    from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.config import Config
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
-    from qmri_bidsapp.bids.queries import InputGroup
+    from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.config import Config
 
 NO_WEIGHTS = "No motion score: this version of the program comes without weights; name some with --motion-weights."

@@ -13,7 +13,7 @@ from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.workflows.plan import NO_RESIDUALS
 
 if TYPE_CHECKING:
-    from qmri_bidsapp.bids.queries import InputGroup
+    from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.estimators.base import Estimator
     from qmri_bidsapp.workflows.plan import SeriesPlan
 

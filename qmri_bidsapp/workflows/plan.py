@@ -10,7 +10,7 @@ from qmri_bidsapp.errors import ProtocolError, WeightsError
 from qmri_bidsapp.workflows.motion_score import find_scoring
 
 if TYPE_CHECKING:
-    from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
+    from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.core.acquisition import Acquisition
     from qmri_bidsapp.estimators.base import Estimator

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from nipype.pipeline.engine import Workflow
 
-    from qmri_bidsapp.bids.queries import InputGroup
+    from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.workflows.plan import SeriesPlan
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from qmri_bidsapp.bids.dataset import blocking, open_layout, validate
 from qmri_bidsapp.bids.files import labels_of
-from qmri_bidsapp.bids.queries import KINDS, SubjectInputs, find_inputs
+from qmri_bidsapp.bids.inputs import SubjectInputs
+from qmri_bidsapp.bids.queries import KINDS, find_inputs
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, UsageError
 

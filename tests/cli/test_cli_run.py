@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qmri_bidsapp.bids.dataset import Issue
-from qmri_bidsapp.bids.queries import InputGroup, Problem, SubjectInputs
+from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.cli.app.environment import CACHES, THREADS
 from qmri_bidsapp.config import Config, read_toml

@@ -5,7 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
+from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
+from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
 from qmri_bidsapp.cli.app.run import main
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.errors import UsageError, WeightsError

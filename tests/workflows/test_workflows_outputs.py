@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmri_bidsapp.bids.queries import InputGroup
+from qmri_bidsapp.bids.inputs import InputGroup
 from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.workflows.outputs import EXPECTED_ERROR, MODERATED, fit_outputs

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qmri_bidsapp.bids.queries import InputGroup, SubjectInputs
+from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.errors import UsageError

@@ -26,7 +26,7 @@ from qmri_bidsapp.errors import (
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.dataset import Issue
-    from qmri_bidsapp.bids.queries import SubjectInputs
+    from qmri_bidsapp.bids.inputs import SubjectInputs
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.workflows.base import SubjectPlan
     from qmri_bidsapp.workflows.execution import RunResult
