@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli import correct
-from qmri_bidsapp.cli.app.parser import Parser, seed
-from qmri_bidsapp.cli.app.run import exit_code, say_error, say_unexpected
+from qmri_bidsapp.cli.arguments import Parser, seed
 from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
+from qmri_bidsapp.cli.exits import exit_code, say_error, say_unexpected
 from qmri_bidsapp.cli.train import motion as train_motion
 from qmri_bidsapp.cli.train import qc_head as train_qc_head
 from qmri_bidsapp.cli.train import voxelwise as train

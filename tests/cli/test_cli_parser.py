@@ -44,7 +44,7 @@ def test_help_fits_100_columns_and_explains_everything(monkeypatch):
         assert f"{title}:" in text
 
 
-@pytest.mark.parametrize("module", ["run", "tools"])
+@pytest.mark.parametrize("module", ["app.run", "tools"])
 def test_help_imports_nothing_heavy(module):
     code = (
         "import json, sys\n"

@@ -14,6 +14,7 @@ from qmri_bidsapp.bids.dataset import Issue
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.cli.app.environment import CACHES, THREADS
+from qmri_bidsapp.cli.exits import exit_code
 from qmri_bidsapp.config import Config, read_toml
 from qmri_bidsapp.errors import (
     InputError,
@@ -56,7 +57,7 @@ def with_subject(bids_dir) -> Path:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_exit_code(error, n_failed, code):
-    assert run.exit_code(error, n_failed) == code
+    assert exit_code(error, n_failed) == code
 
 
 @pytest.mark.parametrize(

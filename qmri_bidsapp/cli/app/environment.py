@@ -16,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from qmri_bidsapp.cli.exits import LOGGER
 from qmri_bidsapp.errors import InputMissingError, OutputError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
 
-LOGGER = logging.getLogger("qmri_bidsapp")
 #: Variable that names a library's cache -> its folder; HOME may not be writable.
 CACHES = {
     "MPLCONFIGDIR": "matplotlib",
@@ -104,12 +104,6 @@ def _open_log(config: Config) -> None:
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.handlers = [file_handler, console]
     LOGGER.propagate = False
-
-
-def log_file() -> Path | None:
-    """Return the open log, if any."""
-    files = (item.baseFilename for item in LOGGER.handlers if isinstance(item, logging.FileHandler))
-    return next((Path(name) for name in files), None)
 
 
 def close_log() -> None:

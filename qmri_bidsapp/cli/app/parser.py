@@ -7,12 +7,13 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.cli.arguments import Parser, words
 from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
 from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, PRIORS, Config, make_config, read_toml
-from qmri_bidsapp.errors import UnknownLevelError, UsageError
+from qmri_bidsapp.errors import UnknownLevelError
 
 DESCRIPTION = (
     "Quantitative-MRI maps from BIDS data, each with its standard deviation and a status per voxel. Found "
@@ -33,14 +34,6 @@ _LISTS = {
     "models": "",
     "estimators": "",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises instead of ending the program with argparse's own exit code."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `UsageError`; overrides the method of the same name."""
-        raise UsageError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -240,22 +233,6 @@ def parse(argv: list[str] | None = None) -> Config:
     values.setdefault("mem_gb", available_memory_gb())
     values.setdefault("omp_nthreads", _threads_per_step(values))
     return make_config(values)
-
-
-def words(name: str, given: list[str], prefix: str = "") -> list[str]:
-    """Return the distinct words of an option, in the order given."""
-    found = [word.removeprefix(prefix) for item in given for word in item.split(",") if word]
-    if not found:
-        # An empty list would mean all.
-        raise UsageError(f"--{name.replace('_', '-')} needs at least one value, got {' '.join(given)!r}.")
-    return list(dict.fromkeys(found))
-
-
-def seed(text: str) -> int:
-    """Return the seed that an option names, for argparse."""
-    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
-        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to 2^63 - 1, got {text}")
-    return int(text)
 
 
 def _threads_per_step(values: dict[str, Any]) -> int:

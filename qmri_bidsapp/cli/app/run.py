@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import traceback
 from collections.abc import Mapping
@@ -11,18 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli.app.environment import close_log, log_file, prepare, terminable
+from qmri_bidsapp.cli.app.environment import close_log, prepare, terminable
 from qmri_bidsapp.cli.app.parser import parse
 from qmri_bidsapp.cli.app.summary import print_summary, unfinished
-from qmri_bidsapp.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_PARTICIPANT_FAILED,
-    InvalidBIDSError,
-    NothingMatchedError,
-    QmriError,
-    UsageError,
-)
+from qmri_bidsapp.cli.exits import LOGGER, exit_code, say_error, say_unexpected
+from qmri_bidsapp.errors import InvalidBIDSError, NothingMatchedError, QmriError, UsageError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.dataset import Issue
@@ -31,20 +23,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.workflows.base import SubjectPlan
     from qmri_bidsapp.workflows.execution import RunResult
 
-LOGGER = logging.getLogger("qmri_bidsapp")
 #: Other errors of the validator are listed by kind; this many kinds are shown.
 MAX_LISTED = 10
-
-
-def exit_code(error: BaseException | None, n_failed: int = 0) -> int:
-    """Return what a program ends with: the one place where this is decided."""
-    if isinstance(error, QmriError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    if error is not None:
-        return EXIT_PARTICIPANT_FAILED
-    return EXIT_PARTICIPANT_FAILED if n_failed else EXIT_OK
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,24 +48,6 @@ def main(argv: list[str] | None = None) -> int:
         return exit_code(error)
     finally:
         close_log()
-
-
-def say_error(program: str, message: str) -> None:
-    """Print one line on the error stream, and note it in the log."""
-    line = " ".join(message.split("\n"))
-    LOGGER.debug("%s", line)
-    print(f"{program}: {line}", file=sys.stderr)
-
-
-def say_unexpected(program: str, error: Exception) -> None:
-    """Print one line for an error that is not the user's; its traceback goes to the log, if there is one."""
-    details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    log = log_file()
-    LOGGER.debug("%s", details)
-    if log is None:
-        print(details, file=sys.stderr)
-    where = f"; details in {log}" if log else ""
-    say_error(program, f"unexpected error: {type(error).__name__}: {error}{where}")
 
 
 def _run_participants(config: Config) -> int:

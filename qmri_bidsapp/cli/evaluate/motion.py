@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qmri_bidsapp.cli.app.parser import seed
+from qmri_bidsapp.cli.arguments import seed
 from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.errors import InputMissingError, UsageError

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.cli.app.parser import words
+from qmri_bidsapp.cli.arguments import words
 from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
 from qmri_bidsapp.errors import UsageError
 

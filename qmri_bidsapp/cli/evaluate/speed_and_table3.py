@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.cli.app.parser import words
+from qmri_bidsapp.cli.arguments import words
 from qmri_bidsapp.cli.evaluate import flags as evaluate_ood
 from qmri_bidsapp.cli.evaluate import lesion as evaluate_lesion
 from qmri_bidsapp.cli.evaluate import motion as evaluate_motion

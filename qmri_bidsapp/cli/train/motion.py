@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.cli.app.parser import seed
+from qmri_bidsapp.cli.arguments import seed
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.config import check_device, find_device
 from qmri_bidsapp.errors import InputMissingError, OutputError, UsageError, WeightsError

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from qmri_bidsapp.cli.app.parser import seed
+from qmri_bidsapp.cli.arguments import seed
 from qmri_bidsapp.cli.evaluate.results import check_json, write_json
 
 DESCRIPTION = """\

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.cli.app.parser import seed
-from qmri_bidsapp.cli.app.run import say_error
+from qmri_bidsapp.cli.arguments import seed
+from qmri_bidsapp.cli.exits import say_error
 from qmri_bidsapp.cli.train import spatial as train_spatial
 from qmri_bidsapp.config import PRIORS, check_device, find_device
 from qmri_bidsapp.errors import InputError, InputMissingError, OutputError, UsageError, WeightsError
