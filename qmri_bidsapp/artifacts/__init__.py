@@ -1,1 +1,1 @@
-"""Files that training leaves: weights with their card, checkpoints."""
+"""Files that a run or a training leaves behind: atomic writes, weights with their card, checkpoints."""

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import WeightsError
 
 
@@ -35,9 +36,8 @@ def save_checkpoint(
     for name, optimiser in optimisers.items():
         for index, state in optimiser.state_dict()["state"].items():
             tensors |= {f"{name}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    temporary = path.with_suffix(".part")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"facts": json.dumps(facts)})
-    temporary.replace(path)
+    with atomic_file(path) as temporary:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"facts": json.dumps(facts)})
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from qmri_bidsapp.artifacts.atomic import atomic_folder
 from qmri_bidsapp.errors import OutputError, WeightsError
 
 TENSORS, CARD = "weights.safetensors", "card.json"
@@ -63,17 +62,9 @@ def save_weights(
         "notes": dict(notes),
     }
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with atomic_folder(folder) as temporary:
             (temporary / TENSORS).write_bytes(data)
             (temporary / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"The weights cannot be written to {folder} ({error.strerror}).") from error
 

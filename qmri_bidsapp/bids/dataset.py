@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, OutputError
 
 if TYPE_CHECKING:
@@ -176,15 +177,12 @@ def _index(bids_dir: Path, subjects_left_out: tuple[str, ...]) -> BIDSLayout:
 
 def _save_database(layout: BIDSLayout, database_dir: Path) -> None:
     """Save an index whole: half of one, left by an interruption, would be taken for all there is."""
-    temporary = database_dir / f".tmp-{os.getpid()}"
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        layout.save(temporary, replace_connection=False)
-        (temporary / DATABASE).replace(database_dir / DATABASE)
+        with atomic_file(database_dir / DATABASE) as temporary:
+            # pybids takes the folder; the file's name is its own.
+            layout.save(temporary.parent, replace_connection=False)
     except OSError as error:
         raise OutputError(f"The pybids database cannot be written to {database_dir} ({error}).") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_database(bids_dir: Path, database_dir: Path) -> BIDSLayout:

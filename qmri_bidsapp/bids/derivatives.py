@@ -7,10 +7,12 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import OutputError
 
 BIDS_VERSION = "1.10.0"
@@ -108,13 +110,8 @@ def _write(path: Path, content: bytes) -> None:
     try:
         if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        try:
+        with atomic_file(path) as temporary:
             temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written ({error.strerror or error}); check space and permissions."
@@ -206,9 +203,7 @@ def check_output_dir(out_dir: Path, bids_dir: Path) -> None:
         raise OutputError(f"The output folder {out_dir} would mix with the input {bids_dir}; choose another one.")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        probe = out_dir / f".tmp-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out_dir).close()
     except OSError as error:
         raise OutputError(f"The output folder {out_dir} cannot be written ({error.strerror or error}).") from error
 

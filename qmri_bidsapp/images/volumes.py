@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import InputError
 
 #: Affines may differ by this much (mm) within a series: headers store them as float32.
@@ -86,13 +86,8 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> str:
     str
         The path.
     """
-    path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
+    with atomic_file(path) as temporary:
         nib.save(image, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return str(path)
 
 

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.certificate import certificate_figure, certificate_text, truth_figure
@@ -309,8 +310,8 @@ def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Pa
     from nireports.assembler.report import Report
 
     target = out_dir / f"sub-{subject}.html"
-    temporary = out_dir / f".tmp-sub-{subject}.html"
     with (
+        atomic_file(target) as temporary,
         resources.as_file(resources.files("qmri_bidsapp.reports.data")) as data,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -326,9 +327,8 @@ def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Pa
             out_dir,
             None,
             bootstrap_file=specification,
-            out_filename=temporary.name,
+            out_filename=str(temporary.absolute()),
             reportlets_dir=out_dir / f"sub-{subject}",
         )
         report.generate_report()
-    temporary.replace(target)
     return target

@@ -7,6 +7,8 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
+
 _ENTRY = re.compile(r"@\w+\{(?P<key>\w+),(?P<body>.*?)\n\}", re.DOTALL)
 _FIELD = re.compile(r"(\w+)\s*=\s*\{(.*?)\},?\s*(?=\n|$)")
 _MARK = re.compile(r"\[@(\w+)\]")
@@ -65,8 +67,6 @@ def write_citation(out_dir: Path, text: str) -> None:
     body = f"{html}<h3>References</h3><ol>{rows}</ol>"
     page = f'<!doctype html><html><head><meta charset="utf-8"><title>Methods</title></head><body>{body}</body></html>\n'
     logs = Path(out_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     for name, content in (("CITATION.md", markdown), ("CITATION.html", page)):
-        temporary = logs / f".tmp-{name}"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(logs / name)
+        with atomic_file(logs / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.units import to_display
 
 #: Slices shown, and how many side by side.
@@ -252,11 +253,9 @@ def motion_figure(motion: npt.NDArray[np.float64]) -> Figure:
 
 def save_svg(figure: Figure, path: Path) -> None:
     """Write a figure; the same figure gives the same file."""
-    temporary = path.with_name(f".tmp-{path.name}")
     figure.set_dpi(_IMAGE_DPI)
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), atomic_file(path) as temporary:
         FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None})
-    temporary.replace(path)
 
 
 def distribution_figure(groups: Mapping[str, Sequence[float]], *, title: str, unit: str) -> Figure:

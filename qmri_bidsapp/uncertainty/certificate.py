@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.artifacts.atomic import atomic_folder
 from qmri_bidsapp.artifacts.weights import key_of
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.prior import Prior
@@ -207,15 +206,10 @@ class Certificate:
         arrays |= self.out_of_distribution.to_arrays("measures_")
         arrays |= {f"local_{name}": values for name, values in self.reader.local._asdict().items()}
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-                new = Path(temporary) / "new"
-                new.mkdir()
+            with atomic_folder(folder) as new:
                 np.savez(new / ARRAYS, **arrays)  # type: ignore[arg-type]
                 text = json.dumps(self.summary(), indent=1, sort_keys=True, allow_nan=False)
                 (new / SUMMARY).write_text(text + "\n", encoding="utf-8")
-                shutil.rmtree(folder, ignore_errors=True)
-                new.replace(folder)
         except OSError as error:
             raise OutputError(f"The certificate cannot be written to {folder} ({error.strerror}).") from error
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.cli.arguments import seed
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.config import check_device, find_device
@@ -213,9 +213,8 @@ def _compare_data(folder: Path, seed: int, training: list[tuple[str, Path]], hel
     data |= {name: [[kind, path.name, path.stat().st_size] for kind, path in part] for name, part in files.items()}
     record = folder / DATA
     if not record.exists():
-        temporary = folder / f".{DATA}-{os.getpid()}"
-        temporary.write_text(json.dumps(data), encoding="utf-8")
-        temporary.replace(record)
+        with atomic_file(record) as temporary:
+            temporary.write_text(json.dumps(data), encoding="utf-8")
     elif json.loads(record.read_text(encoding="utf-8")) != data:
         raise UsageError(
             f"{folder} holds a training on other heads, with others held out, or with another --seed or grid: "
@@ -300,9 +299,8 @@ def _validation(files: list[tuple[str, Path]], cache: Path) -> list[Case]:
     if cache.exists():
         return [Case(**entry) for entry in torch.load(cache, weights_only=True)]
     cases = _cases(files, 1, LEVELS)
-    temporary = cache.with_name(f".{cache.name}-{os.getpid()}")
-    torch.save([vars(case) for case in cases], temporary)
-    temporary.replace(cache)
+    with atomic_file(cache) as temporary:
+        torch.save([vars(case) for case in cases], temporary)
     return cases
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.tree import DecisionTreeRegressor
 from typing_extensions import Self, Unpack
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.estimators.learned.base import Common, LearnedEstimator
 from qmri_bidsapp.estimators.learned.examples import Draw
@@ -92,9 +93,8 @@ class RandomForest(LearnedEstimator):
             if progress is not None:
                 progress(len(forest.root), float((self._mean(part, unseen) - targets).square().mean()))
             if checkpoint is not None:
-                temporary = checkpoint.with_suffix(".part")
-                save_file({**forest.state(), "generator": generator.get_state()}, temporary)
-                temporary.replace(checkpoint)
+                with atomic_file(checkpoint) as temporary:
+                    save_file({**forest.state(), "generator": generator.get_state()}, temporary)
         assert forest is not None
         self._forest = forest
         self._variance = grow_variance(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.motion.network import middle_of
 from qmri_bidsapp.motion.network_input import BRIGHTEST, GRID, Grid
 from qmri_bidsapp.motion.training.samples import Head, draw_samples
@@ -127,9 +127,8 @@ class Simulator:
         seeds = [[self._seed, number, i] for i in range(self._heads_per_round)]
         parts = list(apply(_simulate, seeds, [self._samples_per_head] * len(seeds)))
         whole = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Part)}
-        temporary = self._folder / f".{os.getpid()}.npz"
-        np.savez(temporary, **whole)
-        temporary.replace(self._file(number))
+        with atomic_file(self._file(number)) as temporary:
+            np.savez(temporary, **whole)
         return Part(**whole)
 
     def _file(self, number: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels
 from qmri_bidsapp.motion.network_input import BRIGHTEST
@@ -181,9 +181,8 @@ class Trainer:
             "profile": self.profile.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        temporary = self.directory / f".{CHECKPOINT}-{os.getpid()}"
-        torch.save(state, temporary)
-        temporary.replace(self.directory / CHECKPOINT)
+        with atomic_file(self.directory / CHECKPOINT) as temporary:
+            torch.save(state, temporary)
 
     def _load(self) -> None:
         path = self.directory / CHECKPOINT
