@@ -16,8 +16,6 @@ ESTIMATOR_GROUP = "qmri_bidsapp.estimators"
 AUTO = "auto"
 #: Estimators in the order in which ``auto`` tries them: the closed form where there is one.
 PREFERENCE = ("wls", "nlls")
-#: Series that the app denoises and clears of the noise floor before the fit.
-CLEARED_KINDS = ("dwi",)
 CLEARED = "the app denoises diffusion series and takes their noise floor away, so that their noise is not Rician"
 
 
@@ -175,4 +173,4 @@ def _objection(estimator: type[Estimator], model: SignalModel, protocol: Acquisi
 
 def _needs_the_noise_floor(estimator: type[Estimator], model: SignalModel) -> bool:
     """Tell whether an estimator needs the noise floor that the app takes away from all series of a model."""
-    return estimator.needs_raw_magnitudes and not set(CLEARED_KINDS).isdisjoint(model.bids_suffixes)
+    return estimator.needs_raw_magnitudes and model.acquisition_type.noise_floor_removed

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
+from qmri_bidsapp.core.acquisition import Acquisition
 
 STATUS_MEANING = {
     "OK": "estimated",
@@ -35,26 +35,9 @@ def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
     maps = "".join(f"; {name.upper()}: {file}" for name, file in series.get("covariates", {}).items())
     rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}{maps}")]
     if series["protocol"] is not None:
-        acquisition = Acquisition.from_dict(series["protocol"])
-        if isinstance(acquisition, InversionRecovery):
-            rows.append(("Inversion times", _milliseconds(acquisition.inversion_time)))
-            rows.append(("Polarity", "restored" if acquisition.signed else "not known, magnitude"))
-        elif isinstance(acquisition, MultiEcho):
-            rows.append(("Echo times", _milliseconds(acquisition.echo_time)))
-        elif isinstance(acquisition, SpoiledGradientEcho):
-            rows.append(("Flip angles", ", ".join(f"{angle:g}" for angle in acquisition.flip_angle) + " degree"))
-            rows.append(("Repetition times", _milliseconds(acquisition.repetition_time)))
-            if any(acquisition.mt_pulse):
-                rows.append(("MT pulse", ", ".join("on" if pulse else "off" for pulse in acquisition.mt_pulse)))
-        elif isinstance(acquisition, Diffusion):
-            shells = (f"{len(i)} at b = {acquisition.b_value[i[0]]:g} s/mm²" for i in acquisition.shells())
-            rows.append(("Volumes", "; ".join(shells)))
+        rows += Acquisition.from_dict(series["protocol"]).rows()
     rows += [(str(name), str(value)) for name, value in series["metadata"].items()]
     return rows
-
-
-def _milliseconds(times: Sequence[float]) -> str:
-    return ", ".join(f"{1e3 * time:g}" for time in times) + " ms"
 
 
 def truth_of(record: Mapping[str, Any], fit: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -300,25 +300,9 @@ def _covariates(group: InputGroup) -> str:
 
 
 def _protocol(group: InputGroup) -> str:
-    """Summarise a protocol in a few words."""
-    from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
-
-    acquisition = group.acquisition
-    if isinstance(acquisition, InversionRecovery):
-        times = acquisition.inversion_time
-        parts = "part-real and part-imag" if group.complement and group.complement.part == "imag" else "part-phase"
-        sign = f", polarity from {parts}" if acquisition.signed else ""
-        return f"{len(times)} inversion times, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms{sign}"
-    if isinstance(acquisition, MultiEcho):
-        times = acquisition.echo_time
-        return f"{len(times)} echoes, {min(times) * 1e3:g} to {max(times) * 1e3:g} ms"
-    if isinstance(acquisition, SpoiledGradientEcho):
-        angles = ", ".join(f"{angle:g}" for angle in acquisition.flip_angle)
-        pulses = sum(acquisition.mt_pulse)
-        return f"{len(acquisition.flip_angle)} images, flip angles {angles} degree" + (
-            f", the last {pulses} with MT pulse" if pulses else ""
-        )
-    if isinstance(acquisition, Diffusion):
-        shells = ", ".join(f"{len(i)} at b = {acquisition.b_value[i[0]]:g}" for i in acquisition.shells())
-        return f"{acquisition.n_measurements} volumes ({shells} s/mm²)"
-    return "1 image"
+    """Return the protocol in a few words, with the images that restore the polarity."""
+    assert group.acquisition is not None
+    if group.complement is None:
+        return group.acquisition.summary()
+    parts = "part-real and part-imag" if group.complement.part == "imag" else "part-phase"
+    return f"{group.acquisition.summary()}, polarity from {parts}"

@@ -101,3 +101,32 @@ def test_powder_average_is_the_mean_of_each_shell() -> None:
     assert means == SphericalMean((0.0, 1000.0, 2980.0), (2, 2, 2))
     signals = np.array([[10.0, 4.0, 12.0, 1.0, 6.0, 3.0]])
     np.testing.assert_allclose(signals @ matrix, [[11.0, 5.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "summary", "rows"),
+    [
+        (
+            "inversion-recovery",
+            "3 inversion times, 100 to 2000 ms",
+            [("Inversion times", "100, 500, 2000 ms"), ("Polarity", "not known, magnitude")],
+        ),
+        ("multi-echo", "2 echoes, 10 to 20 ms", [("Echo times", "10, 20 ms")]),
+        ("t2-preparation", "3 preparation times, 0 to 60 ms", [("Preparation times", "0, 30, 60 ms")]),
+        (
+            "spoiled-gradient-echo",
+            "2 images, flip angles 6, 20 degree, the last 1 with MT pulse",
+            [("Flip angles", "6, 20 degree"), ("Repetition times", "28, 18 ms"), ("MT pulse", "on, off")],
+        ),
+        (
+            "diffusion",
+            "3 volumes (1 at b = 0, 2 at b = 1000 s/mm²)",
+            [("Volumes", "1 at b = 0 s/mm²; 2 at b = 1000 s/mm²")],
+        ),
+        ("spherical-mean", "2 measurements", [("Measurements", "2")]),
+    ],
+    ids=list(PROTOCOLS),
+)
+def test_describes_itself_for_plans_and_reports(name: str, summary: str, rows: list[tuple[str, str]]) -> None:
+    assert PROTOCOLS[name].summary() == summary
+    assert PROTOCOLS[name].rows() == rows

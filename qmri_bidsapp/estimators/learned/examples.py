@@ -30,7 +30,7 @@ def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
 
     Magnitudes have Rician noise; signed signals have not, nor have diffusion series, whose floor the app takes away.
     """
-    gaussian = acquisition.has_sign or "dwi" in model.bids_suffixes
+    gaussian = acquisition.has_sign or acquisition.noise_floor_removed
     return Noise("gaussian" if gaussian else "rician", SNR)
 
 

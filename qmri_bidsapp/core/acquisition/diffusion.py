@@ -1,198 +1,20 @@
-"""Protocols: what the scanner did, frozen, validated and hashable.
-
-All times are in seconds, b-values in s/mm2, directions are unit vectors in the image's voxel axes (BIDS/FSL
-convention).
-"""
+"""Protocols of diffusion weighting: gradient directions, and powder averages over them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.core.acquisition.base import Acquisition, check_times
 from qmri_bidsapp.errors import ProtocolError
 
 #: Largest b-value that counts as no diffusion weighting, s/mm2.
 B0_THRESHOLD = 50.0
-#: Longer times, s, are in milliseconds: no tissue has signal to give at such an echo time, nor a change to show at
-#: such an inversion time; no gradient pulse lasts so long.
-MAX_INVERSION_TIME = 60.0
-MAX_ECHO_TIME = 4.0
+#: Longer gradient pulses, s, must be in milliseconds.
 MAX_PULSE_TIME = 1.0
-
-
-@dataclass(frozen=True)
-class Acquisition:
-    """Base of all protocols. Fields are tuples of plain numbers so that a protocol is its own identity."""
-
-    registry: ClassVar[dict[str, type[Acquisition]]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        Acquisition.registry[cls.__name__] = cls
-
-    @property
-    def n_measurements(self) -> int:
-        """Number of values that a voxel's signal holds."""
-        raise NotImplementedError
-
-    @property
-    def n_averages(self) -> tuple[int, ...]:
-        """Number of raw measurements that were averaged into each value; the noise variance falls with it."""
-        return (1,) * self.n_measurements
-
-    @property
-    def has_sign(self) -> bool:
-        """Whether values may be negative; otherwise they are magnitudes."""
-        return False
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, with the class name under ``"type"``, for node inputs and sidecars."""
-        return {"type": type(self).__name__, **asdict(self)}
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> Acquisition:
-        """Rebuild a protocol from `to_dict`, also after a round trip through JSON.
-
-        Raises
-        ------
-        ProtocolError
-            If the type is unknown or a value is out of range.
-        """
-        values = dict(data)
-        name = values.pop("type", None)
-        if name not in Acquisition.registry:
-            raise ProtocolError(f"Unknown acquisition type {name!r}; known: {', '.join(sorted(Acquisition.registry))}.")
-        return Acquisition.registry[name](**{key: _as_tuple(value) for key, value in values.items()})
-
-
-def _as_tuple(value: Any) -> Any:
-    """Turn nested lists into nested tuples."""
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _check_times(name: str, times: tuple[float, ...], *, longest: float, allow_zero: bool = False) -> None:
-    """Raise unless all times are finite, positive and at most `longest`, s, beyond which they cannot be seconds."""
-    for time in times:
-        if not np.isfinite(time) or time < 0 or (time == 0 and not allow_zero):
-            raise ProtocolError(f"{name} must be finite and positive seconds, got {time}.")
-        if time > longest:
-            raise ProtocolError(f"{name} must be in seconds, got {time}: is it in milliseconds?")
-
-
-@dataclass(frozen=True)
-class InversionRecovery(Acquisition):
-    """Inversion recovery.
-
-    Attributes
-    ----------
-    inversion_time : tuple of float
-        (n_measurements,) s.
-    signed : bool
-        Whether the polarity was restored: values before the null are negative, not magnitudes.
-    """
-
-    inversion_time: tuple[float, ...]
-    signed: bool = False
-
-    def __post_init__(self) -> None:
-        _check_times("InversionTime", self.inversion_time, longest=MAX_INVERSION_TIME)
-
-    @property
-    def n_measurements(self) -> int:
-        """Number of inversion times."""
-        return len(self.inversion_time)
-
-    @property
-    def has_sign(self) -> bool:
-        """Whether the polarity was restored."""
-        return self.signed
-
-
-@dataclass(frozen=True)
-class MultiEcho(Acquisition):
-    """Multi-echo spin echo or gradient echo.
-
-    Attributes
-    ----------
-    echo_time : tuple of float
-        (n_measurements,) s.
-    """
-
-    echo_time: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _check_times("EchoTime", self.echo_time, longest=MAX_ECHO_TIME)
-
-    @property
-    def n_measurements(self) -> int:
-        """Number of echoes."""
-        return len(self.echo_time)
-
-
-@dataclass(frozen=True)
-class T2Preparation(Acquisition):
-    """Images after a T2 preparation: excitation, refocusing pulses, tip-up, then a readout that is the same for all.
-
-    Attributes
-    ----------
-    preparation_time : tuple of float
-        (n_measurements,) time from excitation to tip-up, s; zero without a preparation.
-    """
-
-    preparation_time: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _check_times("The T2 preparation time", self.preparation_time, longest=MAX_ECHO_TIME, allow_zero=True)
-
-    @property
-    def n_measurements(self) -> int:
-        """Number of preparation times."""
-        return len(self.preparation_time)
-
-
-@dataclass(frozen=True)
-class SpoiledGradientEcho(Acquisition):
-    """Spoiled gradient echoes in the steady state, some of them with a magnetization transfer pulse.
-
-    Attributes
-    ----------
-    flip_angle : tuple of float
-        (n_measurements,) nominal flip angle, degree.
-    repetition_time : tuple of float
-        (n_measurements,) time between two excitations, s.
-    mt_pulse : tuple of bool
-        (n_measurements,) whether a magnetization transfer pulse precedes each excitation; empty for none.
-    """
-
-    flip_angle: tuple[float, ...]
-    repetition_time: tuple[float, ...]
-    mt_pulse: tuple[bool, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.mt_pulse:
-            object.__setattr__(self, "mt_pulse", (False,) * len(self.flip_angle))
-        counts = (len(self.flip_angle), len(self.repetition_time), len(self.mt_pulse))
-        if len(set(counts)) > 1:
-            raise ProtocolError("Got {} flip angles, {} repetition times and {} MT states.".format(*counts))
-        for angle in self.flip_angle:
-            if not 0 < angle < 180:
-                raise ProtocolError(f"FlipAngle must lie between 0 and 180 degrees, got {angle}.")
-        if self.flip_angle and max(self.flip_angle) < 0.7:
-            raise ProtocolError(f"FlipAngle must be in degrees, got {max(self.flip_angle)} at most: is it in radian?")
-        for time in self.repetition_time:
-            if not 0 < time <= 5:
-                raise ProtocolError(
-                    f"The repetition time of a spoiled gradient echo must lie between 0 and 5 s, got {time}: "
-                    "is it in milliseconds?"
-                )
-
-    @property
-    def n_measurements(self) -> int:
-        """Number of images."""
-        return len(self.flip_angle)
 
 
 @dataclass(frozen=True)
@@ -209,6 +31,8 @@ class Diffusion(Acquisition):
         Gradient pulse duration and separation, s, where the sidecar states them: one value for the series, or
         (n_measurements,) where volumes of different timings were joined.
     """
+
+    noise_floor_removed: ClassVar[bool] = True
 
     b_value: tuple[float, ...]
     direction: tuple[tuple[float, ...], ...]
@@ -238,6 +62,15 @@ class Diffusion(Acquisition):
         """Number of volumes."""
         return len(self.b_value)
 
+    def summary(self) -> str:
+        """Return number of volumes and of those of each shell."""
+        shells = ", ".join(f"{len(i)} at b = {self.b_value[i[0]]:g}" for i in self.shells())
+        return f"{self.n_measurements} volumes ({shells} s/mm²)"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the number of volumes of each shell."""
+        return [("Volumes", "; ".join(f"{len(i)} at b = {self.b_value[i[0]]:g} s/mm²" for i in self.shells()))]
+
     def pulse_timing(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return duration and separation of the gradient pulses, (n_measurements,) each, in s.
 
@@ -254,7 +87,7 @@ class Diffusion(Acquisition):
             )
         small, large = (np.broadcast_to(np.asarray(time, dtype=float), self.n_measurements) for time in times.values())
         for name, values in zip(times, (small, large), strict=True):
-            _check_times(name, tuple(values.tolist()), longest=MAX_PULSE_TIME)
+            check_times(name, tuple(values.tolist()), longest=MAX_PULSE_TIME)
         if np.any(small > large):
             raise ProtocolError("The gradient pulses overlap: SmallDelta is larger than BigDelta.")
         return small, large
@@ -325,6 +158,8 @@ class SphericalMean(Acquisition):
     n_directions : tuple of int
         (n_shells,) number of volumes that were averaged.
     """
+
+    noise_floor_removed: ClassVar[bool] = True
 
     b_value: tuple[float, ...]
     n_directions: tuple[int, ...] = field(default=())

@@ -1,0 +1,27 @@
+"""Protocols: what the scanner did, frozen, validated and hashable.
+
+All times are in seconds, b-values in s/mm2, directions are unit vectors in the image's voxel axes (BIDS/FSL
+convention).
+"""
+
+from __future__ import annotations
+
+from qmri_bidsapp.core.acquisition.base import Acquisition
+from qmri_bidsapp.core.acquisition.diffusion import B0_THRESHOLD, Diffusion, SphericalMean
+from qmri_bidsapp.core.acquisition.relaxometry import (
+    InversionRecovery,
+    MultiEcho,
+    SpoiledGradientEcho,
+    T2Preparation,
+)
+
+__all__ = [
+    "B0_THRESHOLD",
+    "Acquisition",
+    "Diffusion",
+    "InversionRecovery",
+    "MultiEcho",
+    "SphericalMean",
+    "SpoiledGradientEcho",
+    "T2Preparation",
+]
