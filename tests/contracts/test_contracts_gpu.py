@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_contracts import PAIRS, covariates, fitted, simulate
+from contracts.test_contracts import PAIRS, covariates, fitted, simulate
 
 from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.registry import get_estimator, get_model

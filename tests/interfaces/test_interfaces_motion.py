@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.heads import made_up_head
 
 from qmri_bidsapp.bids.embeddings import graded_images, read_grades
 from qmri_bidsapp.bids.scans_table import write_scans
@@ -21,9 +21,6 @@ from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.motion.qc_head import QualityHead
 from qmri_bidsapp.motion.scorer import MotionScorer, save_scorer
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "motion"))
-from heads import made_up_head
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from heads import made_up_head
+from helpers.heads import made_up_head
 
 from qmri_bidsapp.motion.air import signal_in_air
 

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from heads import made_up_head
+from helpers.heads import made_up_head
 from torch import nn
 
 from qmri_bidsapp.errors import InputError, UsageError, WeightsError

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from toys import NOISE, PROTOCOL, SIGMA, Line, Toy
+from helpers.toys import NOISE, PROTOCOL, SIGMA, Line, Toy
 
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.toys import NOISE, PROTOCOL, SIGMA, Toy
 from scipy.stats import truncnorm
-from toys import NOISE, PROTOCOL, SIGMA, Toy
 
 from qmri_bidsapp.core.prior import Empirical, Prior
 from qmri_bidsapp.core.simulation import Noise
