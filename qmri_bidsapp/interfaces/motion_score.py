@@ -1,4 +1,4 @@
-"""Nodes of the motion score: one scores a T1w, one saves what was found."""
+"""Nodes of the motion score: one scores a T1w, one saves the score."""
 
 from __future__ import annotations
 
@@ -20,39 +20,33 @@ class _ScoreInputSpec(BaseInterfaceInputSpec):
 
 
 class _ScoreOutputSpec(TraitedSpec):
-    found = traits.Dict(desc="see `motion.scorer.MotionScore`; or `refusal`: why there is no score")
+    found = traits.Dict(desc="see `motion.scorer.MotionScore`; or `refusal`: the reason why there is no score")
 
 
 class ScoreMotion(SimpleInterface):
-    """Motion score of a T1w; an image that cannot be scored is a result, not a failure."""
+    """Motion score of a T1w; a refused image is a result, not a failure."""
 
     input_spec = _ScoreInputSpec
     output_spec = _ScoreOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        import nibabel as nib
         import numpy as np
         import torch
 
         from qmri_bidsapp.errors import InputError
         from qmri_bidsapp.images.volumes import load_image
-        from qmri_bidsapp.motion.air import signal_in_air
         from qmri_bidsapp.motion.qc_head import QualityHead
-        from qmri_bidsapp.motion.scorer import MotionScorer
+        from qmri_bidsapp.motion.scorer import MotionScorer, score_t1w
 
         torch.set_num_threads(self.inputs.n_threads)
-        image = nib.as_closest_canonical(load_image(self.inputs.in_file, ndim=3))
-        volume = np.ascontiguousarray(image.dataobj, dtype=np.float32)
+        image = load_image(self.inputs.in_file, ndim=3)
         scorer = MotionScorer.open(self.inputs.weights, self.inputs.sha256)
+        folder = defined(self.inputs.qc_head)
+        quality_head = QualityHead.load(folder, scorer.sha256) if folder else None
         try:
-            found = scorer.score(torch.from_numpy(volume), image.affine).to_dict()
+            found = score_t1w(np.asarray(image.dataobj), image.affine, scorer, quality_head).to_dict()
         except InputError as error:
             found = {"refusal": str(error)}
-        else:
-            size = np.linalg.norm(image.affine[:3, :3], axis=0)
-            found["air"] = [float(value) for value in signal_in_air(volume, size)]
-            if folder := defined(self.inputs.qc_head):
-                found["grades"] = QualityHead.load(folder, self.inputs.sha256).probabilities(found["embedding"])
         self._results["found"] = found
         return runtime
 

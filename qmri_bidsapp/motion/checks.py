@@ -94,7 +94,7 @@ def check_shape(volume: Tensor, affine: Floats) -> tuple[Tensor, list[str]]:
     return data, warnings
 
 
-def look_at_head(volume: Tensor, voxel_size: Floats, centre: Floats) -> list[str]:
+def check_head(volume: Tensor, voxel_size: Floats, centre: Floats) -> list[str]:
     """Say what is odd about a head, and refuse what is none.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Does a head lie as its header says? Its coarse image is compared with those of training heads, turned in all ways."""
+"""Does the orientation of a head match its header? Compare its coarse image with training heads in all orientations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool3d
 
 from qmri_bidsapp.motion.displacement import Floats
 
-#: Voxels of the network's input that become one, of 12 mm.
+#: Voxels of the network's input per coarse voxel along each axis: coarse voxels have 12 mm.
 BLOCK = 10
 
 
@@ -22,9 +22,9 @@ def mean_heads(images: Sequence[Tensor], domains: Sequence[str]) -> Tensor:
     Parameters
     ----------
     images : sequence of Tensor
-        (x, y, z) inputs of the network, heads as they came.
+        (x, y, z) inputs of the network, without simulated motion.
     domains : sequence of str
-        Of each.
+        (image,).
 
     Returns
     -------
@@ -39,10 +39,10 @@ def mean_heads(images: Sequence[Tensor], domains: Sequence[str]) -> Tensor:
     return torch.stack(means)
 
 
-def lies_otherwise(image: Tensor, heads: Tensor) -> bool:
-    """Return whether a head is more like a head that is turned or mirrored than like one in its place.
+def is_misoriented(image: Tensor, heads: Tensor) -> bool:
+    """Return whether a head correlates better with a rotated or mirrored training head than with an upright one.
 
-    Left and right may be exchanged: that is not to be seen.
+    An exchange of left and right goes unnoticed: heads are too symmetric.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def lies_otherwise(image: Tensor, heads: Tensor) -> bool:
     """
     seen = _cube(_coarse(image).double().numpy())
     known = [_cube(head) for head in heads.double().numpy()]
-    in_place = max(_correlation(seen, head) for head in known)
-    return any(_correlation(seen, turned) > in_place for head in known for turned in _turned(head))
+    upright = max(_correlation(seen, head) for head in known)
+    return any(_correlation(seen, turned) > upright for head in known for turned in _turned(head))
 
 
 def _coarse(image: Tensor) -> Tensor:
@@ -62,13 +62,13 @@ def _coarse(image: Tensor) -> Tensor:
 
 
 def _cube(image: Floats) -> Floats:
-    """Return the middle part whose axes are equally long."""
+    """Return the central cube."""
     n = min(image.shape)
     return image[tuple(slice((m - n) // 2, (m - n) // 2 + n) for m in image.shape)]
 
 
 def _turned(cube: Floats) -> Iterator[Floats]:
-    """Yield a cube with its axes exchanged and flipped in all ways but for none, and the first one flipped."""
+    """Yield a cube with its axes permuted and flipped in all ways, but for the identity and the left-right flip."""
     for order, steps in product(permutations(range(3)), product((1, -1), repeat=3)):
         if order != (0, 1, 2) or steps[1:] != (1, 1):
             yield cube.transpose(order)[:: steps[0], :: steps[1], :: steps[2]]

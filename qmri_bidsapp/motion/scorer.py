@@ -1,57 +1,72 @@
-"""The motion score of one T1w volume: from its voxels to a distribution, with warnings where it says little."""
+"""The motion score of one T1w volume: a distribution over the score, with warnings where it may be wrong."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from qmri_bidsapp.artifacts.weights import load_weights, save_weights, sha256_of
 from qmri_bidsapp.errors import InputError, WeightsError
-from qmri_bidsapp.motion.checks import check_shape, look_at_head
+from qmri_bidsapp.motion.air import signal_in_air
+from qmri_bidsapp.motion.checks import check_head, check_shape
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.familiarity import Familiarity
-from qmri_bidsapp.motion.head_axes import lies_otherwise
+from qmri_bidsapp.motion.head_axes import is_misoriented
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, summarise
 from qmri_bidsapp.motion.network_input import GRID, Grid, find_head, prepare, reorient, resample
 
+if TYPE_CHECKING:
+    from qmri_bidsapp.motion.qc_head import QualityHead
+
 #: Weights that come with the program.
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "motion"
-#: What every card of weights of this kind says they are for.
+#: Identity on the card of all weights of this kind.
 IDENTITY = {"model": "motion score of a T1w", "estimator": "sfcn"}
 #: Input of the published model.
 PUBLISHED_GRID = Grid(1.0, (160, 192, 160), ((0, 0), (0, 0), (0, 0)))
 COVERAGE = 0.9
 #: Name of the coarse heads among the tensors.
 HEADS = "heads"
-#: A p-value below this is said to be unlike the training data.
-UNLIKE = 0.01
-#: An interval longer than this leaves the score open, mm.
-OPEN = 2.0
+#: A smaller p-value gives a warning: the image is unlike the training images.
+UNFAMILIAR = 0.01
+#: A longer interval gives a warning: the network is uncertain, mm.
+MAX_INTERVAL = 2.0
+ORIENTATION = (
+    "The orientation of the head does not match the header, or this is not a head: check the axes of the image."
+)
 OTHER_VERSION = "The weights in {} are not for this version of the network ({})."
 
 
 @dataclass(frozen=True)
 class MotionScore:
-    """What is known of the motion during a T1w acquisition.
+    """Motion of the head during a T1w acquisition, as estimated from the image.
 
     Attributes
     ----------
     mean, low, high : float
         Mean and limits of the 90 % interval, mm.
     probability : tuple of float
-        Of each bin.
+        (bin,) distribution over `bins`.
     embedding : tuple of float
-        Features of the network; empty where it gives none.
+        (feature,) of the network; empty if the network has no embedding.
     p_value : float or None
-        Part of training images that are as far from the middle of the training data; None where not known.
+        Share of the training images that are at least as far from the mean of the training data; None if the network
+        has no embedding.
     warnings : tuple of str
-        Why the score may be wrong.
+        Reasons why the score may be wrong.
+    air : tuple of float
+        (slice,) mean signal in the air of each axial slice, inferior to superior, percent of the head's median; NaN
+        where unknown. Empty unless computed, see `score_t1w`.
+    grades : mapping of str to float
+        Grade -> probability, of a lab's own quality grades; empty without a quality-control head.
     """
 
     mean: float
@@ -61,10 +76,15 @@ class MotionScore:
     embedding: tuple[float, ...] = ()
     p_value: float | None = None
     warnings: tuple[str, ...] = ()
+    air: tuple[float, ...] = ()
+    grades: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
+        """Return plain data, without grades if there are none."""
+        found = asdict(self)
+        if not self.grades:
+            del found["grades"]
+        return found
 
     @staticmethod
     def bins() -> list[float]:
@@ -74,7 +94,7 @@ class MotionScore:
 
 @dataclass(frozen=True)
 class MotionScorer:
-    """A network with the way to its input.
+    """A network, and the function that makes its input from a T1w volume.
 
     Attributes
     ----------
@@ -83,13 +103,15 @@ class MotionScorer:
     make_input : callable
         Volume (i, j, k) and affine -> (x, y, z).
     familiarity : Familiarity or None
-        How far embeddings of training images lie from their middle.
+        Distribution of the training embeddings.
     heads : Tensor or None
-        Coarse heads in their place; see `orientation.mean_heads`.
+        Coarse mean heads in the right orientation; see `head_axes.mean_heads`.
     sha256 : str
         Of the file of weights.
     bias_corrected : bool
-        Whether images come after N4, as in training.
+        Whether the network expects images after N4.
+    notes : mapping
+        What the card says about the training.
     """
 
     network: Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -102,7 +124,7 @@ class MotionScorer:
 
     @classmethod
     def open(cls, path: Path, sha256: str | None = None) -> MotionScorer:
-        """Load a folder of own weights, or else a TorchScript file; see `load` and `published`."""
+        """Load a folder of weights (see `load`) or a TorchScript file (see `published`)."""
         return cls.load(path, sha256) if Path(path).is_dir() else cls.published(path, sha256)
 
     @classmethod
@@ -113,12 +135,12 @@ class MotionScorer:
         ----------
         folder : Path
         sha256 : str, optional
-            What the file of tensors must have.
+            Expected SHA-256 of the file of tensors.
 
         Raises
         ------
         WeightsError
-            If they are damaged, for something else, or other than stated.
+            If the weights are damaged, made for something else, or have another SHA-256.
         """
         network, tensors, notes = load_network(folder)
         found = sha256_of(folder)
@@ -131,12 +153,12 @@ class MotionScorer:
             raise WeightsError(OTHER_VERSION.format(folder, error)) from error
         network.eval()
 
-        def look(image: Tensor) -> tuple[Tensor, Tensor]:
+        def predict(image: Tensor) -> tuple[Tensor, Tensor]:
             features = network.embed(image)
             return network.from_features(features), features
 
         return cls(
-            look,
+            predict,
             lambda volume, affine: prepare(volume, affine, GRID),
             familiarity,
             heads,
@@ -147,15 +169,16 @@ class MotionScorer:
 
     @classmethod
     def published(cls, file: Path, sha256: str | None = None) -> MotionScorer:
-        """Load the TorchScript model of Bricout and colleagues, or one with its input and output.
+        """Load the TorchScript model of Bricout and colleagues, or one with the same input and output.
 
-        Its input is 160 x 192 x 160 voxels of 1 mm after N4, scaled from least to largest into [0, 1]; its output are
-        50 bins from -0.5 to 4.5 mm. It was trained on heads aligned to MNI; here the head is found, not aligned.
+        The input is 160 x 192 x 160 voxels of 1 mm after N4, its range scaled to [0, 1]. The output is 50 bins from
+        -0.5 to 4.5 mm. The model was trained on heads aligned to MNI; here the input is centred on the head, not
+        aligned.
 
         Raises
         ------
         WeightsError
-            If the file cannot be read as TorchScript, has another input or output, or is other than stated.
+            If the file is not a readable TorchScript file, has another input or output, or another SHA-256.
         """
         try:
             found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -165,7 +188,7 @@ class MotionScorer:
         try:
             model = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            raise WeightsError(f"{file} is no TorchScript file ({str(error).splitlines()[0]}).") from error
+            raise WeightsError(f"{file} is not a TorchScript file ({str(error).splitlines()[0]}).") from error
         model.eval()
         trial = torch.zeros(1, *PUBLISHED_GRID.shape)
         trial[0, 0, 0, 0] = 1.0
@@ -176,24 +199,24 @@ class MotionScorer:
 
     @torch.no_grad()
     def score(self, volume: Tensor, affine: Floats) -> MotionScore:
-        """Return the score of a T1w volume.
+        """Return the score of a T1w volume, without signal in air and grades.
 
         Parameters
         ----------
         volume : Tensor
-            (i, j, k) in any unit.
+            (i, j, k) in any unit; after N4 if `bias_corrected`.
         affine : ndarray
             (4, 4) voxel to mm.
 
         Raises
         ------
         InputError
-            If the volume cannot be a T1w of a head: 4D, empty, without a head, with thick slices, a phantom.
+            If the volume cannot be a T1w of a head: 4D, empty, without a head, with thick slices, or a phantom.
         """
         volume, warnings = check_shape(volume, affine)
         turned, voxel_size = reorient(volume, affine)
         centre = find_head(turned, voxel_size.tolist(), GRID)
-        warnings += look_at_head(turned, voxel_size, centre)
+        warnings += check_head(turned, voxel_size, centre)
         image = self.make_input(volume, affine)[None]
         log_probability, features = self.network(image)
         mean, low, high = (float(value[0]) for value in summarise(log_probability, COVERAGE))
@@ -203,25 +226,53 @@ class MotionScorer:
             embedding = tuple(features[0].double().tolist())
         if features is not None and self.familiarity is not None:
             p_value = self.familiarity.p_value(features[0])
-        if self.heads is not None and lies_otherwise(image[0], self.heads):
-            warnings.append("The head does not lie as its header says, or it is none: look at the axes of the image.")
-        if p_value is not None and p_value < UNLIKE:
-            warnings.append(f"The image is unlike those that the network was trained on (p = {p_value:.2g}).")
-        if high - low > OPEN:
+        if self.heads is not None and is_misoriented(image[0], self.heads):
+            warnings.append(ORIENTATION)
+        if p_value is not None and p_value < UNFAMILIAR:
+            warnings.append(f"The image is unlike the training images (p = {p_value:.2g}).")
+        if high - low > MAX_INTERVAL:
             warnings.append(f"The network is uncertain: the interval is {high - low:.1f} mm long.")
         probability = tuple(log_probability[0].exp().double().tolist())
         return MotionScore(mean, low, high, probability, embedding, p_value, tuple(warnings))
 
 
-def load_network(folder: Path) -> tuple[SFCN, Mapping[str, Tensor], Mapping[str, Any]]:
-    """Return the network of a folder that `save_scorer` wrote, all its tensors, and the notes about its training.
+def score_t1w(
+    volume: npt.NDArray[np.floating], affine: Floats, scorer: MotionScorer, quality_head: QualityHead | None = None
+) -> MotionScore:
+    """Return the motion score of a T1w volume, with signal in air and, with a quality-control head, grades.
 
-    Its input may have been on another grid, which serves to begin a training with.
+    Parameters
+    ----------
+    volume : ndarray
+        (i, j, k) in any unit; after `preprocess.anat.correct_bias` if `scorer.bias_corrected`, else as acquired.
+    affine : ndarray
+        (4, 4) voxel to mm.
+    scorer : MotionScorer
+    quality_head : QualityHead, optional
+        Trained on embeddings of the same weights.
+
+    Raises
+    ------
+    InputError
+        If the volume cannot be a T1w of a head; see `MotionScorer.score`.
+    """
+    image = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32))
+    found = scorer.score(image, affine)
+    upright, voxel_size = reorient(image.reshape(image.shape[:3]), affine)
+    air = tuple(signal_in_air(upright.numpy(), voxel_size).tolist())
+    grades = {} if quality_head is None else quality_head.probabilities(found.embedding)
+    return replace(found, air=air, grades=grades)
+
+
+def load_network(folder: Path) -> tuple[SFCN, Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the network of a folder that `save_scorer` wrote, all tensors, and the notes about its training.
+
+    The grid of its input may differ from `GRID`: such a network can still start a training.
 
     Raises
     ------
     WeightsError
-        If they are damaged, or for something else.
+        If the weights are damaged, or made for something else.
     """
     tensors, notes = load_weights(folder, IDENTITY)
     try:
@@ -250,13 +301,13 @@ def save_scorer(
     folder : Path
     network : SFCN
     familiarity : Familiarity
-        Of the embeddings of training images.
+        From the embeddings of training images.
     heads : Tensor
-        From `orientation.mean_heads`.
+        From `head_axes.mean_heads`.
     notes : mapping
         About the training.
     bias_corrected : bool
-        Whether it was trained on images after N4.
+        Whether the network was trained on images after N4.
     """
     known = {
         "architecture": network.architecture.to_dict(),
@@ -270,11 +321,11 @@ def save_scorer(
 
 def _compare(found: str, stated: str | None, path: Path) -> None:
     if stated is not None and found != stated.lower():
-        raise WeightsError(f"{path} has the SHA-256 {found}, not {stated}: it is not the file that was meant.")
+        raise WeightsError(f"{path} has SHA-256 {found}, expected {stated}: it is another file.")
 
 
 def _published_input(volume: Tensor, affine: Floats) -> Tensor:
-    """Return a head on the grid of the published model, in [0, 1]."""
+    """Return the input of the published model: the head on its grid, scaled to [0, 1]."""
     turned, size = reorient(volume, affine)
     voxel_size, grid = size.tolist(), PUBLISHED_GRID
     centre = find_head(turned, voxel_size, grid)
@@ -283,20 +334,20 @@ def _published_input(volume: Tensor, affine: Floats) -> Tensor:
 
 
 def _log_probability(model: Callable[[Tensor], Any], image: Tensor) -> Tensor:
-    """Return log-probabilities, whether the model gives these, their exponentials or logits."""
+    """Return log-probabilities; the model may output log-probabilities, probabilities or logits."""
     try:
         output = model(image[:, None].float())
     except RuntimeError as error:
         raise WeightsError(
-            f"The model does not take 160 x 192 x 160 voxels ({str(error).splitlines()[-1]})."
+            f"The model does not accept 160 x 192 x 160 voxels ({str(error).splitlines()[-1]})."
         ) from error
     if not isinstance(output, Tensor):
-        raise WeightsError(f"The model gives a {type(output).__name__}, not a tensor of {N_BINS} bins.")
+        raise WeightsError(f"The model returns a {type(output).__name__}, not a tensor of {N_BINS} bins.")
     output = output.flatten(1)
     if output.shape[1] != N_BINS:
-        raise WeightsError(f"The model gives {output.shape[1]} numbers, not {N_BINS} bins.")
+        raise WeightsError(f"The model returns {output.shape[1]} numbers, not {N_BINS} bins.")
     if not torch.isfinite(output).all():
-        raise InputError("The model gives no finite answer for this image.")
+        raise InputError("The output of the model for this image is not finite: exclude the image.")
     if bool((output >= 0).all()) and abs(float(output.sum()) - len(output)) < 1e-3:
         return output.clamp_min(1e-12).log()
     return torch.log_softmax(output, dim=1)

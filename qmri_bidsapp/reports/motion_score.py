@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qmri_bidsapp.motion.scorer import OPEN, UNLIKE
+from qmri_bidsapp.motion.scorer import MAX_INTERVAL, UNFAMILIAR
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.motion_figures import air_figure, most_affected, score_figure
 
@@ -55,13 +55,13 @@ def motion_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def sentence(entry: Mapping[str, Any]) -> str:
     """Say a score in plain words; of an image unlike those of the training, that it says nothing."""
     p_value = entry.get("p_value")
-    if p_value is not None and p_value < UNLIKE:
+    if p_value is not None and p_value < UNFAMILIAR:
         return (
             f"The network estimates {max(entry['mean'], 0):.1f} mm from one position to the next, but has not learned "
             "images like this one: its estimate says nothing of how far the head moved."
         )
     words = next(text for limit, text in LEVELS if entry["mean"] < limit)
-    if entry["high"] - entry["low"] > OPEN:
+    if entry["high"] - entry["low"] > MAX_INTERVAL:
         words = "it cannot tell how much"
     return (
         f"From one position to the next the head moved by {max(entry['mean'], 0):.1f} mm on average, as the network "
@@ -83,7 +83,7 @@ def motion_reportlets(pages: Pages, entries: Sequence[Mapping[str, Any]]) -> lis
         if entry.get("p_value") is not None:
             text += (
                 f"<p class='elem-desc'>Of the images that the network was trained on, a part of {entry['p_value']:.2g} "
-                f"is as unusual as this one (below {UNLIKE:g}: unlike the training data).</p>"
+                f"is as unusual as this one (below {UNFAMILIAR:g}: unlike the training data).</p>"
             )
         if "grades" in entry:
             rows = [(grade, f"{value:.2f}") for grade, value in entry["grades"].items()]

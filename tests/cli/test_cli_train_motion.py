@@ -66,8 +66,8 @@ def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
     cases = torch.load(out / "validation.pt", weights_only=True)
     assert {case["head"] for case in cases} == {"two_T1w.nii.gz"}
     trained = scorer.MotionScorer.load(out / "weights")
-    # However few the heads, an image may be told to be unlike those of the training.
-    assert trained.familiarity.p_value(torch.full((24,), 1e3)) < scorer.UNLIKE
+    # However few the heads, the p-value of a strange image falls below the limit.
+    assert trained.familiarity.p_value(torch.full((24,), 1e3)) < scorer.UNFAMILIAR
     notes = trained.notes
     assert notes["rounds"] == 2
     assert notes["held_out"] == ["two_T1w.nii.gz"]

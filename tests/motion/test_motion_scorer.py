@@ -12,12 +12,14 @@ from helpers.heads import made_up_head
 from torch import nn
 
 from qmri_bidsapp.errors import InputError, UsageError, WeightsError
-from qmri_bidsapp.motion.checks import check_shape, look_at_head
+from qmri_bidsapp.motion.air import signal_in_air
+from qmri_bidsapp.motion.checks import check_head, check_shape
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.head_axes import mean_heads
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.motion.network_input import GRID, find_head, prepare, reorient
-from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer, save_scorer
+from qmri_bidsapp.motion.qc_head import QualityHead
+from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer, save_scorer, score_t1w
 
 HEAD, AFFINE = made_up_head()
 
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
 def warnings_of(volume: torch.Tensor, affine: np.ndarray) -> str:
     data, found = check_shape(volume, affine)
     turned, size = reorient(data, affine)
-    return " ".join(found + look_at_head(turned, size, find_head(turned, size.tolist(), GRID)))
+    return " ".join(found + check_head(turned, size, find_head(turned, size.tolist(), GRID)))
 
 
 def test_scores_are_those_of_the_network_and_repeat(folder):
@@ -49,7 +51,19 @@ def test_scores_are_those_of_the_network_and_repeat(folder):
     assert len(found.embedding) == 24
     # All bins are about as likely for a network that learned nothing.
     assert "uncertain" in " ".join(found.warnings)
-    assert "does not lie" not in " ".join(found.warnings)
+    assert "does not match the header" not in " ".join(found.warnings)
+
+
+def test_a_t1w_is_scored_with_signal_in_air_and_grades(folder):
+    scorer = MotionScorer.load(folder)
+    rng = np.random.default_rng(0)
+    quality_head = QualityHead.learn(rng.normal(size=(40, 24)), np.repeat([1.0, 2.0], 20))
+    # Left first, as files of FSL are.
+    found = score_t1w(HEAD.numpy()[::-1], AFFINE @ np.diag([-1.0, 1, 1, 1]), scorer, quality_head)
+    assert found.mean == pytest.approx(scorer.score(HEAD, AFFINE).mean, abs=1e-5)
+    np.testing.assert_allclose(found.air, signal_in_air(HEAD.numpy(), np.full(3, 2.4)), rtol=1e-6)
+    assert found.grades == quality_head.probabilities(found.embedding)
+    assert "grades" not in score_t1w(HEAD.numpy(), AFFINE, scorer).to_dict()
 
 
 def test_weights_of_the_program_are_for_this_version():
@@ -106,13 +120,13 @@ def test_published_model_in_any_form(form, tmp_path):
     assert found.mean == pytest.approx(float(weights[0]) * 1.55 + float(weights[1]) * (100 - 1.55), abs=1e-4)
     assert found.p_value is None
     assert found.embedding == ()
-    with pytest.raises(WeightsError, match="not the file"):
+    with pytest.raises(WeightsError, match="it is another file"):
         MotionScorer.open(file, "1" * 64)
 
 
 def test_files_that_are_no_such_model(tmp_path):
     (tmp_path / "text.pt").write_text("no")
-    with pytest.raises(WeightsError, match="no TorchScript"):
+    with pytest.raises(WeightsError, match="not a TorchScript file"):
         MotionScorer.open(tmp_path / "text.pt")
     with pytest.raises(WeightsError, match="cannot be read"):
         MotionScorer.open(tmp_path / "absent.pt")
@@ -120,7 +134,7 @@ def test_files_that_are_no_such_model(tmp_path):
     with pytest.raises(WeightsError, match="40 numbers"):
         MotionScorer.open(tmp_path / "forty.pt")
     torch.jit.script(Pair()).save(str(tmp_path / "pair.pt"))
-    with pytest.raises(WeightsError, match="gives a tuple"):
+    with pytest.raises(WeightsError, match="returns a tuple"):
         MotionScorer.open(tmp_path / "pair.pt")
 
 
@@ -198,8 +212,8 @@ TURNS_OF_REAL_HEADS = TURNS | {
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
 def test_axes_that_are_not_those_of_the_header_are_said(folder, turn):
     volume, affine = made_up_head(3.0, seed=1)
-    assert "does not lie" in " ".join(MotionScorer.load(folder).score(turn(volume), affine).warnings)
-    assert "does not lie" not in " ".join(MotionScorer.load(folder).score(volume.flip(0), affine).warnings)
+    assert "does not match the header" in " ".join(MotionScorer.load(folder).score(turn(volume), affine).warnings)
+    assert "does not match the header" not in " ".join(MotionScorer.load(folder).score(volume.flip(0), affine).warnings)
 
 
 @pytest.mark.slow
@@ -222,7 +236,7 @@ def test_axes_of_heads_that_were_not_in_the_training(shared, name, missed):
         steps = [int(abs(axes[9] - axes[0])), int(abs(axes[3] - axes[0])), int(abs(axes[1] - axes[0]))]
         turned = [float(size[(9, 3, 1).index(step)]) for step in steps]
         found = scorer.score(change(volume).contiguous(), np.diag([*turned, 1.0]))
-        said[turn] = any("does not lie" in warning for warning in found.warnings)
+        said[turn] = any("does not match the header" in warning for warning in found.warnings)
     assert not said.pop("none")
     assert {turn for turn, is_said in said.items() if not is_said} <= missed
 

@@ -82,7 +82,7 @@ def test_without_weights_it_is_said_and_the_run_goes_on(tmp_path):
 def test_weights_are_checked_before_any_work(weights, tmp_path):
     digest = scorer.MotionScorer.load(weights).sha256
     assert find_scoring(config(motion_weights=weights, motion_weights_sha256=digest)).sha256 == digest
-    with pytest.raises(WeightsError, match="not the file"):
+    with pytest.raises(WeightsError, match="it is another file"):
         find_scoring(config(motion_weights=weights, motion_weights_sha256="0" * 64))
     (tmp_path / "head").mkdir()
     with pytest.raises(WeightsError):

@@ -41,7 +41,7 @@ Example:
 #: Cases with motion per held-out head: of real heads, and of others.
 LEVELS = {"real": 10, "rendered": 6, "stripped": 6}
 #: And per head of the training, for what is known of usual images: most images of a lab are still. Of few heads, more
-#: levels make as many images as it takes for a p-value below `scorer.UNLIKE`.
+#: levels make as many images as it takes for a p-value below `scorer.UNFAMILIAR`.
 USUAL_LEVELS, N_USUAL = 3, 100
 DATA, VALIDATION, WEIGHTS = "data.json", "validation.pt", "weights"
 #: What the card says of all such weights.
