@@ -11,7 +11,9 @@ RUN python3 -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.tom
     && /opt/qmri/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY qmri_bidsapp qmri_bidsapp
-RUN /opt/qmri/bin/pip install --no-cache-dir --no-deps . \
+# The build context has no git history: --build-arg VERSION=$(git describe --tags --abbrev=0) names the release.
+ARG VERSION=0.1.0.dev0
+RUN SETUPTOOLS_SCM_PRETEND_VERSION_FOR_QMRI_BIDSAPP=${VERSION} /opt/qmri/bin/pip install --no-cache-dir --no-deps . \
     && /opt/qmri/bin/python -m compileall -q /opt/qmri/lib || true
 
 FROM debian:bookworm-slim

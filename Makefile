@@ -25,7 +25,7 @@ lint: $(VENV)/.all
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/bosh validate boutiques/qmri_bidsapp.json
+	$(BIN)/qmri boutiques > $(VENV)/boutiques.json && $(BIN)/bosh validate $(VENV)/boutiques.json
 
 docs: $(VENV)/.all
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
