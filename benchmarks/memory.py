@@ -1,7 +1,7 @@
 """Peak memory and time of a fit of a whole image, against the number of voxels.
 
 An image of simulated signals is written, uncompressed and as 16-bit integers, to a temporary folder and fitted as the
-app does it (`qmri_bidsapp.interfaces.fitting.fit_volume`), each number of voxels in a process of its own.
+app does it (`qmri_bidsapp.fitting.series.fit_series`), each number of voxels in a process of its own.
 
     python benchmarks/memory.py                     # 256 x 256 x 180 x 100, 2.4 GB on disk
     python benchmarks/memory.py --shape 64 64 40 --voxels 1e4 1e5
@@ -25,7 +25,8 @@ import psutil
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.evaluation.standards import shells, simulate
-from qmri_bidsapp.registry import choose, get_estimator, get_model
+from qmri_bidsapp.fitting.choice import choose
+from qmri_bidsapp.registry import get_estimator, get_model
 
 #: Distinct simulated voxels; the image repeats them.
 N_DISTINCT = 65_536
@@ -63,7 +64,8 @@ def measure(image: str, shape: tuple[int, int, int], model: str, n_voxels: int, 
     """Fit; return seconds and peak memory (GB): resident, and of it what is no page of the image file."""
     import torch
 
-    from qmri_bidsapp.interfaces.fitting import fit_volume
+    from qmri_bidsapp.fitting.series import fit_series
+    from qmri_bidsapp.images.volumes import open_series
 
     torch.set_num_threads(threads)
     kind, acquisition = protocol(model, nib.load(image).shape[3])
@@ -81,7 +83,7 @@ def measure(image: str, shape: tuple[int, int, int], model: str, n_voxels: int, 
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
-    maps = fit_volume(estimator, image, first_voxels(shape, n_voxels), acquisition)
+    maps = fit_series(estimator, open_series(image)[0], first_voxels(shape, n_voxels), acquisition).maps
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()

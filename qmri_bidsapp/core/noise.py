@@ -1,9 +1,29 @@
-"""Noise of magnitude images, drawn from an explicit generator."""
+"""Noise of images: its distribution, and draws from an explicit generator."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
+
+from qmri_bidsapp.core.acquisition import Acquisition
+
+#: Rician: the noise of a magnitude whose real and imaginary parts have Gaussian noise.
+NoiseKind = Literal["gaussian", "rician"]
+
+
+def noise_kind(acquisition: Acquisition, *, floor_removed: bool) -> NoiseKind:
+    """Return the distribution of the noise in the images of a protocol.
+
+    Parameters
+    ----------
+    acquisition : Acquisition
+        Signed images have Gaussian noise, magnitudes Rician noise.
+    floor_removed : bool
+        Whether preprocessing removed the noise floor of the magnitudes; what is left is taken as Gaussian.
+    """
+    return "gaussian" if acquisition.has_sign or floor_removed else "rician"
 
 
 def add_gaussian(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition
+from qmri_bidsapp.core.noise import NoiseKind
 from qmri_bidsapp.errors import PriorError
 
 #: b-values that differ by no more from the lowest, s/mm2, are measurements of the same signal.
@@ -31,7 +32,7 @@ class Noise:
         logarithm is uniform between them. Infinite for none.
     """
 
-    kind: Literal["gaussian", "rician"]
+    kind: NoiseKind
     snr: tuple[float, float]
 
     def __post_init__(self) -> None:

@@ -19,13 +19,13 @@ from qmri_bidsapp.registry import get_estimator
 
 #: Pairs of voxels from which the noise of a series is found: plenty for a median.
 N_PAIRS = 2048
-#: Voxels from one of a pair to the other: near enough for the same misfit of the model, and so far that interpolation
-#: does not give them the same noise.
+#: Voxels between the two of a pair: near enough to share the misfit of the model, far enough that interpolation does
+#: not correlate their noise.
 DISTANCE = 2
-#: Estimators whose residuals are least; the first that a model has.
+#: Least-squares estimators; the first that supports the model is used.
 LEAST_SQUARES = ("nlls", "wls")
-#: Steps per factor of ten of the levels at which certificates are made, so that subjects share them, and the range of
-#: the latter: outside, all series are alike.
+#: Certificates are made at this many signal-to-noise ratios per decade, so that subjects share them, within this range:
+#: beyond it certificates hardly differ.
 STEPS_PER_DECADE = 5
 RANGE = (2.51, 1000.0)
 
@@ -37,12 +37,12 @@ def coarse(snr: float) -> float:
 
 
 class NoiseLevel:
-    """Gathers the voxels of a series, to tell their signal-to-noise ratios.
+    """Determines the signal-to-noise ratio of the voxels of a series.
 
-    The noise is what the fit was given or, where it was given none, that of the series, the same for every estimator:
-    from the residuals of least squares, since what another estimator leaves is its bias too; and from the differences
-    of residuals between voxels next to each other, since what the model cannot follow is alike in both. A voxel's
-    residuals say little, but their distribution over voxels is known.
+    The noise is the one that the fit was given. Where it was given none, one value is estimated for the series from
+    differences of least-squares residuals between nearby voxels, the same for every estimator: residuals of other
+    estimators contain their bias, and differences cancel the misfit of the model, which neighbours share. A single
+    voxel has few residuals, but the distribution of their sum of squares over voxels is known.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class NoiseLevel:
         noise_std: npt.NDArray[Any] | None,
         covariates: npt.NDArray[Any] | None,
     ) -> None:
-        """Take the voxels of one part of the series, as they are given to an estimator; see `Estimator.predict`."""
+        """Add the voxels of one chunk; `signals`, `noise_std` and `covariates` as for `Estimator.predict`."""
         measured = torch.as_tensor(np.ascontiguousarray(signals), dtype=torch.float64)
         size = reference(measured, self._acquisition).numpy().ravel()
         self._size[index] = np.where(size > 0, size, np.nan)
@@ -85,7 +85,7 @@ class NoiseLevel:
         return bool(np.isfinite(self._given).mean() > 0.5) if len(self._given) else False
 
     def _of_the_series(self) -> float:
-        """Return the noise of one raw measurement in the unit of the signals, NaN where nothing tells it."""
+        """Return the noise of one raw measurement in the unit of the signals; NaN if it cannot be estimated."""
         if self.is_given:
             return float(np.nanmedian(self._given))
         freedom = self._acquisition.n_measurements - len(self._model.parameters)
@@ -97,7 +97,7 @@ class NoiseLevel:
         return math.sqrt(float(np.median(cost)) / chi2.median(freedom)) if len(cost) else math.nan
 
     def _residuals(self) -> npt.NDArray[np.float64]:
-        """Return the residuals of least squares, of the size that those of raw measurements have."""
+        """Return the residuals of least squares, scaled to the noise of one raw measurement."""
         kind = next(kind for name in LEAST_SQUARES if (kind := get_estimator(name)).supports(self._model))
         known = self._covariates if self._model.covariates else None
         estimator = kind(self._model).fit(self._acquisition)
@@ -108,23 +108,27 @@ class NoiseLevel:
         return np.asarray(np.sqrt(self._acquisition.n_averages) * (self._signals - fitted))
 
     @cached_property
+    def noise_std(self) -> npt.NDArray[np.float64]:
+        """(n_voxels,) standard deviation of the noise of one raw measurement; NaN where it is unknown."""
+        return np.asarray(np.where(np.isfinite(self._given), self._given, self._of_the_series()))
+
+    @cached_property
     def by_voxel(self) -> npt.NDArray[np.float32]:
-        """(n_voxels,) ratios of reference signal to the noise of one raw measurement, NaN where not known."""
-        noise = np.where(np.isfinite(self._given), self._given, self._of_the_series())
+        """(n_voxels,) ratio of reference signal to the noise of one raw measurement; NaN where it is unknown."""
         with np.errstate(divide="ignore"):
-            return np.asarray(self._size / noise, dtype=np.float32)
+            return np.asarray(self._size / self.noise_std, dtype=np.float32)
 
     @property
     def snr(self) -> float | None:
-        """The median over voxels, None where it is not known."""
+        """Median over voxels; None if it is unknown."""
         known = self.by_voxel[self.by_voxel > 0]
         return float(np.median(known)) if len(known) else None
 
 
 def _neighbours(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Return (n, 2) numbers, in C order, of voxels of a mask `DISTANCE` apart, evenly over the mask.
+    """Return (n, 2) indices, in C order, of pairs of masked voxels `DISTANCE` apart, spread evenly over the mask.
 
-    They are apart along the axis with most voxels, which is not across slices.
+    Pairs lie along the axis with most voxels, which is within slices.
     """
     number = np.full(mask.shape, -1, dtype=np.intp)
     number[mask] = np.arange(int(mask.sum()))

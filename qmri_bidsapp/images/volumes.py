@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nibabel as nib
 import numpy as np
@@ -114,22 +114,39 @@ def merge_series(files: Sequence[str | Path], *, may_be_zero: bool = False) -> n
     return make_image(np.stack([np.asarray(image.dataobj) for image in images], axis=-1), first)
 
 
-def iter_voxels(
-    image_file: str | Path, mask: npt.NDArray[np.bool_], chunk_size: int
-) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
-    """Go through the masked voxels of an uncompressed 4-D image, without reading it whole.
+class VolumeData(Protocol):
+    """A 4-D array, or nibabel's proxy of one in a file, which reads what is indexed."""
 
-    It is read in slabs, one after the other, as they lie in the file: any other order would touch every page of
-    it again and again.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(x, y, z, n_measurements)."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the values of some voxels and measurements."""
+
+
+def open_series(path: str | Path) -> tuple[VolumeData, tuple[float, ...]]:
+    """Return the data of an uncompressed 4-D image, read only where it is indexed, and its voxel size (mm)."""
+    image = nib.load(path, mmap=False)
+    return image.dataobj, tuple(float(size) for size in image.header.get_zooms()[:3])
+
+
+def iter_voxels(
+    data: VolumeData, mask: npt.NDArray[np.bool_], chunk_size: int
+) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]]:
+    """Go through the masked voxels of a 4-D image, without reading it whole.
+
+    It is read in slabs along the third axis, in the order of the file: any other order would touch every page of the
+    file again and again.
 
     Parameters
     ----------
-    image_file : path
-        ``.nii``.
+    data : array_like
+        (x, y, z, n_measurements), e.g. from `open_series`.
     mask : ndarray
         (x, y, z) bool.
     chunk_size : int
-        Most voxels at a time.
+        Largest number of voxels per chunk.
 
     Yields
     ------
@@ -138,9 +155,8 @@ def iter_voxels(
     ndarray
         (n, n_measurements) float32.
     """
-    data = nib.load(image_file, mmap=False).dataobj
     if data.shape[:3] != mask.shape:
-        raise InputError(f"The mask has shape {mask.shape}, but {image_file} has {data.shape[:3]}.")
+        raise InputError(f"The mask has shape {mask.shape}, but the series has {data.shape[:3]}.")
     position = np.cumsum(mask, dtype=np.intp).reshape(mask.shape) - 1
     thickness = max(1, chunk_size // (mask.shape[0] * mask.shape[1]))
     for first in range(0, mask.shape[2], thickness):
@@ -161,3 +177,31 @@ def fill(values: npt.NDArray[Any], mask: npt.NDArray[np.bool_], background: floa
     volume = np.full(mask.shape, background, dtype=values.dtype)
     volume[mask] = values
     return volume
+
+
+def save_columns(
+    values: npt.NDArray[Any],
+    names: Sequence[str],
+    mask_image: nib.Nifti1Image,
+    folder: Path,
+    background: float = np.nan,
+) -> list[str]:
+    """Write one 3-D image per column and return their paths.
+
+    Parameters
+    ----------
+    values : ndarray
+        (n_voxels, n_names) of the voxels in the mask, in C order.
+    names : sequence of str
+        File names without extension.
+    mask_image : Nifti1Image
+        (x, y, z), which gives the geometry.
+    folder : Path
+    background : float
+        Value outside the mask.
+    """
+    mask = np.asarray(mask_image.dataobj) > 0
+    return [
+        save_image(make_image(fill(values[:, k], mask, background), mask_image), folder / f"{name}.nii")
+        for k, name in enumerate(names)
+    ]

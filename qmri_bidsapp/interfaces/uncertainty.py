@@ -1,74 +1,25 @@
-"""The nodes that certify an estimator, once for all subjects of a protocol, and read its maps back to the truth."""
+"""The nodes that certify an estimator, once for all subjects of a protocol, and judge a fit by its certificate."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiObject, SimpleInterface, TraitedSpec, traits
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.prior import Prior
-from qmri_bidsapp.core.simulation import Noise
-from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.images.noise import smooth
-from qmri_bidsapp.images.volumes import fill, load_image, make_image, save_image
-from qmri_bidsapp.interfaces.fitting import make_estimator
 from qmri_bidsapp.interfaces.preprocess import defined
-from qmri_bidsapp.interfaces.training import load_prior, locked
-from qmri_bidsapp.registry import get_model
-from qmri_bidsapp.uncertainty.certificate import N_VOXELS, SUMMARY, Certificate, certify, identity_of
-from qmri_bidsapp.uncertainty.inverse import Reading, Trust
-from qmri_bidsapp.uncertainty.ood import Flags, Reason
-from qmri_bidsapp.uncertainty.ood_measures import Measures
 
-#: Voxels that are read at a time.
-CHUNK_SIZE = 131_072
+if TYPE_CHECKING:
+    import nibabel as nib
 
-
-def certify_once(
-    estimator: Estimator,
-    acquisition: Acquisition,
-    cache: Path,
-    *,
-    noise: Noise,
-    prior: Prior | None = None,
-    n: int = N_VOXELS,
-    noise_is_known: bool = True,
-    covariates_are_known: bool = False,
-) -> Path:
-    """Return the folder of a certificate, made by whoever comes first.
-
-    Parameters
-    ----------
-    estimator : Estimator
-        Fitted to the protocol.
-    acquisition, noise, prior, n, noise_is_known, covariates_are_known
-        See `certify`.
-    cache : Path
-        Folder of all certificates; each has a folder named by the hash of everything that it depends on.
-    """
-    from qmri_bidsapp.artifacts.weights import key_of
-
-    options: dict[str, Any] = {"noise": noise, "n": n, "seed": 0}
-    options |= {"noise_is_known": noise_is_known, "covariates_are_known": covariates_are_known}
-    stated = prior or estimator.model.default_prior()
-    folder = cache / key_of(identity_of(estimator, acquisition, prior=stated, **options))
-    with locked(folder):
-        try:
-            Certificate.load(folder, estimator.model)
-        except InputError:
-            # Not there, or damaged.
-            certify(estimator, acquisition, prior=prior, **options).save(folder)
-    return folder
+    from qmri_bidsapp.fitting.trust import Verdict
 
 
 class _CertifyInputSpec(BaseInterfaceInputSpec):
-    acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict(), as it was acquired")
+    acquisition = traits.Dict(mandatory=True, desc="Acquisition.to_dict(), as acquired")
     model = traits.Str(mandatory=True)
     estimator = traits.Str(mandatory=True)
     seed = traits.Int(0, usedefault=True)
@@ -76,9 +27,9 @@ class _CertifyInputSpec(BaseInterfaceInputSpec):
     weights_digest = traits.Str(desc="content hash of a folder that the user named")
     prior = traits.Str("uniform", usedefault=True, desc="name of the distribution of the truth")
     samples = File(exists=True, desc="parameters of each subject that it is made from, .npz, unless it is uniform")
-    snr = traits.Float(mandatory=True, desc="signal-to-noise ratio of the series; 0 where it is not known")
-    noise_is_given = traits.Bool(mandatory=True, desc="whether the estimator is told the noise")
-    floor_is_removed = traits.Bool(mandatory=True, desc="whether the bias of magnitudes was taken away")
+    snr = traits.Float(mandatory=True, desc="signal-to-noise ratio of the series; 0 where it is unknown")
+    noise_is_given = traits.Bool(mandatory=True, desc="whether the estimator is given the noise")
+    floor_removed = traits.Bool(mandatory=True, desc="whether the noise floor of the magnitudes was removed")
     covariates_are_known = traits.Bool(False, usedefault=True, desc="whether there is a map of each covariate")
     cache = traits.Directory(mandatory=True, nohash=True, desc="folder of all certificates")
     device = traits.Str("cpu", usedefault=True, nohash=True)
@@ -87,7 +38,7 @@ class _CertifyInputSpec(BaseInterfaceInputSpec):
 
 
 class _CertifyOutputSpec(TraitedSpec):
-    certificate = traits.Str(desc="folder of the certificate; empty where the noise of the series is not known")
+    certificate = traits.Str(desc="folder of the certificate; empty where the noise of the series is unknown")
 
 
 class Certify(SimpleInterface):
@@ -95,29 +46,30 @@ class Certify(SimpleInterface):
 
     input_spec = _CertifyInputSpec
     output_spec = _CertifyOutputSpec
-    # The cache may have been emptied; where it was not, there is next to nothing to do.
+    # The cache may have been emptied; if not, this takes next to no time.
     _always_run = True
 
     def _run_interface(self, runtime: Any) -> Any:
         import torch
 
-        from qmri_bidsapp.fitting.noise_level import coarse
+        from qmri_bidsapp.fitting.once import certify_once, load_prior, noise_level_of
+        from qmri_bidsapp.fitting.series import make_estimator
 
         inputs = self.inputs
         self._results["certificate"] = ""
         if inputs.snr <= 0:
             return runtime
         torch.set_num_threads(inputs.n_threads)
-        model = get_model(inputs.model)
-        protocol, _ = model.adapt(Acquisition.from_dict(inputs.acquisition))
-        estimator = make_estimator(inputs.model, inputs.estimator, inputs.device, defined(inputs.weights) or None)
-        level = coarse(inputs.snr)
+        estimator = make_estimator(
+            inputs.model, inputs.estimator, device=inputs.device, weights=defined(inputs.weights)
+        )
+        protocol, _ = estimator.model.adapt(Acquisition.from_dict(inputs.acquisition))
         folder = certify_once(
             estimator.fit(protocol, seed=inputs.seed),
             protocol,
             Path(inputs.cache),
-            noise=Noise("gaussian" if protocol.has_sign or inputs.floor_is_removed else "rician", (level, level)),
-            prior=load_prior(model, inputs.prior, defined(inputs.samples)),
+            noise=noise_level_of(protocol, inputs.snr, floor_removed=inputs.floor_removed),
+            prior=load_prior(estimator.model, inputs.prior, defined(inputs.samples)),
             noise_is_known=inputs.noise_is_given,
             covariates_are_known=inputs.covariates_are_known,
         )
@@ -131,9 +83,7 @@ class _ReadTruthInputSpec(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True)
     estimates = traits.List(File(exists=True), mandatory=True, desc="maps of `Fit`, named by the parameter")
     stds = traits.List(File(exists=True), mandatory=True)
-    snr_map = File(exists=True, mandatory=True, desc="of `Fit`; likewise the next two")
-    measures = File(exists=True, mandatory=True)
-    floor_is_removed = traits.Bool(mandatory=True)
+    evidence = File(exists=True, mandatory=True, desc="of `Fit`")
     covariates = InputMultiObject(File(exists=True), desc="as for `Fit`")
     debias = traits.Bool(False, usedefault=True, desc="whether to subtract the expected bias")
     with_intervals = traits.Bool(False, usedefault=True, desc="whether to give conformal intervals")
@@ -141,115 +91,92 @@ class _ReadTruthInputSpec(BaseInterfaceInputSpec):
 
 class _ReadTruthOutputSpec(TraitedSpec):
     maps = traits.List(File(exists=True), desc="expected biases, limits of the truth, and what was asked for")
-    trust = traits.Str(desc="what the reading says of each voxel, see `Trust`; empty without a certificate")
+    trust = traits.Str(desc="outcome of the reading in each voxel, see `Trust`; empty without a certificate")
     counts = traits.Dict(desc="voxels per value of `Trust`")
-    wide_counts = traits.Dict(desc="voxels in which it is this quantity's range that is wide")
+    wide_counts = traits.Dict(desc="quantity -> voxels in which its range is wide")
     flags = traits.List(File(exists=True), desc="reasons, see `Reason`, and p-values; empty without a certificate")
     flag_counts = traits.Dict(desc="voxels per value of `Reason`")
-    noise_factor = traits.Float(desc="median of the noise that flags take over that which was measured")
+    noise_factor = traits.Float(desc="median ratio of the noise that flags are based on to the measured noise")
     certificate = traits.Str(desc="summary of the certificate, JSON; empty without one")
 
 
 class ReadTruth(SimpleInterface):
-    """Read the maps of a fit back to the truths that may have made them; nothing without a certificate."""
+    """Read the maps of a fit back to the truths that may have caused them; nothing without a certificate."""
 
     input_spec = _ReadTruthInputSpec
     output_spec = _ReadTruthOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.images.volumes import load_image
+        from qmri_bidsapp.uncertainty.certificate import SUMMARY
+
         inputs, folder = self.inputs, Path(runtime.cwd)
         self._results.update(maps=[], trust="", counts={}, wide_counts={}, certificate="")
         self._results.update(flags=[], flag_counts={}, noise_factor=1.0)
         if not inputs.certificate:
             return runtime
-        certificate = Certificate.load(inputs.certificate, get_model(inputs.model))
         mask_image = load_image(inputs.in_mask, ndim=3)
-        mask = np.asarray(mask_image.dataobj) > 0
-        quantities = [p.name for p in certificate.space.parameters]
-        snr = _columns_of([inputs.snr_map], mask)[:, 0]
-        estimate = _columns(inputs.estimates, quantities, "", mask)
-        std = _columns(inputs.stds, quantities, "_std", mask)
-        reading = _read(
-            certificate,
-            estimate,
-            std,
-            snr,
-            _columns_of(defined(inputs.covariates), mask) if certificate.identity["covariates_are_known"] else None,
-        )
-
-        def save(values: npt.NDArray[Any], background: float, name: str) -> str:
-            return str(save_image(make_image(fill(values, mask, background), mask_image), folder / f"{name}.nii"))
-
-        flags, factor = _flag(certificate, inputs.measures, snr, mask, is_denoised=inputs.floor_is_removed)
-        parts = {"bias": reading.bias, "truthlow": reading.lower, "truthhigh": reading.upper}
-        parts |= {"debiased": estimate - reading.bias} if inputs.debias else {}
-        if inputs.with_intervals:
-            half = std * [certificate.conformal.get(name, np.nan) for name in quantities]
-            # Beyond what was simulated the intervals promise nothing.
-            half[(flags.reason != Reason.TYPICAL) | (reading.trust == Trust.UNLIKE)] = np.nan
-            parts |= {"low": estimate - half, "high": estimate + half}
-        self._results["maps"] = [
-            save(values[:, k], np.nan, f"{name}_{ending}")
-            for ending, values in parts.items()
-            for k, name in enumerate(quantities)
-        ]
-        self._results["trust"] = save(reading.trust, Trust.OUTSIDE, "trust")
-        self._results["counts"] = reading.counts()
-        self._results["wide_counts"] = dict(zip(quantities, reading.is_wide.sum(axis=0).tolist(), strict=True))
-        reasons = save(flags.reason, Reason.OUTSIDE, "flag")
-        self._results["flags"] = [reasons, save(flags.p_value, np.nan, "p_value")]
-        self._results.update(flag_counts=flags.counts(), noise_factor=factor)
-        # Of its own: the folder of certificates may be emptied.
+        estimate, verdict = _judge(inputs, np.asarray(mask_image.dataobj) > 0)
+        self._results.update(_save_verdict(verdict, estimate, inputs, mask_image, folder))
+        self._results.update(counts=verdict.reading.counts(), flag_counts=verdict.flags.counts())
+        wide = verdict.reading.is_wide.sum(axis=0).tolist()
+        self._results["wide_counts"] = dict(zip(verdict.quantities, wide, strict=True))
+        self._results["noise_factor"] = verdict.noise_factor
+        # A copy: the folder of certificates may be emptied.
         self._results["certificate"] = shutil.copy(Path(inputs.certificate) / SUMMARY, folder)
         return runtime
 
 
-def _flag(
-    certificate: Certificate, file: str, snr: npt.NDArray[Any], mask: npt.NDArray[np.bool_], *, is_denoised: bool
-) -> tuple[Flags, float]:
-    """Compare voxels with the simulated ones; return also the median of the noise that was taken over the stated."""
-    with np.load(file, allow_pickle=False) as arrays:
-        measures = Measures.from_arrays(dict(arrays))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        stated = measures.size / snr
+def _judge(inputs: Any, mask: Any) -> tuple[Any, Verdict]:
+    """Load a fit and its certificate; return the estimates of the certificate's quantities, and the verdict."""
+    from qmri_bidsapp.fitting.evidence import Evidence
+    from qmri_bidsapp.fitting.trust import judge
+    from qmri_bidsapp.registry import get_model
+    from qmri_bidsapp.uncertainty.certificate import Certificate
 
-    def over_neighbours(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return smooth(fill(values, mask, np.nan))[mask]
-
-    known = certificate.out_of_distribution
-    noise = stated if is_denoised else known.noise_in_use(measures, stated, over_neighbours)
-    parts = [slice(i, i + CHUNK_SIZE) for i in range(0, len(noise), CHUNK_SIZE)]
-    flags = [known.flag(measures.part(part), noise[part], less_is_fine=is_denoised) for part in parts]
-    ratio = (noise / stated)[np.isfinite(noise) & (stated > 0)]
-    return Flags.join(flags), float(np.median(ratio)) if ratio.size else 1.0
+    certificate = Certificate.load(inputs.certificate, get_model(inputs.model))
+    names = [p.name for p in certificate.space.parameters]
+    estimate = _columns(_by_name(inputs.estimates, names, ""), mask)
+    std = _columns(_by_name(inputs.stds, names, "_std"), mask)
+    covariates = defined(inputs.covariates)
+    known = _columns(covariates, mask) if covariates else None
+    return estimate, judge(certificate, estimate, std, Evidence.load(inputs.evidence), mask, covariates=known)
 
 
-def _columns(files: list[str], quantities: list[str], ending: str, mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Return (n_voxels, n_quantities) of maps that are found by their names."""
+def _save_verdict(
+    verdict: Verdict, estimate: Any, inputs: Any, mask_image: nib.Nifti1Image, folder: Path
+) -> dict[str, Any]:
+    """Write the maps of a verdict, with the geometry of the mask."""
+    from qmri_bidsapp.images.volumes import save_columns
+    from qmri_bidsapp.uncertainty.inverse import Trust
+    from qmri_bidsapp.uncertainty.ood import Reason
+
+    reading, flags = verdict.reading, verdict.flags
+    parts = {"bias": reading.bias, "truthlow": reading.lower, "truthhigh": reading.upper}
+    parts |= {"debiased": estimate - reading.bias} if inputs.debias else {}
+    parts |= dict(zip(("low", "high"), verdict.interval, strict=True)) if inputs.with_intervals else {}
+    maps = [
+        name
+        for ending, values in parts.items()
+        for name in save_columns(values, [f"{name}_{ending}" for name in verdict.quantities], mask_image, folder)
+    ]
+    (trust,) = save_columns(reading.trust[:, None], ["trust"], mask_image, folder, Trust.OUTSIDE)
+    (reasons,) = save_columns(flags.reason[:, None], ["flag"], mask_image, folder, Reason.OUTSIDE)
+    return {
+        "maps": maps,
+        "trust": trust,
+        "flags": [reasons, *save_columns(flags.p_value[:, None], ["p_value"], mask_image, folder)],
+    }
+
+
+def _by_name(files: list[str], names: list[str], ending: str) -> list[str]:
+    """Return the files of these quantities, found by their names."""
     by_name = {Path(name).name.partition(".")[0]: name for name in files}
-    return _columns_of([by_name[f"{quantity}{ending}"] for quantity in quantities], mask)
+    return [by_name[f"{name}{ending}"] for name in names]
 
 
-def _columns_of(files: list[str], mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+def _columns(files: list[str], mask: Any) -> Any:
+    """Return (n_voxels, n_files) of the masked voxels of 3-D images."""
     import nibabel as nib
 
     return np.stack([np.asarray(nib.load(name).dataobj)[mask] for name in files], axis=1)
-
-
-def _read(
-    certificate: Certificate,
-    estimate: npt.NDArray[Any],
-    std: npt.NDArray[Any],
-    snr: npt.NDArray[Any],
-    covariates: npt.NDArray[Any] | None,
-) -> Reading:
-    """Read voxels part by part, so that memory stays bounded."""
-    reader = certificate.reader
-    parts = [
-        reader.read(
-            estimate[part], std[part], snr=snr[part], covariates=None if covariates is None else covariates[part]
-        )
-        for part in (slice(i, i + CHUNK_SIZE) for i in range(0, len(estimate), CHUNK_SIZE))
-    ]
-    names = ("bias", "lower", "upper", "trust", "is_wide")
-    return Reading(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -93,7 +93,7 @@ _CERTIFICATE = (
 
 def describe_methods(config: Config) -> str:
     """Return the methods text, with ``[@key]`` marks for references."""
-    from qmri_bidsapp.registry import named_models
+    from qmri_bidsapp.fitting.choice import named_models
 
     named = named_models(config.models)
     fits = " ".join(text for name, text in _MODELS.items() if name in named)

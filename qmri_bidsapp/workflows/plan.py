@@ -167,7 +167,8 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
 
 def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) -> tuple[SeriesPlan, list[str]]:
     """Return what will be fitted to a series, and why models that were named cannot be; these do not stop others."""
-    from qmri_bidsapp.registry import AUTO, choose, get_model
+    from qmri_bidsapp.fitting.choice import AUTO, choose
+    from qmri_bidsapp.registry import get_model
 
     fits: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -233,7 +234,8 @@ def _with_classical(
     It shows what the training distribution does, and a repeated run finds in it what this one was trained on.
     """
     from qmri_bidsapp.estimators.trained import TrainedEstimator
-    from qmri_bidsapp.registry import AUTO, choose, get_estimator
+    from qmri_bidsapp.fitting.choice import AUTO, choose
+    from qmri_bidsapp.registry import get_estimator
 
     if config.prior == "uniform":
         return pairs

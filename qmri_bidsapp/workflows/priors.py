@@ -29,7 +29,8 @@ def gather_samples(config: Config, plans: tuple[SubjectPlan, ...]) -> None:
 
     from qmri_bidsapp.bids.earlier_fits import find_fits, samples, tissue_of
     from qmri_bidsapp.core.prior import make_prior
-    from qmri_bidsapp.registry import AUTO, get_model
+    from qmri_bidsapp.fitting.choice import AUTO
+    from qmri_bidsapp.registry import get_model
 
     if config.prior == "uniform":
         return

@@ -64,8 +64,8 @@ def add_trust(
     certify.title = fit.title.replace(" fit ", " certificate ")
     read = Node(ReadTruth(model=fit.inputs.model), name=fit.name.replace("fit_", "truth_", 1), mem_gb=2)
     read.title = fit.title.replace(" fit ", " truth ")
-    levels = ("snr", "noise_is_given", "floor_is_removed")
-    of_voxels = ("estimates", "stds", "snr_map", "measures", "floor_is_removed")
+    levels = ("snr", "noise_is_given", "floor_removed")
+    of_voxels = ("estimates", "stds", "evidence")
     found = ("maps", "trust", "counts", "wide_counts", "flags", "flag_counts", "noise_factor", "certificate")
     wf.connect(
         [

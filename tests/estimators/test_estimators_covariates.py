@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.interfaces.fitting import fit_volume
+from qmri_bidsapp.fitting.series import fit_series
 from qmri_bidsapp.models.base import SignalModel
 
 ECHOES = MultiEcho((0.01, 0.02, 0.04, 0.08, 0.16))
@@ -83,15 +81,15 @@ def test_a_voxel_without_a_usable_covariate_is_flagged() -> None:
     assert np.isnan(maps.estimate[1:3]).all()
 
 
-def test_covariate_maps_reach_the_voxels_of_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_covariate_maps_reach_the_voxels_of_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     time, stretch, signals = simulated(60)
-    nib.save(nib.Nifti1Image(signals.reshape(5, 4, 3, -1).astype(np.float32), np.eye(4)), tmp_path / "series.nii")
+    data = signals.reshape(5, 4, 3, -1).astype(np.float32)
     mask = np.ones((5, 4, 3), dtype=bool)
     mask[0, 0, 0] = False
-    monkeypatch.setattr("qmri_bidsapp.interfaces.fitting.CHUNK_SIZE", 7)
+    monkeypatch.setattr("qmri_bidsapp.fitting.series.CHUNK_SIZE", 7)
     estimator = NonLinearLeastSquares(StretchedDecay())
     volume = stretch.reshape(mask.shape)
-    maps = fit_volume(estimator, tmp_path / "series.nii", mask, ECHOES, covariates=[volume])
+    maps = fit_series(estimator, data, mask, ECHOES, covariates=[volume]).maps
     np.testing.assert_allclose(maps.estimate[:, 1], time[1:], rtol=1e-3)
     with pytest.raises(InputError, match="A covariate has shape"):
-        fit_volume(estimator, tmp_path / "series.nii", mask, ECHOES, covariates=[volume[:4]])
+        fit_series(estimator, data, mask, ECHOES, covariates=[volume[:4]])

@@ -9,7 +9,6 @@ from scipy.integrate import quad
 from scipy.optimize import minimize
 from scipy.stats import rice
 
-from qmri_bidsapp import registry
 from qmri_bidsapp.core.acquisition import (
     Acquisition,
     Diffusion,
@@ -24,6 +23,7 @@ from qmri_bidsapp.core.rice import Columns, Magnitude, rice_moments
 from qmri_bidsapp.errors import ProtocolError, UsageError
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.likelihood.rician import RicianLikelihood
+from qmri_bidsapp.fitting import choice
 from qmri_bidsapp.models.noddi import Noddi
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
@@ -215,27 +215,27 @@ def test_the_app_does_not_use_it_where_the_noise_floor_is_gone() -> None:
     axes = np.random.default_rng(0).standard_normal((60, 3))
     rows = tuple(map(tuple, (axes / np.linalg.norm(axes, axis=1, keepdims=True)).tolist()))
     diffusion = Diffusion((0.0,) + (1000.0,) * 30 + (2500.0,) * 30, ((0.0, 0.0, 0.0), *rows))
-    pairs, notes = registry.choose("dwi", diffusion, models=("smt",), estimators=("rician",))
+    pairs, notes = choice.choose("dwi", diffusion, models=("smt",), estimators=("rician",))
     assert pairs == (("smt", "nlls"),)
     assert "noise floor" in notes[0]
     with pytest.raises(UsageError, match="noise floor"):
-        registry.check_choice(AUTO, ("smt:rician",))
+        choice.check_choice(AUTO, ("smt:rician",))
     with pytest.raises(UsageError, match="noise floor"):
-        registry.check_choice(("smt", "noddi"), ("rician",))
-    registry.check_choice(AUTO, ("rician",))
+        choice.check_choice(("smt", "noddi"), ("rician",))
+    choice.check_choice(AUTO, ("rician",))
 
 
 def test_the_app_uses_it_for_magnitudes_alone() -> None:
     times = (0.1, 0.5, 1.0, 3.0)
     for estimators in (("rician",), ("t1:rician",)):
-        pairs, _ = registry.choose("IRT1", InversionRecovery(times), models=AUTO, estimators=estimators)
+        pairs, _ = choice.choose("IRT1", InversionRecovery(times), models=AUTO, estimators=estimators)
         assert pairs == (("t1", "rician"),)
     signed = InversionRecovery(times, signed=True)
-    pairs, notes = registry.choose("IRT1", signed, models=AUTO, estimators=("rician",))
+    pairs, notes = choice.choose("IRT1", signed, models=AUTO, estimators=("rician",))
     assert pairs == (("t1", "nlls"),)
     assert "has signs" in notes[0]
     with pytest.raises(ProtocolError, match="has signs"):
-        registry.choose("IRT1", signed, models=AUTO, estimators=("t1:rician",))
+        choice.choose("IRT1", signed, models=AUTO, estimators=("t1:rician",))
     few = SpoiledGradientEcho((3.0, 15.0), (0.02, 0.02))
     with pytest.raises(ProtocolError, match="more measurements"):
-        registry.choose("VFA", few, models=AUTO, estimators=("vfa:rician",))
+        choice.choose("VFA", few, models=AUTO, estimators=("vfa:rician",))

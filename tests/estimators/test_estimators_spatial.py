@@ -15,7 +15,8 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.posterior.smooth_field import SmoothFieldPosterior
 from qmri_bidsapp.estimators.posterior.smoothness import Lattice, SmoothnessPrior
-from qmri_bidsapp.interfaces.fitting import fit_volume
+from qmri_bidsapp.fitting.series import fit_series
+from qmri_bidsapp.images.volumes import open_series
 from qmri_bidsapp.models.conditional import conditional
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
@@ -189,14 +190,15 @@ def test_voxels_without_neighbours_are_fitted_alone() -> None:
     np.testing.assert_array_equal(maps.estimate, single.estimate)
 
 
-def test_the_app_hands_over_the_whole_volume_and_its_spacing(tmp_path: Path) -> None:
+def test_a_spatial_estimator_gets_the_whole_volume_and_its_spacing(tmp_path: Path) -> None:
     theta, _ = drawn(0.02, n=12)
     mask = holes(4, (12, 4, 3))
     signals = measure(theta, LONG, 0.5)[: mask.sum()]
     data = np.zeros((*mask.shape, LONG.n_measurements), dtype=np.float32)
     data[mask] = signals
     nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 6.0, 1.0])), tmp_path / "series.nii")
-    maps = fit_volume(SmoothFieldPosterior(MODEL), tmp_path / "series.nii", mask, LONG)
+    read, spacing = open_series(tmp_path / "series.nii")
+    maps = fit_series(SmoothFieldPosterior(MODEL), read, mask, LONG, spacing=spacing).maps
     expected, other = (
         SmoothFieldPosterior(MODEL).fit(LONG).predict_volume(data[mask], mask, spacing=spacing)
         for spacing in ((2.0, 2.0, 6.0), (2.0, 2.0, 2.0))

@@ -8,7 +8,7 @@ import pytest
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.gradients import format_gradients, read_gradients
-from qmri_bidsapp.images.volumes import fill, iter_voxels, load_image, merge_series, save_image
+from qmri_bidsapp.images.volumes import fill, iter_voxels, load_image, merge_series, open_series, save_image
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -66,7 +66,7 @@ def test_chunks_put_together_are_the_masked_image(tmp_path: Path, chunk_size: in
     data = np.random.default_rng(0).random((4, 5, 6, 7)).astype(np.float32)
     mask = data[..., 0] > 0.4
     mask[..., 2] = False
-    parts = list(iter_voxels(save(tmp_path / "a.nii", data), mask, chunk_size))
+    parts = list(iter_voxels(open_series(save(tmp_path / "a.nii", data))[0], mask, chunk_size))
     values = np.full((mask.sum(), 7), np.nan, dtype=np.float32)
     for index, signals in parts:
         values[index] = signals

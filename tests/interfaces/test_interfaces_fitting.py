@@ -8,7 +8,9 @@ import pytest
 
 from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.estimators.likelihood.log_linear import WeightedLinearLeastSquares
-from qmri_bidsapp.interfaces.fitting import FORMAT, Fit, fit_volume
+from qmri_bidsapp.fitting.noise import SeriesNoise
+from qmri_bidsapp.fitting.series import fit_series
+from qmri_bidsapp.interfaces.fitting import FORMAT, Fit
 from qmri_bidsapp.models.tensor import DiffusionTensor
 
 NOISE = 2.0
@@ -22,17 +24,16 @@ def protocol(n_b0: int) -> Diffusion:
 
 
 @pytest.mark.parametrize("n_b0", [2, 40], ids=["no-repeats", "repeats"])
-def test_unknown_noise_comes_from_repeats_or_leaves_the_std_open(tmp_path: Path, n_b0: int) -> None:
+def test_unknown_noise_comes_from_repeats_or_leaves_the_std_open(n_b0: int) -> None:
     """Two voxels, the noise of the second being unknown; no standard deviation is ever zero."""
     acquisition = protocol(n_b0)
     clean = 100 * np.exp(-0.001 * np.array(acquisition.b_value))
     data = clean + NOISE * np.random.default_rng(1).standard_normal((2, 1, 1, len(clean)))
-    nib.save(nib.Nifti1Image(data.astype(np.float32), np.eye(4)), tmp_path / "dwi.nii")
+    data = data.astype(np.float32)
     noise = np.array([NOISE, np.nan], dtype=np.float32).reshape(2, 1, 1)
     mask = np.ones((2, 1, 1), dtype=bool)
-    maps = fit_volume(
-        WeightedLinearLeastSquares(DiffusionTensor()), tmp_path / "dwi.nii", mask, acquisition, noise_std=noise
-    )
+    known = SeriesNoise.of_series(data, mask, acquisition, measured=noise)
+    maps = fit_series(WeightedLinearLeastSquares(DiffusionTensor()), data, mask, acquisition, noise=known).maps
     mean_diffusivity = [p.name for p in maps.parameters].index("md")
     known, unknown = maps.std[:, mean_diffusivity]
     assert known > 0

@@ -15,8 +15,9 @@ from qmri_bidsapp.errors import WeightsError
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.standards import standard
+from qmri_bidsapp.fitting.once import train_once
 from qmri_bidsapp.interfaces.fitting import Fit
-from qmri_bidsapp.interfaces.training import Train, train_once
+from qmri_bidsapp.interfaces.training import Train
 from qmri_bidsapp.registry import get_model
 
 PROTOCOL, OTHER = MultiEcho((0.01, 0.03, 0.09)), MultiEcho((0.01, 0.03, 0.08))

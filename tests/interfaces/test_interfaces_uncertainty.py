@@ -11,9 +11,13 @@ import pytest
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.evaluation.standards import shells
-from qmri_bidsapp.interfaces import uncertainty
-from qmri_bidsapp.interfaces.fitting import Fit, Witness
-from qmri_bidsapp.interfaces.uncertainty import Certify, ReadTruth, certify_once
+from qmri_bidsapp.fitting import once
+from qmri_bidsapp.fitting.evidence import EvidenceCollector
+from qmri_bidsapp.fitting.noise import SeriesNoise, smooth
+from qmri_bidsapp.fitting.once import certify_once
+from qmri_bidsapp.fitting.trust import flag_voxels
+from qmri_bidsapp.interfaces.fitting import Fit
+from qmri_bidsapp.interfaces.uncertainty import Certify, ReadTruth
 from qmri_bidsapp.registry import get_estimator, get_model
 from qmri_bidsapp.uncertainty.certificate import ARRAYS, Certificate, certify
 from qmri_bidsapp.uncertainty.inverse import Trust
@@ -25,7 +29,7 @@ PROTOCOL = MultiEcho((0.01, 0.03, 0.06, 0.09))
 
 def certificate_of(cache: Path, snr: float = 48.0, **inputs) -> str:
     given = {"acquisition": PROTOCOL.to_dict(), "model": "t2", "estimator": "nlls", "noise_is_given": False}
-    given["floor_is_removed"] = False
+    given["floor_removed"] = False
     return Certify(cache=str(cache), snr=snr, **(given | inputs)).run().outputs.certificate
 
 
@@ -36,7 +40,7 @@ def test_one_certificate_per_level(tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(uncertainty, "certify", fail)
+    monkeypatch.setattr(once, "certify", fail)
     assert certificate_of(tmp_path, snr=42.0) == first
     with pytest.raises(AssertionError, match="made again"):
         certificate_of(tmp_path, acquisition=MultiEcho((0.01, 0.03, 0.06, 0.08)).to_dict())
@@ -55,8 +59,7 @@ def test_nothing_where_the_noise_is_not_known(tmp_path):
     assert certificate_of(tmp_path, snr=0.0) == ""
     nib.save(nib.Nifti1Image(np.ones((1, 1, 1), np.float32), np.eye(4)), tmp_path / "t2.nii")
     file = str(tmp_path / "t2.nii")
-    read = ReadTruth(certificate="", model="t2", in_mask=file, estimates=[file], stds=[file], snr_map=file)
-    read.inputs.trait_set(measures=file, floor_is_removed=False)
+    read = ReadTruth(certificate="", model="t2", in_mask=file, estimates=[file], stds=[file], evidence=file)
     outputs = read.run(cwd=str(tmp_path)).outputs
     assert (outputs.maps, outputs.trust, outputs.counts, outputs.flags) == ([], "", {}, [])
 
@@ -78,8 +81,7 @@ def test_from_images_to_ranges(tmp_path):
     assert maps.snr == pytest.approx(43, rel=0.15)
     assert not maps.noise_is_given
     read = ReadTruth(model="t2", in_mask=tmp_path / "mask.nii", estimates=maps.estimates, stds=maps.stds)
-    read.inputs.trait_set(snr_map=maps.snr_map, certificate=certificate_of(tmp_path / "cache", maps.snr))
-    read.inputs.trait_set(measures=maps.measures, floor_is_removed=maps.floor_is_removed)
+    read.inputs.trait_set(evidence=maps.evidence, certificate=certificate_of(tmp_path / "cache", maps.snr))
     outputs = read.run(cwd=str(tmp_path)).outputs
     names = [Path(name).stem for name in outputs.maps]
     assert names == [f"{name}_{ending}" for ending in ("bias", "truthlow", "truthhigh") for name in ("s0", "t2", "r2")]
@@ -113,7 +115,7 @@ def test_one_bad_image_is_found_where_it_is(tmp_path):
     maps = fit.run(cwd=str(tmp_path)).outputs
     certificate = certificate_of(tmp_path / "cache", maps.snr, acquisition=protocol.to_dict())
     read = ReadTruth(model="t2", in_mask=tmp_path / "mask.nii", estimates=maps.estimates, stds=maps.stds)
-    read.inputs.trait_set(snr_map=maps.snr_map, measures=maps.measures, floor_is_removed=False, certificate=certificate)
+    read.inputs.trait_set(evidence=maps.evidence, certificate=certificate)
     read.inputs.with_intervals = True
     outputs = read.run(cwd=str(tmp_path)).outputs
     reasons = np.asarray(nib.load(outputs.flags[0]).dataobj)
@@ -125,8 +127,8 @@ def test_one_bad_image_is_found_where_it_is(tmp_path):
     assert (reasons[~corner & mask] > Reason.TYPICAL).mean() < 0.08
 
 
-def test_less_noise_than_was_measured_is_no_fault(tmp_path):
-    """A quarter of it is told as such, or, of a denoised series, let pass."""
+def test_less_noise_than_was_measured_is_no_fault():
+    """A quarter of it is found, or, in a denoised series, accepted."""
     rng, n = np.random.default_rng(0), 3000
     series = shells(6, (1000.0, 32), (2500.0, 32))
     protocol, matrix = get_model("smt").adapt(series)
@@ -136,25 +138,33 @@ def test_less_noise_than_was_measured_is_no_fault(tmp_path):
     options = {"noise_is_known": True, "covariates_are_known": False, "by_volume": True}
     voxels = simulate_voxels(estimator, protocol, values, noise, seed=1, **options)
     mask = np.ones((15, 20, 10), dtype=bool)
-    witness = Witness(estimator, series, mask)
+    collector = EvidenceCollector(estimator, series, mask, SeriesNoise(4 * voxels.noise_std))
     signals = voxels.series @ matrix.astype(np.float32)
-    witness.see(np.arange(n), voxels.series, signals, estimator.predict(signals), 4 * voxels.noise_std, None)
-    np.savez(tmp_path / "measures.npz", **witness.measures.to_arrays())
+    collector.add(np.arange(n), voxels.series, signals, estimator.predict(signals), None)
+    evidence = collector.finish()
     certificate = certify(estimator, protocol, noise=Noise("gaussian", (10.0, 10.0)), n=4000)
-    before = witness.level.by_voxel
 
-    def flag(factor: float, **options):
-        return uncertainty._flag(certificate, str(tmp_path / "measures.npz"), factor * before, mask, **options)
+    def over_neighbours(values):
+        return smooth(values.reshape(mask.shape))[mask]
 
-    flags, factor = flag(1.0, is_denoised=False)
+    def flag(factor: float, *, floor_removed: bool):
+        return flag_voxels(
+            certificate,
+            evidence.measures,
+            evidence.noise_std / factor,
+            over_neighbours=over_neighbours,
+            floor_removed=floor_removed,
+        )
+
+    flags, factor = flag(1.0, floor_removed=False)
     assert factor == pytest.approx(0.25, rel=0.03)
     # Five percent, more by the error of the noise in the neighbourhood and by the small certificate.
     assert (flags.reason > Reason.TYPICAL).mean() < 0.08
-    flags, factor = flag(1.0, is_denoised=True)
+    flags, factor = flag(1.0, floor_removed=True)
     assert factor == 1
     assert (flags.reason > Reason.TYPICAL).mean() < 0.05
     assert not (flags.reason == Reason.DIRECTIONS).any()
     # More noise than was measured is a fault.
-    flags, factor = flag(8.0, is_denoised=True)
+    flags, factor = flag(8.0, floor_removed=True)
     assert factor == 1
     assert (flags.reason == Reason.DIRECTIONS).mean() > 0.9

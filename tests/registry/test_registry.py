@@ -9,6 +9,7 @@ import pytest
 from qmri_bidsapp import registry
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
 from qmri_bidsapp.errors import ProtocolError, UsageError
+from qmri_bidsapp.fitting import choice
 
 AUTO = ("auto",)
 AXES = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
@@ -59,24 +60,24 @@ def test_a_name_registered_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     ids=["t1", "t2", "t2star", "two-shells", "many-directions", "low-b-values"],
 )
 def test_auto_chooses_what_fits_the_series(kind, acquisition, expected) -> None:
-    assert registry.choose(kind, acquisition, models=AUTO, estimators=AUTO)[0] == expected
+    assert choice.choose(kind, acquisition, models=AUTO, estimators=AUTO)[0] == expected
 
 
 def test_opt_in_models_are_fitted_only_when_named() -> None:
     timed = replace(TWO_SHELLS, small_delta=0.01, large_delta=0.03)
-    automatic, notes = registry.choose("dwi", timed, models=AUTO, estimators=AUTO)
+    automatic, notes = choice.choose("dwi", timed, models=AUTO, estimators=AUTO)
     assert not {"activeax", "zcd"} & set(dict(automatic))
     assert not [note for note in notes if "activeax" in note or "zcd" in note]
-    named, _ = registry.choose("dwi", timed, models=("activeax", "zcd"), estimators=AUTO)
+    named, _ = choice.choose("dwi", timed, models=("activeax", "zcd"), estimators=AUTO)
     assert named == (("activeax", "nlls"), ("zcd", "nlls"))
-    both, _ = registry.choose("dwi", timed, models=(*AUTO, "zcd"), estimators=AUTO)
+    both, _ = choice.choose("dwi", timed, models=(*AUTO, "zcd"), estimators=AUTO)
     assert dict(both) == {**dict(automatic), "zcd": "nlls"}
     with pytest.raises(ProtocolError, match="SmallDelta and BigDelta"):
-        registry.choose("dwi", TWO_SHELLS, models=("activeax",), estimators=AUTO)
+        choice.choose("dwi", TWO_SHELLS, models=("activeax",), estimators=AUTO)
 
 
 def test_auto_says_why_a_model_is_left_out() -> None:
-    pairs, notes = registry.choose("dwi", ONE_SHELL, models=AUTO, estimators=AUTO)
+    pairs, notes = choice.choose("dwi", ONE_SHELL, models=AUTO, estimators=AUTO)
     assert pairs == (("tensor", "wls"),)
     assert len(notes) == 4
     assert "ivim needs b = 0, at least 2 b-values up to 200" in notes[0]
@@ -86,18 +87,18 @@ def test_auto_says_why_a_model_is_left_out() -> None:
 
 def test_a_model_asked_for_by_name_must_fit() -> None:
     with pytest.raises(ProtocolError, match="at least 2 shells"):
-        registry.choose("dwi", ONE_SHELL, models=("smt",), estimators=AUTO)
+        choice.choose("dwi", ONE_SHELL, models=("smt",), estimators=AUTO)
 
 
 def test_models_of_other_series_are_passed_over() -> None:
-    assert registry.choose("MESE", MultiEcho((0.01, 0.02)), models=("t1", "tensor"), estimators=AUTO) == (
+    assert choice.choose("MESE", MultiEcho((0.01, 0.02)), models=("t1", "tensor"), estimators=AUTO) == (
         (),
         (),
     )
 
 
 def test_an_estimator_may_be_named_for_one_model() -> None:
-    pairs, _ = registry.choose("dwi", TWO_SHELLS, models=AUTO, estimators=("smt:nlls",))
+    pairs, _ = choice.choose("dwi", TWO_SHELLS, models=AUTO, estimators=("smt:nlls",))
     assert pairs == (("noddi", "nlls"), ("smt", "nlls"), ("tensor", "wls"))
 
 
@@ -126,10 +127,10 @@ def test_an_estimator_may_be_named_for_one_model() -> None:
 )
 def test_choices_are_checked_before_the_work(models, estimators) -> None:
     with pytest.raises(UsageError):
-        registry.check_choice(models, estimators)
+        choice.check_choice(models, estimators)
 
 
 def test_good_choices_pass() -> None:
-    registry.check_choice(AUTO, AUTO)
-    registry.check_choice(("t1", "tensor"), ("nlls", "tensor:wls"))
-    registry.check_choice(("auto", "activeax"), ("activeax:mix",))
+    choice.check_choice(AUTO, AUTO)
+    choice.check_choice(("t1", "tensor"), ("nlls", "tensor:wls"))
+    choice.check_choice(("auto", "activeax"), ("activeax:mix",))

@@ -77,7 +77,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     """Index, validate, choose what to do, and say it."""
     from qmri_bidsapp.bids.dataset import check_description, open_layout
     from qmri_bidsapp.bids.queries import find_inputs
-    from qmri_bidsapp.registry import check_choice
+    from qmri_bidsapp.fitting.choice import check_choice
     from qmri_bidsapp.workflows.base import plan
     from qmri_bidsapp.workflows.motion_score import why_no_score
     from qmri_bidsapp.workflows.priors import gather_samples

@@ -21,13 +21,14 @@ from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.evaluation.flags.cases import CASES, Case
 from qmri_bidsapp.evaluation.standards import shells, signals, standard
 from qmri_bidsapp.evaluation.table3.healthy_brain import TISSUES
+from qmri_bidsapp.fitting.series import fit_voxels
+from qmri_bidsapp.fitting.trust import flag_voxels
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_estimator, get_model
-from qmri_bidsapp.uncertainty.certificate import N_VOXELS, certify
-from qmri_bidsapp.uncertainty.ood import LEVEL, Flags, OutOfDistribution
-from qmri_bidsapp.uncertainty.ood_measures import Meter
+from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify
+from qmri_bidsapp.uncertainty.ood import LEVEL, Flags
 
 Array = npt.NDArray[np.float64]
 
@@ -240,22 +241,16 @@ def evaluate(
     """
     report(f"{setting.name}: estimator")
     estimator = setting.fit(seed)
-    powder = isinstance(setting.model, SphericalMeanTechnique)
-    meter = Meter(estimator, setting.protocol, setting.series if powder else None)
-    matrix = setting.model.adapt(setting.series)[1]
 
     @cache
-    def known(snr: float) -> OutOfDistribution:
+    def known(snr: float) -> Certificate:
         noise = Noise(setting.kind, (snr, snr))
-        certificate = certify(estimator, setting.protocol, noise=noise, prior=setting.prior, n=n_reference, seed=seed)
-        return certificate.out_of_distribution
+        return certify(estimator, setting.protocol, noise=noise, prior=setting.prior, n=n_reference, seed=seed)
 
     def p_values_of(case: Case, n: int, own_seed: int) -> dict[str, Array]:
         series, noise_std = draw(setting, case, n, own_seed)
-        values = series if matrix is None else series @ matrix
-        maps = estimator.predict(values, noise_std=noise_std)
-        measures = meter.measure(values, maps, series=series if powder else None)
-        return _p_values(known(case.snr or setting.snr).flag(measures, noise_std))
+        _, measures = fit_voxels(estimator, setting.series, series, noise_std)
+        return _p_values(flag_voxels(known(case.snr or setting.snr), measures, noise_std)[0])
 
     @cache
     def typical(snr: float | None) -> dict[str, Array]:

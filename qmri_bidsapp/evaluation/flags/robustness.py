@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
-from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.simulation import Noise, reference
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.base import Estimator
@@ -26,13 +27,13 @@ from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.evaluation.flags.areas import Setting, clean_series, settings
 from qmri_bidsapp.evaluation.flags.variations import Variation, variations_of, without
 from qmri_bidsapp.evaluation.standards import tissue
+from qmri_bidsapp.fitting.series import fit_voxels
+from qmri_bidsapp.fitting.trust import flag_voxels, quantities_of, read_truth
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators
 from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify
 from qmri_bidsapp.uncertainty.inverse import Trust
-from qmri_bidsapp.uncertainty.moderation import moderate
 from qmri_bidsapp.uncertainty.ood import LEVEL
-from qmri_bidsapp.uncertainty.ood_measures import Meter
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -87,15 +88,13 @@ class Instrument:
     """
 
     def __init__(self, estimator: Estimator, series: Acquisition, noise: Noise, n_reference: int, seed: int) -> None:
-        model = estimator.model
-        self._estimator = estimator
-        self._protocol, self._matrix = model.adapt(series)
-        # As in the app: only of diffusion series the noise is measured, other fits tell it from their residuals.
+        self._estimator, self._series = estimator, series
+        # As in the app: the noise of diffusion series is measured, other fits estimate it from their residuals.
         self._noise_is_known = isinstance(series, Diffusion)
+        protocol, _ = estimator.model.adapt(series)
         self.certificate: Certificate = certify(
-            estimator, self._protocol, noise=noise, n=n_reference, seed=seed, noise_is_known=self._noise_is_known
+            estimator, protocol, noise=noise, n=n_reference, seed=seed, noise_is_known=self._noise_is_known
         )
-        self._meter = Meter(estimator, self._protocol, series if self._matrix is not None else None)
 
     def rates(self, truth: Array, measured: Array, noise_std: Array) -> dict[str, Rates]:
         """Return parameter -> rates.
@@ -109,30 +108,30 @@ class Instrument:
         noise_std : ndarray
             (n,) of the noise that is believed.
         """
-        values = measured if self._matrix is None else measured @ self._matrix
-        maps = self._estimator.predict(values, noise_std=noise_std if self._noise_is_known else None)
-        for part in _series(len(truth)):
-            maps.fill(part, moderate(maps.part(part), self._estimator.model, self._protocol, noise_std=noise_std[part]))
-        by_volume = measured if self._matrix is not None else None
-        measures = self._meter.measure(values, maps, series=by_volume)
+        parts = [self._judge(measured[part], noise_std[part]) for part in _series(len(truth))]
+        estimate, std, lower, upper, marked = (np.concatenate(column) for column in zip(*parts, strict=True))
         space = self.certificate.space
-        columns = space.columns
-        flags = self.certificate.out_of_distribution.flag(measures, noise_std)
-        reading = self.certificate.reader.read(
-            maps.estimate[:, columns], maps.std[:, columns], snr=measures.size / noise_std
-        )
-        marked = ~(flags.p_value > LEVEL) | (reading.trust != Trust.RANGE_GIVEN) | (maps.status != Status.OK)
         result = {}
         for k in space.told:
-            own = truth[:, columns[k]]
-            inside = (own >= reading.lower[:, k]) & (own <= reading.upper[:, k])
-            result[space.parameters[k].name] = _rates(own, maps, columns[k], marked, inside)
+            own = truth[:, space.columns[k]]
+            inside = (own >= lower[:, k]) & (own <= upper[:, k])
+            result[space.parameters[k].name] = _rates(own, estimate[:, k], std[:, k].astype(float), marked, inside)
         return result
 
+    def _judge(self, measured: Array, noise_std: Array) -> tuple[npt.NDArray[Any], ...]:
+        """Return estimate, standard deviation and range of the truth, and which voxels are marked, of one series."""
+        maps, measures = fit_voxels(
+            self._estimator, self._series, measured, noise_std, noise_is_known=self._noise_is_known
+        )
+        estimate, std = quantities_of(self.certificate, maps)
+        flags, _ = flag_voxels(self.certificate, measures, noise_std)
+        reading = read_truth(self.certificate, estimate, std, measures.size / noise_std)
+        marked = ~(flags.p_value > LEVEL) | (reading.trust != Trust.RANGE_GIVEN) | (maps.status != Status.OK)
+        return estimate, std, reading.lower, reading.upper, marked
 
-def _rates(truth: Array, maps: ParameterMaps, column: int, marked: Mask, inside: Mask) -> Rates:
-    std = maps.std[:, column].astype(np.float64)
-    off = np.abs(maps.estimate[:, column] - truth) > OFF * std
+
+def _rates(truth: Array, estimate: Array, std: Array, marked: Mask, inside: Mask) -> Rates:
+    off = np.abs(estimate - truth) > OFF * std
     silent = off & ~marked
     parts = (off, silent, silent & ~inside, ~np.isfinite(std), marked)
     return Rates(*(float(part.mean()) for part in parts))

@@ -24,12 +24,13 @@ from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.evaluation.flags.areas import clean_series, healthy_prior, spherical_mean_series
+from qmri_bidsapp.fitting.series import fit_voxels
+from qmri_bidsapp.fitting.trust import flag_voxels, quantities_of, read_truth
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.registry import get_estimator
 from qmri_bidsapp.uncertainty.certificate import N_VOXELS, certify
 from qmri_bidsapp.uncertainty.inverse import Reading, Trust
 from qmri_bidsapp.uncertainty.ood import LEVEL
-from qmri_bidsapp.uncertainty.ood_measures import Meter
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -275,8 +276,7 @@ def evaluate(
         Is told what is done now.
     """
     series = spherical_mean_series()
-    protocol, matrix = MODEL.adapt(series)
-    assert matrix is not None
+    protocol, _ = MODEL.adapt(series)
     lesion, white, rest, _ = parts = brain.choose(n_white, seed)
     index = np.concatenate(parts)
     truth = brain.values.reshape(-1, 2)[index]
@@ -293,20 +293,14 @@ def evaluate(
         for name in estimators:
             report(f"SNR {snr:g}: {name}")
             estimator = prepare(name, protocol, noise, seed)
-            powder, level = measured @ matrix, np.full(len(measured), 1 / snr)
-            maps = estimator.predict(powder, noise_std=level)
-            measures = Meter(estimator, protocol, series).measure(powder, maps, series=measured)
+            level = np.full(len(measured), 1 / snr)
+            maps, measures = fit_voxels(estimator, series, measured, level)
             uniform, healthy = (
                 certify(estimator, protocol, noise=noise, prior=prior_of(key), n=n_reference, seed=seed)
                 for key in ("uniform", "healthy")
             )
-            columns = uniform.space.columns
-            reading = uniform.reader.read(maps.estimate[:, columns], maps.std[:, columns], snr=measures.size * snr)
-            voxels = Voxels(
-                truth,
-                maps.estimate[:, 1:3].astype(np.float64),
-                reading,
-                healthy.out_of_distribution.flag(measures, level).p_value,
-            )
+            reading = read_truth(uniform, *quantities_of(uniform, maps), measures.size * snr)
+            flags, _ = flag_voxels(healthy, measures, level)
+            voxels = Voxels(truth, maps.estimate[:, 1:3].astype(np.float64), reading, flags.p_value)
             numbers = voxels.numbers(slice(ends[0]), slice(*ends[:2]), regional_mean)
             yield snr, name, Outcome(numbers, voxels.maps(slice(ends[2], None)))
