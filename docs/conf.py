@@ -1,4 +1,4 @@
-"""Sphinx configuration; the pages of options and models are written from the program itself."""
+"""Sphinx configuration. The lists of options and models are generated from the program."""
 
 from __future__ import annotations
 
@@ -57,8 +57,11 @@ def _write_models() -> None:
 GENERATED.mkdir(exist_ok=True)
 os.environ["COLUMNS"] = "100"
 (GENERATED / "help.txt").write_text(build_parser().format_help())
-(tools,) = build_tools_parser()._subparsers._group_actions
-(GENERATED / "correct.txt").write_text(tools.choices["correct"].format_help())
+tools_parser = build_tools_parser()
+(GENERATED / "qmri.txt").write_text(tools_parser.format_help())
+(tools,) = tools_parser._subparsers._group_actions
+for name in ("correct", "train"):
+    (GENERATED / f"{name}.txt").write_text(tools.choices[name].format_help())
 for name in TRAININGS:
     (train,) = training_parser(name)._subparsers._group_actions
     (what,) = train.choices["train"]._subparsers._group_actions

@@ -209,8 +209,19 @@ def test_every_option_in_the_documentation_exists():
     repository = Path(__file__).resolve().parents[2]
     known = _options(build_parser()) | _options(tools.build_parser())
     known = known.union(*(_options(tools.training_parser(name)) for name in tools.TRAININGS))
-    # Of docker, pip and benchmarks.
+    # Options of docker, apptainer, sbatch, pip and the benchmarks.
     foreign = {"--cohorts", "--only", "--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
+    foreign |= {
+        "--build-arg",
+        "--tags",
+        "--abbrev",
+        "--cleanenv",
+        "--array",
+        "--cpus-per-task",
+        "--mem",
+        "--time",
+        "--wrap",
+    }
     for page in [repository / "README.md", *sorted((repository / "docs").rglob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
         assert used <= known | foreign, page.name

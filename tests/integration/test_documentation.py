@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.app.parser import parse
@@ -13,6 +14,8 @@ from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.training import Training
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
+FOLDERS = ("tutorials", "how-to", "reference", "explanation", "validation")
+NAMES = sorted(path.relative_to(PAGES).as_posix() for folder in FOLDERS for path in (PAGES / folder).glob("*.md"))
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -21,34 +24,46 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+def commands(page: str) -> list[list[str]]:
+    """Return the words of each shell command of a page."""
+    code = "".join(blocks(page, "console")).replace("\\\n", " ").replace("3f0c...", 16 * "3f0c")
+    return [line.partition("  #")[0].split() for line in code.splitlines()]
+
+
 def test_the_example_of_learned_estimators(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(MultilayerPerceptron.__init__.__kwdefaults__, "training", Training(steps=1000, batch_size=256))
     monkeypatch.setattr(MultilayerPerceptron, "default_combinations", 2**15)
-    (example,) = blocks("explanation/learned.md", "python")
+    (example,) = blocks("how-to/train.md", "python")
     names: dict[str, object] = {}
-    exec(compile(example, "learned.md", "exec"), names)
+    exec(compile(example, "train.md", "exec"), names)
     assert (tmp_path / "weights-t2" / "card.json").is_file()
     maps = names["maps"]
     np.testing.assert_allclose(maps.estimate[:, 1], [0.08, 0.11], rtol=0.2)
     assert (maps.std > 0).all()
 
 
-def test_commands_with_learned_estimators_can_be_parsed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", NAMES)
+def test_python_examples_are_valid(page):
+    for example in blocks(page, "python"):
+        compile(example, page, "exec")
+
+
+@pytest.mark.parametrize("page", [name for name in NAMES if any(c and c[0].startswith("qmri") for c in commands(name))])
+def test_commands_can_be_parsed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("weights", "networks"):
-        (tmp_path / folder).mkdir()
-    commands = [
-        line.partition("  #")[0].split()
-        for page in (
-            "explanation/learned.md",
-            "how-to/usage.md",
-            "explanation/spatial_networks.md",
-            "explanation/motion_correction.md",
-        )
-        for block in blocks(page, "console")
-        for line in block.splitlines()
-    ]
-    programs = {"qmri": tools.build_parser().parse_args, "qmri-bids": parse}
-    tried = [programs[name](words) for name, *words in commands if name in programs]
-    assert len(tried) > 10
+    for folder in ("weights", "networks", "head", "RUN/weights"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "sfcn.pt").touch()
+    for name, *words in commands(page):
+        if name == "qmri-bids" and words != ["--version"]:
+            assert parse(words).output_dir
+        elif name == "qmri":
+            own = words[0] == "train" and words[1] in tools.TRAININGS
+            parser = tools.training_parser(words[1]) if own else tools.build_parser()
+            assert callable(parser.parse_args(words).run)
+
+
+def test_every_page_is_in_the_index():
+    listed = set(re.findall(r"^([a-z-]+/\w+)$", (PAGES / "index.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert listed == {name.removesuffix(".md") for name in NAMES if not name.startswith("tutorials/")}
