@@ -12,12 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from qmri_bidsapp import formats
 from qmri_bidsapp.artifacts.atomic import atomic_folder
 from qmri_bidsapp.errors import OutputError, WeightsError
 
 TENSORS, CARD = "weights.safetensors", "card.json"
-#: Raised whenever the meaning of stored tensors changes.
-FORMAT = 2
 REMEDY = "Train weights for this with `qmri train`."
 #: Most weights of a folder that a message tells apart.
 MAX_LISTED = 3
@@ -56,7 +55,7 @@ def save_weights(
     # Tensors carry the hash of what the card says, so that a card of other weights, or a changed one, is noticed.
     data = save({key: value.contiguous().cpu() for key, value in tensors.items()}, {"card": key_of([identity, notes])})
     card = {
-        "format": FORMAT,
+        "format": formats.WEIGHTS,
         "sha256": hashlib.sha256(data).hexdigest(),
         "identity": dict(identity),
         "notes": dict(notes),
@@ -90,8 +89,9 @@ def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str
         known, notes, digest, version = (card[key] for key in ("identity", "notes", "sha256", "format"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder} holds no readable weights ({type(error).__name__}): train them again.") from error
-    if version != FORMAT:
-        raise WeightsError(f"The weights in {folder} have format {version}, this program needs {FORMAT}: train again.")
+    if version != formats.WEIGHTS:
+        needed = formats.WEIGHTS
+        raise WeightsError(f"The weights in {folder} have format {version}, this program needs {needed}: train again.")
     if hashlib.sha256(data).hexdigest() != digest:
         raise WeightsError(
             f"{folder / TENSORS} is not what its card says (SHA-256): it was damaged or changed. {REMEDY}"

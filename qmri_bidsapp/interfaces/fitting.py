@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from qmri_bidsapp.core.maps import ParameterMaps
     from qmri_bidsapp.fitting.series import SeriesFit
 
-#: Raised when the same inputs give other maps than before, so that fits in an old work folder are not reused.
-FORMAT = 2
-
 
 class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
@@ -47,7 +44,6 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     weights_digest = traits.Str(desc="content hash of a folder that the user named: other weights, other maps")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     n_threads = traits.Int(1, usedefault=True, nohash=True)
-    format = traits.Int(FORMAT, usedefault=True, desc="of the fit; another one, another hash")
     with_evidence = traits.Bool(False, usedefault=True, desc="whether to record what the fit can be judged by")
 
 

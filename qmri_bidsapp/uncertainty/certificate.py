@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Self
 
-from qmri_bidsapp import __version__
+from qmri_bidsapp import formats
 from qmri_bidsapp.artifacts.atomic import atomic_folder
 from qmri_bidsapp.artifacts.weights import key_of
 from qmri_bidsapp.core.acquisition import Acquisition
@@ -36,8 +36,6 @@ from qmri_bidsapp.uncertainty.tissues import tissues_of
 Array = npt.NDArray[np.float64]
 
 ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
-#: Raised whenever the meaning of stored numbers changes.
-FORMAT = 7
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
@@ -170,7 +168,7 @@ class Certificate:
         quantities = self.space.parameters
         overall = self._errors()
         return {
-            "format": FORMAT,
+            "format": formats.CERTIFICATE,
             "key": self.key,
             "identity": self.identity,
             "told": [quantities[k].name for k in self.space.told],
@@ -233,7 +231,7 @@ class Certificate:
             local = LocalErrors(*(arrays[f"local_{name}"] for name in LocalErrors._fields))
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(f"{folder} holds no readable certificate ({type(error).__name__}): delete it.") from error
-        if stored != FORMAT or identity["model"] != model.name or summary["key"] != key_of(identity):
+        if stored != formats.CERTIFICATE or identity["model"] != model.name or summary["key"] != key_of(identity):
             raise InputError(f"{folder} holds no certificate of model {model.name} in this format: delete it.")
         return cls(model, identity, pairs, survey, tissues, known, local)
 
@@ -255,7 +253,7 @@ def identity_of(
         weights = estimator.sha256_ or key_of(estimator.notes_)
     quantities = (*estimator.model.parameters, *estimator.model.derived)
     return {
-        "format": FORMAT,
+        "format": formats.CERTIFICATE,
         "model": estimator.model.name,
         "bounds": {p.name: list(p.bounds) for p in quantities},
         "estimator": estimator.name,
@@ -268,7 +266,7 @@ def identity_of(
         "covariates_are_known": covariates_are_known,
         "n": n,
         "seed": seed,
-        "version": __version__,
+        "maps": formats.MAPS,
     }
 
 

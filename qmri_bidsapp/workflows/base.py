@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp import __version__
+from qmri_bidsapp import formats
 from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.motion_score import add_motion, save_inputs
 from qmri_bidsapp.workflows.outputs import (
@@ -48,8 +48,8 @@ __all__ = [
 
 
 def cache_dir(config: Config) -> Path:
-    """Return the folder of nipype's cache; another version of the program starts afresh."""
-    return Path(config.work_dir) / f"qmri_bidsapp-{__version__}"
+    """Return the folder of nipype's cache; a version of the program that computes other maps uses another folder."""
+    return Path(config.work_dir) / f"qmri_bidsapp-maps{formats.MAPS}"
 
 
 def samples_file(config: Config, model_name: str) -> Path | None:

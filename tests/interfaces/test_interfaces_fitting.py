@@ -10,7 +10,7 @@ from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.estimators.likelihood.log_linear import WeightedLinearLeastSquares
 from qmri_bidsapp.fitting.noise import SeriesNoise
 from qmri_bidsapp.fitting.series import fit_series
-from qmri_bidsapp.interfaces.fitting import FORMAT, Fit
+from qmri_bidsapp.interfaces.fitting import Fit
 from qmri_bidsapp.models.tensor import DiffusionTensor
 
 NOISE = 2.0
@@ -80,11 +80,3 @@ def test_a_posterior_adds_limits_and_evidence(tmp_path: Path) -> None:
     low, high = (np.asarray(nib.load(tmp_path / f"t2_{limit}.nii").dataobj) for limit in ("low", "high"))
     estimate = np.asarray(nib.load(tmp_path / "t2.nii").dataobj)
     assert ((low < estimate) & (estimate < high)).all()
-
-
-def test_fits_of_an_earlier_format_are_not_taken_from_the_work_folder() -> None:
-    """Nipype reuses what a node of the same hash left, of whatever state of the program."""
-    hashes = {Fit(model="t2", format=number).inputs.get_hashval()[1] for number in (FORMAT, FORMAT - 1)}
-    assert len(hashes) == 2
-    assert Fit(model="t2").inputs.get_hashval()[1] in hashes
-    assert ("format", FORMAT) in Fit(model="t2").inputs.get_hashval()[0]

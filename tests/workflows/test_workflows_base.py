@@ -4,7 +4,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
+import qmri_bidsapp
+from qmri_bidsapp import formats
 from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
 from qmri_bidsapp.core.acquisition import MultiEcho
@@ -31,6 +34,17 @@ def test_steps_of_two_series_are_told_apart(tmp_path: Path) -> None:
     assert "run-1_MESE alignment" in titles
     assert "run-2_T1w brain mask" in titles
     assert sorted(set(titles)) == sorted(titles)
+
+
+def test_work_of_a_version_with_other_maps_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nipype's hashes cover the inputs of a step, not its code: the folder's name stands for that."""
+    config = Config(tmp_path, tmp_path / "out", "participant", "run", tmp_path.parent / "work")
+    before = cache_dir(config)
+    monkeypatch.setattr(qmri_bidsapp, "__version__", "99", raising=False)
+    assert cache_dir(config) == before
+    monkeypatch.setattr(formats, "MAPS", formats.MAPS + 1)
+    assert cache_dir(config) != before
+    assert cache_dir(config).parent == config.work_dir
 
 
 def test_learned_estimators_are_trained_or_given_their_weights(tmp_path: Path) -> None:

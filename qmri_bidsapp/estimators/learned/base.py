@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from typing_extensions import Self
 
-from qmri_bidsapp import __version__
+from qmri_bidsapp import __version__, formats
 from qmri_bidsapp.artifacts.weights import REMEDY, find_weights, key_of, load_weights, save_weights, sha256_of
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
@@ -238,7 +238,7 @@ class LearnedEstimator(TrainedEstimator):
                 **self.recipe(acquisition, seed),
                 "protocol": acquisition.to_dict(),
                 "device": torch.device(self.device).type,
-                "version": __version__,
+                "maps": formats.MAPS,
             }
         )
 
