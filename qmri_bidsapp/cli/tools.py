@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import correct
+from qmri_bidsapp.cli import correct, fit
 from qmri_bidsapp.cli.arguments import Parser, seed
 from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
 from qmri_bidsapp.cli.exits import exit_code, say_error, say_unexpected
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     models = commands.add_parser("models", help="list models and estimators")
     models.set_defaults(run=_models)
+    fit.add_parser(commands)
     evaluate.add_parser(commands)
     train.add_parser(commands)
     correct.add_parser(commands)

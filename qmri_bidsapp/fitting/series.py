@@ -158,10 +158,12 @@ def fit_series(
     ProtocolError
         If the protocol cannot identify the model's parameters.
     InputError
-        If the mask is empty, or a covariate has another shape.
+        If the mask is empty, the number of images does not fit the protocol, or a covariate has another shape.
     """
     if not mask.any():
         raise InputError("The mask is empty: there is no voxel to fit.")
+    if data.shape[3] != acquisition.n_measurements:
+        raise InputError(f"The series has {data.shape[3]} images, but the protocol {acquisition.n_measurements}.")
     for values in covariates:
         if values.shape != mask.shape:
             raise InputError(f"A covariate has shape {values.shape}, but the series has {mask.shape}: resample it.")

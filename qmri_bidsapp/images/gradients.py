@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,24 +40,41 @@ def read_gradients(
         If a file cannot be read, counts disagree, or a diffusion-weighted volume has no unit vector.
     """
     b_value = _read_numbers(bval_file).ravel()
-    direction = np.atleast_2d(_read_numbers(bvec_file))
     if len(b_value) != n_volumes:
         raise InputError(f"{bval_file} holds {len(b_value)} b-values, but the image has {n_volumes} volumes.")
+    return _checked(b_value, np.atleast_2d(_read_numbers(bvec_file)), str(bval_file), str(bvec_file))
+
+
+def as_gradients(bvals: Any, bvecs: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return b-values (n_volumes,) and directions (n_volumes, 3) of arrays or files; see `read_gradients`."""
+    b_value, direction = (
+        _read_numbers(given) if isinstance(given, (str, Path)) else np.asarray(given, dtype=np.float64)
+        for given in (bvals, bvecs)
+    )
+    files = [str(given) if isinstance(given, (str, Path)) else None for given in (bvals, bvecs)]
+    return _checked(b_value.ravel(), np.atleast_2d(direction), files[0] or "bvals", files[1] or "bvecs")
+
+
+def _checked(
+    b_value: npt.NDArray[np.float64], direction: npt.NDArray[np.float64], bval_name: str, bvec_name: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return b-values and unit vectors, or raise InputError with the name of what is wrong."""
+    n_volumes = len(b_value)
     if direction.shape == (3, n_volumes):
         direction = direction.T
     if direction.shape != (n_volumes, 3):
         raise InputError(
-            f"{bvec_file} must hold 3 x {n_volumes} numbers, got {direction.shape[0]} x {direction.shape[1]}."
+            f"{bvec_name} must hold 3 x {n_volumes} numbers, got {direction.shape[0]} x {direction.shape[1]}."
         )
     if np.any(b_value < 0) or not np.all(np.isfinite(b_value)):
-        raise InputError(f"{bval_file} holds negative or undefined b-values.")
+        raise InputError(f"{bval_name} holds negative or undefined b-values.")
     weighted = b_value > B0_THRESHOLD
     norm = np.linalg.norm(direction, axis=1)
     bad = weighted & ~(np.abs(norm - 1) <= NORM_TOLERANCE)
     if np.any(bad):
         first = int(np.flatnonzero(bad)[0])
         raise InputError(
-            f"{bvec_file}: the direction of volume {first} (b = {b_value[first]:g} s/mm2) must be a unit vector, "
+            f"{bvec_name}: the direction of volume {first} (b = {b_value[first]:g} s/mm2) must be a unit vector, "
             f"got length {norm[first]:.3g}."
         )
     unit = np.zeros_like(direction)

@@ -205,3 +205,56 @@ def save_columns(
         save_image(make_image(fill(values[:, k], mask, background), mask_image), folder / f"{name}.nii")
         for k, name in enumerate(names)
     ]
+
+
+def as_volume(image: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Return a 3-D image as (x, y, z) float32, and its affine; that of an array is the identity.
+
+    Parameters
+    ----------
+    image : array_like, nibabel image or path
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or is not 3-D.
+    """
+    if isinstance(image, (str, Path)):
+        image = load_image(image, ndim=3, may_be_zero=True)
+    data, affine = (image.dataobj, image.affine) if hasattr(image, "dataobj") else (image, np.eye(4))
+    values = np.asarray(data, dtype=np.float32)
+    values = values.reshape(_squeezed(values.shape, 3))
+    if values.ndim != 3:
+        raise InputError(f"A 3-D image is needed, got shape {values.shape}.")
+    return values, np.asarray(affine, dtype=np.float64)
+
+
+def as_series(series: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Return a series as (x, y, z, n_images) float32, and its affine; that of arrays is the identity.
+
+    Parameters
+    ----------
+    series : array_like, nibabel image or path, or a list or tuple of 3-D ones
+        4-D, or one 3-D image per measurement.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read, is not 4-D, or the images differ in shape or affine.
+    """
+    if isinstance(series, (str, Path)):
+        series = load_image(series, ndim=4)
+    elif isinstance(series, (list, tuple)) and all(isinstance(item, (str, Path)) for item in series):
+        series = merge_series(series)
+    elif isinstance(series, (list, tuple)):
+        parts = [as_volume(item) for item in series]
+        if len({values.shape for values, _ in parts}) != 1:
+            raise InputError(f"The images of a series need one shape, got {[values.shape for values, _ in parts]}.")
+        if any(not np.allclose(affine, parts[0][1], atol=AFFINE_TOLERANCE) for _, affine in parts):
+            raise InputError("The images of a series need one affine; resample them to one grid.")
+        return np.stack([values for values, _ in parts], axis=-1), parts[0][1]
+    data, affine = (series.dataobj, series.affine) if hasattr(series, "dataobj") else (series, np.eye(4))
+    values = np.asarray(data, dtype=np.float32)
+    if values.ndim != 4:
+        raise InputError(f"A series needs four dimensions (x, y, z, images), got shape {values.shape}.")
+    return values, np.asarray(affine, dtype=np.float64)

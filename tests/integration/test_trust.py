@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import qmri_bidsapp as qmri
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import LEVEL, Reason
@@ -157,3 +158,24 @@ def test_nothing_of_it_on_request(heads, out, tmp_path):
         load(tmp_path / "out" / "sub-01" / "anat" / "sub-01_T2map.nii.gz"),
         load(out / "sub-01" / "anat" / "sub-01_T2map.nii.gz"),
     )
+
+
+def test_python_gives_the_numbers_of_the_app_to_the_bit(heads, out):
+    """From the preprocessed images and the mask that the app wrote."""
+    anat = out / "sub-01" / "anat"
+    echoes = sorted(str(path) for path in anat.glob("*_desc-preproc_MESE.nii.gz"))
+    maps = qmri.fit("t2", echoes, echo_time=ECHO_TIMES, mask=anat / "sub-01_desc-MESEbrain_mask.nii.gz")
+    stem = str(anat / "sub-01_desc-nlls")
+    expected = {
+        "": maps["T2"],
+        "std": maps.std["T2"],
+        "bias": maps.bias["T2"],
+        "truthlow": maps.truth_low["T2"],
+        "truthhigh": maps.truth_high["T2"],
+    }
+    for ending, values in expected.items():
+        name = f"{stem}{ending}_T2map.nii.gz" if ending else stem.replace("_desc-nlls", "_T2map.nii.gz")
+        np.testing.assert_array_equal(load(Path(name)), values, err_msg=ending)
+    np.testing.assert_array_equal(load(Path(f"{stem}t2status_dseg.nii.gz")), maps.status)
+    np.testing.assert_array_equal(load(Path(f"{stem}t2flag_dseg.nii.gz")), maps.flag)
+    np.testing.assert_array_equal(load(Path(f"{stem}t2flag_pvalue.nii.gz")), maps.p_value)
