@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.bids.record import FitRecord, SubjectRecord
+from qmri_bidsapp.bids.record_files import read_record, record_files
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.errors import InputMissingError
+from qmri_bidsapp.errors import InputMissingError, ProtocolError
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import load_estimators
@@ -75,14 +75,9 @@ def find_fits(folder: Path, model: SignalModel) -> list[FoundFit]:
         If there is none, or a record cannot be read.
     """
     found = []
-    for path in sorted((folder / "logs").glob("sub-*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            series = {item["name"]: item for item in record["series"]}
-            fits = [fit for fit in record["fits"] if fit["model"] == model.name]
-            found += [_found(folder, path.stem.removeprefix("sub-"), model, fit, series[fit["series"]]) for fit in fits]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputMissingError(f"{path} cannot be used ({error!r}): run the participant again.") from error
+    for path in record_files(folder):
+        record = read_record(path)
+        found += [_found(folder, record, model, fit, path) for fit in record.fits if fit.model == model.name]
     if not found:
         raise InputMissingError(
             f"{folder} holds no fit of model {model.name}: it must be an output folder of qmri-bids."
@@ -90,15 +85,22 @@ def find_fits(folder: Path, model: SignalModel) -> list[FoundFit]:
     return found
 
 
-def _found(folder: Path, subject: str, model: SignalModel, fit: dict[str, Any], series: dict[str, Any]) -> FoundFit:
+def _found(folder: Path, record: SubjectRecord, model: SignalModel, fit: FitRecord, path: Path) -> FoundFit:
+    series = record.series_of(fit)
+    try:
+        acquisition = series.acquisition
+    except ProtocolError as error:
+        raise InputMissingError(f"{path} cannot be used ({error}): run participant {path.stem} again.") from error
+    if acquisition is None:
+        raise InputMissingError(f"{path} has no protocol of {series.name}: run participant {path.stem} again.")
     return FoundFit(
         folder=folder,
-        subject=subject,
-        acquisition=model.adapt(Acquisition.from_dict(series["protocol"]))[0],
-        estimator=fit["estimator"],
-        maps={item["parameter"]: item["map"] for item in fit["maps"]},
-        status=fit["status"],
-        tissues=series["tissues"],
+        subject=record.subject,
+        acquisition=model.adapt(acquisition)[0],
+        estimator=fit.estimator,
+        maps={item.parameter: item.estimate for item in fit.maps},
+        status=fit.status,
+        tissues=series.tissues,
     )
 
 

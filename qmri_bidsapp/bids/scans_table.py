@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qmri_bidsapp.bids.derivatives import save_json, save_table
+from qmri_bidsapp.bids.record import MotionScoreRecord, MotionScoreValues
 
-#: Columns of ``scans.tsv``, and where the numbers are in the record.
+#: Column of ``scans.tsv`` -> field of `MotionScoreValues`.
 COLUMNS = {"motion_score": "mean", "motion_score_low": "low", "motion_score_high": "high", "motion_score_p": "p_value"}
 _TEXTS = {
     "motion_score": "Mean deviation between successive poses of the head (Jenkinson 1999) during the T1w, as estimated",
@@ -51,15 +52,14 @@ def distribution_file(found: Mapping[str, Any], bins: Sequence[float]) -> dict[s
     return content
 
 
-def write_scans(out_dir: Path, entries: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> list[str]:
+def write_scans(out_dir: Path, entries: Sequence[MotionScoreRecord], about: Mapping[str, Any]) -> list[str]:
     """Write the rows of T1w images into the ``scans.tsv`` of their sessions; rows of others with the same weights stay.
 
     Parameters
     ----------
     out_dir : Path
-    entries : sequence of mapping
-        ``image``: path of the preprocessed T1w in the output folder; a row is written where it is there. ``mean``,
-        ``low``, ``high``, ``p_value`` and ``grades`` (grade -> probability), where known.
+    entries : sequence of MotionScoreRecord
+        A row is written where the preprocessed T1w exists.
     about : mapping
         Further fields of the description of ``motion_score``.
 
@@ -69,19 +69,19 @@ def write_scans(out_dir: Path, entries: Sequence[Mapping[str, Any]], about: Mapp
         Files written, relative to the output folder.
     """
     written = []
-    files: dict[str, list[Mapping[str, Any]]] = {}
+    files: dict[str, list[MotionScoreRecord]] = {}
     for entry in entries:
-        folders = Path(entry["image"]).parts[:-2]
+        folders = Path(entry.image).parts[:-2]
         files.setdefault(f"{'/'.join(folders)}/{'_'.join(folders)}_scans.tsv", []).append(entry)
     for name, own in files.items():
         sidecar = name.replace(".tsv", ".json")
         earlier = _read(out_dir / name) if _weights(out_dir / sidecar) == about.get("WeightsSHA256") else []
         rows = {row["filename"]: row for row in earlier}
         for entry in own:
-            image = "/".join(Path(entry["image"]).parts[-2:])
+            image = "/".join(Path(entry.image).parts[-2:])
             rows.pop(image, None)
-            if (out_dir / entry["image"]).is_file():
-                rows[image] = {"filename": image, **_numbers(entry)}
+            if (out_dir / entry.image).is_file():
+                rows[image] = {"filename": image, **_numbers(entry.score)}
         columns = list(dict.fromkeys(["filename", *COLUMNS, *(column for row in rows.values() for column in row)]))
         if not rows:
             for path in (name, sidecar):
@@ -94,10 +94,13 @@ def write_scans(out_dir: Path, entries: Sequence[Mapping[str, Any]], about: Mapp
     return written
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
-    # Bins begin below 0, where no score can be.
-    numbers = {column: None if entry.get(key) is None else max(0.0, entry[key]) for column, key in COLUMNS.items()}
-    return numbers | {grade_column(grade): value for grade, value in entry.get("grades", {}).items()}
+def _numbers(score: MotionScoreValues | None) -> dict[str, float | None]:
+    if score is None:
+        return dict.fromkeys(COLUMNS)
+    found = {column: getattr(score, name) for column, name in COLUMNS.items()}
+    # The lowest bins lie below 0, where no score can be.
+    numbers = {column: None if value is None else max(0.0, value) for column, value in found.items()}
+    return numbers | {grade_column(grade): value for grade, value in score.grades.items()}
 
 
 def _descriptions(columns: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:

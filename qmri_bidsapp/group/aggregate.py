@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,15 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from qmri_bidsapp.bids.derivatives import save_json, save_table
+from qmri_bidsapp.bids.record import FitRecord, MapRecord, SeriesRecord, TruthRecord
+from qmri_bidsapp.bids.record_files import read_record, record_files
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import NothingMatchedError, QmriError
+from qmri_bidsapp.reports.figures import TISSUE_NAMES
 from qmri_bidsapp.reports.flags import MOST, main_reason, part_flagged
-from qmri_bidsapp.reports.tables import protocol_rows, truth_of
+from qmri_bidsapp.reports.tables import protocol_rows
 from qmri_bidsapp.uncertainty.ood import Reason
 
-TISSUES = {"GM": 1, "WM": 2, "CSF": 3}
 COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant"},
     "session": {"Description": "Session, n/a where the data set has none"},
@@ -107,9 +107,7 @@ def aggregate(out_dir: Path, participant_labels: tuple[str, ...] = ()) -> tuple[
     NothingMatchedError
         If there is no record.
     """
-    records = sorted((out_dir / "logs").glob("sub-*.json"))
-    if participant_labels:
-        records = [path for path in records if path.stem[4:] in participant_labels]
+    records = record_files(out_dir, participant_labels)
     if not records:
         raise NothingMatchedError(f"{out_dir / 'logs'} holds no record of these participants: run them first.")
     found: dict[str, GroupTable] = {}
@@ -135,73 +133,67 @@ def _write(out_dir: Path, table: GroupTable) -> None:
 
 
 def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warnings: list[str]) -> None:
-    """Add the rows of all fits of a participant; a fit that cannot be read adds a warning instead."""
+    """Add the rows of all fits of a participant; a record or fit that cannot be read adds a warning instead."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        series = {item["name"]: item for item in record["series"]}
-        fits = [
-            (fit, truth_of(record, fit), series[fit["series"]], dict(protocol_rows(series[fit["series"]])[1:]))
-            for fit in record["fits"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, QmriError) as error:
-        warnings.append(f"{path.name} cannot be used ({type(error).__name__}: {error}): run the participant again.")
+        record = read_record(path)
+        protocols = {series.name: dict(protocol_rows(series)[1:]) for series in record.series}
+    except QmriError as error:
+        warnings.append(str(error))
         return
-    for fit, truth, source, protocol in fits:
+    for fit in record.fits:
+        series, truth = record.series_of(fit), record.truth_of(fit)
+        where = f"{path.stem}, {fit.series}, {fit.model}"
         try:
             flags, warning = _flags(out_dir, truth)
-            warnings += [f"{path.stem}, {fit['series']}, {fit['model']}: {warning}"] if warning else []
-            entries = _fit_rows(out_dir, path.stem, source, fit, flags)
-        except KeyError as error:
-            warnings.append(f"{path.name} cannot be used (no entry {error}): run the participant again.")
-            continue
+            warnings += [f"{where}: {warning}"] if warning else []
+            entries = _fit_rows(out_dir, path.stem, series, fit, flags)
         except _UNREADABLE as error:
-            where = f"{path.stem}, {fit['series']}, {fit['model']}"
             warnings.append(f"{where}: a map cannot be read ({error}): run the participant again.")
             continue
+        counts = truth.flag_counts if truth else {}
         for name, item, rows in entries:
-            table = found.setdefault(name, GroupTable(name, item["description"], item["unit"]))
+            table = found.setdefault(name, GroupTable(name, item.description, item.unit))
             table.rows += rows
-            table.protocols[path.stem, fit["series"]] = (source["kind"], protocol)
-            counts = truth.get("flag_counts", {})
+            table.protocols[path.stem, fit.series] = (series.kind, protocols[fit.series])
             if part_flagged(counts) > MOST:
-                where = f"{path.stem}, {fit['series']} {fit['model']} ({fit['estimator']})"
+                where = f"{path.stem}, {fit.series} {fit.model} ({fit.estimator})"
                 table.unlike.append(f"{where}: {part_flagged(counts):.0%}; mostly: {main_reason(counts)}")
 
 
-def _flags(out_dir: Path, truth: Mapping[str, Any]) -> tuple[npt.NDArray[np.integer] | None, str]:
+def _flags(out_dir: Path, truth: TruthRecord | None) -> tuple[npt.NDArray[np.integer] | None, str]:
     """Return the flags of a fit, or None, and what is wrong with them."""
-    if "flag" not in truth:
+    if truth is None or truth.flag is None:
         return None, ""
     try:
-        return _load(out_dir / truth["flag"]), ""
+        return _load(out_dir / truth.flag), ""
     except _UNREADABLE as error:
-        return None, f"{truth['flag']} cannot be read ({error}): run the participant again."
+        return None, f"{truth.flag} cannot be read ({error}): run the participant again."
 
 
 def _fit_rows(
     out_dir: Path,
     participant: str,
-    series: Mapping[str, Any],
-    fit: Mapping[str, Any],
+    series: SeriesRecord,
+    fit: FitRecord,
     flags: npt.NDArray[np.integer] | None,
-) -> list[tuple[str, Mapping[str, Any], list[dict[str, Any]]]]:
+) -> list[tuple[str, MapRecord, list[dict[str, Any]]]]:
     """Return name of the table, map of the record and rows, for all maps of a fit: all or none."""
-    status = _load(out_dir / fit["status"])
+    status = _load(out_dir / fit.status)
     regions = {"brain": status != Status.OUTSIDE}
-    if series["tissues"]:
-        tissues = _load(out_dir / series["tissues"])
-        regions |= {name: regions["brain"] & (tissues == label) for name, label in TISSUES.items()}
+    if series.tissues:
+        tissues = _load(out_dir / series.tissues)
+        regions |= {name: regions["brain"] & (tissues == label) for label, name in TISSUE_NAMES.items()}
     entries = []
-    for item in fit["maps"]:
-        values = _load(out_dir / item["map"])
+    for item in fit.maps:
+        values = _load(out_dir / item.estimate)
         if values.shape != status.shape:
-            raise ValueError(f"{item['map']} has the shape {values.shape}, its status map {status.shape}")
+            raise ValueError(f"{item.estimate} has the shape {values.shape}, its status map {status.shape}")
         origin = {
             "participant_id": participant,
-            "session": series["entities"].get("ses"),
-            "series": fit["series"],
-            "model": fit["model"],
-            "estimator": fit["estimator"],
+            "session": series.entities.get("ses"),
+            "series": fit.series,
+            "model": fit.model,
+            "estimator": fit.estimator,
         }
         rows = [
             {
@@ -209,7 +201,7 @@ def _fit_rows(
                 "tissue": tissue,
                 **_statistics(values, region, status),
                 "n_unlike": None if flags is None or flags.shape != region.shape else _n_unlike(flags[region]),
-                "unit": item["unit"],
+                "unit": item.unit,
             }
             for tissue, region in regions.items()
         ]
@@ -217,11 +209,10 @@ def _fit_rows(
     return entries
 
 
-def _table_name(fit: Mapping[str, Any], item: Mapping[str, Any]) -> str:
-    """Return ``T1map`` for relaxometry, ``smt-intrafraction`` for diffusion; S0 is told apart by its model."""
-    suffix = Path(item["map"]).name.split("_")[-1].split(".")[0]
-    label = item["parameter"].replace("_", "")
-    return f"{fit['model']}-{label}" if suffix in ("dwimap", "S0map") else suffix
+def _table_name(fit: FitRecord, item: MapRecord) -> str:
+    """Return ``T1map`` for relaxometry, ``smt-intrafraction`` for diffusion; maps of S0 are named by their model."""
+    suffix = Path(item.estimate).name.split("_")[-1].split(".")[0]
+    return f"{fit.model}-{item.parameter.replace('_', '')}" if suffix in ("dwimap", "S0map") else suffix
 
 
 def _load(path: Path) -> npt.NDArray[Any]:

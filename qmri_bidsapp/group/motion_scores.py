@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from qmri_bidsapp.bids.record import MotionScoreRecord
+from qmri_bidsapp.bids.record_files import read_record, record_files
+from qmri_bidsapp.errors import InputMissingError
 
 #: A score above the median by more than this many scaled median absolute deviations is named.
 OUTLIER_LIMIT = 3.5
@@ -65,17 +68,15 @@ def group_scores(out_dir: Path, participant_labels: Sequence[str] = ()) -> Group
     """Return the scores of all participants (or of some), from their records."""
     found: list[tuple[str, float]] = []
     doubts, refused = [], []
-    for path in sorted((out_dir / "logs").glob("sub-*.json")):
-        if participant_labels and path.stem[4:] not in participant_labels:
-            continue
+    for path in record_files(out_dir, participant_labels):
         for entry in _entries(path):
-            name = f"{path.stem}, {entry['name']}"
-            if entry.get("mean") is None:
-                refused.append(f"{name}: no score: {entry.get('refusal', '')}")
+            name = f"{path.stem}, {entry.name}"
+            if entry.score is None:
+                refused.append(f"{name}: no score: {entry.refusal}")
                 continue
-            found.append((name, float(entry["mean"])))
-            if entry.get("warnings"):
-                doubts.append(f"{name} ({entry['mean']:.2f} mm): {' '.join(entry['warnings'])}")
+            found.append((name, entry.score.mean))
+            if entry.warnings:
+                doubts.append(f"{name} ({entry.score.mean:.2f} mm): {' '.join(entry.warnings)}")
     scores = np.array([score for _, score in found])
     outside, outliers = np.zeros(len(scores), dtype=bool), []
     if len(scores) >= MIN_IMAGES:
@@ -100,10 +101,9 @@ def scores_section(found: GroupScores) -> dict[str, Any]:
     return {"found": found, "figure": figure}
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """Return the motion scores of a record; one that cannot be read is told by `aggregate`."""
+def _entries(path: Path) -> tuple[MotionScoreRecord, ...]:
+    """Return the motion scores of a record; `aggregate` reports a record that cannot be read."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")).get("motion", [])
-    except (OSError, ValueError, AttributeError):
-        return []
-    return [entry for entry in entries if isinstance(entry, dict) and "name" in entry]
+        return read_record(path).motion_scores
+    except InputMissingError:
+        return ()

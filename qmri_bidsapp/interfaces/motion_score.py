@@ -1,4 +1,4 @@
-"""Nodes of the motion score: one scores a T1w, one saves the score."""
+"""The node that scores the motion in a T1w."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from qmri_bidsapp.interfaces.derivatives import _RecordOutputSpec, _SaveInputSpec, _write_record
 from qmri_bidsapp.interfaces.preprocess import defined
 
 
@@ -48,30 +47,4 @@ class ScoreMotion(SimpleInterface):
         except InputError as error:
             found = {"refusal": str(error)}
         self._results["found"] = found
-        return runtime
-
-
-class _SaveScoreInputSpec(_SaveInputSpec):
-    found = traits.Dict(mandatory=True, desc="of `ScoreMotion`")
-    sidecar = traits.Dict(mandatory=True, desc="further fields of the file")
-
-
-class SaveScore(SimpleInterface):
-    """Save the distribution of a motion score."""
-
-    input_spec = _SaveScoreInputSpec
-    output_spec = _RecordOutputSpec
-    _always_run = True
-
-    def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.bids.derivatives import save_json
-        from qmri_bidsapp.bids.scans_table import distribution_file
-        from qmri_bidsapp.motion.scorer import MotionScore
-
-        inputs, found = self.inputs, dict(self.inputs.found)
-        content = {**inputs.sidecar, **distribution_file(found, MotionScore.bins())}
-        save_json(content, inputs.out_dir, inputs.record["distribution"])
-        kept = {name: found[name] for name in ("mean", "low", "high", "p_value", "grades", "refusal") if name in found}
-        record = {**inputs.record, **kept, "warnings": list(found.get("warnings", ()))}
-        self._results["record_file"] = _write_record(record, inputs.record_file)
         return runtime

@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.artifacts.atomic import atomic_file
-from qmri_bidsapp.errors import InputMissingError
+from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, SeriesRecord, SubjectRecord, TruthRecord
+from qmri_bidsapp.bids.record_files import read_record, record_file
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.certificate import certificate_figure, certificate_text, truth_figure
-from qmri_bidsapp.reports.figures import TISSUE_NAMES, image_figure, map_figure, motion_figure, save_svg
+from qmri_bidsapp.reports.figures import TISSUE_NAMES, head_motion_figure, image_figure, map_figure, save_svg
 from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
-from qmri_bidsapp.reports.motion_score import motion_notes, motion_reportlets
+from qmri_bidsapp.reports.motion_score import score_notes, score_reportlets
 
 #: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
 VISIBLE_MOTION = 1e-6
@@ -47,17 +48,14 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
     Raises
     ------
     InputMissingError
-        If the subject was never run.
+        If the subject was never run, or its record cannot be read.
     """
-    record_file = out_dir / "logs" / f"sub-{subject}.json"
-    if not record_file.is_file():
-        raise InputMissingError(f"{record_file} does not exist: run the participant level for sub-{subject} first.")
-    record = json.loads(record_file.read_text(encoding="utf-8"))
+    record = read_record(record_file(out_dir, subject))
     pages = _Reportlets(out_dir, subject)
     sections = [_summary(pages, record)]
-    if record.get("motion"):
-        sections.append({"name": "Motion", "reportlets": motion_reportlets(pages, record["motion"])})
-    sections += [_series_section(pages, record, series) for series in record["series"]]
+    if record.motion_scores:
+        sections.append({"name": "Motion", "reportlets": score_reportlets(pages, record.motion_scores)})
+    sections += [_series_section(pages, record, series) for series in record.series]
     if (out_dir / "logs" / "CITATION.html").is_file():
         sections.append({"name": "Methods", "reportlets": [pages.html("methods", _methods(out_dir))]})
     sections.append({"name": "Errors", "reportlets": [_errors(pages, crash_dir)]})
@@ -101,45 +99,45 @@ class _Reportlets:
         return np.asarray(image.dataobj)
 
 
-def _summary(pages: _Reportlets, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Lead with what went wrong, then say what was made."""
-    problems = [p for p in record["problems"] if p.get("severity") != "note"]
-    hints = [p["message"] for p in record["problems"] if p.get("severity") == "note"]
-    text = tables.notes([problem["message"] for problem in problems], "error") + tables.notes(hints + record["notes"])
-    for series in record["series"]:
-        text += tables.notes([f"{series['name']}: {note}" for note in series["notes"]], "warning")
-    text += tables.notes(motion_notes(record.get("motion", ())), "warning")
-    for fit in record["fits"]:
-        counts = fit["status_counts"]
-        part = counts.get("OK", 0) / max(1, sum(counts.values()))
+def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
+    """Lead with what went wrong, then list what was made."""
+    problems = [problem.message for problem in record.problems if problem.severity != "note"]
+    hints = [problem.message for problem in record.problems if problem.severity == "note"]
+    text = tables.notes(problems, "error") + tables.notes([*hints, *record.notes])
+    for series in record.series:
+        text += tables.notes([f"{series.name}: {note}" for note in series.notes], "warning")
+    text += tables.notes(score_notes(record.motion_scores), "warning")
+    for fit in record.fits:
+        part = fit.status_counts.get("OK", 0) / max(1, sum(fit.status_counts.values()))
         if part < 0.5:
-            message = f"{fit['series']}, {fit['model_title']}: only {part:.0%} of the voxels have the status OK."
+            message = f"{fit.series}, {fit.model_title}: only {part:.0%} of the voxels have the status OK."
             text += tables.notes([message], "warning")
-        flags = tables.truth_of(record, fit).get("flag_counts", {})
+        truth = record.truth_of(fit)
+        flags = truth.flag_counts if truth else {}
         if part_flagged(flags) > MOST:
             message = (
-                f"{fit['series']}, {fit['model_title']}, {fit['estimator_title']}: {part_flagged(flags):.0%} of the "
+                f"{fit.series}, {fit.model_title}, {fit.estimator_title}: {part_flagged(flags):.0%} of the "
                 f"voxels are unlike all that was simulated; mostly: {main_reason(flags)}."
             )
             text += tables.notes([message], "error")
-    if record["fits"]:
+    if record.fits:
         text += tables.overview_table(record)
     else:
         text += tables.notes(["No map was made for this participant."], "warning")
-    text += f'<p class="elem-desc">qmri_bidsapp {escape(record["version"])}</p>'
+    text += f'<p class="elem-desc">qmri_bidsapp {escape(record.version)}</p>'
     return {"name": "Summary", "reportlets": [pages.html("summary", text)]}
 
 
-def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mapping[str, Any]) -> dict[str, Any]:
+def _series_section(pages: _Reportlets, record: SubjectRecord, series: SeriesRecord) -> dict[str, Any]:
     """Protocol, preprocessing and fits of one series."""
-    name = series["name"]
+    name = series.name
     rows = tables.protocol_rows(series)
     reportlets = [
-        pages.html(f"{name}protocol", tables.table(("Protocol as read", ""), rows) + tables.notes(series["notes"]))
+        pages.html(f"{name}protocol", tables.table(("Protocol as read", ""), rows) + tables.notes(series.notes))
     ]
-    preproc = pages.volume(series["preproc"]) if series["preproc"] else None
-    mask = pages.volume(series["mask"]) if series["mask"] else None
-    tissues = pages.volume(series["tissues"]) if series["tissues"] else None
+    preproc = pages.volume(series.preproc) if series.preproc else None
+    mask = pages.volume(series.mask) if series.mask else None
+    tissues = pages.volume(series.tissues) if series.tissues else None
     if preproc is None or mask is None:
         missing = tables.notes([f"The images of {name} are not in the output folder."], "error")
         return {"name": name, "reportlets": [*reportlets, pages.html(f"{name}missing", missing)]}
@@ -149,37 +147,37 @@ def _series_section(pages: _Reportlets, record: Mapping[str, Any], series: Mappi
     reportlets.append(
         pages.figure(f"{name}image", image_figure(first, inside, tissues, title=title), subtitle="Image and mask")
     )
-    motion = np.asarray(series["motion"] or np.zeros((0, 6)), dtype=float)
+    motion = np.asarray(series.head_motion or np.zeros((0, 6)), dtype=float)
     if np.abs(motion).max(initial=0) > VISIBLE_MOTION:
-        reportlets.append(pages.figure(f"{name}motion", motion_figure(motion), subtitle="Motion against the reference"))
-    for found in record.get("orientations", ()):
-        if found["series"] == name:
+        figure = head_motion_figure(motion)
+        reportlets.append(pages.figure(f"{name}motion", figure, subtitle="Motion against the reference"))
+    for found in record.orientations:
+        if found.series == name:
             reportlets.append(_orientation_reportlet(pages, found, inside, tissues))
-    for fit in record["fits"]:
-        if fit["series"] == name:
-            truth = tables.truth_of(record, fit)
+    for fit in record.fits:
+        if fit.series == name:
+            truth = record.truth_of(fit)
             maps = _fit_reportlets(pages, fit, inside, tissues)
-            flags = _flag_reportlets(pages, fit, truth, inside, tissues) if "flag" in truth else []
-            if part_flagged(truth.get("flag_counts", {})) > MANY:
-                reportlets += flags + maps
-            else:
-                reportlets += maps + flags
-            if truth:
-                reportlets += _trust_reportlets(pages, fit, truth, inside)
+            if truth is None:
+                reportlets += maps
+                continue
+            flags = _flag_reportlets(pages, fit, truth, inside, tissues)
+            reportlets += flags + maps if part_flagged(truth.flag_counts) > MANY else maps + flags
+            reportlets += _trust_reportlets(pages, fit, truth, inside)
     return {"name": name, "reportlets": reportlets}
 
 
 def _orientation_reportlet(
     pages: _Reportlets,
-    found: Mapping[str, Any],
+    found: OrientationRecord,
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> dict[str, Any]:
     """Map and shares of the number of fibre directions."""
-    count = pages.volume(found["n_fibres"])
+    count = pages.volume(found.n_fibres)
     if count is None:
-        text = tables.notes([f"{found['n_fibres']} is not in the output folder."], "error")
-        return pages.html(f"{found['series']}nfibresmissing", text)
+        text = tables.notes([f"{found.n_fibres} is not in the output folder."], "error")
+        return pages.html(f"{found.series}nfibresmissing", text)
     white = mask if tissues is None else mask & (tissues == 2)
     known = count[white & np.isfinite(count)]
     shares = ", ".join(f"{n}: {np.mean(known == n) if known.size else 0:.0%}" for n in range(4))
@@ -187,81 +185,83 @@ def _orientation_reportlet(
     figure = map_figure(
         count, None, mask, tissues, title="Number of fibre directions", unit="1", display_range=(0.0, 3.0)
     )
-    caption = f"{found['n_fibres']}. Voxels of {where} by number of directions: {shares}. {' '.join(found['notes'])}"
-    return pages.figure(f"{found['series']}nfibres", figure, subtitle="Fibre directions", caption=caption)
+    caption = f"{found.n_fibres}. Voxels of {where} by number of directions: {shares}. {' '.join(found.notes)}"
+    return pages.figure(f"{found.series}nfibres", figure, subtitle="Fibre directions", caption=caption)
 
 
 def _fit_reportlets(
     pages: _Reportlets,
-    fit: Mapping[str, Any],
+    fit: FitRecord,
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
     """Status and maps of one fit."""
-    identity = f"{fit['series']}{fit['model']}{fit['estimator']}"
-    training = fit.get("training", {}).get("EstimatorTraining", "")
+    identity = f"{fit.series}{fit.model}{fit.estimator}"
+    training = fit.training.get("EstimatorTraining", "")
     about = (
-        f"<p class='elem-desc'>{escape(fit['model_reference'])}. Standard deviation: {escape(fit['std_kind'])}. "
+        f"<p class='elem-desc'>{escape(fit.model_reference)}. Standard deviation: {escape(fit.std_kind)}. "
         f"{escape(training)}</p>"
     )
     reportlets = [
         pages.html(
             f"{identity}status",
-            about + tables.status_table(fit["status_counts"]),
-            subtitle=f"{fit['model_title']}, {fit['estimator_title']}",
+            about + tables.status_table(fit.status_counts),
+            subtitle=f"{fit.model_title}, {fit.estimator_title}",
         )
     ]
-    for item in fit["maps"]:
-        values, std = pages.volume(item["map"]), pages.volume(item["std"]) if item["std"] else None
+    for item in fit.maps:
+        values, std = pages.volume(item.estimate), pages.volume(item.std)
         if values is None:
-            text = tables.notes([f"{item['map']} is not in the output folder."], "error")
-            reportlets.append(pages.html(f"{identity}{item['parameter']}missing", text))
+            text = tables.notes([f"{item.estimate} is not in the output folder."], "error")
+            reportlets.append(pages.html(f"{identity}{item.parameter}missing", text))
             continue
         figure = map_figure(
             values,
             std if std is not None and np.isfinite(std).any() else None,
             mask,
             tissues,
-            title=item["description"],
-            unit=item["unit"],
-            display_range=item["display_range"] and tuple(item["display_range"]),
+            title=item.description,
+            unit=item.unit,
+            display_range=item.display_range,
         )
-        reportlets.append(pages.figure(f"{identity}{item['parameter']}", figure, caption=item["map"]))
+        reportlets.append(pages.figure(f"{identity}{item.parameter}", figure, caption=item.estimate))
     return reportlets
 
 
 def _flag_reportlets(
     pages: _Reportlets,
-    fit: Mapping[str, Any],
-    found: Mapping[str, Any],
+    fit: FitRecord,
+    found: TruthRecord,
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
     """Voxels that are unlike all that was simulated: their number by reason and tissue, and where they are."""
-    identity = f"{fit['series']}{fit['model']}{fit['estimator']}"
-    flags, item = pages.volume(found["flag"]), fit["maps"][-1]
-    values = pages.volume(item["map"])
+    identity = f"{fit.series}{fit.model}{fit.estimator}"
+    if found.flag is None:
+        return []
+    flags, item = pages.volume(found.flag), fit.maps[-1]
+    values = pages.volume(item.estimate)
     if flags is None or values is None:
-        text = tables.notes([f"{found['flag']} or {item['map']} is not in the output folder."], "error")
+        text = tables.notes([f"{found.flag} or {item.estimate} is not in the output folder."], "error")
         return [pages.html(f"{identity}noflags", text)]
     regions = {"brain": mask}
     if tissues is not None:
         regions |= {name: mask & (tissues == label) for label, name in TISSUE_NAMES.items()}
-    title = f"Out of distribution: {fit['model_title']}, {fit['estimator_title']}"
-    text = flag_text(found["flag_counts"], found["noise_factor"], flags, regions)
-    figure = flag_figure(values, flags, mask, title=item["description"], unit=item["unit"])
+    title = f"Out of distribution: {fit.model_title}, {fit.estimator_title}"
+    text = flag_text(found.flag_counts, found.noise_factor, flags, regions)
+    figure = flag_figure(values, flags, mask, title=item.description, unit=item.unit)
     return [
         pages.html(f"{identity}flags", text, subtitle=title),
-        pages.figure(f"{identity}flagged", figure, caption=found["flag"]),
+        pages.figure(f"{identity}flagged", figure, caption=found.flag),
     ]
 
 
 def _trust_reportlets(
-    pages: _Reportlets, fit: Mapping[str, Any], found: Mapping[str, Any], mask: npt.NDArray[np.bool_]
+    pages: _Reportlets, fit: FitRecord, found: TruthRecord, mask: npt.NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Certificate of a fit, and the expected bias and the range of the truth that follow from it."""
-    identity, name = f"{fit['series']}{fit['model']}{fit['estimator']}", found.get("certificate")
-    title = f"How far to trust it: {fit['model_title']}, {fit['estimator_title']}"
+    identity, name = f"{fit.series}{fit.model}{fit.estimator}", found.certificate
+    title = f"How far to trust it: {fit.model_title}, {fit.estimator_title}"
     if name is None:
         text = tables.notes(["No certificate: nothing tells the noise of the series."])
         return [pages.html(f"{identity}nocertificate", text, subtitle=title)]
@@ -269,19 +269,20 @@ def _trust_reportlets(
     if not file.is_file():
         return [pages.html(f"{identity}nocertificate", tables.notes([f"{name} is not in the output folder."], "error"))]
     summary = json.loads(file.read_text(encoding="utf-8"))
-    text = certificate_text(summary, found["counts"], found["wide_counts"], name)
+    text = certificate_text(summary, found.counts, found.wide_counts, name)
     reportlets = [
         pages.html(f"{identity}trust", text, subtitle=title),
         pages.figure(f"{identity}bias", certificate_figure(summary)),
     ]
+    maps = {item.parameter: item for item in found.maps}
     for parameter in summary["told"]:
-        names = {item["ending"]: item["map"] for item in found["truths"] if item["parameter"] == parameter}
-        bias, low, high = (pages.volume(names[ending]) for ending in ("bias", "truthlow", "truthhigh"))
+        names = maps[parameter]
+        bias, low, high = (pages.volume(name) for name in (names.bias, names.truth_low, names.truth_high))
         if bias is None or low is None or high is None:
             continue
         quantity = summary["quantities"][parameter]
         figure = truth_figure(bias, low, high, mask, title=quantity["description"], unit=quantity["unit"])
-        reportlets.append(pages.figure(f"{identity}{parameter}truth", figure, caption=names["bias"]))
+        reportlets.append(pages.figure(f"{identity}{parameter}truth", figure, caption=names.bias))
     return reportlets
 
 

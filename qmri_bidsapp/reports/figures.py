@@ -232,7 +232,7 @@ def image_figure(
     return figure
 
 
-def motion_figure(motion: npt.NDArray[np.float64]) -> Figure:
+def head_motion_figure(motion: npt.NDArray[np.float64]) -> Figure:
     """Draw rotations and translations of the volumes of a series, (n, 6): radian, mm."""
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     rotation, translation = figure.subplots(1, 2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.bids.record import MotionScoreRecord, MotionScoreValues
 from qmri_bidsapp.motion.scorer import MAX_INTERVAL, UNFAMILIAR
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.motion_figures import air_figure, most_affected, score_figure
@@ -41,69 +42,68 @@ class Pages(Protocol):
         """Return an image."""
 
 
-def motion_notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def score_notes(entries: Sequence[MotionScoreRecord]) -> list[str]:
     """Return what the summary of a report says of scores: refusals and warnings."""
     found = []
     for entry in entries:
-        if "refusal" in entry:
-            found.append(f"{entry['name']}: no motion score: {entry['refusal']}")
-        elif entry["warnings"]:
-            found.append(f"{entry['name']}: the motion score may be wrong: {' '.join(entry['warnings'])}")
+        if entry.refusal:
+            found.append(f"{entry.name}: no motion score: {entry.refusal}")
+        elif entry.warnings:
+            found.append(f"{entry.name}: the motion score may be wrong: {' '.join(entry.warnings)}")
     return found
 
 
-def sentence(entry: Mapping[str, Any]) -> str:
-    """Say a score in plain words; of an image unlike those of the training, that it says nothing."""
-    p_value = entry.get("p_value")
-    if p_value is not None and p_value < UNFAMILIAR:
+def sentence(score: MotionScoreValues) -> str:
+    """Put a score in plain words; for an image unlike the training images, say that it means nothing."""
+    if score.p_value is not None and score.p_value < UNFAMILIAR:
         return (
-            f"The network estimates {max(entry['mean'], 0):.1f} mm from one position to the next, but has not learned "
+            f"The network estimates {max(score.mean, 0):.1f} mm from one position to the next, but has not learned "
             "images like this one: its estimate says nothing of how far the head moved."
         )
-    words = next(text for limit, text in LEVELS if entry["mean"] < limit)
-    if entry["high"] - entry["low"] > MAX_INTERVAL:
+    words = next(text for limit, text in LEVELS if score.mean < limit)
+    if score.high - score.low > MAX_INTERVAL:
         words = "it cannot tell how much"
     return (
-        f"From one position to the next the head moved by {max(entry['mean'], 0):.1f} mm on average, as the network "
-        f"estimates: {words}. With a probability of 90 % it is between {max(entry['low'], 0):.1f} and "
-        f"{max(entry['high'], 0):.1f} mm."
+        f"From one position to the next the head moved by {max(score.mean, 0):.1f} mm on average, as the network "
+        f"estimates: {words}. With a probability of 90 % it is between {max(score.low, 0):.1f} and "
+        f"{max(score.high, 0):.1f} mm."
     )
 
 
-def motion_reportlets(pages: Pages, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def score_reportlets(pages: Pages, entries: Sequence[MotionScoreRecord]) -> list[dict[str, Any]]:
     """Return the reportlets of all T1w of a subject."""
     reportlets = []
     for entry in entries:
-        name = f"{entry['name']}score"
-        if "refusal" in entry:
-            text = tables.notes([f"No motion score: {entry['refusal']}"], "warning")
-            reportlets.append(pages.html(name, text, subtitle=entry["name"]))
+        name, score = f"{entry.name}score", entry.score
+        if score is None:
+            text = tables.notes([f"No motion score: {entry.refusal}"], "warning")
+            reportlets.append(pages.html(name, text, subtitle=entry.name))
             continue
-        text = tables.notes(entry["warnings"], "warning") + f"<p>{sentence(entry)}</p>"
-        if entry.get("p_value") is not None:
+        text = tables.notes(entry.warnings, "warning") + f"<p>{sentence(score)}</p>"
+        if score.p_value is not None:
             text += (
-                f"<p class='elem-desc'>Of the images that the network was trained on, a part of {entry['p_value']:.2g} "
-                f"is as unusual as this one (below {UNFAMILIAR:g}: unlike the training data).</p>"
+                f"<p class='elem-desc'>{100 * score.p_value:.2g} % of the training images of the network are as "
+                f"unusual as this one (below {UNFAMILIAR:.0%}: unlike the training data).</p>"
             )
-        if "grades" in entry:
-            rows = [(grade, f"{value:.2f}") for grade, value in entry["grades"].items()]
+        if score.grades:
+            rows = [(grade, f"{value:.2f}") for grade, value in score.grades.items()]
             text += tables.table(("Grade (trained on the lab's own)", "Probability"), rows)
-        reportlets.append(pages.html(name, text, subtitle=entry["name"]))
-        reportlets += _figures(pages, entry)
+        reportlets.append(pages.html(name, text, subtitle=entry.name))
+        reportlets += _figures(pages, entry, score)
     return reportlets
 
 
-def _figures(pages: Pages, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _figures(pages: Pages, entry: MotionScoreRecord, score: MotionScoreValues) -> list[dict[str, Any]]:
     """Return the distribution, and the signal in the air."""
-    name, file = entry["name"], pages.out_dir / entry["distribution"]
+    name, file = entry.name, pages.out_dir / entry.distribution
     if not file.is_file():
-        missing = tables.notes([f"{entry['distribution']} is not in the output folder."], "error")
+        missing = tables.notes([f"{entry.distribution} is not in the output folder."], "error")
         return [pages.html(f"{name}nodistribution", missing)]
     content = json.loads(file.read_text(encoding="utf-8"))
-    figure = score_figure(content["BinCentres"], content["Probability"], entry["mean"], (entry["low"], entry["high"]))
-    found = [pages.figure(f"{name}distribution", figure, caption=entry["distribution"])]
+    figure = score_figure(content["BinCentres"], content["Probability"], score.mean, (score.low, score.high))
+    found = [pages.figure(f"{name}distribution", figure, caption=entry.distribution)]
     air = np.array([np.nan if value is None else value for value in content["SignalInAir"]["Values"]], dtype=float)
-    volume = pages.volume(entry["image"])
+    volume = pages.volume(entry.image)
     if volume is None or volume.shape[2:] != air.shape or not most_affected(air):
         text = tables.notes(["No slices can be named: the air beside the head was blanked, or is not in the image."])
         return [*found, pages.html(f"{name}noair", text)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.bids.record import SeriesRecord, SubjectRecord
 
 STATUS_MEANING = {
     "OK": "estimated",
@@ -30,20 +30,14 @@ def notes(messages: Sequence[str], kind: str = "note") -> str:
     return "".join(f'<p class="{kind}">{escape(message)}</p>' for message in messages)
 
 
-def protocol_rows(series: Mapping[str, Any]) -> list[tuple[str, str]]:
+def protocol_rows(series: SeriesRecord) -> list[tuple[str, str]]:
     """Return what is known of a series' acquisition, as name and value."""
-    maps = "".join(f"; {name.upper()}: {file}" for name, file in series.get("covariates", {}).items())
-    rows = [("Files", f"{len(series['files'])}, first: {series['files'][0]}{maps}")]
-    if series["protocol"] is not None:
-        rows += Acquisition.from_dict(series["protocol"]).rows()
-    rows += [(str(name), str(value)) for name, value in series["metadata"].items()]
+    maps = "".join(f"; {name.upper()}: {file}" for name, file in series.covariates.items())
+    rows = [("Files", f"{len(series.files)}, first: {series.files[0]}{maps}")]
+    if series.acquisition is not None:
+        rows += series.acquisition.rows()
+    rows += [(str(name), str(value)) for name, value in series.metadata.items()]
     return rows
-
-
-def truth_of(record: Mapping[str, Any], fit: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the record of a participant holds on how far a fit can be trusted; empty if nothing."""
-    keys = ("series", "model", "estimator")
-    return next((found for found in record.get("truths", ()) if all(found[key] == fit[key] for key in keys)), {})
 
 
 def status_table(counts: Mapping[str, int]) -> str:
@@ -56,21 +50,20 @@ def status_table(counts: Mapping[str, int]) -> str:
     return table(("Status", "Voxels", "Part", "Meaning"), rows)
 
 
-def overview_table(record: Mapping[str, Any]) -> str:
-    """Return one row per fit: what was made, and how many voxels went well."""
+def overview_table(record: SubjectRecord) -> str:
+    """Return one row per fit: what was made, and how many voxels were estimated."""
     rows = []
-    for fit in record["fits"]:
-        counts = fit["status_counts"]
-        total = sum(counts.values())
+    for fit in record.fits:
+        total = sum(fit.status_counts.values())
         rows.append(
             (
-                fit["series"],
-                fit["model_title"],
-                fit["estimator_title"],
-                len(fit["maps"]),
+                fit.series,
+                fit.model_title,
+                fit.estimator_title,
+                len(fit.maps),
                 f"{total:,}",
-                f"{100 * counts.get('OK', 0) / total:.1f} %",
-                f"{fit['seconds']:.1f} s",
+                f"{100 * fit.status_counts.get('OK', 0) / total:.1f} %",
+                f"{fit.seconds:.1f} s",
             )
         )
     return table(("Series", "Model", "Estimator", "Maps", "Voxels", "Estimated (OK)", "Time of the fit"), rows)

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import formats
+from qmri_bidsapp.bids.record_files import step_file
 from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.motion_score import add_motion, save_inputs
 from qmri_bidsapp.workflows.outputs import (
     anat_outputs,
+    certified_parameters,
+    fit_names,
     fit_outputs,
     has_intervals,
     orientation_outputs,
-    read_names,
     series_outputs,
     truth_outputs,
 )
@@ -110,7 +112,9 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
         anat_wf = init_anat_wf(group, resources, f"anat_{index}_wf")
         anat[group] = anat_wf
         outputs = anat_outputs(group, str(config.bids_dir))
-        save = _sink(config, subject_plan, SaveImages, f"save_anat_{index}", group.name, f"series_{index}", **outputs)
+        save = _sink(
+            config, subject_plan, SaveImages, f"save_anat_{index}", group.name, ("series", f"{index}"), **outputs
+        )
         for port, field in enumerate(("preproc", "mask", "dseg"), start=1):
             wf.connect(anat_wf, f"outputnode.{field}", _merge(wf, save, f"save_anat_{index}_files"), f"in{port}")
         if subject_plan.scoring is not None:
@@ -127,13 +131,13 @@ def _add_score(
     wf: Workflow, config: Config, subject_plan: SubjectPlan, group: InputGroup, anat_wf: Workflow, index: int
 ) -> None:
     """Add the motion score of a T1w and its sink."""
-    from qmri_bidsapp.interfaces.motion_score import SaveScore
+    from qmri_bidsapp.interfaces.derivatives import SaveScore
 
     scoring = subject_plan.scoring
     assert scoring is not None
     inputs = save_inputs(group, str(config.bids_dir), scoring)
     what = f"{group.name} motion score"
-    save = _sink(config, subject_plan, SaveScore, f"save_motion_{index}", what, f"motion_{index}", **inputs)
+    save = _sink(config, subject_plan, SaveScore, f"save_motion_{index}", what, ("motion_scores", f"{index}"), **inputs)
     add_motion(wf, anat_wf, group, save, scoring, n_threads=config.omp_nthreads, name=f"motion_{index}")
 
 
@@ -175,7 +179,7 @@ def _add_series(
         SaveSeries,
         f"save_{item.node_name}",
         item.group.name,
-        f"series_{index}",
+        ("series", f"{index}"),
         **outputs,
     )
     fields = ["preproc", "mask", "notes", "motion"]
@@ -192,7 +196,7 @@ def _add_series(
         what = f"{item.group.name} fibre directions"
         inputs = orientation_outputs(item, str(config.bids_dir))
         name = f"save_{orientation.name}"
-        keep = _sink(config, subject_plan, SaveImages, name, what, f"orientation_{index}", **inputs)
+        keep = _sink(config, subject_plan, SaveImages, name, what, ("orientations", f"{index}"), **inputs)
         ports = [("preproc", "in_file"), ("mask", "in_mask"), ("direction", "direction")]
         ports += [("dseg", "in_dseg")] if anat_wf is not None else []
         wf.connect([(series_wf, orientation, [(f"outputnode.{source}", target) for source, target in ports])])
@@ -227,17 +231,24 @@ def _add_fit(
     clashing = subject_plan.clashing(item, model)
     what = f"{item.group.name} {model} ({estimator})"
     has_covariates = bool(item.group.covariates and get_model(model).covariates)
-    outputs = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
-    # What may be there of an earlier run is removed where it is not written anew.
-    known = read_names(item, model, estimator, outputs["record"]["status"], clashing)
-    kept = {entry["map"] for entry in outputs["record"]["maps"]} | set(outputs["record"]["posterior"])
-    obsolete = [name for own in known.pop("maps").values() for name in own.values() if name not in kept]
-    obsolete += known.values()
-    certify = save_truth = None
+    record, sidecars = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
+    names = fit_names(item, model, estimator, clashing)
+    written = {file for entry in record.maps for file in (entry.estimate, entry.std)} | set(record.posterior_files)
+    certify = None
     if item.objection_to_certificate(model, estimator) is None and not config.no_certificate:
-        truths = truth_outputs(item, model, estimator, outputs, clashing, debias=config.debias)
+        truth, truth_sidecars = truth_outputs(record, sidecars, names, debias=config.debias)
+        written |= set(truth.files)
         name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
-        save_truth = _sink(config, subject_plan, SaveTruth, name, f"{what} truth", f"truth_{step}", **truths)
+        save_truth = _sink(
+            config,
+            subject_plan,
+            SaveTruth,
+            name,
+            f"{what} truth",
+            ("truths", step),
+            record=truth,
+            sidecars=truth_sidecars,
+        )
         samples = samples_file(config, model) if _has_samples(item, model) else None
         certify, read = add_trust(
             wf,
@@ -264,11 +275,19 @@ def _add_fit(
             fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
         )
         wf.connect([(train, taker, [("weights", "weights")]) for taker in (fit, certify) if taker is not None])
-    if save_truth is not None:
-        made = save_truth.inputs.record
-        written = {*(entry["map"] for entry in made["truths"]), made["trust"], made["flag"], made["p_value"]}
-        obsolete = [name for name in obsolete if name not in written]
-    save = _sink(config, subject_plan, SaveFit, f"save_{fit.name}", what, f"fit_{step}", obsolete=obsolete, **outputs)
+    # What an earlier run wrote beyond this run's files would contradict the new maps.
+    obsolete = sorted(names.further(certified_parameters(model)) - written)
+    save = _sink(
+        config,
+        subject_plan,
+        SaveFit,
+        f"save_{fit.name}",
+        what,
+        ("fits", step),
+        record=record,
+        sidecars=sidecars,
+        obsolete=obsolete,
+    )
     results = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
     wf.connect([(fit, save, [(name, name) for name in results])])
 
@@ -279,14 +298,20 @@ def _has_samples(item: SeriesPlan, model: str) -> bool:
 
 
 def _sink(
-    config: Config, subject_plan: SubjectPlan, interface: Any, name: str, what: str, step: str, **inputs: Any
+    config: Config,
+    subject_plan: SubjectPlan,
+    interface: Any,
+    name: str,
+    what: str,
+    step: tuple[str, str],
+    **inputs: Any,
 ) -> Any:
-    """Return a node that saves into the output folder."""
+    """Return a node that saves into the output folder; `step` names its part of the record, see `step_file`."""
     from nipype.pipeline.engine import Node
 
-    record_file = record_dir(config, subject_plan.subject) / f"{step}.json"
+    file = step_file(record_dir(config, subject_plan.subject), *step)
     node = Node(
-        interface(out_dir=str(config.derivatives_dir), record_file=str(record_file), **inputs),
+        interface(out_dir=str(config.derivatives_dir), record_file=str(file), **inputs),
         name=name,
         mem_gb=0.5,
     )

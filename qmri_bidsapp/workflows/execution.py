@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import multiprocessing
 import os
@@ -250,29 +249,19 @@ class _Callback:
 
 
 def _write_subject_record(config: Config, item: SubjectPlan) -> None:
-    """Join what the steps of a subject noted into the record that the reports are made from."""
-    from qmri_bidsapp.bids.derivatives import save_json
+    """Gather the parts of the record that the steps of a participant left, and write it and ``scans.tsv``."""
+    from qmri_bidsapp.bids.record import ProblemRecord
+    from qmri_bidsapp.bids.record_files import gather_record, write_record
     from qmri_bidsapp.bids.scans_table import write_scans
 
-    folder = record_dir(config, item.subject)
     problems = [
-        {"kind": problem.kind, "file": problem.file, "message": problem.message, "severity": problem.severity}
-        for problem in item.inputs.problems
+        ProblemRecord(problem.message, problem.kind, problem.file, problem.severity) for problem in item.inputs.problems
     ]
-    problems += [{"kind": "", "file": "", "message": message, "severity": "error"} for message in item.errors]
-    record: dict[str, Any] = {
-        "subject": item.subject,
-        "version": __version__,
-        "series": [json.loads(name.read_text()) for name in sorted(folder.glob("series_*.json"))],
-        "orientations": [json.loads(name.read_text()) for name in sorted(folder.glob("orientation_*.json"))],
-        "fits": [json.loads(name.read_text()) for name in sorted(folder.glob("fit_*.json"))],
-        "truths": [json.loads(name.read_text()) for name in sorted(folder.glob("truth_*.json"))],
-        "motion": [json.loads(name.read_text()) for name in sorted(folder.glob("motion_*.json"))],
-        "problems": problems,
-        "notes": [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits],
-    }
+    problems += [ProblemRecord(message) for message in item.errors]
+    notes = [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits]
     if item.t1w and item.scoring is None:
-        record["notes"].append(why_no_score(config))
-    save_json(record, str(config.derivatives_dir), f"logs/sub-{item.subject}.json")
+        notes.append(why_no_score(config))
+    record = gather_record(record_dir(config, item.subject), item.subject, __version__, problems, notes)
+    write_record(record, Path(config.derivatives_dir))
     if item.scoring is not None:
-        write_scans(Path(config.derivatives_dir), record["motion"], item.scoring.about)
+        write_scans(Path(config.derivatives_dir), record.motion_scores, item.scoring.about)

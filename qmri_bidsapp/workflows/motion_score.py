@@ -124,8 +124,15 @@ def add_motion(
 def save_inputs(group: InputGroup, bids_dir: str, scoring: Scoring) -> dict[str, Any]:
     """Return inputs of `SaveScore` for a T1w."""
     from qmri_bidsapp.bids.derivatives import bids_uri
+    from qmri_bidsapp.bids.record import MotionScoreRecord
 
-    record = {"name": group.name, "entities": dict(group.entities), **score_names(group), **scoring.about}
+    record = MotionScoreRecord(
+        name=group.name,
+        **score_names(group),
+        weights=Path(scoring.weights).name,
+        weights_sha256=scoring.sha256,
+        qc_head_sha256=scoring.qc_head_sha256,
+    )
     sidecar = {
         "Description": "Distribution of the motion score of a T1w",
         "Sources": [bids_uri(file, bids_dir) for file in group.files],

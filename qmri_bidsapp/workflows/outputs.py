@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qmri_bidsapp.bids.derivatives import bids_uri, relative_path
+from qmri_bidsapp.bids.derivatives import bids_uri
 from qmri_bidsapp.bids.files import labels_of
 from qmri_bidsapp.bids.queries import SERIES_AXIS
+from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, TruthMaps, TruthRecord, map_record, series_record
+from qmri_bidsapp.bids.result_names import ENDINGS, FitNames, result_name
+from qmri_bidsapp.bids.save_results import FitSidecars, TruthSidecars
 from qmri_bidsapp.bids.sidecars import image_fields
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.workflows.plan import NO_RESIDUALS
@@ -17,24 +20,26 @@ if TYPE_CHECKING:
     from qmri_bidsapp.estimators.base import Estimator
     from qmri_bidsapp.workflows.plan import SeriesPlan
 
-#: Suffixes that more than one model writes: the model is part of their ``desc``.
-SHARED_SUFFIXES = ("S0map",)
 CSD_REFERENCE = "Jeurissen et al. 2014, NeuroImage 103:411"
 LOG_EVIDENCE = "Natural logarithm of the evidence: density of the measurements of a voxel, in the unit of the series"
-#: What a posterior adds to a map, by ending of ``desc``.
-INTERVAL = {"low": "Lower limit of the central 95 % interval", "high": "Upper limit of the central 95 % interval"}
-#: What the inverse reading adds to a map, by ending of ``desc``.
+#: Maps that a posterior adds; keys as in `bids.result_names.ENDINGS`, here and below.
+INTERVAL = {
+    "interval_low": "Lower limit of the central 95 % interval",
+    "interval_high": "Upper limit of the central 95 % interval",
+}
+#: Maps that a certificate adds.
 TRUTH = {
     "bias": "Expected bias, given the estimate",
-    "truthlow": "Lower limit (5 %) of the true value, given the estimate",
-    "truthhigh": "Upper limit (95 %) of the true value, given the estimate",
+    "truth_low": "Lower limit (5 %) of the true value, given the estimate",
+    "truth_high": "Upper limit (95 %) of the true value, given the estimate",
 }
-#: What it adds if that is asked for.
+#: Maps that a certificate adds on request.
 DEBIASED = {"debiased": "Estimate less its expected bias"}
-#: What it adds for learned estimators.
+#: Maps that a certificate adds for learned estimators.
 CONFORMAL = {
-    "low": "Lower limit of the 95 % interval (split conformal, over all signal-to-noise ratios), not where flagged",
-    "high": "Upper limit of the 95 % interval (split conformal, over all signal-to-noise ratios), not where flagged",
+    f"interval_{key}": f"{side} limit of the 95 % interval (split conformal, over all signal-to-noise ratios), "
+    "not where flagged"
+    for key, side in (("low", "Lower"), ("high", "Upper"))
 }
 #: How standard deviations of skewed parameters are obtained, see `estimators.profile`.
 EXPECTED_ERROR = "expected error over the truths that may have made the estimate"
@@ -55,10 +60,11 @@ def desc_meanings() -> dict[str, str]:
     for estimator in load_estimators().values():
         name = estimator.label()
         std = f"Standard deviation of the estimate ({estimator.std_kind}; more in each sidecar)"
-        endings = {"": "Estimate", "std": std}
-        endings |= INTERVAL if estimator.has_posterior else {}
-        endings |= {} if estimator.is_spatial else TRUTH | DEBIASED
-        endings |= CONFORMAL if has_intervals(estimator) else {}
+        maps = {"estimate": "Estimate", "std": std}
+        maps |= INTERVAL if estimator.has_posterior else {}
+        maps |= {} if estimator.is_spatial else TRUTH | DEBIASED
+        maps |= CONFORMAL if has_intervals(estimator) else {}
+        endings = {ENDINGS[what]: text for what, text in maps.items()}
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
         meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
@@ -74,18 +80,6 @@ def desc_meanings() -> dict[str, str]:
     return meanings
 
 
-def _name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **extra: str) -> str:
-    datatype = "dwi" if group.kind == "dwi" else "anat"
-    return relative_path(
-        group.subject,
-        dict(group.entities),
-        datatype=datatype,
-        suffix=suffix,
-        extension=extension,
-        extra=extra,
-    )
-
-
 def _sidecar(
     group: InputGroup, bids_dir: str, description: str, *, skull_stripped: bool, **fields: Any
 ) -> dict[str, Any]:
@@ -93,53 +87,38 @@ def _sidecar(
     return {"Description": description, "Sources": sources, "SkullStripped": skull_stripped, **fields}
 
 
-def record_of_series(group: InputGroup, bids_dir: str, notes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return what the report needs to know of a series before it is processed."""
-    return {
-        "name": group.name,
-        "kind": group.kind,
-        "entities": dict(group.entities),
-        "files": [bids_uri(name, bids_dir).split(":", 2)[2] for name in group.files],
-        "protocol": None if group.acquisition is None else group.acquisition.to_dict(),
-        "metadata": dict(group.metadata),
-        "covariates": {item.name: bids_uri(item.file, bids_dir).split(":", 2)[2] for item in group.covariates},
-        "notes": list(notes),
-        "motion": None,
-        "preproc": None,
-        "mask": None,
-        "tissues": None,
-    }
-
-
 def anat_outputs(group: InputGroup, bids_dir: str) -> dict[str, Any]:
     """Return inputs of `SaveImages` for a T1w: preprocessed image, brain mask, tissues."""
-    names = [_name(group, "T1w", desc="preproc"), _name(group, "mask", desc="brain"), _name(group, "dseg")]
+    names = [
+        result_name(group, "T1w", desc="preproc"),
+        result_name(group, "mask", desc="brain"),
+        result_name(group, "dseg"),
+    ]
     sidecars = [
         _sidecar(group, bids_dir, "T1w, corrected for the bias field (N4)", skull_stripped=False),
         _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain"),
         _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False),
     ]
-    record = record_of_series(group, bids_dir)
-    record.update(preproc=names[0], mask=names[1], tissues=names[2])
+    record = replace(series_record(group, bids_dir), preproc=names[0], mask=names[1], tissues=names[2])
     return {"names": names, "sidecars": sidecars, "record": record}
 
 
 def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> dict[str, Any]:
     """Return inputs of `SaveSeries` for a quantitative series."""
     group = item.group
-    labels = [_name(group, "mask", desc="brain"), _name(group, "dseg", desc="tissue")]
+    labels = [result_name(group, "mask", desc="brain"), result_name(group, "dseg", desc="tissue")]
     if group.kind == "dwi":
-        names = [_name(group, "dwi", desc="preproc")]
+        names = [result_name(group, "dwi", desc="preproc")]
     else:
         part = {"part": "real"} if group.complement else {}
         axis = SERIES_AXIS[group.kind]
         names = [
-            _name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in axis})
+            result_name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in axis})
             for file in group.files
         ]
         labels = [
-            _name(group, "mask", desc=f"{group.kind}brain"),
-            _name(group, "dseg", desc=f"{group.kind}tissue"),
+            result_name(group, "mask", desc=f"{group.kind}brain"),
+            result_name(group, "dseg", desc=f"{group.kind}tissue"),
         ]
     description = f"{group.kind}, preprocessed"
     sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False) for _ in names]
@@ -161,14 +140,14 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
             _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain"),
             _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False),
         ],
-        "record": record_of_series(group, bids_dir, (*item.notes, *notes)),
+        "record": series_record(group, bids_dir, (*item.notes, *notes)),
     }
 
 
 def orientation_outputs(item: SeriesPlan, bids_dir: str) -> dict[str, Any]:
     """Return inputs of `SaveImages` for the number and the directions of fibres."""
     group = item.group
-    names = [_name(group, "dwimap", model="csd", param=param) for param in ("nfibres", "direction")]
+    names = [result_name(group, "dwimap", model="csd", param=param) for param in ("nfibres", "direction")]
     fields = {
         "Units": "1",
         "EstimationAlgorithm": "Multi-tissue constrained spherical deconvolution",
@@ -183,8 +162,16 @@ def orientation_outputs(item: SeriesPlan, bids_dir: str) -> dict[str, Any]:
         _sidecar(group, bids_dir, "Number of fibre directions", skull_stripped=True, **fields),
         _sidecar(group, bids_dir, vectors, skull_stripped=True, **fields, **frame),
     ]
-    record = {"series": group.name, "n_fibres": names[0], "directions": names[1], "notes": []}
+    record = OrientationRecord(group.name, n_fibres=names[0], directions=names[1])
     return {"names": names, "sidecars": sidecars, "record": record}
+
+
+def fit_names(item: SeriesPlan, model_name: str, estimator_name: str, clashing: frozenset[str]) -> FitNames:
+    """Return the names of all that one fit may write; see `FitNames` for `clashing`."""
+    from qmri_bidsapp.registry import get_estimator
+
+    is_alone = sum(name == model_name for name, _ in item.fits) == 1
+    return FitNames(item.group, model_name, get_estimator(estimator_name).label(), is_alone, clashing)
 
 
 def fit_outputs(
@@ -193,8 +180,8 @@ def fit_outputs(
     estimator_name: str,
     bids_dir: str,
     clashing: frozenset[str] = frozenset(),
-) -> dict[str, Any]:
-    """Return inputs of `SaveFit` for one fit.
+) -> tuple[FitRecord, FitSidecars]:
+    """Return the record of one fit, not yet run, and the sidecars of its files.
 
     Parameters
     ----------
@@ -209,62 +196,52 @@ def fit_outputs(
 
     group, model, estimator = item.group, get_model(model_name), get_estimator(estimator_name)
     title, maps_used = model.title, [bids_uri(used.file, bids_dir) for used in group.covariates if model.covariates]
-    if (model_name, estimator_name) in item.bundle_fits:
+    if is_bundle_fit := (model_name, estimator_name) in item.bundle_fits:
         model = BundlesByVoxel(model).model  # type: ignore[arg-type]
         title = f"{title}, 0 to 3 fibre directions"
         maps_used.append(f"bids::{orientation_outputs(item, bids_dir)['names'][1]}")
-    alone = sum(name == model_name for name, _ in item.fits) == 1
-    algorithm = {
+    names = fit_names(item, model_name, estimator_name, clashing)
+    saved = [parameter for parameter in (*model.parameters, *model.derived) if parameter.saved]
+    has_residuals = item.has_residuals(model_name)
+    moderated = f"; {MODERATED}" if estimator.std_from_residuals and not is_bundle_fit and has_residuals else ""
+    std_kinds = {p: _std_kind(estimator, p) for p in saved}
+    exceptions = [f"; of {p.name}: {kind}" for p, kind in std_kinds.items() if kind != estimator.std_kind]
+    record = FitRecord(
+        series=group.name,
+        kind=group.kind,
+        model=model_name,
+        model_title=title,
+        model_reference=model.reference,
+        estimator=estimator_name,
+        estimator_title=estimator.title,
+        std_kind="".join((estimator.std_kind, *exceptions, moderated)),
+        status=names.status,
+        maps=tuple(map_record(p, names, has_posterior=estimator.has_posterior) for p in saved),
+        log_evidence=names.log_evidence if estimator.has_posterior else None,
+    )
+    fields = {
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
     }
-    unknown = "" if item.has_residuals(model_name) else f". Not known: {NO_RESIDUALS}"
 
     def sidecar(description: str, unit: str) -> dict[str, Any]:
-        found = _sidecar(group, bids_dir, description, skull_stripped=True, Units=unit, **algorithm)
+        found = _sidecar(group, bids_dir, description, skull_stripped=True, Units=unit, **fields)
         found["Sources"] += maps_used
         return found
 
-    saved = [parameter for parameter in (*model.parameters, *model.derived) if parameter.saved]
-    names = [_map_names(group, model_name, parameter, estimator.label(), alone, clashing) for parameter in saved]
-    is_moderated = estimator.std_from_residuals and (model_name, estimator_name) not in item.bundle_fits
-    moderated = f"; {MODERATED}" if is_moderated and item.has_residuals(model_name) else ""
-    std_kinds = {p: _std_kind(estimator, p) for p in saved}
-    exceptions = [f"; of {p.name}: {kind}" for p, kind in std_kinds.items() if kind != estimator.std_kind]
-    # Relaxometry has no entity for the model.
-    entities = {"model": model_name} if group.kind == "dwi" else {}
-    desc = estimator.label() if group.kind == "dwi" else f"{estimator.label()}{model_name}"
-    posterior = [
-        (own[ending], sidecar(f"{text} of: {p.description}", p.unit))
-        for ending, text in INTERVAL.items()
-        for p, own in zip(saved, names, strict=True)
-    ]
-    posterior.append((_name(group, "logevidence", **entities, desc=desc), sidecar(LOG_EVIDENCE, "arbitrary")))
-    posterior = posterior if estimator.has_posterior else []
-    record = {
-        "series": group.name,
-        "kind": group.kind,
-        "model": model_name,
-        "model_title": title,
-        "model_reference": model.reference,
-        "estimator": estimator_name,
-        "estimator_title": estimator.title,
-        "std_kind": "".join((estimator.std_kind, *exceptions, moderated)),
-        "status": _name(group, "dseg", **entities, desc=f"{desc}status"),
-        "maps": [_map_entry(parameter, own) for parameter, own in zip(saved, names, strict=True)],
-        "posterior": [name for name, _ in posterior],
-    }
+    unknown = "" if has_residuals else f". Not known: {NO_RESIDUALS}"
+    posterior = [sidecar(f"{text} of: {p.description}", p.unit) for text in INTERVAL.values() for p in saved]
+    posterior.append(sidecar(LOG_EVIDENCE, "arbitrary"))
     description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
-    return {
-        "record": record,
-        "sidecars": [sidecar(p.description, p.unit) for p in saved],
-        "std_sidecars": [
+    return record, FitSidecars(
+        estimates=[sidecar(p.description, p.unit) for p in saved],
+        stds=[
             sidecar(f"Standard deviation ({kind}{moderated}) of: {p.description}{unknown}", p.unit)
             for p, kind in std_kinds.items()
         ],
-        "posterior_sidecars": [sidecar for _, sidecar in posterior],
-        "status_sidecar": _sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
-    }
+        posterior=posterior if estimator.has_posterior else [],
+        status=_sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
+    )
 
 
 def _std_kind(estimator: type[Estimator], parameter: Parameter) -> str:
@@ -276,112 +253,63 @@ def _std_kind(estimator: type[Estimator], parameter: Parameter) -> str:
 
 
 def has_intervals(kind: type[Estimator]) -> bool:
-    """Tell whether conformal intervals are given of an estimator: where it is learned, by voxel."""
+    """Return whether an estimator gets conformal intervals: it is learned and works voxel by voxel."""
     from qmri_bidsapp.estimators.trained import TrainedEstimator
 
     return issubclass(kind, TrainedEstimator) and not kind.is_spatial
 
 
-def read_names(
-    item: SeriesPlan, model_name: str, estimator_name: str, status: str, clashing: frozenset[str]
-) -> dict[str, Any]:
-    """Return the names of all that may be read from a certificate, given the name of the status map.
-
-    ``maps`` is ending of ``desc`` -> quantity -> name; ``trust``, ``flag`` and ``p_value`` are single maps.
-    """
-    from qmri_bidsapp.registry import get_estimator, get_model
+def certified_parameters(model_name: str) -> tuple[Parameter, ...]:
+    """Return the parameters of a model that a certificate covers."""
+    from qmri_bidsapp.registry import get_model
     from qmri_bidsapp.uncertainty.space import Space
 
-    label, quantities = get_estimator(estimator_name).label(), Space(get_model(model_name)).parameters
-    names = {p.name: _map_names(item.group, model_name, p, label, False, clashing) for p in quantities}
-    return {
-        "maps": {
-            ending: {quantity: own[ending] for quantity, own in names.items()}
-            for ending in (*TRUTH, *DEBIASED, *CONFORMAL)
-        },
-        "trust": status.replace("status_dseg", "trust_dseg"),
-        "flag": status.replace("status_dseg", "flag_dseg"),
-        "p_value": status.replace("status_dseg", "flag_pvalue"),
-    }
+    return tuple(Space(get_model(model_name)).parameters)
 
 
 def truth_outputs(
-    item: SeriesPlan,
-    model_name: str,
-    estimator_name: str,
-    fit: Mapping[str, Any],
-    clashing: frozenset[str],
-    *,
-    debias: bool,
-) -> dict[str, Any]:
-    """Return inputs of `SaveTruth` for one fit, given what `fit_outputs` returned for it; see there."""
-    from qmri_bidsapp.registry import get_estimator, get_model
+    record: FitRecord, sidecars: FitSidecars, names: FitNames, *, debias: bool
+) -> tuple[TruthRecord, TruthSidecars]:
+    """Return the record of what a certificate will say about a fit, and the sidecars of its files.
+
+    Parameters
+    ----------
+    record : FitRecord
+    sidecars : FitSidecars
+        Both from `fit_outputs`.
+    names : FitNames
+    debias : bool
+        Whether there are maps of the estimate less its expected bias.
+    """
+    from qmri_bidsapp.registry import get_estimator
     from qmri_bidsapp.uncertainty.ood import LEVEL
-    from qmri_bidsapp.uncertainty.space import Space
 
-    model, kind = get_model(model_name), get_estimator(estimator_name)
-    sidecar_of = {
-        entry["parameter"]: sidecar for entry, sidecar in zip(fit["record"]["maps"], fit["sidecars"], strict=True)
-    }
-    names = read_names(item, model_name, estimator_name, fit["record"]["status"], clashing)
-    entries, sidecars = [], []
-    endings = TRUTH | (DEBIASED if debias else {}) | (CONFORMAL if has_intervals(kind) else {})
-    for ending, text in endings.items():
-        under = "" if ending in CONFORMAL else f", {READ_UNDER}"
-        for p in Space(model).parameters:
-            entries.append({"parameter": p.name, "ending": ending, "map": names["maps"][ending][p.name]})
-            sidecars.append({**sidecar_of[p.name], "Description": f"{p.description}: {text}{under}"})
-    record = {name: fit["record"][name] for name in ("series", "model", "estimator")}
-    title = f"{fit['record']['model_title']}, {fit['record']['estimator_title']}"
-    return {
-        "record": {
-            **record,
-            "truths": entries,
-            **{name: names[name] for name in ("trust", "flag", "p_value")},
-        },
-        "sidecars": sidecars,
-        "trust_sidecar": {
-            **fit["status_sidecar"],
-            "Description": f"What the certificate says of the estimate ({title}) in each voxel",
-        },
-        "flag_sidecars": [
-            {
-                **fit["status_sidecar"],
-                "Description": f"Why a voxel is unlike all that was simulated ({title}), at a level of {LEVEL:g}",
-            },
-            {
-                **{key: value for key, value in fit["status_sidecar"].items() if key != "Manual"},
-                "Description": f"Part of simulated voxels of like signal-to-noise ratio that are as strange ({title})",
-                "Units": "1",
-            },
-        ],
-    }
-
-
-def _map_entry(parameter: Parameter, names: dict[str, str]) -> dict[str, Any]:
-    """Return what the report needs to know of a parameter's map, given `_map_names`."""
-    return {
-        "parameter": parameter.name,
-        "description": parameter.description,
-        "unit": parameter.unit,
-        "display_range": parameter.display_range and list(parameter.display_range),
-        "map": names[""],
-        "std": names["std"],
-    }
-
-
-def _map_names(
-    group: InputGroup, model: str, parameter: Parameter, estimator: str, alone: bool, clashing: frozenset[str]
-) -> dict[str, str]:
-    """Return the names of a parameter's map (""), its standard deviation ("std"), and of other endings of ``desc``."""
-    endings = ("", "std", *INTERVAL, *TRUTH, *DEBIASED)
-    if group.kind == "dwi":
-        entities = {"model": model, "param": parameter.label}
-        return {ending: _name(group, "dwimap", **entities, desc=f"{estimator}{ending}") for ending in endings}
-    suffix = parameter.bids_suffix
-    if suffix is None:
-        raise ValueError(f"Parameter {parameter.name} of model {model} has no BIDS suffix.")
-    if suffix in SHARED_SUFFIXES or suffix in clashing:
-        return {ending: _name(group, suffix, desc=f"{estimator}{model}{ending}") for ending in endings}
-    names = {ending: _name(group, suffix, desc=f"{estimator}{ending}") for ending in endings}
-    return {**names, "": _name(group, suffix)} if alone else names
+    intervals = has_intervals(get_estimator(record.estimator))
+    texts = TRUTH | (DEBIASED if debias else {}) | (CONFORMAL if intervals else {})
+    parameters = {p.name: p for p in certified_parameters(record.model)}
+    found = TruthRecord(
+        record.series,
+        record.model,
+        record.estimator,
+        maps=tuple(TruthMaps(p.name, **{what: names.of(p, what) for what in texts}) for p in parameters.values()),
+        trust=names.trust,
+        flag=names.flag,
+        p_value=names.p_value,
+    )
+    of_estimate = {entry.parameter: own for entry, own in zip(record.maps, sidecars.estimates, strict=True)}
+    maps = []
+    for what, parameter, _ in found.map_files():
+        under = "" if what in CONFORMAL else f", {READ_UNDER}"
+        description = f"{parameters[parameter].description}: {texts[what]}{under}"
+        maps.append({**of_estimate[parameter], "Description": description})
+    title = f"{record.model_title}, {record.estimator_title}"
+    trust = f"What the certificate says of the estimate ({title}) in each voxel"
+    flag = f"Why a voxel is unlike all that was simulated ({title}), at a level of {LEVEL:g}"
+    p_value = f"Part of simulated voxels of like signal-to-noise ratio that are as strange ({title})"
+    plain = {key: value for key, value in sidecars.status.items() if key != "Manual"}
+    return found, TruthSidecars(
+        maps=maps,
+        trust={**sidecars.status, "Description": trust},
+        flag={**sidecars.status, "Description": flag},
+        p_value={**plain, "Description": p_value, "Units": "1"},
+    )

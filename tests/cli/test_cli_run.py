@@ -12,6 +12,8 @@ import pytest
 
 from qmri_bidsapp.bids.dataset import Issue
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
+from qmri_bidsapp.bids.record import FitRecord, MapRecord, SeriesRecord, SubjectRecord
+from qmri_bidsapp.bids.record_files import write_record
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.cli.app.environment import CACHES, THREADS
 from qmri_bidsapp.cli.exits import exit_code
@@ -193,6 +195,9 @@ def test_methods_text_alone(with_subject, tmp_path):
 # The whole course, with the steps of other folders replaced.
 
 GROUP = InputGroup(kind="T1w", subject="", entities=(), files=("/raw/x_T1w.nii.gz",))
+SERIES = SeriesRecord("IRT1", "IRT1", {}, ("x_IRT1.nii.gz",))
+MAP = MapRecord("t1", "T1", "s", None, "t1.nii.gz", "std.nii.gz")
+FIT = FitRecord("IRT1", "IRT1", "t1", "T1", "", "nlls", "NLLS", "", "status.nii.gz", (MAP, MAP))
 
 
 class Scene:
@@ -224,10 +229,9 @@ class Scene:
         for item in plans:
             progress.start(item.subject, "step")
             progress.end(item.subject, "step")
-            record = {"series": [{}] if self.made[item.subject] else [], "fits": [{"maps": [1, 2]}]}
-            if not self.made[item.subject] or item.is_empty:
-                record["fits"] = []
-            (config.log_dir / f"sub-{item.subject}.json").write_text(json.dumps(record))
+            made = self.made[item.subject]
+            series, fits = (SERIES,) if made else (), (FIT,) if made and not item.is_empty else ()
+            write_record(SubjectRecord(item.subject, "0", series=series, fits=fits), config.derivatives_dir)
         return RunResult(failed=self.crashes)
 
     def report(self, out_dir, subject, crash_dir):

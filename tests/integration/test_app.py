@@ -87,7 +87,7 @@ def test_every_map_has_a_standard_deviation_a_unit_and_a_reference(finished: Pat
     for fit in record["fits"]:
         assert sum(fit["status_counts"].values()) > 1000
         for item in fit["maps"]:
-            sidecar = json.loads((finished / "out" / item["map"].replace(".nii.gz", ".json")).read_text())
+            sidecar = json.loads((finished / "out" / item["estimate"].replace(".nii.gz", ".json")).read_text())
             assert sidecar["Units"] == item["unit"]
             assert sidecar["EstimationReference"]
             assert sidecar["Sources"][0].startswith("bids:raw:sub-02/")
@@ -112,7 +112,7 @@ def test_report_shows_every_map_and_works_offline(finished: Path) -> None:
     record = json.loads((finished / "out" / "logs" / "sub-01.json").read_text())
     for fit in record["fits"]:
         for item in fit["maps"]:
-            assert item["map"] in page
+            assert item["estimate"] in page
     assert "No T1w: the mask comes from the series" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     for name in (finished / "out" / "sub-01" / "figures").glob("*.svg"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,11 +13,14 @@ import torch
 from helpers.heads import made_up_head
 
 from qmri_bidsapp.bids.embeddings import graded_images, read_grades
+from qmri_bidsapp.bids.record import MotionScoreRecord, SubjectRecord
+from qmri_bidsapp.bids.record_files import gather_record, step_file, write_record
 from qmri_bidsapp.bids.scans_table import write_scans
 from qmri_bidsapp.errors import InputMissingError, UsageError, WeightsError
 from qmri_bidsapp.group.motion_correction import scan_scores
 from qmri_bidsapp.group.motion_scores import group_scores
-from qmri_bidsapp.interfaces.motion_score import SaveScore, ScoreMotion
+from qmri_bidsapp.interfaces.derivatives import SaveScore
+from qmri_bidsapp.interfaces.motion_score import ScoreMotion
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.motion.qc_head import QualityHead
@@ -48,30 +52,27 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Path, weights:
     return node.run().outputs.found
 
 
-def save(tmp_path: Path, found: dict, subject: str = "01") -> dict:
+def save(tmp_path: Path, found: dict, subject: str = "01") -> MotionScoreRecord:
     stem = f"sub-{subject}/ses-a/{{}}/sub-{subject}_ses-a_desc-{{}}_T1w."
-    record = {
-        "name": "ses-a T1w",
-        "image": stem.format("anat", "preproc") + "nii.gz",
-        "distribution": stem.format("motion", "motion") + "json",
-    }
-    file = tmp_path / "record.json"
-    sidecar = {"WeightsSHA256": "abc"}
-    SaveScore(found=found, record=record, record_file=str(file), out_dir=str(tmp_path / "out"), sidecar=sidecar).run()
-    return json.loads(file.read_text())
+    image, distribution = stem.format("anat", "preproc") + "nii.gz", stem.format("motion", "motion") + "json"
+    record = MotionScoreRecord("ses-a T1w", image, distribution)
+    folder, sidecar = tmp_path / "records", {"WeightsSHA256": "abc"}
+    file = str(step_file(folder, "motion_scores", "0"))
+    SaveScore(found=found, record=record, record_file=file, out_dir=str(tmp_path / "out"), sidecar=sidecar).run()
+    return gather_record(folder, subject, "0", (), ()).motion_scores[0]
 
 
 def test_a_score_reaches_scans_and_the_group(tmp_path, monkeypatch, head_file, weights):
     found = score(tmp_path, monkeypatch, head_file, weights)
     record = save(tmp_path, found)
-    content = json.loads((tmp_path / "out" / record["distribution"]).read_text())
+    content = json.loads((tmp_path / "out" / record.distribution).read_text())
     assert sum(content["Probability"]) == pytest.approx(1, abs=1e-5)
     assert content["MotionScore"] == pytest.approx(np.dot(content["BinCentres"], content["Probability"]), abs=1e-4)
     assert content["WeightsSHA256"] == "abc"
     assert len(content["SignalInAir"]["Values"]) == 100
     out = tmp_path / "out"
     assert write_scans(out, [record], {}) == []  # there is no image that a row could name
-    image = out / record["image"]
+    image = out / record.image
     image.parent.mkdir(parents=True)
     image.touch()
     name = "sub-01/ses-a/sub-01_ses-a_scans.tsv"
@@ -81,12 +82,12 @@ def test_a_score_reaches_scans_and_the_group(tmp_path, monkeypatch, head_file, w
     assert warnings == []
     assert scores["01", "a"] == pytest.approx(found["mean"], rel=1e-4)
     # Another T1w of the session keeps the row, but not if it was scored with other weights.
-    other = {"image": record["image"].replace("_desc", "_run-2_desc"), "refusal": "no head"}
-    (out / other["image"]).touch()
+    other = MotionScoreRecord("T1w", record.image.replace("_desc", "_run-2_desc"), "", refusal="no head")
+    (out / other.image).touch()
     write_scans(out, [other], {"WeightsSHA256": "abc"})
     assert (out / name).read_text().splitlines()[-1].split("\t")[1:] == ["n/a"] * 4
     assert scan_scores(out)[0]["01", "a"] == pytest.approx(found["mean"], rel=1e-4)
-    write_scans(out, [{**record, "low": -0.3}], {"WeightsSHA256": "def"})
+    write_scans(out, [replace(record, score=replace(record.score, low=-0.3))], {"WeightsSHA256": "def"})
     assert len((out / name).read_text().splitlines()) == 2
     assert float((out / name).read_text().splitlines()[-1].split("\t")[2]) == 0  # no score is below zero
 
@@ -97,10 +98,8 @@ def test_an_image_that_cannot_be_scored_is_no_failure(tmp_path, monkeypatch, wei
     found = score(tmp_path, monkeypatch, path, weights)
     assert list(found) == ["refusal"]
     record = save(tmp_path, found)
-    assert record["warnings"] == []
-    assert "mean" not in record
-    (tmp_path / "out" / "logs").mkdir()
-    (tmp_path / "out" / "logs" / "sub-01.json").write_text(json.dumps({"motion": [record]}))
+    assert (record.score, record.warnings) == (None, ())
+    write_record(SubjectRecord("01", "0", motion_scores=(record,)), tmp_path / "out")
     assert group_scores(tmp_path / "out").refused[0].startswith("sub-01, ses-a T1w: no score: The T1w image is empty")
 
 

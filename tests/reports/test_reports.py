@@ -3,12 +3,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from qmri_bidsapp.bids.record import (
+    FitRecord,
+    MapRecord,
+    ProblemRecord,
+    SeriesRecord,
+    SubjectRecord,
+    TruthMaps,
+    TruthRecord,
+)
+from qmri_bidsapp.bids.record_files import read_record, record_file, write_record
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.group.aggregate import GroupTable, aggregate
 from qmri_bidsapp.group.report import outliers, protocol_differences, write_group_report
@@ -40,50 +51,50 @@ def output(tmp_path: Path) -> Path:
     save(anat / "sub-01_T1map.nii.gz", values)
     save(anat / "std.nii.gz", values / 20)
     save(anat / "status.nii.gz", mask)
-    item = {"parameter": "t1", "description": "T1 <b>", "unit": "s", "display_range": [0.0, 2.0]}
-    record = {
-        "subject": "01",
-        "version": "0",
-        "series": [
-            {
-                "name": "IRT1",
-                "kind": "IRT1",
-                "entities": {},
-                "files": ["sub-01/anat/a.nii.gz"],
-                "protocol": {"type": "InversionRecovery", "inversion_time": [0.1, 0.5, 1.0]},
-                "metadata": {},
-                "notes": ["Alignment left out."],
-                "motion": [[0.01, 0, 0, 1, 0, 0]],
-                "preproc": "sub-01/anat/pre.nii.gz",
-                "mask": "sub-01/anat/mask.nii.gz",
-                "tissues": "sub-01/anat/dseg.nii.gz",
-            }
-        ],
-        "fits": [
-            {
-                "series": "IRT1",
-                "kind": "IRT1",
-                "model": "t1",
-                "model_title": "T1",
-                "model_reference": "Somebody 2010",
-                "estimator": "nlls",
-                "estimator_title": "NLLS",
-                "std_kind": "CRB",
-                "status": "sub-01/anat/status.nii.gz",
-                "status_counts": {"OK": 100, "AT_BOUND": 300},
-                "seconds": 1.0,
-                "maps": [
-                    {**item, "map": "sub-01/anat/sub-01_T1map.nii.gz", "std": "sub-01/anat/std.nii.gz"},
-                    {**item, "parameter": "r1", "map": "sub-01/anat/sub-01_R1map.nii.gz", "std": None},
-                ],
-            }
-        ],
-        "problems": [{"kind": "MESE", "file": "x", "message": "x needs <EchoTime>", "severity": "error"}],
-        "notes": [],
-    }
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "sub-01.json").write_text(json.dumps(record))
+    item = MapRecord(
+        parameter="t1",
+        description="T1 <b>",
+        unit="s",
+        display_range=(0.0, 2.0),
+        estimate="sub-01/anat/sub-01_T1map.nii.gz",
+        std="sub-01/anat/std.nii.gz",
+    )
+    series = SeriesRecord(
+        name="IRT1",
+        kind="IRT1",
+        entities={},
+        files=("sub-01/anat/a.nii.gz",),
+        protocol={"type": "InversionRecovery", "inversion_time": [0.1, 0.5, 1.0]},
+        notes=("Alignment left out.",),
+        head_motion=((0.01, 0, 0, 1, 0, 0),),
+        preproc="sub-01/anat/pre.nii.gz",
+        mask="sub-01/anat/mask.nii.gz",
+        tissues="sub-01/anat/dseg.nii.gz",
+    )
+    fit = FitRecord(
+        series="IRT1",
+        kind="IRT1",
+        model="t1",
+        model_title="T1",
+        model_reference="Somebody 2010",
+        estimator="nlls",
+        estimator_title="NLLS",
+        std_kind="CRB",
+        status="sub-01/anat/status.nii.gz",
+        status_counts={"OK": 100, "AT_BOUND": 300},
+        seconds=1.0,
+        maps=(item, replace(item, parameter="r1", estimate="sub-01/anat/sub-01_R1map.nii.gz")),
+    )
+    problem = ProblemRecord("x needs <EchoTime>", "MESE", "x")
+    write_record(SubjectRecord("01", "0", series=(series,), fits=(fit,), problems=(problem,)), tmp_path)
     return tmp_path
+
+
+def with_truth(output: Path, **fields: object) -> None:
+    """Put what a certificate says about the fit into the record."""
+    record = read_record(record_file(output, "01"))
+    truth = TruthRecord("IRT1", "t1", "nlls", **fields)  # type: ignore[arg-type]
+    write_record(replace(record, truths=(truth,)), output)
 
 
 def test_report_leads_with_problems_and_escapes_text(output: Path) -> None:
@@ -208,7 +219,7 @@ class TestGroup:
         shutil.copytree(output / "sub-01", output / "sub-02")
         for path in list((output / "sub-02" / "anat").glob("sub-01_*")):
             path.rename(path.with_name(path.name.replace("sub-01", "sub-02")))
-        text = (output / "logs" / "sub-01.json").read_text().replace("sub-01", "sub-02").replace("0.5, 1.0", "0.5, 2.0")
+        text = (output / "logs" / "sub-01.json").read_text().replace("sub-01", "sub-02").replace("1.0\n", "2.0\n")
         (output / "logs" / "sub-02.json").write_text(text)
         found, warnings = aggregate(output)
         assert warnings == []
@@ -258,23 +269,16 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     }
     (output / "logs" / "certificates").mkdir()
     (output / "logs" / "certificates" / "t1.json").write_text(json.dumps(summary))
-    record = json.loads((output / "logs" / "sub-01.json").read_text())
-    map_name = "sub-01/anat/sub-01_T1map.nii.gz"
-    truths = {
-        **{key: record["fits"][0][key] for key in ("series", "model", "estimator")},
-        "certificate": "logs/certificates/t1.json",
-        "counts": {"RANGE_GIVEN": 300, "WIDE": 100},
-        "wide_counts": {"m0": 0, "inversion_factor": 100, "t1": 4},
-        "truths": [
-            {"parameter": "t1", "ending": ending, "map": map_name} for ending in ("bias", "truthlow", "truthhigh")
-        ]
-        + [
-            {"parameter": "inversion_factor", "ending": e, "map": "gone.nii.gz"}
-            for e in ("bias", "truthlow", "truthhigh")
-        ],
-    }
-    record["truths"] = [truths]
-    (output / "logs" / "sub-01.json").write_text(json.dumps(record))
+    with_truth(
+        output,
+        certificate="logs/certificates/t1.json",
+        counts={"RANGE_GIVEN": 300, "WIDE": 100},
+        wide_counts={"m0": 0, "inversion_factor": 100, "t1": 4},
+        maps=(
+            TruthMaps("t1", *["sub-01/anat/sub-01_T1map.nii.gz"] * 3),
+            TruthMaps("inversion_factor", *["gone.nii.gz"] * 3),
+        ),
+    )
     page = build_subject_report(output, "01", None).read_text()
     assert "32,768 simulated voxels of this protocol, rician noise, signal-to-noise ratio 6.28 to 100; prior" in page
     assert "signal-to-noise ratio 25.1 (12 could not be estimated)" in page
@@ -287,8 +291,7 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
     assert {"sub-01_desc-IRT1t1nllsbias_T1w.svg", "sub-01_desc-IRT1t1nllst1truth_T1w.svg"} <= figures
     (output / "logs" / "certificates" / "t1.json").unlink()
     assert "t1.json is not in the output folder" in build_subject_report(output, "01", None).read_text()
-    record["truths"] = [{key: truths[key] for key in ("series", "model", "estimator")}]
-    (output / "logs" / "sub-01.json").write_text(json.dumps(record))
+    with_truth(output)
     assert "nothing tells the noise" in build_subject_report(output, "01", None).read_text()
 
 
@@ -300,13 +303,9 @@ def flagged(output: Path, part: float) -> np.ndarray:
     inside = np.flatnonzero(flags)
     flags.flat[inside[: round(part * len(inside))]] = Reason.MISFIT
     save(anat / "flag.nii.gz", flags)
-    record = json.loads((output / "logs" / "sub-01.json").read_text())
     values, counts = np.unique(flags[flags > 0], return_counts=True)
-    truth = {key: record["fits"][0][key] for key in ("series", "model", "estimator")}
-    truth |= {"flag": "sub-01/anat/flag.nii.gz", "noise_factor": 0.5}
-    truth |= {"flag_counts": {Reason(v).name: int(n) for v, n in zip(values, counts, strict=True)}}
-    record["truths"] = [truth]
-    (output / "logs" / "sub-01.json").write_text(json.dumps(record))
+    found = {Reason(v).name: int(n) for v, n in zip(values, counts, strict=True)}
+    with_truth(output, flag="sub-01/anat/flag.nii.gz", noise_factor=0.5, flag_counts=found)
     return flags
 
 

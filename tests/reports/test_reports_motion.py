@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.derivatives import save_json
+from qmri_bidsapp.bids.record import MotionScoreRecord, MotionScoreValues, SubjectRecord
+from qmri_bidsapp.bids.record_files import write_record
 from qmri_bidsapp.bids.scans_table import distribution_file
 from qmri_bidsapp.group.motion_scores import group_scores
 from qmri_bidsapp.group.report import write_group_report
@@ -19,31 +20,25 @@ from qmri_bidsapp.reports.motion_figures import most_affected
 from qmri_bidsapp.reports.motion_score import sentence
 
 
-def entry(mean: float = 0.3, **more: object) -> dict:
-    return {
-        "name": "T1w",
-        "image": "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz",
-        "distribution": "sub-01/motion/sub-01_desc-motion_T1w.json",
-        "mean": mean,
-        "low": mean - 0.4,
-        "high": mean + 0.4,
-        "p_value": 0.4,
-        "warnings": [],
-        **more,
-    }
+def entry(mean: float = 0.3, warnings: tuple[str, ...] = (), grades: dict[str, float] | None = None):
+    score = MotionScoreValues(mean, mean - 0.4, mean + 0.4, 0.4, grades or {})
+    image, distribution = "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz", "sub-01/motion/sub-01_desc-motion_T1w.json"
+    return MotionScoreRecord("T1w", image, distribution, score=score, warnings=warnings)
 
 
-def write(out: Path, motion: list[dict], subject: str = "01") -> None:
-    record = {"subject": subject, "version": "0", "series": [], "fits": [], "problems": [], "notes": []}
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    (out / "logs" / f"sub-{subject}.json").write_text(json.dumps({**record, "motion": motion}))
+def refused(name: str, refusal: str) -> MotionScoreRecord:
+    return MotionScoreRecord(name, "", "", refusal=refusal)
 
 
-def save_images(out: Path, item: dict, air: np.ndarray) -> None:
-    probability = np.full(50, 0.02)
-    found = {**item, "probability": probability, "embedding": [0.0], "air": air.tolist()}
-    save_json(distribution_file(found, MotionScore.bins()), out, item["distribution"])
-    path = out / item["image"]
+def write(out: Path, motion_scores: list[MotionScoreRecord], subject: str = "01") -> None:
+    write_record(SubjectRecord(subject, "0", motion_scores=tuple(motion_scores)), out)
+
+
+def save_images(out: Path, item: MotionScoreRecord, air: np.ndarray) -> None:
+    found = {"probability": np.full(50, 0.02), "embedding": [0.0], "air": air.tolist(), "warnings": item.warnings}
+    found |= {"mean": item.score.mean, "low": item.score.low, "high": item.score.high, "p_value": item.score.p_value}
+    save_json(distribution_file(found, MotionScore.bins()), out, item.distribution)
+    path = out / item.image
     path.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(np.random.default_rng(0).random((20, 24, len(air)), np.float32), np.eye(4)), path)
 
@@ -52,11 +47,10 @@ def test_page_of_a_participant(tmp_path):
     air = np.full(40, 2.0)
     air[:5], air[20] = np.nan, 9.0
     item = entry(
-        2.4, warnings=["The image is unlike those that the network was trained on."], grades={"1": 0.2, "2": 0.8}
+        2.4, warnings=("The image is unlike those that the network was trained on.",), grades={"1": 0.2, "2": 0.8}
     )
     save_images(tmp_path, item, air)
-    refused = {"name": "run-2 T1w", "refusal": "Nothing is to be seen inside.", "warnings": []}
-    write(tmp_path, [item, refused])
+    write(tmp_path, [item, refused("run-2 T1w", "Nothing is to be seen inside.")])
     page = build_subject_report(tmp_path, "01", None).read_text()
     assert "moved by 2.4 mm on average" in page
     assert "between 2.0 and 2.8 mm" in page
@@ -74,7 +68,7 @@ def test_page_without_air_and_without_file(tmp_path):
     save_images(tmp_path, item, np.full(40, np.nan))
     write(tmp_path, [item])
     assert "the air beside the head was blanked" in build_subject_report(tmp_path, "01", None).read_text()
-    (tmp_path / item["distribution"]).unlink()
+    (tmp_path / item.distribution).unlink()
     assert "is not in the output folder" in build_subject_report(tmp_path, "01", None).read_text()
 
 
@@ -90,13 +84,13 @@ def test_page_without_air_and_without_file(tmp_path):
     ids=["still", "little", "clear", "strong", "open"],
 )
 def test_words_for_scores(mean, width, words):
-    text = sentence({"mean": mean, "low": mean - width, "high": mean + width})
+    text = sentence(MotionScoreValues(mean, mean - width, mean + width))
     assert words in text
     assert "-" not in text
 
 
 def test_a_score_of_an_image_unlike_the_training_is_not_put_in_words_of_motion():
-    known, strange = (sentence({"mean": 3.0, "low": 2.6, "high": 3.4, "p_value": p}) for p in (0.011, 0.009))
+    known, strange = (sentence(MotionScoreValues(3.0, 2.6, 3.4, p)) for p in (0.011, 0.009))
     assert "strong motion" in known
     assert "strong motion" not in strange
     assert "says nothing" in strange
@@ -116,8 +110,8 @@ def test_group_names_who_stands_out_by_the_rule(tmp_path):
     scores = [0.30, 0.32, 0.28, 0.31, 0.29, 0.33, 0.70, 0.64, 0.05]
     for number, score in enumerate(scores):
         write(tmp_path, [entry(score)], f"{number:02d}")
-    write(tmp_path, [entry(0.3, warnings=["Odd."])], "10")
-    write(tmp_path, [{"name": "T1w", "refusal": "4D.", "warnings": []}], "11")
+    write(tmp_path, [entry(0.3, warnings=("Odd.",))], "10")
+    write(tmp_path, [refused("T1w", "4D.")], "11")
     found = group_scores(tmp_path)
     # Nearly all are alike: deviations count as 0.1 mm at least, and 0.64 is not 3.5 of them above 0.305. Nor is 0.05.
     assert [text.split(",")[0] for text in found.outliers] == ["sub-06"]

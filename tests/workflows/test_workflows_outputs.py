@@ -19,10 +19,11 @@ def said(
     """What the report says of a fit, and parameter -> description of its standard deviation."""
     fits = ((model, estimator),)
     group = InputGroup(kind, "01", (), (f"/raw/sub-01_{kind}.nii",), acquisition)
-    found = fit_outputs(SeriesPlan(group, fits, (), fits if by_voxel else ()), model, estimator, "/raw")
-    names = [entry["parameter"] for entry in found["record"]["maps"]]
-    texts = [sidecar["Description"] for sidecar in found["std_sidecars"]]
-    return found["record"]["std_kind"], dict(zip(names, texts, strict=True))
+    plan = SeriesPlan(group, fits, (), fits if by_voxel else ())
+    record, sidecars = fit_outputs(plan, model, estimator, "/raw")
+    names = [entry.parameter for entry in record.maps]
+    texts = [sidecar["Description"] for sidecar in sidecars.stds]
+    return record.std_kind, dict(zip(names, texts, strict=True))
 
 
 @pytest.mark.parametrize("estimator", ["nlls", "varpro"])

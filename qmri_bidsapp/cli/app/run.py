@@ -219,7 +219,9 @@ def _recorded_subjects(config: Config) -> list[str]:
     NothingMatchedError
         If there is none, or if one that was asked for has none.
     """
-    recorded = [path.stem.removeprefix("sub-") for path in sorted(config.log_dir.glob("sub-*.json"))]
+    from qmri_bidsapp.bids.record_files import record_files
+
+    recorded = [path.stem.removeprefix("sub-") for path in record_files(config.derivatives_dir)]
     absent = [label for label in config.participant_label if label not in recorded]
     if absent or not recorded:
         names = ", ".join(f"sub-{label}" for label in absent) or "any participant"

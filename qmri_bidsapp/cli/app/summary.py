@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qmri_bidsapp.bids.record_files import read_record, record_file
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
@@ -16,25 +17,19 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("qmri_bidsapp")
 
 
-def read_record(config: Config, subject: str) -> dict[str, Any]:
-    """Return what the workflow of a subject noted."""
-    record: dict[str, Any] = json.loads((config.log_dir / f"sub-{subject}.json").read_text(encoding="utf-8"))
-    return record
-
-
 def unfinished(config: Config, plan: SubjectPlan) -> bool:
     """Return whether something planned was not made: by a crash, or because the run stopped before it."""
-    record = read_record(config, plan.subject)
+    record = read_record(record_file(config.derivatives_dir, plan.subject))
     n_planned = len(plan.t1w) + sum(1 + len(item.fits) for item in plan.series if item.fits)
-    return len(record["series"]) + len(record["fits"]) < n_planned
+    return len(record.series) + len(record.fits) < n_planned
 
 
 def print_summary(config: Config, plans: tuple[SubjectPlan, ...], result: RunResult, failed: set[str]) -> None:
     """Say of every subject what was made, what failed, and where to look."""
     LOGGER.info("\n%-16s %-8s %5s %7s  %s", "participant", "outcome", "maps", "errors", "where to look")
     for item in plans:
-        record = read_record(config, item.subject)
-        n_maps = sum(len(fit["maps"]) for fit in record["fits"])
+        record = read_record(record_file(config.derivatives_dir, item.subject))
+        n_maps = sum(len(fit.maps) for fit in record.fits)
         crashes = result.failed.get(item.subject, [])
         errors = [*item.errors, *(p.message for p in item.inputs.problems if p.severity == "error")]
         outcome = "FAILED" if item.subject in failed else "nothing" if item.is_empty else "done"

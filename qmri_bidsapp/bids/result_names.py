@@ -1,0 +1,130 @@
+"""Names of results in the output folder, made from the entities of a series and from what a file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qmri_bidsapp.bids.derivatives import relative_path
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.bids.inputs import InputGroup
+    from qmri_bidsapp.core.parameters import Parameter
+
+#: Suffixes that more than one model writes: the model is part of their ``desc``.
+SHARED_SUFFIXES = ("S0map",)
+#: What a map of a parameter holds -> ending of its ``desc``.
+ENDINGS = {
+    "estimate": "",
+    "std": "std",
+    "interval_low": "low",
+    "interval_high": "high",
+    "bias": "bias",
+    "truth_low": "truthlow",
+    "truth_high": "truthhigh",
+    "debiased": "debiased",
+}
+#: Maps that only a certificate or a posterior gives.
+FURTHER_MAPS = tuple(name for name in ENDINGS if name not in ("estimate", "std"))
+
+
+def result_name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **entities: str) -> str:
+    """Return the name of a result of a series, relative to the output folder; `entities` come beside its own."""
+    return relative_path(
+        group.subject,
+        dict(group.entities),
+        datatype="dwi" if group.kind == "dwi" else "anat",
+        suffix=suffix,
+        extension=extension,
+        extra=entities,
+    )
+
+
+def companion(image: str, extension: str) -> str:
+    """Return the name of the file that belongs to a ``.nii.gz``, with this extension."""
+    return image.removesuffix(".nii.gz") + extension
+
+
+@dataclass(frozen=True)
+class FitNames:
+    """Names of all that one fit may write.
+
+    Attributes
+    ----------
+    group : InputGroup
+    model : str
+        Registry name.
+    estimator : str
+        Label in ``desc``, see `Estimator.label`.
+    is_alone : bool
+        Whether the model is fitted by no other estimator: then estimates of relaxometry need no ``desc``.
+    clashing : frozenset of str
+        BIDS suffixes that another model of the same subject would write under the same name.
+    """
+
+    group: InputGroup
+    model: str
+    estimator: str
+    is_alone: bool = False
+    clashing: frozenset[str] = frozenset()
+
+    @property
+    def status(self) -> str:
+        """Status map."""
+        return self._of_fit("dseg", "status")
+
+    @property
+    def trust(self) -> str:
+        """Map of `Trust`."""
+        return self._of_fit("dseg", "trust")
+
+    @property
+    def flag(self) -> str:
+        """Map of `Reason`."""
+        return self._of_fit("dseg", "flag")
+
+    @property
+    def p_value(self) -> str:
+        """P-values of the flags."""
+        return self._of_fit("pvalue", "flag")
+
+    @property
+    def log_evidence(self) -> str:
+        """Map of the log evidence."""
+        return self._of_fit("logevidence")
+
+    def of(self, parameter: Parameter, what: str) -> str:
+        """Return the name of a map of a parameter; `what` is a key of `ENDINGS`.
+
+        Raises
+        ------
+        ValueError
+            If the parameter has no BIDS suffix in relaxometry.
+        """
+        ending = ENDINGS[what]
+        if self.group.kind == "dwi":
+            entities = {"model": self.model, "param": parameter.label, "desc": f"{self.estimator}{ending}"}
+            return result_name(self.group, "dwimap", **entities)
+        suffix = parameter.bids_suffix
+        if suffix is None:
+            raise ValueError(f"Parameter {parameter.name} of model {self.model} needs a BIDS suffix, got None.")
+        if suffix in SHARED_SUFFIXES or suffix in self.clashing:
+            return result_name(self.group, suffix, desc=f"{self.estimator}{self.model}{ending}")
+        if self.is_alone and what == "estimate":
+            return result_name(self.group, suffix)
+        return result_name(self.group, suffix, desc=f"{self.estimator}{ending}")
+
+    def further(self, parameters: Iterable[Parameter]) -> set[str]:
+        """Return every name but those of estimates, standard deviations, status and evidence.
+
+        What of these an earlier run left, and this one does not write, is out of date.
+        """
+        found = {self.of(parameter, what) for parameter in parameters for what in FURTHER_MAPS}
+        return found | {self.trust, self.flag, self.p_value}
+
+    def _of_fit(self, suffix: str, ending: str = "") -> str:
+        # Relaxometry has no entity for the model.
+        if self.group.kind == "dwi":
+            return result_name(self.group, suffix, model=self.model, desc=f"{self.estimator}{ending}")
+        return result_name(self.group, suffix, desc=f"{self.estimator}{self.model}{ending}")
