@@ -63,7 +63,7 @@ def gather_record(
     folder: Path, subject: str, version: str, problems: Iterable[ProblemRecord], notes: Iterable[str]
 ) -> SubjectRecord:
     """Join the parts that the steps of a participant left in a folder."""
-    parts = {
+    parts: dict[str, Any] = {
         part: tuple(_parse(kind, path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{part}-*.json")))
         for part, kind in STEPS.items()
     }
@@ -102,9 +102,8 @@ def read_record(path: Path) -> SubjectRecord:
     except ValueError as error:
         raise InputMissingError(f"{path} cannot be used ({_cause(error)}): {remedy}.") from error
     known = {item.name for item in record.series}
-    for part in (*record.fits, *record.truths):
-        if part.series not in known:
-            raise InputMissingError(f"{path} cannot be used (a fit of {part.series}, no such series): {remedy}.")
+    if unknown := {fit.series for fit in record.fits} - known:
+        raise InputMissingError(f"{path} cannot be used (a fit of {min(unknown)}, no such series): {remedy}.")
     return record
 
 
@@ -116,5 +115,5 @@ def _parse(kind: type[T], text: str) -> T:
 
 def _cause(error: ValueError) -> str:
     """Return the first finding of pydantic in one line."""
-    first = getattr(error, "errors", list)()[:1]
+    first: list[dict[str, Any]] = getattr(error, "errors", list)()[:1]
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in first) or str(error)

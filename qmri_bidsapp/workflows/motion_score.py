@@ -126,9 +126,11 @@ def save_inputs(group: InputGroup, bids_dir: str, scoring: Scoring) -> dict[str,
     from qmri_bidsapp.bids.derivatives import bids_uri
     from qmri_bidsapp.bids.record import MotionScoreRecord
 
+    names = score_names(group)
     record = MotionScoreRecord(
         name=group.name,
-        **score_names(group),
+        image=names["image"],
+        distribution=names["distribution"],
         weights=Path(scoring.weights).name,
         weights_sha256=scoring.sha256,
         qc_head_sha256=scoring.qc_head_sha256,
