@@ -106,7 +106,7 @@ class SaveSeries(SimpleInterface):
         record = replace(
             inputs.record,
             notes=(*inputs.record.notes, *(defined(inputs.notes) or ())),
-            head_motion=defined(inputs.motion),
+            head_motion=tuple(map(tuple, inputs.motion)) if defined(inputs.motion) else None,
             preproc=inputs.preproc_names[0],
             mask=names[0],
             tissues=names[1] if len(names) > 1 else None,
@@ -139,9 +139,9 @@ class SaveFit(SimpleInterface):
         inputs = self.inputs
         record = replace(
             inputs.record,
-            status_counts=inputs.counts,
+            status_counts=dict(inputs.counts),
             seconds=inputs.seconds,
-            training=defined(inputs.training) or {},
+            training=dict(defined(inputs.training) or {}),
         )
         remove_images(defined(inputs.obsolete) or [], inputs.out_dir)
         save_fit(
@@ -183,9 +183,9 @@ class SaveTruth(SimpleInterface):
         record = save_truth(
             replace(
                 inputs.record,
-                counts=inputs.counts,
-                wide_counts=inputs.wide_counts,
-                flag_counts=inputs.flag_counts,
+                counts=dict(inputs.counts),
+                wide_counts=dict(inputs.wide_counts),
+                flag_counts=dict(inputs.flag_counts),
                 noise_factor=inputs.noise_factor,
             ),
             inputs.sidecars,
@@ -218,7 +218,7 @@ class SaveScore(SimpleInterface):
         from qmri_bidsapp.bids.scans_table import distribution_file
         from qmri_bidsapp.motion.scorer import MotionScore
 
-        inputs, found = self.inputs, self.inputs.found
+        inputs, found = self.inputs, dict(self.inputs.found)
         content = {**inputs.sidecar, **distribution_file(found, MotionScore.bins())}
         save_json(content, inputs.out_dir, inputs.record.distribution)
         record = replace(
