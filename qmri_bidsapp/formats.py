@@ -12,3 +12,6 @@ MAPS = 3
 CERTIFICATE = 7
 #: Tensors and card of trained weights (`artifacts.weights`).
 WEIGHTS = 2
+#: Record of a participant, ``logs/sub-<label>.json`` (`bids.record`). Raise it when a field changes: the reader refuses
+#: other numbers. Records before 2 carry none.
+RECORD = 2

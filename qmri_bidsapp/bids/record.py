@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp import formats
 from qmri_bidsapp.bids.derivatives import bids_uri
 from qmri_bidsapp.core.acquisition import Acquisition
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.bids.result_names import FitNames
     from qmri_bidsapp.core.parameters import Parameter
-
-#: Raised whenever a field below changes. Records before format 2 carry no number.
-FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -290,7 +288,7 @@ class SubjectRecord:
     version : str
         Of the program.
     format : int
-        `FORMAT`.
+        See `formats.RECORD`.
     """
 
     subject: str
@@ -302,7 +300,7 @@ class SubjectRecord:
     motion_scores: tuple[MotionScoreRecord, ...] = ()
     problems: tuple[ProblemRecord, ...] = ()
     notes: tuple[str, ...] = ()
-    format: int = FORMAT
+    format: int = formats.RECORD
 
     def series_of(self, fit: FitRecord) -> SeriesRecord:
         """Return the series of a fit; the reader has checked that it is there."""

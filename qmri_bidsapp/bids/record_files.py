@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qmri_bidsapp import formats
 from qmri_bidsapp.bids.derivatives import json_text, save_json, save_text
 from qmri_bidsapp.bids.record import (
-    FORMAT,
     FitRecord,
     MotionScoreRecord,
     OrientationRecord,
@@ -93,8 +93,8 @@ def read_record(path: Path) -> SubjectRecord:
     except (OSError, ValueError) as error:
         raise InputMissingError(f"{path} cannot be read ({type(error).__name__}: {error}): {remedy}.") from error
     found = data.get("format", 1) if isinstance(data, dict) else None
-    if found != FORMAT:
-        what = f"the record of a participant in format {FORMAT}"
+    if found != formats.RECORD:
+        what = f"the record of a participant in format {formats.RECORD}"
         got = "no record" if found is None else f"format {found} of version {data.get('version', 'unknown')}"
         raise InputMissingError(f"{path}: need {what}, got {got}: {remedy}.")
     try:

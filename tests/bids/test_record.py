@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qmri_bidsapp import formats
 from qmri_bidsapp.bids.record import (
-    FORMAT,
     FitRecord,
     MapRecord,
     MotionScoreRecord,
@@ -77,7 +77,7 @@ RECORD = SubjectRecord(
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert write_record(RECORD, tmp_path) == "logs/sub-01.json"
     assert read_record(record_file(tmp_path, "01")) == RECORD
-    assert next(iter(json.loads((tmp_path / "logs" / "sub-01.json").read_text()).items())) == ("format", FORMAT)
+    assert next(iter(json.loads((tmp_path / "logs" / "sub-01.json").read_text()).items())) == ("format", formats.RECORD)
 
 
 def test_steps_are_gathered(tmp_path: Path) -> None:
@@ -119,12 +119,15 @@ OLD = {"subject": "01", "version": "0.9", "series": [], "fits": [], "problems": 
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        (json.dumps(OLD), rf"need the record of a participant in format {FORMAT}, got format 1 of version 0.9"),
-        (json.dumps({**OLD, "format": FORMAT + 1}), rf"got format {FORMAT + 1}"),
+        (json.dumps(OLD), rf"need the record of a participant in format {formats.RECORD}, got format 1 of version 0.9"),
+        (json.dumps({**OLD, "format": formats.RECORD + 1}), rf"got format {formats.RECORD + 1}"),
         ("[]", "got no record"),
         ("{", "cannot be read"),
-        (json.dumps({"format": FORMAT, "subject": "01"}), "version: Field required"),
-        (json.dumps({"format": FORMAT, "subject": "01", "version": "1", "fits": [{}]}), r"fits\.0\.series: Field"),
+        (json.dumps({"format": formats.RECORD, "subject": "01"}), "version: Field required"),
+        (
+            json.dumps({"format": formats.RECORD, "subject": "01", "version": "1", "fits": [{}]}),
+            r"fits\.0\.series: Field",
+        ),
     ],
     ids=["older", "newer", "list", "truncated", "no version", "empty fit"],
 )
