@@ -7,7 +7,6 @@ from pathlib import Path
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.app.parser import build_parser
-from qmri_bidsapp.cli.tools import TRAININGS, training_parser
 from qmri_bidsapp.cli.tools import build_parser as build_tools_parser
 from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
@@ -62,8 +61,9 @@ tools_parser = build_tools_parser()
 (tools,) = tools_parser._subparsers._group_actions
 for name in ("correct", "train"):
     (GENERATED / f"{name}.txt").write_text(tools.choices[name].format_help())
-for name in TRAININGS:
-    (train,) = training_parser(name)._subparsers._group_actions
-    (what,) = train.choices["train"]._subparsers._group_actions
-    (GENERATED / f"{name}.txt").write_text(what.choices[name].format_help())
+(trainings,) = tools.choices["train"]._subparsers._group_actions
+for name in ("motion", "qc-head"):
+    (GENERATED / f"{name}.txt").write_text(trainings.choices[name].format_help())
+# All models have the same options.
+(GENERATED / "train-model.txt").write_text(trainings.choices["t2"].format_help().replace("train t2", "train MODEL"))
 _write_models()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.models.base import SignalModel
+
+if TYPE_CHECKING:
+    from qmri_bidsapp.estimators.base import Estimator
+    from qmri_bidsapp.models.base import SignalModel
 
 MODEL_GROUP = "qmri_bidsapp.models"
 ESTIMATOR_GROUP = "qmri_bidsapp.estimators"
@@ -25,6 +27,11 @@ def _load(group: str) -> dict[str, Any]:
             raise UsageError(f"Two packages register {entry.name!r} under {group}; uninstall one of them.")
         found[entry.name] = entry.load()
     return found
+
+
+def model_names() -> list[str]:
+    """Return the names of all models, sorted; no model is imported."""
+    return sorted({entry.name for entry in entry_points(group=MODEL_GROUP)})
 
 
 def load_models() -> dict[str, type[SignalModel]]:

@@ -9,31 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import correct, fit
+from qmri_bidsapp.cli import correct, fit, train
 from qmri_bidsapp.cli.arguments import Parser, seed
 from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
 from qmri_bidsapp.cli.exits import exit_code, say_error, say_unexpected
-from qmri_bidsapp.cli.train import motion as train_motion
-from qmri_bidsapp.cli.train import qc_head as train_qc_head
-from qmri_bidsapp.cli.train import voxelwise as train
 from qmri_bidsapp.errors import QmriError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.models.base import SignalModel
 
-#: What is trained by commands of its own: `qmri train` takes a model as its first word, and these are none.
-TRAININGS = {"motion": train_motion, "qc-head": train_qc_head}
-
-
-def training_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser of ``qmri train motion`` or ``qmri train qc-head``."""
-    parser = Parser(prog="qmri", allow_abbrev=False)
-    TRAININGS[name].add_parser(parser.add_subparsers(dest="command", required=True, parser_class=Parser))
-    return parser
-
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of ``qmri``, without those of `TRAININGS`."""
+    """Return the parser of ``qmri`` and all its commands; each is imported when it runs."""
     parser = Parser(prog="qmri", description="Tools beside the BIDS App qmri-bids.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"qmri {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -55,10 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code; the cause of a failure is said in one line."""
     try:
-        words = sys.argv[1:] if argv is None else argv
-        own = words[:1] == ["train"] and words[1:2] and words[1] in TRAININGS
-        parser = training_parser(words[1]) if own else build_parser()
-        arguments = parser.parse_args(words)
+        arguments = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError as error:

@@ -25,6 +25,20 @@ def test_models_and_estimators_are_listed(capsys):
     assert "  --range     fwf 0 to 1, ndi 0 to 1, odi 0.01 to 0.99 (of qmri train)" in lines
 
 
+def test_help_of_train_lists_every_model_and_network(capsys):
+    with pytest.raises(SystemExit):
+        tools.main(["train", "--help"])
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert {*load_models(), "motion", "qc-head"} <= set(words)
+
+
+def test_a_training_of_something_unknown_names_the_known_ones(capsys):
+    assert tools.main(["train", "t3", "weights"]) == 64
+    error = capsys.readouterr().err
+    assert "invalid choice: 't3'" in error
+    assert all(f"'{name}'" in error for name in (*load_models(), "motion", "qc-head"))
+
+
 @pytest.mark.parametrize("name", load_models())
 def test_ranges_that_are_listed_can_be_set(name):
     model = load_models()[name]()

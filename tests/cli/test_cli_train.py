@@ -169,12 +169,12 @@ def test_several_folders_may_follow_or_repeat_the_option(monkeypatch, tmp_path):
 
 def test_help_names_estimators_and_defaults(capsys):
     with pytest.raises(SystemExit):
-        tools.main(["train", "--help"])
+        tools.main(["train", "t2", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     kinds = load_estimators()
     assert set(command.VOXELWISE) == {name for name, kind in kinds.items() if issubclass(kind, LearnedEstimator)}
     assert set(command.SPATIAL) == {name for name, kind in kinds.items() if issubclass(kind, SpatialNetwork)}
     assert f"voxelwise: {', '.join(command.VOXELWISE)}; spatial, for T1 and T2: {', '.join(command.SPATIAL)}" in text
     assert f"(default: {SNR[0]:g} {SNR[1]:g})" in text
-    assert "usage: qmri train model folder [options]" in text
-    assert "Several values are separated by spaces; put such options after model and folder." in text
+    assert "usage: qmri train t2 folder [options]" in text
+    assert "Several values are separated by spaces; put such options after the folder." in text

@@ -90,8 +90,7 @@ def test_command_from_derivatives_to_weights(tmp_path, capsys):
     assert "no column grade" in capsys.readouterr().err
 
 
-def test_help_of_train_names_both(capsys):
-    for words, expected in ((["train", "--help"], "qmri train qc-head"), (["train", "qc-head", "--help"], "--labels")):
-        with pytest.raises(SystemExit):
-            tools.main(words)
-        assert expected in capsys.readouterr().out
+def test_help_lists_the_options(capsys):
+    with pytest.raises(SystemExit):
+        tools.main(["train", "qc-head", "--help"])
+    assert "--labels" in capsys.readouterr().out

@@ -52,10 +52,8 @@ LIMITS = (
 
 
 def add_parser(commands: Any) -> None:
-    """Add ``train`` to the commands of ``qmri``."""
-    train = commands.add_parser("train", help="train networks")
-    what = train.add_subparsers(dest="what", required=True, metavar="WHAT", parser_class=type(train))
-    motion = what.add_parser(
+    """Add ``motion`` to the commands of ``qmri train``."""
+    motion = commands.add_parser(
         "motion",
         help="the motion score of T1w images",
         description=DESCRIPTION,

@@ -23,10 +23,8 @@ Example:
 
 
 def add_parser(commands: Any) -> None:
-    """Add ``train`` to the commands of ``qmri``."""
-    train = commands.add_parser("train", help="train networks")
-    what = train.add_subparsers(dest="what", required=True, metavar="WHAT", parser_class=type(train))
-    parser = what.add_parser(
+    """Add ``qc-head`` to the commands of ``qmri train``."""
+    parser = commands.add_parser(
         "qc-head",
         help="a lab's own quality grades",
         description=DESCRIPTION,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,7 @@ Train a learned estimator on simulated data, and write its weights for qmri-bids
 Voxelwise estimators are trained for each protocol of a data set or of earlier fits; qmri-bids does
 so by itself during a run, with fewer choices. Spatial networks see whole slices. A training that
 was stopped goes on where it was when the same command is given again (boosting begins anew).
-Several values are separated by spaces; put such options after model and folder.
-
-Two networks have commands of their own:
-  qmri train motion --help    the motion score of T1w images, on simulated motion
-  qmri train qc-head --help   a lab's own quality grades of T1w images, from its motion scores
+Several values are separated by spaces; put such options after the folder.
 """
 EPILOG = """\
 Examples:
@@ -43,17 +39,23 @@ Examples:
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Add ``train`` to the commands of ``qmri``."""
-    train = commands.add_parser(
-        "train",
-        help="train a learned estimator",
-        usage="%(prog)s model folder [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
-    )
-    train.add_argument("model", help="name of the model; 'qmri models' lists them")
+def add_parsers(commands: Any, models: Sequence[str]) -> None:
+    """Add a command for each model to those of ``qmri train``; all have the same options."""
+    options = _options()
+    for model in models:
+        commands.add_parser(
+            model,
+            usage="%(prog)s folder [options]",
+            description=DESCRIPTION,
+            epilog=EPILOG,
+            parents=[options],
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
+        )
+
+
+def _options() -> argparse.ArgumentParser:
+    """Return the parser of the options of a training, of any model."""
+    train = argparse.ArgumentParser(add_help=False)
     train.add_argument(
         "folder", type=Path, help="where the weights go; for voxelwise estimators one folder for each protocol"
     )
@@ -75,6 +77,7 @@ def add_parser(commands: Any) -> None:
         for name, group in (("voxelwise", voxelwise), ("spatial", spatial))
     }
     train.set_defaults(run=run, **groups)
+    return train
 
 
 def _add_voxelwise(group: Any) -> None:
@@ -148,7 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
     from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
     from qmri_bidsapp.registry import get_estimator, get_model
 
-    model, kind = get_model(arguments.model), get_estimator(arguments.estimator)
+    model, kind = get_model(arguments.what), get_estimator(arguments.estimator)
     if issubclass(kind, SpatialNetwork):
         _refuse(arguments, arguments.voxelwise, f"voxelwise estimators, and {kind.name} is a spatial network")
         train_spatial.run(arguments, model, kind)
