@@ -68,6 +68,25 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class NamedTissue:
+    """A tissue with published parameters: a point in a model's parameter space.
+
+    Attributes
+    ----------
+    name : str
+        E.g. ``"White matter"``.
+    values : dict
+        Parameter -> value, in its unit; parameters that are missing are at their `scale`.
+    source : str
+        Author, year, table.
+    """
+
+    name: str
+    values: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
 class Directional:
     """Parameters that turn with the tissue.
 

@@ -36,6 +36,11 @@ class Estimator(ABC):
         How standard deviations are obtained.
     reference : str
         Author, year, journal of the method.
+    methods : str
+        Sentence for the methods text, with ``[@key]`` marks for references; empty for the default estimators, which the
+        text describes for all fits.
+    bibliography : str
+        BibTeX entries of the keys in `methods` that ``data/boilerplate.bib`` does not have.
     needs_raw_magnitudes : bool
         Whether the noise is taken as that of magnitudes as they were acquired: preprocessing that takes their noise
         floor away, as of diffusion series, does not go with it.
@@ -52,6 +57,8 @@ class Estimator(ABC):
     title: ClassVar[str]
     std_kind: ClassVar[str]
     reference: ClassVar[str]
+    methods: ClassVar[str] = ""
+    bibliography: ClassVar[str] = ""
     needs_raw_magnitudes: ClassVar[bool] = False
     is_spatial: ClassVar[bool] = False
     has_posterior: ClassVar[bool] = False

@@ -39,3 +39,19 @@ class ActiveAx(Composition):
     )
     largest_diffusivity: ClassVar[float] = INTRINSIC_DIFFUSIVITY
     opt_in: ClassVar[bool] = True
+    methods: ClassVar[str] = (
+        "Axon diameter index and volume fractions of axons, of the space around them, of trapped and of free water "
+        "were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase "
+        "approximation [@vangelderen]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{activeax,
+      author = {Alexander DC, Hubbard PL, Hall MG, Moore EA, Ptito M, Parker GJM, Dyrby TB},
+      year = {2010},
+      title = {Orientationally invariant indices of axon diameter and density from diffusion MRI},
+      journal = {NeuroImage},
+      volume = {52},
+      pages = {1374-1389},
+      doi = {10.1016/j.neuroimage.2010.05.043}
+    }
+    """

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.parameters import Directional, Parameter
+from qmri_bidsapp.core.parameters import Directional, NamedTissue, Parameter
 from qmri_bidsapp.core.prior import Prior, Uniform
 from qmri_bidsapp.errors import PriorError, ProtocolError
 from qmri_bidsapp.models.differentiation import derivatives
@@ -30,6 +30,12 @@ class SignalModel(ABC):
         For reports, e.g. ``"T1 by inversion recovery"``.
     reference : str
         Author, year, journal and equation that the signal follows.
+    methods : str
+        Sentence for the methods text of a run, with ``[@key]`` marks for references.
+    bibliography : str
+        BibTeX entries of the keys in `methods` that ``data/boilerplate.bib`` does not have.
+    tissues : tuple of NamedTissue
+        Tissues and abnormalities with published parameters; a certificate shows how the estimator reproduces them.
     parameters : tuple of Parameter
         What is estimated. The first is the signal's amplitude: the signal is proportional to it.
     derived : tuple of Parameter
@@ -56,6 +62,9 @@ class SignalModel(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     reference: ClassVar[str]
+    methods: ClassVar[str] = ""
+    bibliography: ClassVar[str] = ""
+    tissues: ClassVar[tuple[NamedTissue, ...]] = ()
     parameters: ClassVar[tuple[Parameter, ...]]
     derived: ClassVar[tuple[Parameter, ...]] = ()
     covariates: ClassVar[tuple[Parameter, ...]] = ()

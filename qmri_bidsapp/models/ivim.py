@@ -61,6 +61,21 @@ class IntravoxelIncoherentMotion(SeparableModel):
         f"b = 0, at least 2 b-values up to {PERFUSION_B_VALUE:g} and 2 from there to {MAX_B_VALUE:g} s/mm2"
     )
     nonlinear: ClassVar[tuple[int, ...]] = (2, 3)
+    methods: ClassVar[str] = (
+        "Where there were enough low b-values, perfusion fraction, pseudodiffusivity and diffusivity were estimated "
+        "from averages per b-value up to 1000 s/mm2 [@ivim]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{ivim,
+      author = {Le Bihan D, Breton E, Lallemand D, Aubin ML, Vignaud J, Laval-Jeantet M},
+      year = {1988},
+      title = {Separation of diffusion and perfusion in intravoxel incoherent motion MR imaging},
+      journal = {Radiology},
+      volume = {168},
+      pages = {497-505},
+      doi = {10.1148/radiology.168.2.3393671}
+    }
+    """
 
     @property
     def mixing(self) -> tuple[int, ...]:

@@ -81,6 +81,32 @@ class DiffusionKurtosis(CumulantExpansion):
     #: Usual protocols have 35 to 70, down to 15 well-spread directions; shells of 1000 and 1050 s/mm2, 250.
     max_condition: ClassVar[float] = 200.0
     needs: ClassVar[str] = "at least two shells beside b = 0 and 15 directions in general position"
+    methods: ClassVar[str] = (
+        "Where there were at least two shells, mean, axial and radial kurtosis [@jensen] [@tabesh] were estimated "
+        "from volumes of b up to 3000 s/mm2 where these suffice, by iterated weighted linear least squares on the "
+        "log signal [@salvador]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{jensen,
+      author = {Jensen JH, Helpern JA, Ramani A, Lu H, Kaczynski K},
+      year = {2005},
+      title = {Diffusional kurtosis imaging: the quantification of non-Gaussian water diffusion by means of magnetic
+        resonance imaging},
+      journal = {Magnetic Resonance in Medicine},
+      volume = {53},
+      pages = {1432-1440},
+      doi = {10.1002/mrm.20508}
+    }
+    @article{tabesh,
+      author = {Tabesh A, Jensen JH, Ardekani BA, Helpern JA},
+      year = {2011},
+      title = {Estimation of tensors and tensor-derived measures in diffusional kurtosis imaging},
+      journal = {Magnetic Resonance in Medicine},
+      volume = {65},
+      pages = {823-836},
+      doi = {10.1002/mrm.22655}
+    }
+    """
 
     def design_matrix(self, acquisition: Acquisition) -> torch.Tensor:
         """Return the (n_measurements, 22) matrix of ln S0, the elements of D and those of V."""

@@ -56,6 +56,21 @@ class Noddi(Composition):
         Parameter("ndi", "1", (0.0, 1.0), 1.0, "Neurite density index", None, (0.0, 1.0)),
     )
     largest_diffusivity: ClassVar[float] = INTRINSIC_DIFFUSIVITY
+    methods: ClassVar[str] = (
+        "Where there were at least two shells, neurite density, orientation dispersion and free water fraction were "
+        "estimated by NODDI with the Watson distribution [@noddi]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{noddi,
+      author = {Zhang H, Schneider T, Wheeler-Kingshott CA, Alexander DC},
+      year = {2012},
+      title = {NODDI: practical in vivo neurite orientation dispersion and density imaging of the human brain},
+      journal = {NeuroImage},
+      volume = {61},
+      pages = {1000-1016},
+      doi = {10.1016/j.neuroimage.2012.03.072}
+    }
+    """
 
     def series_and_slopes(self, tissue: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the Legendre coefficients and their derivatives by fwf, ndi and odi, in closed form."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho, T2Preparation
-from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.parameters import NamedTissue, Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SeparableModel
 
@@ -20,6 +20,7 @@ INVERSION_BOUNDS = (0.5, 3.0)
 
 #: The null of an inversion recovery lies within so many images of the smallest magnitude.
 NULL_REACH = 2
+SOURCE_OF_TISSUES = "Sabidussi et al. 2021, Table 1"
 
 
 def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -> None:
@@ -66,6 +67,27 @@ class InversionRecoveryT1(SeparableModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("IRT1",)
     needs: ClassVar[str] = "3 distinct inversion times"
     nonlinear: ClassVar[tuple[int, ...]] = (2,)
+    #: After a complete inversion.
+    tissues: ClassVar[tuple[NamedTissue, ...]] = (
+        NamedTissue("White matter", {"inversion_factor": 2.0, "t1": 0.78}, SOURCE_OF_TISSUES),
+        NamedTissue("Grey matter", {"inversion_factor": 2.0, "t1": 1.4}, SOURCE_OF_TISSUES),
+        NamedTissue("Cerebrospinal fluid", {"inversion_factor": 2.0, "t1": 3.5}, SOURCE_OF_TISSUES),
+    )
+    methods: ClassVar[str] = (
+        "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
+        "parts came with them, from images of restored polarity [@barral]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{barral,
+      author = {Barral JK, Gudmundson E, Stikov N, Etezadi-Amoli M, Stoica P, Nishimura DG},
+      year = {2010},
+      title = {A robust methodology for in vivo T1 mapping},
+      journal = {Magnetic Resonance in Medicine},
+      volume = {64},
+      pages = {1057-1067},
+      doi = {10.1002/mrm.22497}
+    }
+    """
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) signals for (..., 3) parameters m0, inversion_factor, t1."""
@@ -194,6 +216,12 @@ class SpinEchoT2(_MonoExponential):
         Parameter("r2", "1/s", (0.25, 1000.0), 10.0, "Transverse relaxation rate R2", "R2map", (0.0, 25.0)),
     )
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MESE",)
+    tissues: ClassVar[tuple[NamedTissue, ...]] = (
+        NamedTissue("White matter", {"t2": 0.08}, SOURCE_OF_TISSUES),
+        NamedTissue("Grey matter", {"t2": 0.11}, SOURCE_OF_TISSUES),
+        NamedTissue("Cerebrospinal fluid", {"t2": 2.0}, SOURCE_OF_TISSUES),
+    )
+    methods: ClassVar[str] = "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay."
 
 
 class GradientEchoT2star(_MonoExponential):
@@ -229,6 +257,7 @@ class GradientEchoT2star(_MonoExponential):
         ),
     )
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MEGRE",)
+    methods: ClassVar[str] = "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay."
 
 
 class PreparedT2(SeparableModel):
@@ -257,6 +286,21 @@ class PreparedT2(SeparableModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[str] = "3 distinct preparation times"
     nonlinear: ClassVar[tuple[int, ...]] = (1,)
+    methods: ClassVar[str] = (
+        "T2 was estimated from images after T2 preparations of several durations by a mono-exponential decay with "
+        "an offset [@brittain]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{brittain,
+      author = {Brittain JH, Hu BS, Wright GA, Meyer CH, Macovski A, Nishimura DG},
+      year = {1995},
+      title = {Coronary angiography with magnetization-prepared T2 contrast},
+      journal = {Magnetic Resonance in Medicine},
+      volume = {33},
+      pages = {689-696},
+      doi = {10.1002/mrm.1910330515}
+    }
+    """
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) magnitudes for (..., 3) parameters s0, t2, offset."""

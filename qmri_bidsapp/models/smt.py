@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean
-from qmri_bidsapp.core.parameters import Parameter
+from qmri_bidsapp.core.parameters import NamedTissue, Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SeparableModel
 
@@ -40,6 +40,11 @@ def stick_mean_derivative(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < SERIES_LIMIT, series, closed)
 
 
+def _tissue(name: str, intra_fraction: float, diffusivity: float) -> NamedTissue:
+    values = {"intra_fraction": intra_fraction, "diffusivity": diffusivity}
+    return NamedTissue(name, values, "Gyori et al. 2021, Table 2")
+
+
 class SphericalMeanTechnique(SeparableModel):
     r"""Two compartments, intra-neurite sticks and a tortuous extra-neurite space, powder-averaged.
 
@@ -68,6 +73,28 @@ class SphericalMeanTechnique(SeparableModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
     needs: ClassVar[str] = f"b = 0 and 2 shells of {MIN_DIRECTIONS} directions, one of {HIGH_B_VALUE:.0f} s/mm2 or more"
     nonlinear: ClassVar[tuple[int, ...]] = (1, 2)
+    tissues: ClassVar[tuple[NamedTissue, ...]] = (
+        _tissue("White matter", 0.67, 2.20e-3),
+        _tissue("Grey matter", 0.16, 1.14e-3),
+        _tissue("Abnormality 1", 0.67, 0.50e-3),
+        _tissue("Abnormality 2", 0.05, 2.20e-3),
+        _tissue("Abnormality 3", 0.60, 1.80e-3),
+    )
+    methods: ClassVar[str] = (
+        "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
+        "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{smt,
+      author = {Kaden E, Kelm ND, Carson RP, Does MD, Alexander DC},
+      year = {2016},
+      title = {Multi-compartment microscopic diffusion imaging},
+      journal = {NeuroImage},
+      volume = {139},
+      pages = {346-359},
+      doi = {10.1016/j.neuroimage.2016.06.002}
+    }
+    """
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_shells) powder averages for (..., 3) parameters s0, intra_fraction, diffusivity."""

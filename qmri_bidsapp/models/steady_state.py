@@ -47,6 +47,30 @@ class VariableFlipAngleT1(SignalModel):
     acquisition_type: ClassVar[type[Acquisition]] = SpoiledGradientEcho
     bids_suffixes: ClassVar[tuple[str, ...]] = ("VFA",)
     needs: ClassVar[str] = "2 distinct flip angles, without a magnetization transfer pulse"
+    methods: ClassVar[str] = (
+        "T1 was estimated from spoiled gradient echoes of several flip angles by the Ernst equation [@ernst] "
+        "[@despot], with the effective flip angles where there was a map of the transmit field."
+    )
+    bibliography: ClassVar[str] = """
+    @article{ernst,
+      author = {Ernst RR, Anderson WA},
+      year = {1966},
+      title = {Application of Fourier transform spectroscopy to magnetic resonance},
+      journal = {Review of Scientific Instruments},
+      volume = {37},
+      pages = {93-102},
+      doi = {10.1063/1.1719961}
+    }
+    @article{despot,
+      author = {Deoni SCL, Rutt BK, Peters TM},
+      year = {2003},
+      title = {Rapid combined T1 and T2 mapping using gradient recalled acquisition in the steady state},
+      journal = {Magnetic Resonance in Medicine},
+      volume = {49},
+      pages = {515-526},
+      doi = {10.1002/mrm.10407}
+    }
+    """
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) signals for the columns m0, t1, b1 of `theta`."""
@@ -117,6 +141,41 @@ class MagnetizationTransferSaturation(SignalModel):
     acquisition_type: ClassVar[type[Acquisition]] = SpoiledGradientEcho
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MTS",)
     needs: ClassVar[str] = "2 distinct flip angles without a magnetization transfer pulse, and an image with it"
+    methods: ClassVar[str] = (
+        "Magnetization transfer saturation and T1 were estimated from spoiled gradient echoes with and without a "
+        "magnetization transfer pulse [@mtsat] [@dathe], with the empirical correction for the transmit field "
+        "[@weiskopf] where there was a map of it."
+    )
+    bibliography: ClassVar[str] = """
+    @article{mtsat,
+      author = {Helms G, Dathe H, Kallenberg K, Dechent P},
+      year = {2008},
+      title = {High-resolution maps of magnetization transfer with inherent correction for RF inhomogeneity and T1
+        relaxation obtained from 3D FLASH MRI},
+      journal = {Magnetic Resonance in Medicine},
+      volume = {60},
+      pages = {1396-1407},
+      doi = {10.1002/mrm.21732}
+    }
+    @article{dathe,
+      author = {Dathe H, Helms G},
+      year = {2010},
+      title = {Exact algebraization of the signal equation of spoiled gradient echo MRI},
+      journal = {Physics in Medicine and Biology},
+      volume = {55},
+      pages = {4231-4245},
+      doi = {10.1088/0031-9155/55/15/003}
+    }
+    @article{weiskopf,
+      author = {Weiskopf N, Suckling J, Williams G, et al.},
+      year = {2013},
+      title = {Quantitative multi-parameter mapping of R1, PD*, MT, and R2* at 3T: a multi-center validation},
+      journal = {Frontiers in Neuroscience},
+      volume = {7},
+      pages = {95},
+      doi = {10.3389/fnins.2013.00095}
+    }
+    """
 
     def signal(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return (..., n_measurements) signals for the columns m0, t1, mtsat, b1 of `theta`."""

@@ -76,6 +76,21 @@ class DiffusionTensor(CumulantExpansion):
     #: Above, diffusion in tissue is visibly not Gaussian (Jensen et al. 2005, Magn Reson Med 53:1432).
     max_b_value: ClassVar[float] = 1500.0
     needs: ClassVar[str] = "at least two b-values and 6 directions in general position"
+    methods: ClassVar[str] = (
+        "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log signal "
+        "[@salvador], from volumes of b up to 1500 s/mm2 where these suffice."
+    )
+    bibliography: ClassVar[str] = """
+    @article{basser,
+      author = {Basser PJ, Mattiello J, Le Bihan D},
+      year = {1994},
+      title = {Estimation of the effective self-diffusion tensor from the NMR spin echo},
+      journal = {Journal of Magnetic Resonance, Series B},
+      volume = {103},
+      pages = {247-254},
+      doi = {10.1006/jmrb.1994.1037}
+    }
+    """
 
     def design_matrix(self, acquisition: Acquisition) -> torch.Tensor:
         """Return the (n_measurements, 7) matrix of ln S0, Dxx, Dxy, Dyy, Dxz, Dyz, Dzz."""

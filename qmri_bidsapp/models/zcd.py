@@ -28,6 +28,22 @@ class ZeppelinCylinderDot(Composition):
     reference: ClassVar[str] = "Panagiotaki et al. 2012, NeuroImage 59:2241"
     compartments: ClassVar[tuple[Compartment, ...]] = (Dot(), Cylinder(name="intra"), Zeppelin(name="extra"))
     opt_in: ClassVar[bool] = True
+    methods: ClassVar[str] = (
+        "Cylinder diameter, diffusivities and volume fractions were estimated by the model of a zeppelin, cylinders "
+        "and a dot [@taxonomy], with the signal inside cylinders in the Gaussian phase approximation "
+        "[@vangelderen]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{taxonomy,
+      author = {Panagiotaki E, Schneider T, Siow B, Hall MG, Lythgoe MF, Alexander DC},
+      year = {2012},
+      title = {Compartment models of the diffusion MR signal in brain white matter: a taxonomy and comparison},
+      journal = {NeuroImage},
+      volume = {59},
+      pages = {2241-2254},
+      doi = {10.1016/j.neuroimage.2011.09.081}
+    }
+    """
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Tell thin cylinders from thick ones: thick ones in slow surroundings look like thin ones in fast."""

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from html import escape
-from importlib import resources
 from pathlib import Path
 
 from qmri_bidsapp.artifacts.atomic import atomic_file
-
-_ENTRY = re.compile(r"@\w+\{(?P<key>\w+),(?P<body>.*?)\n\}", re.DOTALL)
-_FIELD = re.compile(r"(\w+)\s*=\s*\{(.*?)\},?\s*(?=\n|$)")
-_MARK = re.compile(r"\[@(\w+)\]")
+from qmri_bidsapp.data.bibliography import bundled_bibliography, cited_keys, format_references, number_marks
 
 
-def read_references() -> dict[str, str]:
-    """Return key -> formatted reference of the bundled bibliography."""
-    text = resources.files("qmri_bidsapp.data").joinpath("boilerplate.bib").read_text(encoding="utf-8")
-    references = {}
-    for entry in _ENTRY.finditer(text):
-        field = dict(_FIELD.findall(entry["body"]))
-        place = f"{field['journal']} {field['volume']}:{field['pages']}" if "volume" in field else field["journal"]
-        doi = f". doi:{field['doi']}" if "doi" in field else ""
-        references[entry["key"]] = f"{field['author']} ({field['year']}). {field['title']}. {place}{doi}"
-    return references
+def resolve(text: str, bibliography: str = "") -> tuple[str, list[str]]:
+    """Turn the ``[@key]`` marks of a text into numbers.
 
-
-def resolve(text: str) -> tuple[str, list[str]]:
-    """Turn ``[@key]`` marks into numbers.
+    Parameters
+    ----------
+    text : str
+    bibliography : str
+        BibTeX entries beside the bundled ones.
 
     Returns
     -------
@@ -38,18 +27,18 @@ def resolve(text: str) -> tuple[str, list[str]]:
 
     Raises
     ------
-    KeyError
-        If a key is not in the bibliography.
+    ValueError
+        If a key has no entry, or the bibliography is not valid; see `format_references`.
     """
-    known = read_references()
-    order: dict[str, int] = {}
-    for key in _MARK.findall(text):
-        known[key]
-        order.setdefault(key, len(order) + 1)
-    return _MARK.sub(lambda mark: f"[{order[mark[1]]}]", text), [known[key] for key in order]
+    known = format_references(bundled_bibliography() + bibliography)
+    keys = cited_keys(text)
+    if missing := [key for key in keys if key not in known]:
+        raise ValueError(f"The methods text cites {', '.join(missing)}, but no bibliography has an entry of that key.")
+    numbers = {key: number for number, key in enumerate(keys, start=1)}
+    return number_marks(text, numbers), [known[key] for key in keys]
 
 
-def write_citation(out_dir: Path, text: str) -> None:
+def write_citation(out_dir: Path, text: str, bibliography: str = "") -> None:
     """Write ``logs/CITATION.md`` and ``logs/CITATION.html``.
 
     Parameters
@@ -57,8 +46,10 @@ def write_citation(out_dir: Path, text: str) -> None:
     out_dir : Path
     text : str
         Paragraphs, separated by empty lines, with ``[@key]`` marks.
+    bibliography : str
+        BibTeX entries beside the bundled ones.
     """
-    body, references = resolve(text)
+    body, references = resolve(text, bibliography)
     paragraphs = [" ".join(part.split()) for part in body.split("\n\n") if part.strip()]
     listed = "\n".join(f"{number}. {item}" for number, item in enumerate(references, start=1))
     markdown = "# Methods\n\n" + "\n\n".join(paragraphs) + f"\n\n## References\n\n{listed}\n"

@@ -31,7 +31,6 @@ from qmri_bidsapp.uncertainty.ood_measures import measure
 from qmri_bidsapp.uncertainty.simulation import Pairs, pairs_of, simulate_pairs, simulate_voxels
 from qmri_bidsapp.uncertainty.sinks import MAX_DIMENSIONS, Sink, find_sinks
 from qmri_bidsapp.uncertainty.space import Space, unit_box
-from qmri_bidsapp.uncertainty.tissues import tissues_of
 
 Array = npt.NDArray[np.float64]
 
@@ -345,7 +344,7 @@ def certify(
     if min(len(pairs), len(survey)) < max(MIN_PER_BIN, LEAST_PART * n):
         raise InputError(f"{estimator.name} could not estimate {model.name} from simulated signals of this protocol.")
     tissues = {}
-    for part, tissue in enumerate(tissues_of(model), start=3):
+    for part, tissue in enumerate(model.tissues, start=3):
         values = np.array([[tissue.values.get(p.name, p.scale) for p in model.parameters[1:]]])
         found = simulate(np.repeat(values, N_PER_TISSUE, axis=0), noise, part)
         tissues[tissue.name] = {"source": tissue.source, **found.boxes(Space(model))}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import formats
 from qmri_bidsapp.bids.record_files import step_file
-from qmri_bidsapp.workflows.methods import describe_methods
 from qmri_bidsapp.workflows.motion_score import add_motion, save_inputs
 from qmri_bidsapp.workflows.outputs import (
     anat_outputs,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = [
     "SubjectPlan",
     "cache_dir",
-    "describe_methods",
     "init_qmri_wf",
     "init_subject_wf",
     "plan",

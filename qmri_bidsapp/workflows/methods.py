@@ -12,70 +12,11 @@ from qmri_bidsapp.workflows.motion_score import scores_motion
 
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
+    from qmri_bidsapp.estimators.base import Estimator
+    from qmri_bidsapp.models.base import SignalModel
 
-_MODELS = {
-    "activeax": "Axon diameter index and volume fractions of axons, of the space around them, of trapped and of free "
-    "water were estimated by ActiveAx [@activeax], with the signal inside cylinders in the Gaussian phase "
-    "approximation [@vangelderen].",
-    "t1": "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
-    "parts came with them, from images of restored polarity [@barral].",
-    "t2": "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay.",
-    "t2star": "T2* was estimated from multi-echo gradient-echo images by a mono-exponential decay.",
-    "ivim": "Where there were enough low b-values, perfusion fraction, pseudodiffusivity and diffusivity were "
-    "estimated from averages per b-value up to 1000 s/mm2 [@ivim].",
-    "kurtosis": "Where there were at least two shells, mean, axial and radial kurtosis [@jensen] [@tabesh] were "
-    "estimated from volumes of b up to 3000 s/mm2 where these suffice, by iterated weighted linear least squares on "
-    "the log signal [@salvador].",
-    "vfa": "T1 was estimated from spoiled gradient echoes of several flip angles by the Ernst equation [@ernst] "
-    "[@despot], with the effective flip angles where there was a map of the transmit field.",
-    "mtsat": "Magnetization transfer saturation and T1 were estimated from spoiled gradient echoes with and without a "
-    "magnetization transfer pulse [@mtsat] [@dathe], with the empirical correction for the transmit field [@weiskopf] "
-    "where there was a map of it.",
-    "noddi": "Where there were at least two shells, neurite density, orientation dispersion and free water fraction "
-    "were estimated by NODDI with the Watson distribution [@noddi].",
-    "smt": "Intra-neurite volume fraction and diffusivity were estimated from powder averages per shell, by the "
-    "two-compartment spherical mean technique with the tortuosity approximation [@smt] [@gyori].",
-    "tensor": "The diffusion tensor [@basser] was estimated by iterated weighted linear least squares on the log "
-    "signal [@salvador], from volumes of b up to 1500 s/mm2 where these suffice.",
-    "zcd": "Cylinder diameter, diffusivities and volume fractions were estimated by the model of a zeppelin, cylinders "
-    "and a dot [@taxonomy], with the signal inside cylinders in the Gaussian phase approximation [@vangelderen].",
-}
-#: How estimators that learn were trained.
-_LEARNED = (
-    "trained on signals simulated for the protocol, with parameters from the distribution that the card of its weights "
-    "describes; standard deviations are those of the posterior under that distribution."
-)
-#: What is not said of all fits.
-_ESTIMATORS = {
-    "boosting": f"With the estimator boosting, estimates are those of gradient-boosted trees [@friedman] {_LEARNED}",
-    "forest": f"With the estimator forest, estimates are those of a random forest [@gyori] {_LEARNED}",
-    "grid": "With the estimator grid, estimates are posterior means for a uniform prior within bounds and Gaussian "
-    "noise, by summation over a lattice [@lattice], and standard deviations are those of the posterior.",
-    "interior-point": "With the estimator interior-point, the bounds were approached from inside by a logarithmic "
-    "barrier [@nocedal], from the same starting points.",
-    "map": "Where the maps say so, T1 is the maximum of the posterior with a smooth inversion factor [@sabidussi], the "
-    "strength of smoothing estimated from the data; standard deviations are then those of the Laplace approximation.",
-    "mix": "With the estimator mix, starting points came from a global search in place of the dictionary: differential "
-    "evolution [@evolution] over the non-linear parameters, with the fractions of compartments from non-negative least "
-    "squares [@mix].",
-    "mlp": f"With the estimator mlp, estimates are those of a multilayer perceptron [@gyori] {_LEARNED}",
-    "polynomial": "With the estimator polynomial, estimates are those of Bayesian polynomial regression [@reisert] "
-    f"{_LEARNED}",
-    "reduced": "With the estimator reduced, least squares were penalised by a weak prior around the middle of the "
-    "bounds, and the bias of second order was taken off [@box] [@cook].",
-    "resnet": "With the estimator resnet, estimates are those of a residual network trained on simulated slices of the "
-    "protocol, made from label maps of heads [@sabidussi]; standard deviations, where the weights tell them, were "
-    "learned from the errors on such slices.",
-    "rician": "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
-    "[@rician], reached from the least-squares minimum by Fisher scoring, and each voxel's noise with them.",
-    "rim": "With the estimator rim, estimates are those of a recurrent inference machine trained on slices simulated "
-    "from label maps of heads, with protocols drawn at random [@sabidussi]; standard deviations, where the weights "
-    "tell them, were learned from the errors on such slices.",
-    "varpro": "With the estimator varpro, the linear parameters were eliminated by variable projection [@golub] "
-    "[@kaufman].",
-    "wide-deep": "With the estimator wide-deep, estimates are those of a linear model and a deep network combined "
-    f"[@cheng] {_LEARNED}",
-}
+#: Order in which the text describes the built-in models; others follow, by name.
+_ORDER = ("activeax", "t1", "t2", "t2star", "ivim", "kurtosis", "vfa", "mtsat", "noddi", "smt", "tensor", "zcd")
 _MOTION = (
     " The motion during the acquisition of each T1-weighted image was estimated by a fully convolutional network "
     "[@peng] trained on simulated motion, as the mean deviation between successive poses [@jenkinson]."
@@ -91,14 +32,29 @@ _CERTIFICATE = (
 )
 
 
+def _fitted(config: Config) -> tuple[list[SignalModel], list[type[Estimator]]]:
+    """Return the models that the app can fit, in the order of the text, and the estimators asked for by name."""
+    from qmri_bidsapp.fitting.choice import AUTO, named_models
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    order = {name: place for place, name in enumerate(_ORDER)}
+    names = sorted(set(named_models(config.models)), key=lambda name: (order.get(name, len(order)), name))
+    estimators = sorted({item.rpartition(":")[2] for item in config.estimators} - {AUTO})
+    models = [model for model in map(get_model, names) if model.bids_suffixes]
+    return models, [get_estimator(name) for name in estimators]
+
+
+def bibliography(config: Config) -> str:
+    """Return the BibTeX entries that the models and estimators of a run bring with them."""
+    models, estimators = _fitted(config)
+    return "\n".join([*(model.bibliography for model in models), *(item.bibliography for item in estimators)])
+
+
 def describe_methods(config: Config) -> str:
     """Return the methods text, with ``[@key]`` marks for references."""
-    from qmri_bidsapp.fitting.choice import named_models
-
-    named = named_models(config.models)
-    fits = " ".join(text for name, text in _MODELS.items() if name in named)
-    others = [name for name in config.models if name not in _MODELS and name != "auto"]
-    if others:
+    models, estimators = _fitted(config)
+    fits = " ".join(model.methods for model in models if model.methods)
+    if others := [model.name for model in models if not model.methods]:
         fits += f" Models of plug-ins were fitted as well: {', '.join(others)}."
     if config.n_fibres == "auto":
         fits += (
@@ -108,8 +64,7 @@ def describe_methods(config: Config) -> str:
             f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one did not count "
             "[@peaks]."
         )
-    estimators = {item.rpartition(":")[2] for item in config.estimators}
-    special = "".join(f" {text}" for name, text in _ESTIMATORS.items() if name in estimators)
+    special = "".join(f" {estimator.methods}" for estimator in estimators if estimator.methods)
     trust = "" if config.no_certificate else f" {_CERTIFICATE}"
     motion = _MOTION if scores_motion(config) else ""
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS

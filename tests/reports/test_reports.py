@@ -20,12 +20,13 @@ from qmri_bidsapp.bids.record import (
     TruthRecord,
 )
 from qmri_bidsapp.bids.record_files import read_record, record_file, write_record
+from qmri_bidsapp.data.bibliography import bundled_bibliography, format_references
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.group.aggregate import GroupTable, aggregate
 from qmri_bidsapp.group.report import outliers, protocol_differences, write_group_report
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.assembler import build_subject_report
-from qmri_bidsapp.reports.citation import read_references, resolve, write_citation
+from qmri_bidsapp.reports.citation import resolve, write_citation
 from qmri_bidsapp.reports.figures import choose_slices, map_figure, save_svg, tile
 from qmri_bidsapp.reports.flags import MANY, MOST
 from qmri_bidsapp.uncertainty.ood import Reason
@@ -159,11 +160,18 @@ class TestCitation:
         assert "Tustison" in references[0]
 
     def test_unknown_key(self) -> None:
-        with pytest.raises(KeyError):
+        with pytest.raises(ValueError, match="cites nobody"):
             resolve("[@nobody]")
 
+    def test_two_works_of_one_key(self) -> None:
+        other = "@article{n4,\n  author = {A},\n  year = {2000},\n  title = {B},\n  journal = {C}\n}\n"
+        with pytest.raises(ValueError, match="Two references have the key n4"):
+            resolve("[@n4]", other)
+        with pytest.raises(ValueError, match="needs the field journal"):
+            resolve("[@n5]", "@article{n5,\n  author = {A},\n  year = {2000},\n  title = {B}\n}\n")
+
     def test_bibliography_is_complete(self) -> None:
-        assert len(read_references()) >= 20
+        assert len(format_references(bundled_bibliography())) >= 20
 
     def test_files(self, tmp_path: Path) -> None:
         write_citation(tmp_path, "Text & more [@bids].")

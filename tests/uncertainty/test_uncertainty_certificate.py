@@ -12,9 +12,8 @@ from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import InputError, PriorError, UsageError
 from qmri_bidsapp.evaluation.standards import standard
-from qmri_bidsapp.registry import get_estimator, get_model
+from qmri_bidsapp.registry import get_estimator, get_model, load_models
 from qmri_bidsapp.uncertainty.certificate import ARRAYS, SUMMARY, Certificate, certify
-from qmri_bidsapp.uncertainty.tissues import TISSUES
 
 
 def test_errors_are_those_of_the_estimator():
@@ -89,7 +88,7 @@ def test_survey_is_of_all_tissue_whatever_the_prior():
 def test_named_tissues_are_those_of_the_paper():
     model, protocol = get_model("smt"), standard("smt")
     certificate = certify(get_estimator("nlls")(model).fit(protocol), protocol, noise=Noise("gaussian", (100.0, 100.0)))
-    assert list(certificate.tissues) == [tissue.name for tissue in TISSUES["smt"]]
+    assert list(certificate.tissues) == [tissue.name for tissue in model.tissues]
     found = certificate.tissues["Abnormality 1"]
     assert found["truth"]["diffusivity"] == pytest.approx(0.5e-3)
     estimates = found["estimates"]["diffusivity"]["percentiles"]
@@ -101,9 +100,11 @@ def test_named_tissues_are_those_of_the_paper():
 
 
 def test_tissues_are_parameters_of_their_models():
-    for name, tissues in TISSUES.items():
-        bounds = {p.name: p.bounds for p in get_model(name).parameters}
-        for tissue in tissues:
+    models = [model for model in map(get_model, load_models()) if model.tissues]
+    assert {"smt", "t1", "t2"} <= {model.name for model in models}
+    for model in models:
+        bounds = {p.name: p.bounds for p in model.parameters}
+        for tissue in model.tissues:
             assert all(bounds[key][0] <= value <= bounds[key][1] for key, value in tissue.values.items()), tissue
 
 

@@ -19,7 +19,6 @@ from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import Reason
 from qmri_bidsapp.uncertainty.ood_measures import measure
 from qmri_bidsapp.uncertainty.simulation import pairs_of, simulate_pairs, simulate_voxels
-from qmri_bidsapp.uncertainty.tissues import tissues_of
 
 N_NEW = 8000
 
@@ -168,7 +167,7 @@ def test_conformal_intervals_hold_where_the_voxel_is_not_flagged(narrow):
     """In distribution they do as stated; on an abnormality never, but all of its voxels are flagged."""
     model, protocol, noise = get_model("smt"), standard("smt"), Noise("gaussian", (25.0, 25.0))
     certificate = certify(narrow, protocol, noise=noise, prior=healthy(), n=16_000)
-    (abnormality,) = (tissue for tissue in tissues_of(model) if tissue.name == "Abnormality 1")
+    (abnormality,) = (tissue for tissue in model.tissues if tissue.name == "Abnormality 1")
     sets = {
         "healthy": healthy().draw(4000, np.random.default_rng(5)),
         "abnormality": np.tile([abnormality.values[p.name] for p in model.parameters[1:]], (1000, 1)),

@@ -6,33 +6,49 @@ from pathlib import Path
 
 import pytest
 
+from qmri_bidsapp import registry
 from qmri_bidsapp.config import Config
+from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.registry import PREFERENCE, load_estimators, load_models
 from qmri_bidsapp.reports.citation import resolve
-from qmri_bidsapp.workflows.methods import _ESTIMATORS, _MODELS, describe_methods
+from qmri_bidsapp.workflows.methods import bibliography, describe_methods
+
+
+def of(models: tuple[str, ...] = ("auto",), estimators: tuple[str, ...] = ("auto",)) -> Config:
+    options = {"models": models, "estimators": estimators}
+    return Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), **options)
 
 
 def text(models: tuple[str, ...] = ("auto",), estimators: tuple[str, ...] = ("auto",)) -> str:
-    options = {"models": models, "estimators": estimators}
-    return describe_methods(Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), **options))
+    return describe_methods(of(models, estimators))
 
 
-def built_in(classes: dict[str, type]) -> set[str]:
-    return {name for name, item in classes.items() if item.__module__.startswith("qmri_bidsapp.")}
+def test_every_model_and_estimator_has_a_sentence() -> None:
+    assert {name for name, model in load_models().items() if not model.methods} == set()
+    # The text describes the default estimators for all fits.
+    assert {name for name, estimator in load_estimators().items() if not estimator.methods} == set(PREFERENCE)
 
 
-def test_all_built_in_models_and_estimators_have_a_sentence() -> None:
+def test_no_estimator_inherits_its_sentence() -> None:
+    sentences = [item.methods for item in (*load_models().values(), *load_estimators().values()) if item.methods]
+    assert len(set(sentences)) == len(sentences)
+
+
+def test_everything_that_is_cited_has_a_reference() -> None:
     models = {name: model for name, model in load_models().items() if model.bids_suffixes}
-    assert set(_MODELS) == built_in(models)
-    assert set(_ESTIMATORS) == built_in(load_estimators()) - set(PREFERENCE)
-
-
-def test_marks_are_in_the_bibliography() -> None:
-    everything = text((*_MODELS,), (*_ESTIMATORS,))
-    assert all(sentence in everything for sentence in (*_MODELS.values(), *_ESTIMATORS.values()))
-    resolved, references = resolve(everything)
+    config = of((*models,), (*load_estimators(),))
+    everything = describe_methods(config)
+    sentences = [item.methods for item in (*models.values(), *load_estimators().values())]
+    assert all(sentence in everything for sentence in sentences)
+    resolved, references = resolve(everything, bibliography(config))
     assert "[@" not in resolved
     assert any("axon diameter" in reference for reference in references)
+
+
+def test_built_in_models_keep_their_order() -> None:
+    found = text()
+    titles = ["inversion-recovery", "multi-echo spin-echo", "pseudodiffusivity", "mean, axial and radial kurtosis"]
+    assert sorted(titles, key=found.index) == titles
 
 
 @pytest.mark.parametrize(
@@ -46,7 +62,36 @@ def test_opt_in_models_are_reported_when_named(models: tuple[str, ...], said: bo
     assert "plug-ins" not in found
 
 
-def test_a_model_of_a_plug_in_is_named() -> None:
+class Plugin(SpinEchoT2):
+    name = "t9"
+    methods = "T9 was estimated [@nine]."
+    bibliography = """
+    @article{nine,
+      author = {Nine N},
+      year = {2009},
+      title = {T9},
+      journal = {Journal of Nines}
+    }
+    """
+
+
+def register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add the plug-in to the registered models."""
+    known = {registry.MODEL_GROUP: {**load_models(), "t9": Plugin}, registry.ESTIMATOR_GROUP: load_estimators()}
+    monkeypatch.setattr(registry, "_load", known.get)
+
+
+def test_a_model_of_a_plug_in_is_described_and_cited(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
+    config = of()
+    assert "T9 was estimated [@nine]." in describe_methods(config)
+    _, references = resolve(describe_methods(config), bibliography(config))
+    assert "Nine N (2009). T9. Journal of Nines" in references
+
+
+def test_a_model_without_a_sentence_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plugin, "methods", "")
+    register(monkeypatch)
     assert "Models of plug-ins were fitted as well: t9." in text(("t9",))
 
 

@@ -53,17 +53,17 @@ def main(argv: list[str] | None = None) -> int:
 def _run_participants(config: Config) -> int:
     """Do the participant level."""
     from qmri_bidsapp.reports.citation import write_citation
-    from qmri_bidsapp.workflows.base import describe_methods
+    from qmri_bidsapp.workflows.methods import bibliography, describe_methods
 
     if config.boilerplate_only:
-        write_citation(config.derivatives_dir, describe_methods(config))
+        write_citation(config.derivatives_dir, describe_methods(config), bibliography(config))
         LOGGER.info("Methods text: %s", config.log_dir / "CITATION.md")
         return exit_code(None)
     if config.reports_only:
         return _rebuild_reports(config)
     LOGGER.info("qmri-bids %s: %s -> %s", __version__, config.bids_dir, config.derivatives_dir)
     plans = _find_and_plan(config)
-    write_citation(config.derivatives_dir, describe_methods(config))
+    write_citation(config.derivatives_dir, describe_methods(config), bibliography(config))
     result = _execute(config, plans)
     failed = {item.subject for item in plans if item.inputs.has_errors or item.errors or unfinished(config, item)}
     failed |= set(result.failed)

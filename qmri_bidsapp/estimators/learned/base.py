@@ -30,6 +30,11 @@ from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
 
+#: How learned estimators were trained: the end of their methods texts.
+TRAINED_ON_SIMULATIONS = (
+    "trained on signals simulated for the protocol, with parameters from the distribution that the card of its weights "
+    "describes; standard deviations are those of the posterior under that distribution."
+)
 #: Most values of the signals of all parameter combinations.
 MAX_VALUES = 2**25
 #: Standard deviations that noise may take away from a voxel's reference before its level counts as beyond the training.

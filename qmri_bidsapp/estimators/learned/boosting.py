@@ -11,7 +11,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from typing_extensions import Self, Unpack
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.learned.base import Common, LearnedEstimator
+from qmri_bidsapp.estimators.learned.base import TRAINED_ON_SIMULATIONS, Common, LearnedEstimator
 from qmri_bidsapp.estimators.learned.examples import Draw
 from qmri_bidsapp.estimators.learned.trees import BLOCK_SIZE, MAX_FEATURES, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
@@ -50,6 +50,21 @@ class GradientBoosting(LearnedEstimator):
         "min_samples_leaf",
         "n_examples",
     )
+    methods: ClassVar[str] = (
+        "With the estimator boosting, estimates are those of gradient-boosted trees [@friedman] "
+        + TRAINED_ON_SIMULATIONS
+    )
+    bibliography: ClassVar[str] = """
+    @article{friedman,
+      author = {Friedman JH},
+      year = {2002},
+      title = {Stochastic gradient boosting},
+      journal = {Computational Statistics and Data Analysis},
+      volume = {38},
+      pages = {367-378},
+      doi = {10.1016/S0167-9473(01)00065-2}
+    }
+    """
 
     def __init__(
         self,

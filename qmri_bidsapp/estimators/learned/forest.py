@@ -14,7 +14,7 @@ from typing_extensions import Self, Unpack
 
 from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import UsageError, WeightsError
-from qmri_bidsapp.estimators.learned.base import Common, LearnedEstimator
+from qmri_bidsapp.estimators.learned.base import TRAINED_ON_SIMULATIONS, Common, LearnedEstimator
 from qmri_bidsapp.estimators.learned.examples import Draw
 from qmri_bidsapp.estimators.learned.trees import BLOCK_SIZE, MAX_FEATURES, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
@@ -52,6 +52,9 @@ class RandomForest(LearnedEstimator):
     title: ClassVar[str] = "Random forest, trained on simulated signals"
     reference: ClassVar[str] = "Gyori et al. 2021, Magn Reson Med 87:932; Breiman 2001, Mach Learn 45:5"
     option_names: ClassVar[tuple[str, ...]] = ("n_trees", "max_depth", "min_samples_leaf", "n_examples")
+    methods: ClassVar[str] = (
+        "With the estimator forest, estimates are those of a random forest [@gyori] " + TRAINED_ON_SIMULATIONS
+    )
 
     def __init__(
         self,

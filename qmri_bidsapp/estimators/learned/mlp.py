@@ -14,7 +14,7 @@ from torch import nn
 from typing_extensions import Self, Unpack
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.learned.base import Common, LearnedEstimator
+from qmri_bidsapp.estimators.learned.base import TRAINED_ON_SIMULATIONS, Common, LearnedEstimator
 from qmri_bidsapp.estimators.learned.examples import Draw
 from qmri_bidsapp.estimators.learned.training import Training, train
 from qmri_bidsapp.models.base import SignalModel
@@ -60,6 +60,9 @@ class MultilayerPerceptron(LearnedEstimator):
     title: ClassVar[str] = "Multilayer perceptron, trained on simulated signals"
     reference: ClassVar[str] = "Gyori et al. 2021, Magn Reson Med 87:932"
     option_names: ClassVar[tuple[str, ...]] = ("training", "hidden", "activation")
+    methods: ClassVar[str] = (
+        "With the estimator mlp, estimates are those of a multilayer perceptron [@gyori] " + TRAINED_ON_SIMULATIONS
+    )
 
     def __init__(
         self,

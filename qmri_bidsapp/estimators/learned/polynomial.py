@@ -11,7 +11,7 @@ import torch
 from typing_extensions import Self, Unpack
 
 from qmri_bidsapp.errors import UsageError
-from qmri_bidsapp.estimators.learned.base import Common, LearnedEstimator
+from qmri_bidsapp.estimators.learned.base import TRAINED_ON_SIMULATIONS, Common, LearnedEstimator
 from qmri_bidsapp.estimators.learned.examples import Draw
 from qmri_bidsapp.estimators.learned.monomials import Monomials
 from qmri_bidsapp.estimators.learned.optimisers import dual_coordinate_ascent
@@ -67,6 +67,21 @@ class PolynomialRegression(LearnedEstimator):
     reference: ClassVar[str] = "Reisert et al. 2017, NeuroImage 147:964"
     default_combinations: ClassVar[int] = 2**17
     option_names: ClassVar[tuple[str, ...]] = ("degree", "optimiser")
+    methods: ClassVar[str] = (
+        "With the estimator polynomial, estimates are those of Bayesian polynomial regression [@reisert] "
+        + TRAINED_ON_SIMULATIONS
+    )
+    bibliography: ClassVar[str] = """
+    @article{reisert,
+      author = {Reisert M, Kellner E, Dhital B, Hennig J, Kiselev VG},
+      year = {2017},
+      title = {Disentangling micro from mesostructure by diffusion {MRI}: A {Bayesian} approach},
+      journal = {NeuroImage},
+      volume = {147},
+      pages = {964-975},
+      doi = {10.1016/j.neuroimage.2016.09.058}
+    }
+    """
 
     def __init__(
         self,

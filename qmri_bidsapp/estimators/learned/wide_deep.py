@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from qmri_bidsapp.estimators.learned.base import TRAINED_ON_SIMULATIONS
 from qmri_bidsapp.estimators.learned.examples import Draw
 from qmri_bidsapp.estimators.learned.mlp import Deep, MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.monomials import Monomials
@@ -54,6 +55,21 @@ class WideDeep(MultilayerPerceptron):
     title: ClassVar[str] = "Linear and deep network combined, trained on simulated signals"
     reference: ClassVar[str] = "Cheng et al. 2016, Proc DLRS:7"
     option_names: ClassVar[tuple[str, ...]] = (*MultilayerPerceptron.option_names, "wide_optimiser", "degree")
+    methods: ClassVar[str] = (
+        "With the estimator wide-deep, estimates are those of a linear model and a deep network combined [@cheng] "
+        + TRAINED_ON_SIMULATIONS
+    )
+    bibliography: ClassVar[str] = """
+    @article{cheng,
+      author = {Cheng HT, Koc L, Harmsen J, others},
+      year = {2016},
+      title = {Wide and deep learning for recommender systems},
+      journal = {Proceedings of the 1st Workshop on Deep Learning for Recommender Systems},
+      volume = {1},
+      pages = {7-10},
+      doi = {10.1145/2988450.2988454}
+    }
+    """
 
     def __init__(
         self,

@@ -45,6 +45,30 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
     title: ClassVar[str] = "Least squares with a weak prior and reduced bias"
     std_kind: ClassVar[str] = "Cramer-Rao bound at the estimate, with the prior"
     reference: ClassVar[str] = "Box 1971, J R Stat Soc B 33:171; Cook et al. 1986, Biometrika 73:615"
+    methods: ClassVar[str] = (
+        "With the estimator reduced, least squares were penalised by a weak prior around the middle of the bounds, "
+        "and the bias of second order was taken off [@box] [@cook]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{box,
+      author = {Box MJ},
+      year = {1971},
+      title = {Bias in nonlinear estimation},
+      journal = {Journal of the Royal Statistical Society, Series B},
+      volume = {33},
+      pages = {171-201},
+      doi = {10.1111/j.2517-6161.1971.tb00871.x}
+    }
+    @article{cook,
+      author = {Cook RD, Tsai CL, Wei BC},
+      year = {1986},
+      title = {Bias in nonlinear regression},
+      journal = {Biometrika},
+      volume = {73},
+      pages = {615-623},
+      doi = {10.1093/biomet/73.3.615}
+    }
+    """
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:

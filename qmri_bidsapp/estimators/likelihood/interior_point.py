@@ -20,6 +20,18 @@ class InteriorPoint(NonLinearLeastSquares):
     name: ClassVar[str] = "interior-point"
     title: ClassVar[str] = "Bounded non-linear least squares (interior point, logarithmic barrier)"
     reference: ClassVar[str] = "Nocedal and Wright 2006, Numerical Optimization, section 19.6"
+    methods: ClassVar[str] = (
+        "With the estimator interior-point, the bounds were approached from inside by a logarithmic barrier "
+        "[@nocedal], from the same starting points."
+    )
+    bibliography: ClassVar[str] = """
+    @article{nocedal,
+      author = {Nocedal J, Wright SJ},
+      year = {2006},
+      title = {Numerical optimization, 2nd edition, section 19.6},
+      journal = {Springer}
+    }
+    """
 
     def _minimise(
         self, objective: Objective, start: torch.Tensor, iterations: int = MAX_ITERATIONS

@@ -88,6 +88,7 @@ class NonLinearLeastSquares(Estimator):
 
     #: Models with more parameters would need a dictionary too large to be searched.
     MAX_PARAMETERS: ClassVar[int] = 4
+    methods: ClassVar[str] = ""
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:

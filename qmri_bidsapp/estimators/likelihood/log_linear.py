@@ -43,6 +43,7 @@ class WeightedLinearLeastSquares(Estimator):
     std_kind: ClassVar[str] = "Covariance of the weighted linear fit"
     std_from_residuals: ClassVar[bool] = True
     reference: ClassVar[str] = "Salvador et al. 2005, Hum Brain Mapp 24:144; Veraart et al. 2013, NeuroImage 81:335"
+    methods: ClassVar[str] = ""
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:

@@ -35,6 +35,32 @@ class Mix(NonLinearLeastSquares):
     name: ClassVar[str] = "mix"
     title: ClassVar[str] = "Global search, convex fractions and polish (MIX)"
     reference: ClassVar[str] = "Farooq et al. 2016, Sci Rep 6:38927"
+    methods: ClassVar[str] = (
+        "With the estimator mix, starting points came from a global search in place of the dictionary: differential "
+        "evolution [@evolution] over the non-linear parameters, with the fractions of compartments from "
+        "non-negative least squares [@mix]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{evolution,
+      author = {Storn R, Price K},
+      year = {1997},
+      title = {Differential evolution - a simple and efficient heuristic for global optimization over continuous
+        spaces},
+      journal = {Journal of Global Optimization},
+      volume = {11},
+      pages = {341-359},
+      doi = {10.1023/A:1008202821328}
+    }
+    @article{mix,
+      author = {Farooq H, Xu J, Nam JW, Keefe DF, Yacoub E, Georgiou T, Lenglet C},
+      year = {2016},
+      title = {Microstructure imaging of crossing (MIX) white matter fibers from diffusion MRI},
+      journal = {Scientific Reports},
+      volume = {6},
+      pages = {38927},
+      doi = {10.1038/srep38927}
+    }
+    """
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:

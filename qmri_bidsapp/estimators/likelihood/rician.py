@@ -44,6 +44,10 @@ class RicianLikelihood(NonLinearLeastSquares):
         "Gudbjartsson and Patz 1995, Magn Reson Med 34:910; Sijbers et al. 1998, IEEE Trans Med Imaging 17:357"
     )
     needs_raw_magnitudes: ClassVar[bool] = True
+    methods: ClassVar[str] = (
+        "Where the maps say so, parameters are those of maximum likelihood with the Rician noise of magnitudes "
+        "[@rician], reached from the least-squares minimum by Fisher scoring, and each voxel's noise with them."
+    )
 
     @classmethod
     def check(cls, model: SignalModel, acquisition: Acquisition) -> None:

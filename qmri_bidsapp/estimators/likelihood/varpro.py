@@ -46,6 +46,29 @@ class VariableProjection(NonLinearLeastSquares):
     name: ClassVar[str] = "varpro"
     title: ClassVar[str] = "Bounded non-linear least squares by variable projection"
     reference: ClassVar[str] = "Golub and Pereyra 1973, SIAM J Numer Anal 10:413; Kaufman 1975, BIT 15:49"
+    methods: ClassVar[str] = (
+        "With the estimator varpro, the linear parameters were eliminated by variable projection [@golub] [@kaufman]."
+    )
+    bibliography: ClassVar[str] = """
+    @article{golub,
+      author = {Golub GH, Pereyra V},
+      year = {1973},
+      title = {The differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate},
+      journal = {SIAM Journal on Numerical Analysis},
+      volume = {10},
+      pages = {413-432},
+      doi = {10.1137/0710036}
+    }
+    @article{kaufman,
+      author = {Kaufman L},
+      year = {1975},
+      title = {A variable projection method for solving separable nonlinear least squares problems},
+      journal = {BIT Numerical Mathematics},
+      volume = {15},
+      pages = {49-57},
+      doi = {10.1007/BF01932995}
+    }
+    """
 
     model: SeparableModel
 

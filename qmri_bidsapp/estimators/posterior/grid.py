@@ -108,6 +108,18 @@ class GridPosterior(Estimator):
 
     #: Models with more non-linear parameters would need too many points.
     MAX_NONLINEAR: ClassVar[int] = 3
+    methods: ClassVar[str] = (
+        "With the estimator grid, estimates are posterior means for a uniform prior within bounds and Gaussian "
+        "noise, by summation over a lattice [@lattice], and standard deviations are those of the posterior."
+    )
+    bibliography: ClassVar[str] = """
+    @article{lattice,
+      author = {Sloan IH, Joe S},
+      year = {1994},
+      title = {Lattice methods for multiple integration},
+      journal = {Oxford University Press}
+    }
+    """
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:

@@ -96,6 +96,11 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
     )
     is_spatial: ClassVar[bool] = True
     std_from_residuals: ClassVar[bool] = False
+    methods: ClassVar[str] = (
+        "Where the maps say so, T1 is the maximum of the posterior with a smooth inversion factor [@sabidussi], the "
+        "strength of smoothing estimated from the data; standard deviations are then those of the Laplace "
+        "approximation."
+    )
 
     def __init__(self, model: SignalModel, *, device: str = "cpu", weight: float | None = None) -> None:
         super().__init__(model, device=device)

@@ -335,6 +335,11 @@ class RecurrentInference(SpatialNetwork):
     )
     network_version: ClassVar[str] = "rim-2"
     is_general: ClassVar[bool] = True
+    methods: ClassVar[str] = (
+        "With the estimator rim, estimates are those of a recurrent inference machine trained on slices simulated "
+        "from label maps of heads, with protocols drawn at random [@sabidussi]; standard deviations, where the "
+        "weights tell them, were learned from the errors on such slices."
+    )
 
     @classmethod
     def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
@@ -365,6 +370,11 @@ class ResidualEstimation(SpatialNetwork):
     reference: ClassVar[str] = "Sabidussi et al. 2021, Med Image Anal 74:102220; He et al. 2016, CVPR 770"
     network_version: ClassVar[str] = "resnet-1"
     is_general: ClassVar[bool] = False
+    methods: ClassVar[str] = (
+        "With the estimator resnet, estimates are those of a residual network trained on simulated slices of the "
+        "protocol, made from label maps of heads [@sabidussi]; standard deviations, where the weights tell them, "
+        "were learned from the errors on such slices."
+    )
 
     @classmethod
     def build(cls, model: SignalModel, acquisition: Acquisition) -> SliceNetwork:
