@@ -14,10 +14,10 @@ demo: $(VENV)/.runtime
 	@echo "Reports: demo-out/sub-01.html, demo-out/sub-02.html, demo-out/group_report.html"
 
 test: $(VENV)/.all
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 test-all: $(VENV)/.all
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

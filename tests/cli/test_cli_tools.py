@@ -44,7 +44,8 @@ def test_ranges_that_are_listed_can_be_set(name):
     model = load_models()[name]()
     for item in tools._ranges(model).split(", "):
         parameter, low, _, high = item.split()
-        model.default_prior({parameter: (float(low), float(high))})
+        described = model.default_prior({parameter: (float(low), float(high))}).describe()
+        assert [float(low), float(high)] in described["ranges"].values()
 
 
 def test_a_reader_that_leaves_early_is_no_error_to_be_explained():

@@ -76,7 +76,7 @@ def test_rounding_of_another_machine_is_no_other_version(trained, weights):
     # A tree may take another branch in a voxel or two.
     tensors["probe.estimate"][:3] *= 2
     save_weights(weights, tensors, trained.identity(ECHOES), notes)
-    MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
+    assert MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES).notes_ == notes
 
 
 def test_a_card_with_other_notes_is_refused(weights):
@@ -125,7 +125,7 @@ def test_weights_from_hardly_any_signal_can_be_used(tmp_path):
     noise = Noise("gaussian", (1.0, 1.0))
     model, protocol = get_model("smt"), SphericalMean((0.0, 1000.0, 2000.0), (1, 30, 30))
     PolynomialRegression(model, noise=noise, n_combinations=2**12).fit(protocol).save(tmp_path / "w")
-    PolynomialRegression(model, weights=tmp_path / "w").fit(protocol)
+    assert PolynomialRegression(model, weights=tmp_path / "w").fit(protocol).sha256_
 
 
 def test_the_errors_in_the_card_are_those_of_voxels_that_were_not_learned(monkeypatch):

@@ -46,7 +46,7 @@ def test_the_example_of_learned_estimators(monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", NAMES)
 def test_python_examples_are_valid(page):
     for example in blocks(page, "python"):
-        compile(example, page, "exec")
+        assert compile(example, page, "exec")
 
 
 @pytest.mark.parametrize("page", [name for name in NAMES if any(c and c[0].startswith("qmri") for c in commands(name))])

@@ -147,6 +147,7 @@ def test_empty_map_can_be_drawn(tmp_path: Path) -> None:
     values = np.full((6, 6, 2), np.nan, np.float32)
     figure = map_figure(values, values, np.ones(values.shape, bool), None, title="t", unit="1", display_range=None)
     save_svg(figure, tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").read_text().rstrip().endswith("</svg>")
 
 
 def test_status_table_has_percentages() -> None:
