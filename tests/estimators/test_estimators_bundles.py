@@ -67,7 +67,11 @@ def estimator() -> BundlesByVoxel:
 
 @pytest.mark.parametrize("n_bundles", [0, 1, 2, 3])
 def test_recovery_and_standard_deviations(estimator: BundlesByVoxel, n_bundles: int) -> None:
-    """Means within 3 % of the scale, standard deviations within 15 % of the empirical ones, at SNR 100."""
+    """Means within 3 % of the scale, standard deviations within 15 % of the empirical ones, at SNR 100.
+
+    Both spreads are those of the voxels that state a standard deviation. A voxel on a bound states none: with three
+    bundles one or two of 500 lose the weakest bundle, and which ones depends on the rounding of the processor.
+    """
     n = 500
     maps = estimator.predict(simulate(n_bundles, n, noise=1.0), directions=peaks(n_bundles, n))
     assert (maps.status == Status.OK).mean() > 0.97
@@ -81,7 +85,9 @@ def test_recovery_and_standard_deviations(estimator: BundlesByVoxel, n_bundles: 
         values, std = column(maps, name), column(maps, name, std=True)
         scale = 60.0 if name[:3] in ("the", "phi") else 1.0
         assert abs(np.median(values) - truth) < 0.03 * scale, name
-        stated, empirical = np.sqrt(np.nanmean(std.astype(float) ** 2)), np.nanstd(values)
+        is_stated = np.isfinite(std)
+        assert is_stated.mean() > 0.97, name
+        stated, empirical = np.sqrt((std[is_stated].astype(float) ** 2).mean()), values[is_stated].std()
         assert stated == pytest.approx(empirical, rel=0.15), name
     if n_bundles == 1:
         np.testing.assert_array_equal(column(maps, "bundle1_fraction"), 1.0)

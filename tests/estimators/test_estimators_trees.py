@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 
-from qmri_bidsapp.core.acquisition import MultiEcho
+from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Uniform
 from qmri_bidsapp.core.simulation import Noise
@@ -246,3 +246,25 @@ def test_nodes_that_lead_round_in_a_circle_are_refused():
         changed[place] = child
         with pytest.raises(WeightsError, match="do not form one"):
             TreeEnsemble.from_state({**state, "child": changed})
+
+
+@pytest.mark.parametrize("kind", [GradientBoosting, RandomForest], ids=lambda kind: kind.name)
+def test_rounding_errors_of_the_signals_move_hardly_any_voxel(kind: type[LearnedEstimator]) -> None:
+    """Trees are piecewise constant: rounding may take a voxel across a threshold, but seldom.
+
+    The mean signal without diffusion weighting, over itself, is one but for rounding: no tree may split on it.
+    """
+    model = get_model("tensor")
+    rng = np.random.default_rng(0)
+    axes = rng.standard_normal((30, 3))
+    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    acquisition = Diffusion((0.0,) * 4 + (1000.0,) * 30, ((0.0, 0.0, 0.0),) * 4 + tuple(map(tuple, axes)))
+    estimator = kind.brief(model).fit(acquisition)
+    theta = np.insert(model.default_prior().draw(1000, rng), 0, 100.0, axis=1)
+    clean = signals(model, theta, acquisition)
+    noisy = clean + rng.standard_normal(clean.shape)
+    first, second = (
+        estimator.predict(noisy * (1 + size * rng.standard_normal(noisy.shape))) for size in (0.0, np.finfo("f4").eps)
+    )
+    moved = np.abs(second.estimate - first.estimate) > 0.01 * first.std
+    assert moved.any(axis=1).mean() < 0.01

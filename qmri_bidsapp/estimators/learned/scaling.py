@@ -9,6 +9,12 @@ from typing_extensions import Self
 
 from qmri_bidsapp.estimators.learned.examples import Draw
 
+#: Smallest standard deviation that is scaled to one: what hardly varies must not be magnified.
+MIN_STD = 1e-4
+#: Standard deviation below which a feature is constant but for rounding, such as the mean signal without diffusion
+#: weighting over itself. Features are of the order of one, in single precision.
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
@@ -17,7 +23,7 @@ class Scaling:
     Attributes
     ----------
     input_mean, input_std : Tensor
-        (n_features,).
+        (n_features,); the standard deviation of a constant feature is infinite, so that its scaled value is zero.
     target_mean, target_std : Tensor
         (n_targets,).
     """
@@ -30,8 +36,9 @@ class Scaling:
     @classmethod
     def learn(cls, features: torch.Tensor, targets: torch.Tensor) -> Self:
         """Return the scaling of examples, (n, n_features) and (n, n_targets)."""
-        # What does not vary, such as a single measurement over itself, must not be magnified.
-        input_std, target_std = (values.std(0).clamp(min=1e-4) for values in (features, targets))
+        input_std, target_std = (values.std(0).clamp(min=MIN_STD) for values in (features, targets))
+        # Trees would split on the rounding errors of a constant feature, and estimates would depend on the processor.
+        input_std = torch.where(features.std(0) < ROUNDING, torch.inf, input_std)
         return cls(features.mean(0), input_std, targets.mean(0), target_std)
 
     @classmethod
