@@ -18,7 +18,7 @@ from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import load_estimators
 
 #: Labels of the tissue segmentation.
-TISSUES = {"gm": 1, "wm": 2}
+TISSUE_LABELS = {"gm": 1, "wm": 2}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FoundFit:
                 raise InputMissingError(
                     f"sub-{self.subject} in {self.folder} has no tissue segmentation: it has no T1w. Use prior healthy."
                 )
-            inside &= np.asarray(nib.load(self.folder / self.tissues).dataobj) == TISSUES[tissue]
+            inside &= np.asarray(nib.load(self.folder / self.tissues).dataobj) == TISSUE_LABELS[tissue]
         columns = [np.asarray(nib.load(self.folder / self.maps[name]).dataobj)[inside] for name in names]
         return np.stack(columns, axis=1).astype(np.float64)
 

@@ -21,7 +21,7 @@ ABNORMALITY_3 = (0.60, 1.80e-3)
 
 
 @dataclass(frozen=True)
-class Tissue:
+class TissueProperties:
     """Mean parameters of a tissue.
 
     Attributes
@@ -44,14 +44,14 @@ class Tissue:
     t1w: float
 
 
-TISSUES = {
-    "gm": Tissue(1.40, 0.110, 0.85, 0.16, 1.14e-3, 0.55),
-    "wm": Tissue(0.78, 0.080, 0.65, 0.67, 2.20e-3, 0.85),
-    "csf": Tissue(3.50, 2.000, 1.00, 0.02, 2.90e-3, 0.16),
-    "bone": Tissue(0.40, 0.030, 0.05, 0.02, 0.50e-3, 0.06),
-    "marrow": Tissue(0.58, 0.050, 0.60, 0.02, 0.50e-3, 0.50),
-    "scalp": Tissue(0.42, 0.070, 0.80, 0.02, 0.80e-3, 0.95),
-    "muscle": Tissue(1.20, 0.050, 0.70, 0.02, 1.40e-3, 0.38),
+TISSUE_PROPERTIES = {
+    "gm": TissueProperties(1.40, 0.110, 0.85, 0.16, 1.14e-3, 0.55),
+    "wm": TissueProperties(0.78, 0.080, 0.65, 0.67, 2.20e-3, 0.85),
+    "csf": TissueProperties(3.50, 2.000, 1.00, 0.02, 2.90e-3, 0.16),
+    "bone": TissueProperties(0.40, 0.030, 0.05, 0.02, 0.50e-3, 0.06),
+    "marrow": TissueProperties(0.58, 0.050, 0.60, 0.02, 0.50e-3, 0.50),
+    "scalp": TissueProperties(0.42, 0.070, 0.80, 0.02, 0.80e-3, 0.95),
+    "muscle": TissueProperties(1.20, 0.050, 0.70, 0.02, 1.40e-3, 0.38),
 }
 BRAIN_TISSUES = ("gm", "wm", "csf")
 PARAMETERS = ("t1", "t2", "density", "fraction", "diffusivity", "t1w")
@@ -194,7 +194,7 @@ def tissue_fractions(points: Volume, voxel_size: float) -> dict[str, Volume]:
 
     borders = [0.0, *(border for _, border in LAYERS)]
     low = points[2] < LOW
-    fractions = {name: np.zeros_like(distance) for name in TISSUES}
+    fractions = {name: np.zeros_like(distance) for name in TISSUE_PROPERTIES}
     for (name, outer), inner in zip(LAYERS[1:], borders[1:], strict=False):
         fractions[name] += within(outer) - within(inner)
     outside = np.where(low, within(MUSCLE_BORDER), within(SCALP_BORDER)) - within(borders[-1])
@@ -237,7 +237,7 @@ def _mean_parameters(fractions: dict[str, Volume], rng: np.random.Generator) -> 
     """
     subject = {
         (key, name): getattr(tissue, name) * (1 + SUBJECT_SPREAD * rng.uniform(-1, 1))
-        for key, tissue in TISSUES.items()
+        for key, tissue in TISSUE_PROPERTIES.items()
         for name in PARAMETERS
     }
     protons = {key: fraction * subject[key, "density"] for key, fraction in fractions.items()}
@@ -247,7 +247,7 @@ def _mean_parameters(fractions: dict[str, Volume], rng: np.random.Generator) -> 
         parameters["t1w"] += fraction * subject[key, "t1w"]
     for name in ("t1", "t2", "fraction", "diffusivity"):
         power = -1 if name in RELAXATION_TIMES else 1
-        total = np.sum([protons[key] * subject[key, name] ** power for key in TISSUES], axis=0)
+        total = np.sum([protons[key] * subject[key, name] ** power for key in TISSUE_PROPERTIES], axis=0)
         # In air, where nothing gives a signal, any value would do.
         mean = np.divide(total, density, out=np.ones_like(total), where=density > 1e-3)
         parameters[name] = mean**power

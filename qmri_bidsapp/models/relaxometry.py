@@ -20,7 +20,7 @@ INVERSION_BOUNDS = (0.5, 3.0)
 
 #: The null of an inversion recovery lies within so many images of the smallest magnitude.
 NULL_REACH = 2
-SOURCE_OF_TISSUES = "Sabidussi et al. 2021, Table 1"
+TISSUE_SOURCE = "Sabidussi et al. 2021, Table 1"
 
 
 def _distinct(times: tuple[float, ...], n_needed: int, model: str, field: str) -> None:
@@ -69,9 +69,9 @@ class InversionRecoveryT1(SeparableModel):
     nonlinear: ClassVar[tuple[int, ...]] = (2,)
     #: After a complete inversion.
     tissues: ClassVar[tuple[NamedTissue, ...]] = (
-        NamedTissue("White matter", {"inversion_factor": 2.0, "t1": 0.78}, SOURCE_OF_TISSUES),
-        NamedTissue("Grey matter", {"inversion_factor": 2.0, "t1": 1.4}, SOURCE_OF_TISSUES),
-        NamedTissue("Cerebrospinal fluid", {"inversion_factor": 2.0, "t1": 3.5}, SOURCE_OF_TISSUES),
+        NamedTissue("White matter", {"inversion_factor": 2.0, "t1": 0.78}, TISSUE_SOURCE),
+        NamedTissue("Grey matter", {"inversion_factor": 2.0, "t1": 1.4}, TISSUE_SOURCE),
+        NamedTissue("Cerebrospinal fluid", {"inversion_factor": 2.0, "t1": 3.5}, TISSUE_SOURCE),
     )
     methods: ClassVar[str] = (
         "T1 was estimated from the magnitude of inversion-recovery images or, where phase or real and imaginary "
@@ -217,9 +217,9 @@ class SpinEchoT2(_MonoExponential):
     )
     bids_suffixes: ClassVar[tuple[str, ...]] = ("MESE",)
     tissues: ClassVar[tuple[NamedTissue, ...]] = (
-        NamedTissue("White matter", {"t2": 0.08}, SOURCE_OF_TISSUES),
-        NamedTissue("Grey matter", {"t2": 0.11}, SOURCE_OF_TISSUES),
-        NamedTissue("Cerebrospinal fluid", {"t2": 2.0}, SOURCE_OF_TISSUES),
+        NamedTissue("White matter", {"t2": 0.08}, TISSUE_SOURCE),
+        NamedTissue("Grey matter", {"t2": 0.11}, TISSUE_SOURCE),
+        NamedTissue("Cerebrospinal fluid", {"t2": 2.0}, TISSUE_SOURCE),
     )
     methods: ClassVar[str] = "T2 was estimated from multi-echo spin-echo images by a mono-exponential decay."
 

@@ -36,7 +36,7 @@ def test_volumes_are_those_of_a_head(heads: dict[int, phantom.Head], index: int)
 
 def test_anatomy_is_the_same_at_every_voxel_size(heads: dict[int, phantom.Head]) -> None:
     fine = phantom.make_head(1, 3.0, seed=0)
-    for name in phantom.TISSUES:
+    for name in phantom.TISSUE_PROPERTIES:
         volume = heads[1].fractions[name].sum() * 6.0**3
         np.testing.assert_allclose(fine.fractions[name].sum() * 3.0**3, volume, rtol=0.05, err_msg=name)
     nx, ny, nz = (n // 2 * 2 for n in fine.brain.shape)
@@ -57,7 +57,7 @@ def test_parameters_vary_within_and_between_tissues(heads: dict[int, phantom.Hea
     for name in ("t1", "t2", "fraction", "diffusivity"):
         for tissue, region in pure.items():
             values = parameters[name][region]
-            expected = getattr(phantom.TISSUES[tissue], name)
+            expected = getattr(phantom.TISSUE_PROPERTIES[tissue], name)
             np.testing.assert_allclose(values.mean(), expected, rtol=0.12, err_msg=f"{name} of {tissue}")
             assert 0.01 < values.std() / values.mean() < 0.2
     assert parameters["t1"][pure["gm"]].min() > parameters["t1"][pure["wm"]].max()
@@ -67,7 +67,7 @@ def test_partial_volume_averages_rates(heads: dict[int, phantom.Head]) -> None:
     head = heads[1]
     mixed = (head.fractions["csf"] > 0.3) & (head.fractions["gm"] > 0.3)
     assert mixed.any()
-    tissues = phantom.TISSUES
+    tissues = phantom.TISSUE_PROPERTIES
     assert (head.parameters["t2"][mixed] < 0.7 * tissues["csf"].t2).all()
     assert (head.parameters["t2"][mixed] > tissues["wm"].t2).all()
 

@@ -7,8 +7,8 @@ import pytest
 
 from qmri_bidsapp.estimators.spatial.virtual_heads import (
     BRAIN_STRUCTURES,
+    RELAXATION_STATISTICS,
     STRUCTURES,
-    TISSUES,
     crop,
     draw_patch,
     draw_values,
@@ -32,7 +32,7 @@ def test_unknown_labels_are_refused() -> None:
 def test_every_label_has_one_structure_and_every_tissue_is_in_use() -> None:
     labels = [label for members, _ in STRUCTURES for label in members]
     assert len(labels) == len(set(labels))
-    assert {name for _, names in STRUCTURES for name in names} == set(TISSUES)
+    assert {name for _, names in STRUCTURES for name in names} == set(RELAXATION_STATISTICS)
 
 
 def test_values_follow_the_table() -> None:

@@ -166,7 +166,7 @@ def _healthy_subjects() -> list[npt.NDArray[np.float64]]:
     """Return noise-free signals of the brains of simulated heads without a lesion, (n_voxels, 5) each."""
     import numpy as np
 
-    from qmri_bidsapp.demo.phantom import BRAIN_TISSUES, TISSUES, make_head
+    from qmri_bidsapp.demo.phantom import BRAIN_TISSUES, TISSUE_PROPERTIES, make_head
     from qmri_bidsapp.evaluation.table3.healthy_brain import brain_signals
     from qmri_bidsapp.evaluation.table3.table3 import PROTOCOL
     from qmri_bidsapp.models.smt import SphericalMeanTechnique
@@ -176,7 +176,9 @@ def _healthy_subjects() -> list[npt.NDArray[np.float64]]:
         head, rng = make_head(1, VOXEL_SIZE, seed=seed), np.random.default_rng(seed)
         chosen = rng.choice(np.flatnonzero(head.brain), N_VOXELS, replace=False)
         weights = {
-            name: head.fractions[name].ravel()[chosen] * TISSUES[name].density * np.exp(-ECHO_TIME / TISSUES[name].t2)
+            name: head.fractions[name].ravel()[chosen]
+            * TISSUE_PROPERTIES[name].density
+            * np.exp(-ECHO_TIME / TISSUE_PROPERTIES[name].t2)
             for name in BRAIN_TISSUES
         }
         subjects.append(brain_signals(weights, SphericalMeanTechnique(), PROTOCOL, rng))

@@ -17,7 +17,7 @@ from qmri_bidsapp.estimators.spatial.virtual_heads import (
     BROAD,
     INVERSION_SPREAD,
     MAX_TEXTURE,
-    TISSUES,
+    RELAXATION_STATISTICS,
     draw_patch,
     draw_values,
 )
@@ -31,7 +31,7 @@ SNR_RANGE = (3.0, 100.0)
 #: Share of patches whose structures have values of no particular tissue, so that phantoms and disease are not foreign.
 BROAD_SHARE = 0.2
 #: Amplitude, of white matter in the paper's Table 1, over the noise is the SNR.
-SNR_SIGNAL = TISSUES["wm"].a[0]
+SNR_SIGNAL = RELAXATION_STATISTICS["wm"].a[0]
 #: Standard deviation of the logarithm of what the scale and the noise of a series are mistaken by.
 SCALE_ERROR = 0.2
 NOISE_ERROR = 0.05
@@ -116,7 +116,9 @@ def describe(model: SignalModel, protocol: Acquisition | None = None) -> dict[st
         "protocols": f"{N_MEASUREMENTS[0]} to {N_MEASUREMENTS[1]} {times}, drawn anew for each batch"
         if protocol is None
         else "one protocol",
-        "tissues_mean_std": {name: {k: list(getattr(t, k)) for k in names} for name, t in TISSUES.items()},
+        "tissues_mean_std": {
+            name: {k: list(getattr(t, k)) for k in names} for name, t in RELAXATION_STATISTICS.items()
+        },
         "inversion_factor": f"2 - half-normal({INVERSION_SPREAD:g})",
         "texture": [0, MAX_TEXTURE],
         "broad_share": BROAD_SHARE,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Tissue(NamedTuple):
+class RelaxationStatistics(NamedTuple):
     """Mean and standard deviation over subjects: T1 and T2 in s, A relative to that of cerebrospinal fluid."""
 
     t1: tuple[float, float]
@@ -18,16 +18,16 @@ class Tissue(NamedTuple):
 
 
 #: Sabidussi et al. 2021, Table 1; its one standard deviation of A is taken as that of all tissues.
-TISSUES = {
-    "csf": Tissue((3.5, 0.3), (2.0, 0.3), (1.0, 0.3)),
-    "gm": Tissue((1.4, 0.3), (0.11, 0.03), (0.85, 0.3)),
-    "wm": Tissue((0.78, 0.25), (0.08, 0.02), (0.65, 0.3)),
-    "fat": Tissue((0.42, 0.1), (0.07, 0.02), (0.9, 0.3)),
-    "muscle": Tissue((1.2, 0.3), (0.05, 0.02), (0.7, 0.3)),
-    "skin": Tissue((1.23, 0.3), (0.05, 0.02), (0.7, 0.3)),
-    "skull": Tissue((0.4, 0.1), (0.03, 0.01), (0.9, 0.3)),
-    "vessel": Tissue((1.98, 0.3), (0.275, 0.07), (1.0, 0.3)),
-    "marrow": Tissue((0.58, 0.1), (0.05, 0.02), (0.8, 0.3)),
+RELAXATION_STATISTICS = {
+    "csf": RelaxationStatistics((3.5, 0.3), (2.0, 0.3), (1.0, 0.3)),
+    "gm": RelaxationStatistics((1.4, 0.3), (0.11, 0.03), (0.85, 0.3)),
+    "wm": RelaxationStatistics((0.78, 0.25), (0.08, 0.02), (0.65, 0.3)),
+    "fat": RelaxationStatistics((0.42, 0.1), (0.07, 0.02), (0.9, 0.3)),
+    "muscle": RelaxationStatistics((1.2, 0.3), (0.05, 0.02), (0.7, 0.3)),
+    "skin": RelaxationStatistics((1.23, 0.3), (0.05, 0.02), (0.7, 0.3)),
+    "skull": RelaxationStatistics((0.4, 0.1), (0.03, 0.01), (0.9, 0.3)),
+    "vessel": RelaxationStatistics((1.98, 0.3), (0.275, 0.07), (1.0, 0.3)),
+    "marrow": RelaxationStatistics((0.58, 0.1), (0.05, 0.02), (0.8, 0.3)),
 }
 
 #: Labels of SynthSeg's training maps (Billot et al. 2023), which are FreeSurfer's inside the brain, by structure: both
@@ -125,7 +125,7 @@ def draw_values(
     dict
         ``"a"``, ``"b"``, ``"t1"`` (s) and ``"t2"`` (s), each with the shape of `structures`, float32; zero in air.
     """
-    tissues = [TISSUES[names[rng.integers(len(names))]] for _, names in STRUCTURES]
+    tissues = [RELAXATION_STATISTICS[names[rng.integers(len(names))]] for _, names in STRUCTURES]
     texture = rng.uniform(0, MAX_TEXTURE)
     maps = {}
     for name in ("a", "t1", "t2"):

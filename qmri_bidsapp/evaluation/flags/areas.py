@@ -20,7 +20,7 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.evaluation.flags.cases import CASES, Case
 from qmri_bidsapp.evaluation.standards import shells, signals, standard
-from qmri_bidsapp.evaluation.table3.healthy_brain import TISSUES
+from qmri_bidsapp.evaluation.table3.healthy_brain import NEURITE_DISTRIBUTIONS
 from qmri_bidsapp.fitting.series import fit_voxels
 from qmri_bidsapp.fitting.trust import flag_voxels
 from qmri_bidsapp.models.base import SignalModel
@@ -132,7 +132,7 @@ def _turned_shells(n_b0: int, *parts: tuple[float, int]) -> Diffusion:
 def healthy_prior(model: SignalModel) -> Prior:
     """Return the distribution of the white and grey matter of some subjects."""
     rng, bounds = np.random.default_rng(0), np.array([p.bounds for p in model.parameters[1:]]).T
-    drawn = [[TISSUES[name].draw(N_PER_SUBJECT, rng) for name in ("gm", "wm")] for _ in range(N_SUBJECTS)]
+    drawn = [[NEURITE_DISTRIBUTIONS[name].draw(N_PER_SUBJECT, rng) for name in ("gm", "wm")] for _ in range(N_SUBJECTS)]
     return Empirical(model.parameters[1:], [np.concatenate(parts).clip(*bounds) for parts in drawn])
 
 
@@ -140,7 +140,7 @@ def _outside(model: SignalModel, n: int, rng: np.random.Generator) -> Array:
     """Return parameters of the spherical mean that are far from white and grey matter."""
     values = Uniform(model.parameters[1:]).draw(20 * n, rng)
     far = np.ones(len(values), dtype=bool)
-    for tissue in (TISSUES["gm"], TISSUES["wm"]):
+    for tissue in (NEURITE_DISTRIBUTIONS["gm"], NEURITE_DISTRIBUTIONS["wm"]):
         correlation = np.array([[1.0, tissue.correlation], [tissue.correlation, 1.0]])
         away = (values - tissue.mean) / tissue.std
         far &= np.einsum("ni,ij,nj->n", away, np.linalg.inv(correlation), away) > OUTSIDE**2

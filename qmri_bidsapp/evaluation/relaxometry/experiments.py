@@ -15,7 +15,7 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.posterior.smooth_field import SmoothFieldPosterior
 from qmri_bidsapp.estimators.spatial.patches import QUANTITIES
 from qmri_bidsapp.estimators.spatial.trials import Scene, estimate_with, measure, per_voxel
-from qmri_bidsapp.estimators.spatial.virtual_heads import STRUCTURES, TISSUES
+from qmri_bidsapp.estimators.spatial.virtual_heads import RELAXATION_STATISTICS, STRUCTURES
 from qmri_bidsapp.models.base import SignalModel
 
 #: Signal-to-noise ratios of the first experiment, and that of all others (section 5.1.2).
@@ -205,7 +205,7 @@ def edge_scene(model: SignalModel) -> tuple[Scene, npt.NDArray[np.float64]]:
     """Return a slice of white beside grey matter, with a straight, tilted edge, and distances from it, voxels."""
     axis = np.arange(EDGE_SIZE) - (EDGE_SIZE - 1) / 2
     distance = np.cos(EDGE_TILT) * axis[None, :] + np.sin(EDGE_TILT) * axis[:, None]
-    sides = [(_structures_of(name)[0], TISSUES[name]) for name in ("wm", "gm")]
+    sides = [(_structures_of(name)[0], RELAXATION_STATISTICS[name]) for name in ("wm", "gm")]
     structures = np.where(distance < 0, sides[0][0], sides[1][0]).astype(np.uint8)
 
     def values(parameter: str) -> npt.NDArray[np.float32]:

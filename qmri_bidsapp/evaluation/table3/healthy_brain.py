@@ -30,7 +30,7 @@ SUBJECT_SPREAD = 0.03 / 2.25
 
 
 @dataclass(frozen=True)
-class Tissue:
+class NeuriteDistribution:
     """Neurite fraction and diffusivity (mm2/s) of a tissue's voxels: means, standard deviations and correlation."""
 
     mean: tuple[float, float]
@@ -45,10 +45,10 @@ class Tissue:
         return np.asarray(centre + np.array(self.std) * normal)
 
 
-TISSUES = {
-    "gm": Tissue((0.16, 1.14e-3), (0.08, 0.18e-3), 0.85),
-    "wm": Tissue((0.67, 2.20e-3), (0.08, 0.24e-3), 0.67),
-    "csf": Tissue((0.0, 3.00e-3)),
+NEURITE_DISTRIBUTIONS = {
+    "gm": NeuriteDistribution((0.16, 1.14e-3), (0.08, 0.18e-3), 0.85),
+    "wm": NeuriteDistribution((0.67, 2.20e-3), (0.08, 0.24e-3), 0.67),
+    "csf": NeuriteDistribution((0.0, 3.00e-3)),
 }
 
 
@@ -60,7 +60,7 @@ def brain_signals(
     Parameters
     ----------
     weights : dict
-        Name in `TISSUES` -> (n_voxels,) signal of that part of each voxel without diffusion weighting.
+        Name in `NEURITE_DISTRIBUTIONS` -> (n_voxels,) signal of that part of each voxel without diffusion weighting.
     model : SignalModel
         With neurite fraction and diffusivity as second and third parameter.
     acquisition : SphericalMean
@@ -75,7 +75,7 @@ def brain_signals(
     bounds = np.array([p.bounds for p in model.parameters[1:3]]).T
     parts = []
     for name, weight in weights.items():
-        theta = TISSUES[name].draw(len(weight), rng).clip(*bounds)
+        theta = NEURITE_DISTRIBUTIONS[name].draw(len(weight), rng).clip(*bounds)
         parts.append(signals(model, np.column_stack([weight, theta]), acquisition))
     total = np.sum(list(weights.values()), axis=0)
     is_tissue = weights["gm"] + weights["wm"] > 0.5 * total
