@@ -43,6 +43,22 @@ def test_the_example_of_learned_estimators(monkeypatch, tmp_path):
     assert (maps.std > 0).all()
 
 
+def test_the_tutorial_of_the_python_face(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for example in blocks("tutorials/python.md", "python"):
+        exec(compile(example, "python.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "Maps of t2 by nlls: s0, t2, r2; 864 voxels" in printed
+    maps, mask = names["maps"], names["mask"]
+    assert maps.flag[6, 6, 3] > 1
+    assert not maps.usable[6, 6, 3]
+    assert maps.usable[mask].mean() > 0.9
+    assert 0.86 < names["inside"].mean() < 0.94
+    assert names["low"] < 80 < names["high"]
+    assert (tmp_path / "maps" / "sub-01_T2map.nii.gz").is_file()
+
+
 @pytest.mark.parametrize("page", NAMES)
 def test_python_examples_are_valid(page):
     for example in blocks(page, "python"):

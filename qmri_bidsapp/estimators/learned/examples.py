@@ -9,6 +9,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.noise import noise_kind
 from qmri_bidsapp.core.prior import Prior, Uniform
 from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.estimators.learned.features import Features
@@ -28,10 +29,9 @@ UNTOLD = 0.5
 def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
     """Return the noise of the series that a model is fitted to in the app.
 
-    Magnitudes have Rician noise; signed signals have not, nor have diffusion series, whose floor the app takes away.
+    Magnitudes have Rician noise; signed images and diffusion series, whose noise floor the app removes, Gaussian noise.
     """
-    gaussian = acquisition.has_sign or acquisition.noise_floor_removed
-    return Noise("gaussian" if gaussian else "rician", SNR)
+    return Noise(noise_kind(acquisition, floor_removed=acquisition.noise_floor_removed), SNR)
 
 
 def simulate(

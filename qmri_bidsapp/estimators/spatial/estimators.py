@@ -16,6 +16,7 @@ from typing_extensions import Self
 from qmri_bidsapp.artifacts.weights import find_weights, load_weights, sha256_of
 from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.noise import noise_kind
 from qmri_bidsapp.errors import ProtocolError, UsageError, WeightsError
 from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
 from qmri_bidsapp.estimators.parallel import for_each_chunk
@@ -301,8 +302,8 @@ class SpatialNetwork(TrainedEstimator):
         return torch.cat([theta, derived], dim=-1).cpu().numpy(), torch.cat(stds, dim=-1).cpu().numpy()
 
     def _is_rician(self) -> bool:
-        """Tell whether the noise is that of magnitudes."""
-        return self.noise == "rician" if self.noise else not self.acquisition_.has_sign
+        """Return whether the noise is Rician."""
+        return (self.noise or noise_kind(self.acquisition_, floor_removed=False)) == "rician"
 
     def _complete(
         self, noise: npt.NDArray[np.float32] | None, values: npt.NDArray[np.float32]
