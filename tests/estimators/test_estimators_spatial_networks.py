@@ -219,11 +219,10 @@ def test_batches_repeat_with_the_seed() -> None:
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
-    options = TrainingOptions(n_iterations=10_000, learning_rate=1.0)
-    assert learning_rate(0, options) == pytest.approx(0.01)
-    assert learning_rate(5000, options) == 1
-    assert learning_rate(8500, options) == pytest.approx(0.5)
-    assert learning_rate(9999, options) < 0.001
+    assert learning_rate(0, 10_000) == pytest.approx(0.01)
+    assert learning_rate(5000, 10_000) == 1
+    assert learning_rate(8500, 10_000) == pytest.approx(0.5)
+    assert learning_rate(9999, 10_000) < 0.001
 
 
 def test_training_lowers_the_error_on_fresh_patches() -> None:

@@ -80,7 +80,7 @@ def test_reports_progress_and_divergence():
     assert [step for step, _ in seen] == [100, 200]
     assert seen[1][1] < seen[0][1]
     layer = network()
-    with pytest.raises(WeightsError, match="Training failed after 1 steps"):
+    with pytest.raises(UsageError, match="the loss of step 1 is nan"):
         train(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=50), torch.Generator())
     with pytest.raises(UsageError, match="must be positive, got 0"):
         Training(learning_rate=0)

@@ -29,6 +29,7 @@ from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.solvers.gradient_descent import one_thread
 
 #: How learned estimators were trained: the end of their methods texts.
 TRAINED_ON_SIMULATIONS = (
@@ -213,13 +214,8 @@ class LearnedEstimator(TrainedEstimator):
         if self.noise_.kind == "rician" and acquisition.has_sign:
             raise UsageError("Rician noise is that of magnitudes, but this series has signs: use gaussian noise.")
         self._features = Features(self.model, acquisition, self.noise_, self.device)
-        n_threads = torch.get_num_threads()
-        # Rounding depends on the number of threads, and weights on rounding.
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             self._train(seed, progress, checkpoint)
-        finally:
-            torch.set_num_threads(n_threads)
         return self
 
     def identity(self, acquisition: Acquisition) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""One training loop for all networks: batches drawn anew, repeatable, resumable."""
+"""Training of voxelwise networks on simulated batches: options, optimisers, checkpoints."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +11,9 @@ import torch
 from torch import nn
 
 from qmri_bidsapp.artifacts.checkpoints import read_facts, restore_checkpoint, save_checkpoint
-from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned.optimisers import FTRL, ProximalAdagrad
+from qmri_bidsapp.solvers.gradient_descent import cosine, descend
 
 #: Optimisers by name, each with the learning rate that works for it here.
 OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
@@ -108,25 +108,23 @@ def train(
     Raises
     ------
     WeightsError
-        If the checkpoint is not one of this network and training, or the loss is no number any more.
+        If the checkpoint is unreadable or belongs to another network.
+    UsageError
+        If the loss is not finite.
     """
     optimisers = optimisers or (training.optimise(network.parameters()),)
-    rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
     first = _resume(checkpoint, network, optimisers, generator) if checkpoint and checkpoint.exists() else 0
     network.train()
     total = 0.0
-    for step in range(first, training.steps):
-        for optimiser, rate in zip(optimisers, rates, strict=True):
-            optimiser.param_groups[0]["lr"] = rate * _schedule((step + 1) / training.steps)
-            optimiser.zero_grad()
-        value = loss(generator)
-        value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        for optimiser in optimisers:
-            optimiser.step()
-        total += float(value.detach())
-        if not math.isfinite(total):
-            raise WeightsError(f"Training failed after {step + 1} steps: lower the learning rate.")
+    steps = descend(
+        lambda _: loss(generator),
+        optimisers,
+        lambda step: cosine(step, training.steps, rise_share=WARM_UP),
+        steps=range(first, training.steps),
+        max_norm=CLIP,
+    )
+    for step, value in steps:
+        total += value
         if (step + 1) % REPORT_EVERY == 0:
             if progress is not None:
                 progress(step + 1, total / REPORT_EVERY)
@@ -136,13 +134,6 @@ def train(
     network.eval()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-
-
-def _schedule(share: float) -> float:
-    """Return the factor of the learning rate after a share of the steps: up in a line, down along a cosine."""
-    if share < WARM_UP:
-        return share / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (share - WARM_UP) / (1 - WARM_UP)))
 
 
 def _save(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.torch import save
-from torch import nn
 
 from qmri_bidsapp.artifacts.checkpoints import read_facts, restore_checkpoint, save_checkpoint
 from qmri_bidsapp.core.acquisition import Acquisition
@@ -23,6 +21,7 @@ from qmri_bidsapp.estimators.spatial.patches import PATCH_SIZE, SNR_SIGNAL, Batc
 from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
 from qmri_bidsapp.estimators.spatial.training import LOG, MAX_GRADIENT
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.solvers.gradient_descent import descend, one_thread, plateau, seeded
 
 CHECKPOINT = "head.safetensors"
 #: Shares of all iterations over which the learning rate rises at the beginning and falls to zero at the end.
@@ -97,18 +96,26 @@ def train_head(
     ErrorHead
         Ready for use; its factor is one, see `calibrate`.
     """
-    with _one_thread():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
+    n_iterations = options.n_iterations
+
+    def rate(iteration: int) -> float:
+        return plateau(iteration, n_iterations, rise=WARM_UP_SHARE * n_iterations, fall=DECAY_SHARE * n_iterations)
+
+    def loss(iteration: int) -> torch.Tensor:
+        batch = _draw(model, heads, options, protocol, (TRAINING, iteration))
+        return _loss(network, head, batch, iteration, options.seed)
+
+    with one_thread():
+        with seeded(options.seed):
             head = ErrorHead(network.n_known, len(model.parameters))
         optimiser = torch.optim.Adam(head.parameters(), lr=options.learning_rate)
         told = _plain({"network": _sha256(network), "options": asdict(options), "facts": facts})
         start = 0 if folder is None else _restore(folder / CHECKPOINT, head, optimiser, told)
         losses = []
-        for iteration in range(start, options.n_iterations):
-            batch = _draw(model, heads, options, protocol, (TRAINING, iteration))
-            losses.append(_step(network, head, optimiser, batch, iteration, options))
-            if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
+        steps = range(start, n_iterations)
+        for iteration, value in descend(loss, [optimiser], rate, steps=steps, max_norm=MAX_GRADIENT):
+            losses.append(value)
+            if (iteration + 1) % every == 0 or iteration + 1 == n_iterations:
                 row = {"head_iteration": iteration + 1, "loss": float(np.mean(losses))}
                 losses = []
                 if folder is not None:
@@ -131,7 +138,7 @@ def calibrate(
     protocol: Acquisition | None = None,
 ) -> None:
     """Set the factor by which intervals of 1.96 standard deviations hold the truth in 95 % of the voxels of heads."""
-    with _one_thread():
+    with one_thread():
         ratios = torch.cat(
             [
                 error_ratios(network, head, model, _draw(model, heads, options, protocol, (CALIBRATION, index)))
@@ -199,17 +206,6 @@ def alone(batch: Batch, model: SignalModel, rng: np.random.Generator) -> Batch:
     return Batch(series_of, truth, torch.ones(len(truth), 1, 1, dtype=torch.bool))
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: rounding depends on their number, and weights on rounding."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
 def _draw(
     model: SignalModel,
     heads: Sequence[npt.NDArray[np.uint8]],
@@ -231,17 +227,10 @@ def _draw(
     )
 
 
-def _step(
-    network: SliceNetwork,
-    head: ErrorHead,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    iteration: int,
-    options: HeadOptions,
-) -> float:
-    """Make one step and return the loss before it."""
+def _loss(network: SliceNetwork, head: ErrorHead, batch: Batch, iteration: int, seed: int) -> torch.Tensor:
+    """Return the loss of the head on a batch; scale its inputs by the first one, and note the lowest SNR so far."""
     if (iteration + 1) % ALONE_EVERY == 0:
-        batch = alone(batch, network.model, np.random.default_rng([options.seed, TRAINING, iteration, 1]))
+        batch = alone(batch, network.model, np.random.default_rng([seed, TRAINING, iteration, 1]))
     else:
         snr = torch.cat([brightest(series, per_slice=True) / series.noise_std.flatten() for series in batch.series])
         lowest = head.lowest_snr if iteration else snr.new_tensor(torch.inf)
@@ -252,19 +241,11 @@ def _step(
         seen = known.movedim(1, -1)[batch.counts]
         head.input_mean.copy_(seen.mean(0))
         head.input_std.copy_(seen.std(0).clamp(min=1e-3))
-    for group in optimiser.param_groups:
-        risen = (iteration + 1) / (WARM_UP_SHARE * options.n_iterations)
-        left = (options.n_iterations - iteration) / (DECAY_SHARE * options.n_iterations)
-        group["lr"] = options.learning_rate * min(1.0, risen, left)
-    optimiser.zero_grad(set_to_none=True)
     counts = batch.counts.unsqueeze(1)
     log_std = head(known)
     cost = (log_std + (batch.truth - normal).square() * (-2 * log_std).exp() / 2) * counts
-    loss = (cost.sum((-1, -2)) / counts.sum((-1, -2)).clamp(min=1)).mean()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(head.parameters(), MAX_GRADIENT)
-    optimiser.step()
-    return float(loss.detach())
+    loss: torch.Tensor = (cost.sum((-1, -2)) / counts.sum((-1, -2)).clamp(min=1)).mean()
+    return loss
 
 
 def _restore(path: Path, head: ErrorHead, optimiser: torch.optim.Optimizer, told: dict[str, Any]) -> int:

@@ -28,6 +28,7 @@ from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series, supports
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.solvers.gradient_descent import seeded
 
 #: Fewest measurements of a protocol.
 MIN_MEASUREMENTS = 4
@@ -147,8 +148,7 @@ class SpatialNetwork(TrainedEstimator):
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
         """Read the weights; `seed` is for the choice of voxels that tell the noise."""
         self.check(self.model, acquisition)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = self.build(self.model, acquisition)
             head = ErrorHead(network.n_known, len(self.model.parameters))
         has_head = True

@@ -1,4 +1,4 @@
-"""Training of spatial networks on virtual heads: one loop, resumable, the same for the same seed."""
+"""Training of spatial networks on virtual heads: resumable, and reproducible by its seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from torch import nn
 
 from qmri_bidsapp.artifacts.checkpoints import read_facts, restore_checkpoint, save_checkpoint
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.errors import UsageError, WeightsError
+from qmri_bidsapp.errors import WeightsError
 from qmri_bidsapp.estimators.spatial.error_head import SliceNetwork
 from qmri_bidsapp.estimators.spatial.patches import PATCH_SIZE, Batch, draw_batch
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.solvers.gradient_descent import descend, one_thread, plateau, seeded, update_average
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
@@ -123,21 +125,19 @@ def train(
     ------
     WeightsError
         As `check_checkpoint`.
+    UsageError
+        If the loss is not finite.
     """
-    n_threads = torch.get_num_threads()
-    # Rounding depends on the number of threads, and weights on rounding.
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
+    with one_thread():
+        with seeded(options.seed):
             network = build()
         optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
         run = _Run(network, copy.deepcopy(network).eval().requires_grad_(False), optimiser)
         start, planned = (0, []) if folder is None else run.restore(folder, identity, options, label_maps)
         if start < options.n_iterations and (not planned or planned[-1][1] != options.n_iterations):
             planned.append([start, options.n_iterations])
-        losses, began = [], time.process_time()
-        for iteration in range(start, options.n_iterations):
+
+        def loss(iteration: int) -> torch.Tensor:
             batch = draw_batch(
                 model,
                 heads,
@@ -147,7 +147,15 @@ def train(
                 size=options.size,
                 protocol=protocol,
             )
-            losses.append(run.step(batch, learning_rate(iteration, options), iteration))
+            return loss_of(network(batch.series), batch)
+
+        losses, began = [], time.process_time()
+        steps = range(start, options.n_iterations)
+        rate = partial(learning_rate, n_iterations=options.n_iterations)
+        for iteration, value in descend(loss, [optimiser], rate, steps=steps, max_norm=MAX_GRADIENT):
+            losses.append(value)
+            # The average is short while the network is young.
+            update_average(run.average, network, min(MEMORY, (iteration + 1) / (iteration + 10)))
             if (iteration + 1) % every == 0 or iteration + 1 == options.n_iterations:
                 row = {"iteration": iteration + 1, "loss": float(np.mean(losses)), "cpu_s": time.process_time() - began}
                 losses, began = [], time.process_time()
@@ -157,8 +165,6 @@ def train(
                     facts = {"identity": identity, "options": asdict(options), "label_maps": label_maps}
                     _save(folder, run, {**facts, "planned": planned, "iteration": iteration + 1}, row)
                 report(row)
-    finally:
-        torch.set_num_threads(n_threads)
     return Trained(run.average, max(start, options.n_iterations), planned)
 
 
@@ -204,26 +210,6 @@ class _Run(NamedTuple):
     average: SliceNetwork
     optimiser: torch.optim.Optimizer
 
-    def step(self, batch: Batch, rate: float, iteration: int) -> float:
-        """Make one step and return the loss before it."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(self.network(batch.series), batch)
-        if not loss.isfinite():
-            raise UsageError(f"Training failed at iteration {iteration + 1}: the loss is no number any more.")
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT)
-        self.optimiser.step()
-        # The average is short while the network is young.
-        memory = min(MEMORY, (iteration + 1) / (iteration + 10))
-        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - memory)
-            else:
-                mean.copy_(value)
-        return float(loss.detach())
-
     def modules(self) -> dict[str, nn.Module]:
         """Return what a checkpoint holds beside the optimiser."""
         return {"network": self.network, "average": self.average}
@@ -253,11 +239,9 @@ def loss_of(steps: list[torch.Tensor], batch: Batch) -> torch.Tensor:
     return torch.stack(errors).mean()
 
 
-def learning_rate(iteration: int, options: TrainingOptions) -> float:
-    """Return the learning rate: a linear rise, a plateau, and a linear fall to zero at the end."""
-    risen = (iteration + 1) / (WARM_UP_SHARE * options.n_iterations)
-    left = (options.n_iterations - iteration) / (DECAY_SHARE * options.n_iterations)
-    return options.learning_rate * min(1.0, risen, left)
+def learning_rate(iteration: int, n_iterations: int) -> float:
+    """Return the learning rate relative to its largest; see `gradient_descent.plateau`."""
+    return plateau(iteration, n_iterations, rise=WARM_UP_SHARE * n_iterations, fall=DECAY_SHARE * n_iterations)
 
 
 def _save(folder: Path, run: _Run, facts: dict[str, Any], row: dict[str, float]) -> None:
