@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli import correct, fit, train
 from qmri_bidsapp.cli.arguments import Parser, seed
-from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
+from qmri_bidsapp.cli.evaluate import commands as evaluate
 from qmri_bidsapp.cli.exits import exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import QmriError
 

@@ -1,1 +1,1 @@
-"""Measuring models and estimators: standard protocols, simulated voxels, speed, peers."""
+"""Experiments with known truth: errors, speed, flags, lesions, motion; standard protocols and simulated tissue."""

@@ -1,4 +1,4 @@
-"""Standard protocols and tissue-like voxels, on which estimators and peers are compared."""
+"""Standard protocols and simulated tissue, to compare estimators and peers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from qmri_bidsapp.models.directions import even_directions
 
 Array = npt.NDArray[np.float64]
 
-#: Amplitude of every voxel, over the standard deviation of the noise of one measurement.
+#: Amplitude of every voxel over the standard deviation of the noise of one measurement.
 SNR = 50.0
 AMPLITUDE = 1000.0
-#: Voxels whose noise-free signals are computed at a time: bounds the memory of models with dispersion.
+#: Batch size (voxels) of noise-free signals, which bounds the memory of models with dispersion.
 CHUNK_SIZE = 16_384
 #: IVIM: dense below 100 s/mm2, where perfusion decays.
 IVIM_B_VALUES = (0, 10, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400, 600, 800)
-#: What a parameter may be in tissue, in its unit, by model and name; the others: see `tissue_range`.
+#: Model -> parameter -> range in tissue, in its unit. `tissue_range` has the default of all others.
 TISSUE: dict[str, dict[str, tuple[float, float]]] = {
     "t1": {"inversion_factor": (1.7, 2.0), "t1": (0.5, 2.5)},
     "t2": {"t2": (0.03, 0.15)},
@@ -41,7 +41,7 @@ EIGENVALUES = (0.2e-3, 1.7e-3)
 
 
 def shells(n_b0: int, *parts: tuple[float, int]) -> Diffusion:
-    """Return a protocol of b0 volumes, then shells given as b-value (s/mm2) and number of directions."""
+    """Return a protocol of b0 volumes, then shells as pairs of b-value (s/mm2) and number of directions."""
     b_value = (0.0,) * n_b0 + tuple(b for b, n in parts for _ in range(n))
     return Diffusion(b_value, ((0.0, 0.0, 0.0),) * n_b0 + tuple(g for _, n in parts for g in even_directions(n)))
 
@@ -50,7 +50,7 @@ def _ivim() -> Diffusion:
     return Diffusion(tuple(map(float, IVIM_B_VALUES)), ((0.0, 0.0, 0.0), *even_directions(len(IVIM_B_VALUES) - 1)))
 
 
-#: Model name -> protocol of the series that it is measured on.
+#: Model name -> standard protocol.
 STANDARDS: dict[str, Callable[[], Acquisition]] = {
     "t1": lambda: InversionRecovery(tuple(np.geomspace(0.05, 3.0, 31).tolist())),
     "t2": lambda: MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2)),
@@ -68,13 +68,13 @@ def standard(name: str) -> Acquisition:
 
 
 def tissue_range(model: SignalModel, parameter: Parameter) -> tuple[float, float]:
-    """Return the range of a parameter in tissue, in its unit; where it is not known, the middle half of its bounds."""
+    """Return the range of a parameter in tissue, in its unit; by default the middle half of its bounds."""
     low, high = parameter.bounds
     return TISSUE.get(model.name, {}).get(parameter.name, (low + (high - low) / 4, high - (high - low) / 4))
 
 
 def tissue(model: SignalModel, n_voxels: int, rng: np.random.Generator) -> Array:
-    """Return (n_voxels, n_parameters) parameters, uniform over tissue, with `AMPLITUDE` as their first."""
+    """Return (n_voxels, n_parameters) parameters, uniform over tissue, with `AMPLITUDE` first."""
     amplitude = np.full((n_voxels, 1), AMPLITUDE)
     if model.name == "tensor":
         return np.hstack([amplitude, _tensor_elements(n_voxels, rng)])
@@ -97,14 +97,14 @@ def signals(model: SignalModel, theta: Array, acquisition: Acquisition) -> Array
 
 
 def add_noise(signal: Array, acquisition: Acquisition, sigma: float, rng: np.random.Generator) -> Array:
-    """Return signals as they are measured: Rician magnitudes, or averages of many, which are nearly Gaussian.
+    """Return noisy signals: Rician magnitudes, or averages of many measurements, which are nearly Gaussian.
 
     Parameters
     ----------
     signal : ndarray
         (n_voxels, n_measurements).
     acquisition : Acquisition
-        Tells how many measurements were averaged.
+        Its `n_averages` says how many measurements were averaged.
     sigma : float
         Standard deviation of the noise of one measurement, in the unit of the signal.
     rng : numpy.random.Generator

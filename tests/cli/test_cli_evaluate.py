@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.evaluate import lesion as evaluate_lesion
-from qmri_bidsapp.cli.evaluate import speed_and_table3 as evaluate
+from qmri_bidsapp.cli.evaluate import table3
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.speed import peers
@@ -61,7 +61,7 @@ def test_peers(tmp_path, monkeypatch, capsys):
     # A batched fit is faster than a loop over voxels.
     assert 0 < result["peers"]["scipy least_squares"] < result["voxels_per_second"]
     output = capsys.readouterr().out
-    assert "Peer other was left out: No module named 'absent' (package other-package)." in output
+    assert "Peer other was skipped: No module named 'absent' (package other-package)." in output
     assert [row[5] for row in rows(output) if "(peer)" in row[1]] == ["1"]
 
 
@@ -69,7 +69,7 @@ def test_peers(tmp_path, monkeypatch, capsys):
     ("options", "code", "cause"),
     [
         (["--models", "t9"], 64, "no model named 't9'; known: "),
-        (["--models", "t2star"], 64, "Model t2star has no standard protocol; those that have: t1, t2"),
+        (["--models", "t2star"], 64, "Model t2star has no standard protocol; those that have one: t1, t2"),
         (["--models", "t2", "--threads", "0"], 64, "--threads must be at least 1"),
         (["--models", "t2", "--seconds", "inf"], 64, "--seconds positive"),
         (["--device", "gpu"], 64, "--device must be auto, cpu, cuda or cuda:n"),
@@ -107,8 +107,8 @@ def test_table3_of_networks(tmp_path, monkeypatch, capsys):
     options = MultilayerPerceptron.__init__.__kwdefaults__
     monkeypatch.setitem(options, "training", Training(steps=200, batch_size=256))
     monkeypatch.setattr(MultilayerPerceptron, "default_combinations", 2**14)
-    monkeypatch.setattr(evaluate, "VOXEL_SIZE", 8.0)
-    monkeypatch.setattr(evaluate, "N_VOXELS", 2000)
+    monkeypatch.setattr(table3, "VOXEL_SIZE", 8.0)
+    monkeypatch.setattr(table3, "N_VOXELS", 2000)
     command = ["evaluate", "table3", "--estimators", "net-uniform,net-healthy", "--samples", "2", "--json", "t.json"]
     assert tools.main([*command, "--figures", "figures"]) == 0
     height, width, _ = imread(tmp_path / "figures" / "table3_bias.png").shape
@@ -125,7 +125,7 @@ def test_table3_of_networks(tmp_path, monkeypatch, capsys):
         (["--estimators", "median"], 64, "no row named 'median'; known: traditional, grid, "),
         (["--samples", "1"], 64, "at least 2 samples per point, got 1"),
         (["--json", "absent/table3.json"], 73, "the folder of absent/table3.json does not exist"),
-        (["--figures", "/dev/null"], 73, "--figures: /dev/null is no folder"),
+        (["--figures", "/dev/null"], 73, "--figures: /dev/null is not a folder"),
     ],
     ids=["unknown estimator", "one sample", "no folder", "figures into a file"],
 )
@@ -154,7 +154,7 @@ def test_out_of_distribution(tmp_path, capsys):
     [
         (["--models", "ivim"], "no cases for model 'ivim'"),
         (["--models", "t2", "--estimators", "wls"], "supports model t2"),
-        (["--models", "t2", "--estimators", "rim"], "works on images"),
+        (["--models", "t2", "--estimators", "rim"], "estimates whole images"),
         (["--voxels", "5"], "at least 100"),
         (["--json", "missing/ood.json"], "does not exist"),
     ],

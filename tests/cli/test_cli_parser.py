@@ -40,7 +40,7 @@ def test_help_fits_100_columns_and_explains_everything(monkeypatch):
     text = build_parser().format_help()
     assert max(map(len, text.splitlines())) <= 100
     assert all(action.help for action in build_parser()._actions)
-    for title in ("What and where", "Choosing data", "Choosing methods", "Resources", "Running"):
+    for title in ("What and where", "Data", "Methods", "Resources", "Running"):
         assert f"{title}:" in text
 
 

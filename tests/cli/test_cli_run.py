@@ -84,7 +84,7 @@ def test_exit_code(error, n_failed, code):
         (["{bids}", "{bids}/dataset_description.json/out", "participant"], 73, "cannot be written"),
         (["{bids}", "{out}", "participant", "-w", "{bids}/../raw2/file/w"], 73, "work folder"),
         (["{bids}", "{out}", "group"], 18, "run the participant level first"),
-        (["{bids}", "{out}", "participant", "--reports-only"], 18, "holds no record of any participant"),
+        (["{bids}", "{out}", "participant", "--reports-only"], 18, "has no record of any participant"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -108,7 +108,7 @@ def test_absent_input_leaves_nothing_behind(tmp_path):
     ("text", "cause"),
     [
         ("plugin: [", "not valid YAML"),
-        ("- SLURM", "must hold 'plugin: NAME'"),
+        ("- SLURM", "must contain 'plugin: NAME'"),
         ("plugin: SLURM\nplugin_args: 3", "plugin_args must map"),
     ],
     ids=["syntax", "list", "arguments"],
@@ -272,7 +272,7 @@ def test_all_well(scene, bids_dir, tmp_path, capsys):
     scene.add("02", Problem("02", "MESE", "", "There is no MESE.", severity="note"))
     assert run.main([str(bids_dir), "out", "participant"]) == 0
     output = capsys.readouterr().out
-    assert output.index("What was found") < output.index("step") < output.index("where to look")
+    assert output.index("Found series") < output.index("step") < output.index("where to look")
     assert rows(output) == {"sub-01": ["done", "2", "0"], "sub-02": ["done", "2", "0"]}
     assert "There is no MESE." in output[output.index("where to look") :]
     assert str(tmp_path / "out/sub-01.html") in output
@@ -324,7 +324,7 @@ def test_report_that_cannot_be_made(scene, bids_dir, tmp_path, capsys):
     scene.broken_report = "01"
     assert run.main([str(bids_dir), "out", "participant"]) == 1
     output = capsys.readouterr().out
-    assert "sub-01: the report could not be made (ValueError: no figure)" in output
+    assert "sub-01: the report could not be written (ValueError: no figure)" in output
     (log,) = (tmp_path / "out/logs").glob("*.log")
     assert str(log) in output[output.index("where to look") :]
     assert "Traceback" in log.read_text()

@@ -1,7 +1,7 @@
-"""The Boutiques descriptor (schema 0.5), generated from the parser so that the two cannot differ.
+"""Boutiques descriptor (schema 0.5), generated from the parser so that the two cannot differ.
 
-It holds no ``default-value``: a platform would then put every default on the command line, where it overrides
-a configuration file. It holds no ``container-image`` either, since no image is published.
+It has no ``default-value``: a platform would put every default on the command line, where it overrides a
+configuration file. It has no ``container-image`` either, since no image is published.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qmri_bidsapp.config import LAYOUTS, LEVELS
 
 #: Inputs that name files or folders, which a platform must provide.
 FILES = ("bids_dir", "bids_filter_file", "bids_database_dir", "motion_weights", "qc_head", "use_plugin", "config_file")
-#: Actions of the parser that end the program at once.
+#: Actions of the parser that only print and exit.
 NOT_INPUTS = ("help", "version")
 MEANINGS = {
     errors.EXIT_PARTICIPANT_FAILED: "Some participant failed",
@@ -24,7 +24,7 @@ MEANINGS = {
     errors.UnknownLevelError.exit_code: "Unknown analysis level",
     errors.NothingMatchedError.exit_code: "The labels or filters match no data",
     errors.UsageError.exit_code: "The command line or the configuration file cannot be understood",
-    errors.InputMissingError.exit_code: "A file or folder that was named does not exist",
+    errors.InputMissingError.exit_code: "A named file or folder does not exist",
     errors.OutputError.exit_code: "The output or work folder cannot be written",
     errors.EXIT_INTERRUPTED: "Interrupted",
 }
@@ -51,7 +51,7 @@ def build_descriptor() -> dict[str, Any]:
 
 
 def _input(action: argparse.Action) -> dict[str, Any]:
-    """Return the input of an option or argument."""
+    """Return the Boutiques input of an option or argument."""
     entry: dict[str, Any] = {
         "id": action.dest,
         "name": action.dest.replace("_", " ").capitalize(),
@@ -91,7 +91,7 @@ def _exclusive(group: argparse._MutuallyExclusiveGroup) -> dict[str, Any]:
 
 
 def _outputs() -> list[dict[str, Any]]:
-    """Return the output folder, and the reports where each layout puts them."""
+    """Return the output folder and the reports, whose place depends on the layout."""
     folder = {
         "id": "output_folder",
         "name": "Output folder",

@@ -1,6 +1,6 @@
-"""What a run needs around it: folders, caches, threads, logs, signals.
+"""Environment of a run: folders, caches, threads, logs, signals.
 
-Set up before anything heavy is imported, since libraries read their variables then.
+It is set up before heavy imports, since libraries read their environment variables on import.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qmri_bidsapp.errors import InputMissingError, OutputError
 if TYPE_CHECKING:
     from qmri_bidsapp.config import Config
 
-#: Variable that names a library's cache -> its folder; HOME may not be writable.
+#: Variable with the cache folder of a library -> its subfolder in the work folder, since HOME may not be writable.
 CACHES = {
     "MPLCONFIGDIR": "matplotlib",
     "DIPY_HOME": "dipy",
@@ -31,25 +31,25 @@ CACHES = {
     "NILEARN_DATA": "nilearn",
     "XDG_CACHE_HOME": "xdg",
 }
-#: Threads that libraries start on their own: none. Steps that can use several set them themselves; elsewhere, threads
-#: over small matrices cost many times their gain once other processes share the cores.
+#: Libraries start no threads on their own. Steps that benefit from several set them; elsewhere threads over small
+#: matrices cost many times their gain once other processes share the cores.
 THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-#: No library asks the network for a newer version or sends statistics; figures need no screen.
+#: No library looks for updates or sends statistics, and figures need no display.
 FIXED = {"NIPYPE_NO_ET": "1", "NO_ET": "1", "TEMPLATEFLOW_AUTOUPDATE": "0", "MPLBACKEND": "Agg"}
 
 
 def prepare(config: Config) -> None:
-    """Make the folders, point every library to what was chosen, and open the log.
+    """Create the folders, configure the libraries, and open the log.
 
     Raises
     ------
     InputMissingError
-        If there is no input folder; then nothing is made.
+        If the input folder does not exist. Nothing is created then.
     OutputError
         If the output or the work folder cannot be written.
     """
@@ -66,7 +66,7 @@ def prepare(config: Config) -> None:
 def _set_variables(config: Config) -> None:
     os.environ.update({name: str(_cache_dir(config) / folder) for name, folder in CACHES.items()})
     os.environ.update(dict.fromkeys(THREADS, "1"))
-    # Otherwise nipype would read the user's own settings, or fail to make a folder for them.
+    # Otherwise nipype would read the user's settings, or fail to create a folder for them.
     os.environ.update(FIXED, NIPYPE_CONFIG_DIR=str(config.work_dir / "nipype"))
 
 
@@ -83,14 +83,14 @@ def _make_folders(config: Config) -> None:
                 for name in CACHES.values():
                     (_cache_dir(config) / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            remedy = "; name another with --work-dir" if what == "work" else ""
+            remedy = "; choose another with --work-dir" if what == "work" else ""
             raise OutputError(
                 f"The {what} folder {folder} cannot be written ({error.strerror or error}){remedy}."
             ) from error
 
 
 def _open_log(config: Config) -> None:
-    """Write messages to the terminal and, in full, to ``logs/<run_id>.log``; dump the configuration."""
+    """Log to the terminal and, in full, to ``logs/<run_id>.log``; write the configuration beside it."""
     try:
         file_handler = logging.FileHandler(config.log_dir / f"{config.run_id}.log", encoding="utf-8")
         (config.log_dir / f"{config.run_id}.toml").write_text(config.to_toml(), encoding="utf-8")
@@ -115,7 +115,7 @@ def close_log() -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM, by which batch systems and containers end a job, act like Ctrl-C: workers are stopped."""
+    """Treat SIGTERM, with which batch systems and containers end a job, like Ctrl-C, so that workers stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

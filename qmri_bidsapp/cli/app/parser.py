@@ -1,4 +1,4 @@
-"""The options of ``qmri-bids``. Nothing heavy is imported: ``--help`` answers at once."""
+"""Options of ``qmri-bids``. Nothing heavy is imported, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, PRIORS, Config, make_
 from qmri_bidsapp.errors import UnknownLevelError
 
 DESCRIPTION = (
-    "Quantitative-MRI maps from BIDS data, each with its standard deviation and a status per voxel. Found "
-    "series (T1w, IRT1, MESE, MEGRE, VFA, MTS, dwi) are preprocessed and fitted; maps, reports and logs go to the "
-    "output folder."
+    "Quantitative-MRI maps from BIDS data, each with its standard deviation and a status per voxel. Preprocesses and "
+    "fits T1w, IRT1, MESE, MEGRE, VFA, MTS and dwi series, and writes maps, reports and logs to the output folder."
 )
 EPILOG = (
-    "Exit codes: 0 all well, 1 some participant failed, 16 invalid BIDS, 17 unknown analysis level, 18 "
+    "Exit codes: 0 success, 1 some participant failed, 16 invalid BIDS, 17 unknown analysis level, 18 "
     "nothing matched, 64 usage, 66 input missing, 73 output cannot be written, 130 interrupted."
 )
-#: Folder of intermediate results unless another one is named: a later run from the same place finds it again.
+#: Default folder of intermediate results. It is relative, so a later run from the same place finds it again.
 WORK_DIR = "work"
-#: Options that take several words, separated by spaces or commas, with the prefix that a word may carry.
+#: Options that take several words, separated by spaces or commas -> prefix that a word may have.
 _LISTS = {
     "participant_label": "sub-",
     "session_label": "ses-",
@@ -37,7 +36,7 @@ _LISTS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; an option that was not given is absent from its result."""
+    """Return the parser. Its result has no entry for an option that was not given."""
     parser = Parser(
         prog="qmri-bids",
         usage="%(prog)s bids_dir output_dir {participant,group} [options]",
@@ -54,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     place.add_argument(
         "analysis_level",
         metavar="{participant,group}",
-        help="participant: maps and a report of each participant; group: tables and a report over all "
-        "participants of the output folder",
+        help="participant: maps and a report for each participant; group: tables and a report over all participants in "
+        "the output folder",
     )
-    several = "Several values are separated by spaces or commas; put such options after the three arguments above."
-    _add_selection(parser.add_argument_group("Choosing data", several))
-    _add_methods(parser.add_argument_group("Choosing methods"))
+    several = "Separate several values by spaces or commas. Put such options after the three arguments above."
+    _add_selection(parser.add_argument_group("Data", several))
+    _add_methods(parser.add_argument_group("Methods"))
     _add_resources(parser.add_argument_group("Resources"))
     _add_running(parser.add_argument_group("Running"))
     about = parser.add_argument_group("About")
@@ -81,18 +80,18 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--bids-filter-file",
         metavar="FILE",
-        help="JSON: pybids queries for t1w, irt1, mese, megre, vfa, mts, tb1map and dwi, such as "
+        help="JSON with pybids queries for t1w, irt1, mese, megre, vfa, mts, tb1map and dwi, such as "
         '{"dwi": {"acquisition": "hires"}}',
     )
     group.add_argument(
         "--skip-bids-validation",
         action="store_true",
-        help="do not run the BIDS validator, whose errors on files that would be used end the run",
+        help="skip the BIDS validator; its errors in files that would be used end the run",
     )
     group.add_argument(
         "--bids-database-dir",
         metavar="DIR",
-        help="pybids index to reuse, or to make, for large data sets",
+        help="pybids index to reuse or create, for large data sets",
     )
 
 
@@ -101,62 +100,62 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         "--models",
         nargs="+",
         metavar="NAME",
-        help="models to fit; 'qmri models' lists them (default: auto, all that the data allow except opt-in models)",
+        help="models to fit; 'qmri models' lists them (default: auto, all that the data support except opt-in models)",
     )
     group.add_argument(
         "--estimators",
         nargs="+",
         metavar="NAME",
-        help="how to fit: a name for all models that it can fit, or model:name for one (default: auto)",
+        help="estimators: NAME for every model that it supports, or MODEL:NAME for one model (default: auto)",
     )
     group.add_argument(
         "--weights",
         metavar="DIR",
         help="weights from 'qmri train' for every trained estimator of the run; excludes --prior (default: mlp and "
-        "other voxelwise ones are trained during the run, once for each protocol; rim has weights of its own; resnet "
-        "needs some)",
+        "other voxelwise estimators are trained during the run, once per protocol; rim comes with weights; resnet has "
+        "none)",
     )
     group.add_argument(
         "--prior",
         choices=PRIORS,
-        help="what learned estimators are trained on during the run: parameters uniform within their bounds or, from "
-        "the fits of at least three participants that an earlier run left in output_dir, the density of all (healthy) "
-        "or of one tissue (healthy-wm, healthy-gm), or half of each (mixed) (default: uniform)",
+        help="training distribution of learned estimators during the run: uniform within the bounds; or, from the fits "
+        "of at least three participants of an earlier run in output_dir, the density of all tissue (healthy) or of one "
+        "(healthy-wm, healthy-gm); or half uniform, half healthy (mixed) (default: uniform)",
     )
     group.add_argument(
         "--n-fibres",
         choices=N_FIBRES,
-        help="fibre directions per voxel in models that have them (such as noddi): 1, or auto, 0 to 3 as found by "
+        help="fibre directions per voxel in models that have them (such as noddi): 1, or auto for 0 to 3 found by "
         "constrained spherical deconvolution (default: 1)",
     )
     group.add_argument(
         "--no-certificate",
         action="store_true",
-        help="leave out the simulations that tell what each estimator makes of every tissue, and what follows: maps of "
-        "expected bias and of the range of the truth, flags of voxels unlike the simulated ones, intervals of learned "
-        "estimators (default: made once for each protocol and noise level)",
+        help="skip the simulations of each estimator, and their results: maps of expected bias and of the range of the "
+        "truth, flags of voxels unlike the simulated ones, intervals of learned estimators (default: simulate once per "
+        "protocol and noise level)",
     )
     group.add_argument(
         "--debias",
         action="store_true",
-        help="also write maps less their expected bias (desc-<estimator>debiased); what that changes in bias and "
-        "variance is in their sidecars",
+        help="also write maps minus their expected bias (desc-<estimator>debiased); their sidecars give bias and "
+        "variance before and after",
     )
     group.add_argument(
         "--motion-weights",
         metavar="PATH",
         help="weights of the motion score of T1w images: a folder from 'qmri train motion', or a TorchScript file with "
-        "the input and output of the published model (default: those that come with the program)",
+        "the input and output of the published model (default: the weights that come with the program)",
     )
     group.add_argument(
-        "--motion-weights-sha256", metavar="HEX", help="SHA-256 that --motion-weights must have (default: not checked)"
+        "--motion-weights-sha256", metavar="HEX", help="required SHA-256 of --motion-weights (default: not checked)"
     )
     group.add_argument(
         "--qc-head",
         metavar="DIR",
-        help="quality-control head from 'qmri train qc-head': writes the probability of each of a lab's grades",
+        help="quality-control head from 'qmri train qc-head'; writes the probability of each of your lab's grades",
     )
-    group.add_argument("--no-motion-score", action="store_true", help="leave out the motion score of T1w images")
+    group.add_argument("--no-motion-score", action="store_true", help="skip the motion score of T1w images")
     group.add_argument(
         "--output-layout",
         choices=LAYOUTS,
@@ -168,20 +167,20 @@ def _add_resources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device",
         metavar="auto|cpu|cuda[:n]",
-        help="where estimators run; a device that is asked for and absent is an error (default: auto)",
+        help="device of the estimators; a requested device that is absent is an error (default: auto)",
     )
-    group.add_argument("--nprocs", type=int, metavar="N", help="CPUs to use (default: all that this process may use)")
+    group.add_argument("--nprocs", type=int, metavar="N", help="CPUs to use (default: all available to this process)")
     group.add_argument(
         "--omp-nthreads",
         type=int,
         metavar="N",
-        help="most CPUs of one step (default: nprocs divided by the number of participants, at least 1)",
+        help="maximum CPUs per step (default: nprocs divided by the number of participants, at least 1)",
     )
     group.add_argument(
         "--mem-gb",
         type=float,
         metavar="GB",
-        help=f"memory to use (default: {MEMORY_SHARE:g} of the machine's, or of its container's or job's limit)",
+        help=f"memory to use (default: {MEMORY_SHARE:g} of the machine's, or of the limit of the container or job)",
     )
     group.add_argument("--use-plugin", metavar="FILE", help="nipype plugin settings (YAML: plugin, plugin_args)")
 
@@ -191,33 +190,33 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "-w",
         "--work-dir",
         metavar="DIR",
-        help="folder for intermediate results; a second run with the same one computes only what changed "
+        help="folder for intermediate results; a second run with the same folder recomputes only what changed "
         f"(default: {WORK_DIR}, in the current folder)",
     )
     group.add_argument(
         "--clean-workdir",
         action="store_true",
-        help="remove a participant's intermediate results once all went well",
+        help="remove the intermediate results of a participant after success",
     )
-    group.add_argument("--stop-on-first-crash", action="store_true", help="stop everything at the first failed step")
+    group.add_argument("--stop-on-first-crash", action="store_true", help="stop the whole run at the first failed step")
     alone = group.add_mutually_exclusive_group()
     alone.add_argument("--reports-only", action="store_true", help="only rebuild the reports from the output folder")
     alone.add_argument("--boilerplate-only", action="store_true", help="only write the methods text")
     group.add_argument(
         "--config-file",
         metavar="TOML",
-        help="options of an earlier run (logs/<run>.toml); options on the command line override it",
+        help="options of an earlier run (logs/<run>.toml); the command line overrides them",
     )
-    group.add_argument("-v", "--verbose", action="count", help="show what otherwise goes to the log only")
+    group.add_argument("-v", "--verbose", action="count", help="also print messages that otherwise go only to the log")
 
 
 def parse(argv: list[str] | None = None) -> Config:
-    """Return the choices of a command line.
+    """Return the options of a command line.
 
     Raises
     ------
     UsageError, UnknownLevelError, InputMissingError
-        If it cannot be understood.
+        If the command line cannot be understood.
     """
     given: dict[str, Any] = vars(build_parser().parse_args(sys.argv[1:] if argv is None else argv))
     if given["analysis_level"] not in LEVELS:
@@ -236,7 +235,7 @@ def parse(argv: list[str] | None = None) -> Config:
 
 
 def _threads_per_step(values: dict[str, Any]) -> int:
-    """Return the number of CPUs per participant: several participants share them, one uses all."""
+    """Return the number of CPUs per participant: several participants share the CPUs, one participant uses all."""
     n_participants = len(values.get("participant_label", ())) or len(list(Path(values["bids_dir"]).glob("sub-*")))
     n_cpus = values["nprocs"] if isinstance(values["nprocs"], int) else 1
     return max(1, n_cpus // max(1, n_participants))

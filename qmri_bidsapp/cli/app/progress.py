@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: one plain line per finished step."""
+"""Progress of a run on the terminal: one line per finished step."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from collections.abc import Callable
 from typing import TextIO
 
 CLEAR = "\r\033[K"
-#: Steps after which the time left is guessed.
+#: Number of finished steps from which the remaining time is estimated.
 MIN_STEPS = 3
 
 
 class Progress:
-    """Prints finished and failed steps, with the time that passed and an estimate of what is left.
+    """Print finished and failed steps, with the elapsed and the estimated remaining time.
 
-    On a terminal the last line shows what runs now; elsewhere only whole lines are written.
+    On a terminal the last line shows the running steps. Elsewhere only complete lines are written.
 
     Parameters
     ----------
     totals : dict
         Subject -> number of steps.
     stream : file
-        Where to print.
+        Output.
     clock : callable
-        Seconds; for tests.
+        Time in s, replaced in tests.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class Progress:
         self._running: dict[tuple[str, str], float] = {}
 
     def start(self, subject: str, step: str) -> None:
-        """Note that a step begins."""
+        """Record the start of a step."""
         self._running[subject, step] = self._clock()
         self._show_running()
 
     def end(self, subject: str, step: str) -> None:
-        """Note that a step is done; without a start it was unchanged since an earlier run."""
+        """Record the end of a step. A step that never started is unchanged since an earlier run."""
         self._done[subject] += 1
         self._line(subject, step, self._took(subject, step), self._left())
 
     def fail(self, subject: str, step: str) -> None:
-        """Note that a step failed."""
+        """Record the failure of a step."""
         self._done[subject] += 1
         self._took(subject, step)
         self._line(subject, step, "FAILED", "")
@@ -79,7 +79,7 @@ class Progress:
     def _show_running(self) -> None:
         if self._stream.isatty() and self._running:
             names = ", ".join(f"sub-{subject} {step}" for subject, step in self._running)
-            # A line that wraps could not be cleared.
+            # A wrapped line could not be cleared.
             width = shutil.get_terminal_size().columns - 1
             print(f"{CLEAR}{f'  running: {names}'[:width]}", end="", file=self._stream, flush=True)
 

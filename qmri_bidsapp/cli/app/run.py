@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from qmri_bidsapp.workflows.base import SubjectPlan
     from qmri_bidsapp.workflows.execution import RunResult
 
-#: Other errors of the validator are listed by kind; this many kinds are shown.
+#: Maximum number of kinds of validator errors that are listed.
 MAX_LISTED = 10
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program and return its exit code; the cause of a failure is said in one line."""
+    """Run the program and return its exit code. A failure prints its cause in one line."""
     try:
         with terminable():
             config = parse(argv)
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             level = _run_participants if config.analysis_level == "participant" else _run_group
             return level(config)
     except KeyboardInterrupt as error:
-        # The cursor stands behind ^C or behind the line that shows what runs.
+        # The cursor is behind ^C or behind the line of running steps.
         print(file=sys.stderr)
         say_error("qmri-bids", "interrupted; finished steps are kept in the work folder")
         return exit_code(error)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_participants(config: Config) -> int:
-    """Do the participant level."""
+    """Run the participant level."""
     from qmri_bidsapp.reports.citation import write_citation
     from qmri_bidsapp.workflows.methods import bibliography, describe_methods
 
@@ -74,7 +74,7 @@ def _run_participants(config: Config) -> int:
 
 
 def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
-    """Index, validate, choose what to do, and say it."""
+    """Index and validate the data set, plan the run, and print the plan."""
     from qmri_bidsapp.bids.dataset import check_description, open_layout
     from qmri_bidsapp.bids.queries import find_inputs
     from qmri_bidsapp.fitting.choice import check_choice
@@ -100,7 +100,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
         _validate(config, subjects)
     plans = plan(config, subjects)
     gather_samples(config, plans)
-    LOGGER.info("\nWhat was found, and what will be done:")
+    LOGGER.info("\nFound series and planned steps:")
     for item in plans:
         LOGGER.info("%s", "\n".join(item.describe()))
     if any(item.t1w and item.scoring is None for item in plans):
@@ -110,7 +110,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
 
 
 def _describe_output(config: Config, source: dict[str, Any]) -> None:
-    """Write the files that make the output folder a data set."""
+    """Write the files that make the output folder a BIDS data set."""
     from qmri_bidsapp.bids.derivatives import write_dataset_files
     from qmri_bidsapp.workflows.outputs import desc_meanings
 
@@ -120,7 +120,7 @@ def _describe_output(config: Config, source: dict[str, Any]) -> None:
 
 
 def _check_plugin(path: Path | None) -> None:
-    """See that a plugin file can be used before the work begins."""
+    """Check a plugin file before the work begins."""
     import yaml
 
     if path is None:
@@ -130,7 +130,7 @@ def _check_plugin(path: Path | None) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"The plugin file {path} is not valid YAML: {error}.") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("plugin"), str):
-        raise UsageError(f"The plugin file {path} must hold 'plugin: NAME', such as 'plugin: SLURM'.")
+        raise UsageError(f"The plugin file {path} must contain 'plugin: NAME', such as 'plugin: SLURM'.")
     if not isinstance(settings.get("plugin_args", {}), dict):
         raise UsageError(f"The plugin file {path}: plugin_args must map names to values.")
 
@@ -148,9 +148,9 @@ def _read_filters(path: Path | None) -> dict[str, Any] | None:
 
 
 def _validate(config: Config, subjects: tuple[SubjectInputs, ...]) -> None:
-    """Run the validator; errors on series that will be used end the run, others are listed by kind.
+    """Run the validator. Errors in series that will be used end the run; others are listed by kind.
 
-    Defects that were already found in a series are reported with its subject, which fails alone.
+    A defect already found in a series is reported with its subject, and only that subject fails.
     """
     from collections import Counter
 
@@ -161,7 +161,7 @@ def _validate(config: Config, subjects: tuple[SubjectInputs, ...]) -> None:
     if fatal:
         raise InvalidBIDSError(
             f"The BIDS validator finds {len(fatal)} errors in files that would be used, first: "
-            f"{_issue_text(fatal[0])}; correct them, leave the series out with --bids-filter-file, or give "
+            f"{_issue_text(fatal[0])}; correct them, exclude the series with --bids-filter-file, or use "
             "--skip-bids-validation."
         )
     kinds = Counter((issue.severity, issue.code) for issue in issues)
@@ -187,7 +187,7 @@ def _execute(config: Config, plans: tuple[SubjectPlan, ...]) -> RunResult:
 
 
 def _build_reports(config: Config, crash_dirs: Mapping[str, Path | None]) -> set[str]:
-    """Make the report of every subject, and return the subjects whose report could not be made."""
+    """Write the report of every subject, and return the subjects for which this failed."""
     from qmri_bidsapp.reports.assembler import build_subject_report
 
     failed = set()
@@ -196,13 +196,13 @@ def _build_reports(config: Config, crash_dirs: Mapping[str, Path | None]) -> set
             build_subject_report(config.derivatives_dir, subject, crash_dir)
         except Exception as error:
             LOGGER.debug("%s", traceback.format_exc())
-            LOGGER.error("sub-%s: the report could not be made (%s: %s).", subject, type(error).__name__, error)
+            LOGGER.error("sub-%s: the report could not be written (%s: %s).", subject, type(error).__name__, error)
             failed.add(subject)
     return failed
 
 
 def _rebuild_reports(config: Config) -> int:
-    """Make the reports again from what the last run of each subject left."""
+    """Rebuild the reports from the last run of each subject."""
     subjects = _recorded_subjects(config)
     failed = _build_reports(config, {subject: _last_crash_dir(config, subject) for subject in subjects})
     for subject in subjects:
@@ -212,12 +212,12 @@ def _rebuild_reports(config: Config) -> int:
 
 
 def _recorded_subjects(config: Config) -> list[str]:
-    """Return the subjects that the participant level left a record of, of those asked for.
+    """Return the requested subjects that have a record of the participant level.
 
     Raises
     ------
     NothingMatchedError
-        If there is none, or if one that was asked for has none.
+        If there is none, or if a requested subject has no record.
     """
     from qmri_bidsapp.bids.record_files import record_files
 
@@ -225,18 +225,18 @@ def _recorded_subjects(config: Config) -> list[str]:
     absent = [label for label in config.participant_label if label not in recorded]
     if absent or not recorded:
         names = ", ".join(f"sub-{label}" for label in absent) or "any participant"
-        raise NothingMatchedError(f"{config.log_dir} holds no record of {names}: run the participant level first.")
+        raise NothingMatchedError(f"{config.log_dir} has no record of {names}: run the participant level first.")
     return [label for label in recorded if not config.participant_label or label in config.participant_label]
 
 
 def _last_crash_dir(config: Config, subject: str) -> Path | None:
-    """Return the folder of the crash files of a subject's last run; the names of runs sort by time."""
+    """Return the folder of crash files of a subject's last run. Names of runs sort by time."""
     logs = sorted((config.log_dir / f"sub-{subject}").glob("*.log"))
     return logs[-1].with_suffix("") if logs else None
 
 
 def _run_group(config: Config) -> int:
-    """Do the group level."""
+    """Run the group level."""
     from qmri_bidsapp.group.aggregate import aggregate
     from qmri_bidsapp.group.motion_correction import correct_group
     from qmri_bidsapp.group.report import write_group_report

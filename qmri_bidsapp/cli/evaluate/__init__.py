@@ -1,1 +1,1 @@
-"""The commands of qmri evaluate."""
+"""The commands of ``qmri evaluate``."""

@@ -1,4 +1,4 @@
-"""``qmri evaluate ood``: how well voxels are told that are unlike those of a model."""
+"""``qmri evaluate ood``: how well flags detect voxels unlike those of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
+from qmri_bidsapp.cli.evaluate.results import check_json, show, voxel_counts, write_json
 from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ MODELS = ("smt", "noddi", "t1", "t2")
 
 
 def add_parser(what: Any) -> None:
-    """Add ``ood`` to what can be evaluated."""
-    parser = what.add_parser("ood", help="how well voxels are told that are unlike those of a model")
+    """Add ``ood`` to the commands of ``qmri evaluate``."""
+    parser = what.add_parser("ood", help="how well flags detect voxels unlike those of a model")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"default: {' '.join(MODELS)}")
     parser.add_argument(
         "--estimators",
         nargs="+",
         metavar="NAME",
-        help="those that support a model; learned ones are trained on the prior of the table (default: nlls)",
+        help="estimators that support a model; learned ones are trained on the prior of the table (default: nlls)",
     )
     parser.add_argument("--voxels", type=int, metavar="N", help="voxels per case (default: 4000)")
     parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificate (default: 32768)")
@@ -45,12 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_json(arguments.json)
 
     from qmri_bidsapp.evaluation.flags import areas as ood
-    from qmri_bidsapp.uncertainty.certificate import N_VOXELS
 
-    n = ood.N_PER_CASE if arguments.voxels is None else arguments.voxels
-    n_reference = N_VOXELS if arguments.reference is None else arguments.reference
-    if n < 100 or n_reference < 1000:
-        raise UsageError(f"--voxels must be at least 100 and --reference 1000, got {n} and {n_reference}.")
+    n, n_reference = voxel_counts(arguments.voxels, ood.N_PER_CASE, arguments.reference)
     results: dict[str, Any] = {}
     rates: dict[str, Any] = {}
     for setting in _settings(arguments.models, arguments.estimators):
@@ -62,14 +58,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _settings(models: list[str] | None, estimators: list[str] | None) -> list[Setting]:
-    """Return the settings of the chosen models and of those estimators that support them."""
+    """Return the settings of the chosen models, for every chosen estimator that supports them."""
     from qmri_bidsapp.evaluation.flags.areas import settings
     from qmri_bidsapp.registry import get_estimator, get_model
 
     found: list[Setting] = []
     for name in MODELS if models is None else words("models", models):
         if name not in MODELS:
-            raise UsageError(f"There are no cases for model {name!r}; there are for {', '.join(MODELS)}.")
+            raise UsageError(f"There are no cases for model {name!r}; models with cases: {', '.join(MODELS)}.")
         if estimators is None:
             found += settings(name)
             continue
@@ -78,7 +74,9 @@ def _settings(models: list[str] | None, estimators: list[str] | None) -> list[Se
             raise UsageError(f"None of the estimators supports model {name}.")
         for key in chosen:
             if get_estimator(key).is_spatial:
-                raise UsageError(f"Estimator {key} works on images: it has no certificate.")
+                raise UsageError(
+                    f"Estimator {key} estimates whole images and has no certificate; choose a voxelwise one."
+                )
             found += settings(name, key)
     return found
 
@@ -93,4 +91,4 @@ def _print(setting: Setting, result: Result) -> None:
     for case, areas in result.auroc.items():
         cells = " | ".join(f"{areas[score]:.2f}" for score in scores)
         print(f"| {case} | {cells} | {100 * result.flagged[case]:.0f} |")
-    print(f"| *typical voxels, % with p of at most 0.05* | {rates} | |", flush=True)
+    print(f"| *typical voxels, % with p ≤ 0.05* | {rates} | |", flush=True)

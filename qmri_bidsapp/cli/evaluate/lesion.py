@@ -1,4 +1,4 @@
-"""``qmri evaluate lesion``: how well a small lesion is told from white matter, and what trust maps say of it."""
+"""``qmri evaluate lesion``: how well maps and trust maps distinguish a small lesion from white matter."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
-from qmri_bidsapp.errors import UsageError
+from qmri_bidsapp.cli.evaluate.results import check_json, show, voxel_counts, write_json
 
 if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.lesion.lesion import Brain
 
-#: The head: voxels (mm), seed, and least part of white matter in a voxel that counts as such.
+#: The head: voxel size (mm), seed, and minimum fraction of white matter in a white-matter voxel.
 VOXEL_SIZE = 2.0
 SEED = 0
 WHITE = 0.9
-#: Estimators that are drawn, of those that are measured; all where none of them is.
+#: Measured estimators that are drawn. If none of them is measured, all are drawn.
 DRAWN = ("nlls", "mlp:healthy")
 #: Columns of the table: areas under ROC curves, then percentages as (group, part).
 AREAS = (
@@ -28,16 +27,16 @@ PARTS = (("coverage", "v"), ("coverage", "lambda"), ("coverage", "both"), ("wide
 
 
 def add_parser(what: Any) -> None:
-    """Add ``lesion`` to what can be evaluated."""
-    parser = what.add_parser("lesion", help="is a small lesion told from white matter (Gyori et al. 2021, 2.4.4)")
+    """Add ``lesion`` to the commands of ``qmri evaluate``."""
+    parser = what.add_parser("lesion", help="detection of a small lesion in white matter (Gyori et al. 2021, 2.4.4)")
     parser.add_argument(
         "--estimators",
         nargs="+",
         metavar="NAME",
-        help="those of smt; learned ones with what they are trained on, as mlp:healthy "
+        help="estimators of smt; learned ones with their training distribution, such as mlp:healthy "
         "(default: nlls grid mlp:uniform mlp:healthy mlp:mixed forest:healthy)",
     )
-    parser.add_argument("--voxels", type=int, metavar="N", help="most voxels of white matter (default: 4000)")
+    parser.add_argument("--voxels", type=int, metavar="N", help="maximum number of white-matter voxels (default: 4000)")
     parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificates (default: 32768)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw maps of a slice (PNG)")
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If an estimator is unknown or not for this, or there are too few voxels.
+        If an estimator is unknown or does not support smt, or there are too few voxels.
     OutputError
         If the results cannot be written.
     """
@@ -58,15 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     from qmri_bidsapp.evaluation.lesion import lesion
     from qmri_bidsapp.evaluation.lesion.figure import draw_lesion
-    from qmri_bidsapp.uncertainty.certificate import N_VOXELS
 
     names = list(lesion.ESTIMATORS if arguments.estimators is None else words("estimators", arguments.estimators))
     for name in names:
         lesion.check(name)
-    n_white = lesion.N_WHITE if arguments.voxels is None else arguments.voxels
-    n_reference = N_VOXELS if arguments.reference is None else arguments.reference
-    if n_white < 100 or n_reference < 1000:
-        raise UsageError(f"--voxels must be at least 100 and --reference 1000, got {n_white} and {n_reference}.")
+    n_white, n_reference = voxel_counts(arguments.voxels, lesion.N_WHITE, arguments.reference)
     brain = make_brain()
     results: dict[str, dict[str, Any]] = {}
     maps = {}
@@ -81,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_brain() -> Brain:
-    """Return the slab of a simulated head that holds the lesion."""
+    """Return the slab of a simulated head that contains the lesion."""
     import numpy as np
 
     from qmri_bidsapp.demo.phantom import make_head
@@ -104,7 +99,7 @@ def _print(results: dict[str, dict[str, Any]]) -> None:
     for snr, name, numbers in rows:
         values = [*numbers["cnr"].values(), *(numbers["auroc"][key] for key in AREAS)]
         print(f"| {snr} | {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
-    print("\nIn the lesion, %: the range holds the truth; WIDE; flagged\n")
+    print("\nIn the lesion, %: truth in the range; WIDE; flagged\n")
     print(f"| SNR | estimator | {' | '.join(f'{group} {part}' for group, part in PARTS)} |")
     print("| ---: | --- |" + " ---: |" * len(PARTS))
     for snr, name, numbers in rows:

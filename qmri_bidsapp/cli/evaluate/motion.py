@@ -1,4 +1,4 @@
-"""``qmri evaluate motion``: how well the motion score is told, on T1w volumes of any folder."""
+"""``qmri evaluate motion``: accuracy of the motion score on T1w volumes of any folder, with simulated motion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.errors import InputMissingError, UsageError
 
-#: Figure -> what it is called, and how it is printed.
+#: Figure -> its title and format.
 FIGURES = {
     "r2": ("R2", ".3f"),
     "mae_mm": ("error, mm", ".3f"),
@@ -23,24 +23,24 @@ FIGURES = {
 
 
 def add_parser(what: Any) -> None:
-    """Add ``motion`` to what can be evaluated."""
-    parser = what.add_parser("motion", help="how well the motion score of T1w images is told, on simulated motion")
+    """Add ``motion`` to the commands of ``qmri evaluate``."""
+    parser = what.add_parser("motion", help="accuracy of the motion score of T1w images, with simulated motion")
     parser.add_argument(
         "--heads", type=Path, required=True, metavar="DIR", help="T1w volumes without motion (.nii, .nii.gz)"
     )
     parser.add_argument(
-        "--per-head", type=int, default=10, metavar="N", help="levels of motion for each (default: %(default)s)"
+        "--per-head", type=int, default=10, metavar="N", help="simulated motions per head (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the motion (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="seed of the motion (default: %(default)s)")
     parser.add_argument("--motion-weights", type=Path, metavar="PATH", help="as for qmri-bids (default: the program's)")
-    parser.add_argument("--motion-weights-sha256", metavar="HEX", help="SHA-256 that they must have")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: all CPUs allowed)")
+    parser.add_argument("--motion-weights-sha256", metavar="HEX", help="required SHA-256 of the weights")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: all available CPUs)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Disturb, score, print and write.
+    """Simulate motion, score the images, print a table, and write the results.
 
     Raises
     ------
@@ -66,11 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     weights = arguments.motion_weights or SHIPPED
     if not weights.exists():
-        raise InputMissingError(f"There are no weights at {weights}; name some with --motion-weights.")
+        raise InputMissingError(f"There are no weights at {weights}; choose weights with --motion-weights.")
     torch.set_num_threads(threads)
     paths = find_heads(arguments.heads)
     scorer = MotionScorer.open(weights, arguments.motion_weights_sha256)
-    print(f"{len(paths)} files; {1 + arguments.per_head} images of each; weights {scorer.sha256[:12]}", flush=True)
+    print(f"{len(paths)} files; {1 + arguments.per_head} images per file; weights {scorer.sha256[:12]}", flush=True)
     found = evaluate(
         paths,
         arguments.heads,
@@ -95,5 +95,5 @@ def _print(figures: dict[str, Any]) -> None:
         print(f"| {name} | {' | '.join(cells)} |")
     refused = sum(row.get("refused", 0) for row in figures["by_head"].values())
     if refused:
-        print(f"\n{refused} disturbed images were refused and do not count.")
-    print(f"\nHeads as they came with a score below 0.5 mm: {figures['still_below_0.5']:.0%}")
+        print(f"\n{refused} images with motion were refused and do not count.")
+    print(f"\nUndisturbed heads with a score below 0.5 mm: {figures['still_below_0.5']:.0%}")

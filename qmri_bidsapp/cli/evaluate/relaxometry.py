@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qmri_bidsapp.cli.evaluate.results import show
+from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
 from qmri_bidsapp.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -24,35 +23,46 @@ if TYPE_CHECKING:
 N_REPETITIONS = 100
 #: Experiments, in their order.
 PARTS = ("noise", "structures", "protocols", "edge")
-#: Seed of the tissue; that of the noise is another.
+#: Seed of the tissue. The noise has another one.
 SCENE_SEED = 7
 PHANTOM_SHAPE = (96, 112, 96)
 
 
 def add_parser(what: Any) -> None:
-    """Add ``relaxometry`` to what can be evaluated."""
+    """Add ``relaxometry`` to the commands of ``qmri evaluate``."""
     parser = what.add_parser("relaxometry", help="errors of estimators of T1 or T2 on virtual heads")
     parser.add_argument("--model", choices=("t1", "t2"), default="t1", help="default: %(default)s")
     parser.add_argument(
         "--labels",
         type=Path,
         metavar="DIR",
-        help="folder of SynthSeg label maps, of which the last five are measured, which training leaves out (default: "
-        "a head of ellipsoids)",
+        help="folder of SynthSeg label maps; measures the last five, which training leaves out (default: a head of "
+        "ellipsoids)",
     )
     parser.add_argument("--repetitions", type=int, default=N_REPETITIONS, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--map-repetitions", type=int, default=5, metavar="N", help="of map; 0 leaves it out (default: %(default)s)"
+        "--map-repetitions",
+        type=int,
+        default=5,
+        metavar="N",
+        help="repetitions of map; 0 skips map (default: %(default)s)",
     )
-    parser.add_argument("--heads", type=int, metavar="N", help="measure only the last of the heads")
+    parser.add_argument("--heads", type=int, metavar="N", help="measure only the last N heads")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="experiments (default: all)")
     parser.add_argument(
-        "--rician", action="store_true", help="noise of magnitudes, and mle that knows it (default: Gaussian, as there)"
+        "--rician",
+        action="store_true",
+        help="Rician noise, and mle with the Rician likelihood (default: Gaussian, as in the paper)",
     )
-    parser.add_argument("--rim-weights", type=Path, metavar="DIR", help="default: those that come with the program")
-    parser.add_argument("--resnet-weights", type=Path, metavar="DIR", help="default: resnet is left out")
     parser.add_argument(
-        "--specific-weights", type=Path, metavar="DIR", help="weights of rim for one protocol, measured beside"
+        "--rim-weights", type=Path, metavar="DIR", help="default: the weights that come with the program"
+    )
+    parser.add_argument("--resnet-weights", type=Path, metavar="DIR", help="default: skip resnet")
+    parser.add_argument(
+        "--specific-weights",
+        type=Path,
+        metavar="DIR",
+        help="weights of rim for one protocol, measured beside the general ones",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write figures into a folder")
@@ -65,23 +75,24 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If there are fewer than two repetitions, or weights are for something else.
+        If there are fewer than two repetitions, or weights belong to another model or estimator.
     OutputError
         If the results cannot be written.
     """
     if arguments.repetitions < 2 or (arguments.map_repetitions or 2) < 2 or (arguments.heads or 1) < 1:
         raise UsageError(
-            "--repetitions and --map-repetitions must be at least 2 (or 0 for no map), --heads at least 1."
+            "--repetitions and --map-repetitions must be at least 2 (or 0 to skip map), --heads at least 1."
         )
-    for path in (arguments.json, arguments.figures):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise OutputError(f"The folder of {path} does not exist.")
+    check_json(arguments.json)
+    if arguments.figures is not None and not arguments.figures.absolute().parent.is_dir():
+        raise OutputError(f"--figures: the folder of {arguments.figures} does not exist.")
 
     import numpy as np
 
     from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, draw_scene
     from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.evaluation.relaxometry import experiments
+    from qmri_bidsapp.evaluation.relaxometry.figures import save_figures
     from qmri_bidsapp.registry import get_model
 
     model = get_model(arguments.model)
@@ -116,11 +127,13 @@ def run(arguments: argparse.Namespace) -> None:
         if part in arguments.parts:
             results[part] = _plain(measure[part]())
             print(*TABLES[part](results[part]), sep="\n", flush=True)
-    _write(arguments, results)
+    write_json(results, arguments.json)
+    if arguments.figures is not None:
+        save_figures(results, arguments.figures)
 
 
 def _estimators(arguments: argparse.Namespace, model: SignalModel, acquisition: Acquisition) -> dict[str, Estimator]:
-    """Return name -> estimator fitted to a protocol: all that there are for it."""
+    """Return name -> estimator fitted to a protocol, for all that support it."""
     from qmri_bidsapp.errors import WeightsError
     from qmri_bidsapp.estimators.likelihood.rician import RicianLikelihood
     from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
@@ -142,12 +155,12 @@ def _estimators(arguments: argparse.Namespace, model: SignalModel, acquisition: 
         try:
             found[name] = kind(model, weights=weights, noise=noise).fit(acquisition)
         except WeightsError as error:
-            print(f"{name} is left out for {acquisition.n_measurements} times: {error}", file=sys.stderr)
+            print(f"{name} is skipped for {acquisition.n_measurements} times: {error}", file=sys.stderr)
     return found
 
 
 def _heads(folder: Path | None) -> list[npt.NDArray[np.uint8]]:
-    """Return heads that were in no training."""
+    """Return heads that training leaves out."""
     from qmri_bidsapp.cli.train.spatial import N_HELD_OUT, load_heads
     from qmri_bidsapp.estimators.spatial.virtual_heads import crop, label_phantom, structures_of
 
@@ -172,7 +185,7 @@ def _percent(value: float | None) -> str:
 
 
 def _cells(spread: dict[str, Any], key: str) -> str:
-    """Return median and range of the middle 90 %, in per cent."""
+    """Return the median and the 5th and 95th percentiles, in percent."""
     low, _, middle, _, high = map(_percent, spread[key])
     return f"{middle} ({low} to {high})"
 
@@ -182,7 +195,7 @@ def _noise_table(results: dict[str, Any]) -> list[str]:
         "",
         "Median (5th to 95th percentile) over voxels, %",
         "",
-        "| SNR | estimator | relative bias | its size | CV |",
+        "| SNR | estimator | relative bias | absolute bias | CV |",
     ]
     rows.append("| ---: | --- | ---: | ---: | ---: |")
     for snr, by_name in results.items():
@@ -195,7 +208,7 @@ def _noise_table(results: dict[str, Any]) -> list[str]:
 
 def _structures_table(results: dict[str, Any]) -> list[str]:
     names = list(next(iter(next(iter(results.values())).values())))
-    rows = ["", "Share of the contrast that is kept, % (CV, %), at SNR 10", ""]
+    rows = ["", "Contrast kept, % (CV, %), at SNR 10", ""]
     rows += ["| structure | time, relative | " + " | ".join(names) + " |", "| --- | ---: |" + " ---: |" * len(names)]
     for kind, by_factor in results.items():
         for factor, found in by_factor.items():
@@ -207,7 +220,7 @@ def _structures_table(results: dict[str, Any]) -> list[str]:
 def _protocols_table(results: dict[str, Any]) -> list[str]:
     rows = ["", "Medians over voxels at SNR 10, and mean CV of two scans, %", ""]
     rows += [
-        "| times | estimator | relative bias | its size | CV | CV of two scans |",
+        "| times | estimator | relative bias | absolute bias | CV | CV of two scans |",
         "| ---: | --- |" + " ---: |" * 4,
     ]
     for times, by_name in results.items():
@@ -232,17 +245,3 @@ TABLES = {
     "protocols": _protocols_table,
     "edge": _edge_table,
 }
-
-
-def _write(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Write results and figures where they were asked for."""
-    from qmri_bidsapp.evaluation.relaxometry.figures import save_figures
-
-    try:
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        if arguments.figures is not None:
-            arguments.figures.mkdir(exist_ok=True)
-            save_figures(results, arguments.figures)
-    except OSError as error:
-        raise OutputError(f"The results cannot be written ({error.strerror}).") from error

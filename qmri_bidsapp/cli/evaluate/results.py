@@ -1,4 +1,4 @@
-"""What the commands of ``qmri evaluate`` share: what is done now, and a file of results."""
+"""Shared by the commands of ``qmri evaluate``: a line of progress, numbers of voxels, a JSON file of results."""
 
 from __future__ import annotations
 
@@ -8,32 +8,55 @@ from pathlib import Path
 from typing import Any
 
 from qmri_bidsapp.cli.app.progress import CLEAR
-from qmri_bidsapp.errors import OutputError
+from qmri_bidsapp.errors import OutputError, UsageError
 
 
 def show(what: str) -> None:
-    """Show on a terminal what is done now."""
+    """Show the current step, if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"{CLEAR}{what}\r", end="", file=sys.stderr, flush=True)
 
 
+def voxel_counts(n: int | None, default: int, n_reference: int | None) -> tuple[int, int]:
+    """Return the number of measured voxels and of voxels of a certificate, with the defaults filled in.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than 100 measured voxels, or fewer than 1000 of the certificate.
+    """
+    from qmri_bidsapp.uncertainty.certificate import N_VOXELS
+
+    n = default if n is None else n
+    n_reference = N_VOXELS if n_reference is None else n_reference
+    if n < 100 or n_reference < 1000:
+        raise UsageError(f"--voxels must be at least 100 and --reference 1000, got {n} and {n_reference}.")
+    return n, n_reference
+
+
 def check_json(path: Path | None) -> None:
-    """Raise OutputError, before any work, if results cannot be written to a file of this name."""
+    """Check, before any work, that results can be written to a file.
+
+    Raises
+    ------
+    OutputError
+        If its folder does not exist, or if it is a folder.
+    """
     if path is None:
         return
     if not path.absolute().parent.is_dir():
         raise OutputError(f"--json: the folder of {path} does not exist.")
     if path.is_dir():
-        raise OutputError(f"--json: {path} is a folder; name a file.")
+        raise OutputError(f"--json: {path} is a folder, not a file; choose another name.")
 
 
 def write_json(results: dict[str, Any], path: Path | None) -> None:
-    """Write results, if a file is named.
+    """Write results as JSON, unless the path is None.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     if path is None:
         return

@@ -1,4 +1,4 @@
-"""``qmri evaluate robustness``: how often estimates are wrong and not marked under minor faults of the input."""
+"""``qmri evaluate robustness``: how often wrong estimates are not marked, under minor faults of the input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
+from qmri_bidsapp.cli.evaluate.results import check_json, show, voxel_counts, write_json
 from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def add_parser(what: Any) -> None:
-    """Add ``robustness`` to what can be evaluated."""
+    """Add ``robustness`` to the commands of ``qmri evaluate``."""
     parser = what.add_parser("robustness", help="wrong estimates that nothing marks, under minor faults of the input")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="default: t1 t2 smt noddi")
     parser.add_argument(
-        "--estimators", nargs="+", metavar="NAME", help="default: all those of single voxels; learned ones are trained"
+        "--estimators", nargs="+", metavar="NAME", help="default: all voxelwise ones; learned ones are trained"
     )
-    parser.add_argument("--voxels", type=int, metavar="N", help="voxels of each variation (default: 4000)")
+    parser.add_argument("--voxels", type=int, metavar="N", help="voxels per variation (default: 4000)")
     parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificates (default: 32768)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
     parser.set_defaults(run=run)
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        If a model is unknown, no estimator fits it, or there are too few voxels.
+        If a model is unknown, no estimator supports it, or there are too few voxels.
     OutputError
         If the results cannot be written.
     """
@@ -41,18 +41,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     from qmri_bidsapp.evaluation.flags import robustness
     from qmri_bidsapp.registry import get_model
-    from qmri_bidsapp.uncertainty.certificate import N_VOXELS
 
     models = list(robustness.MODELS if arguments.models is None else words("models", arguments.models))
     for name in models:
         if name not in robustness.MODELS:
-            raise UsageError(f"Model {name!r} is not measured; there are {', '.join(robustness.MODELS)}.")
+            raise UsageError(f"Model {name!r} is not measured; available models: {', '.join(robustness.MODELS)}.")
     chosen = None if arguments.estimators is None else words("estimators", arguments.estimators)
     estimators = {name: robustness.estimators_of(get_model(name), chosen) for name in models}
-    n = robustness.N_VOXELS_EACH if arguments.voxels is None else arguments.voxels
-    n_reference = N_VOXELS if arguments.reference is None else arguments.reference
-    if n < 100 or n_reference < 1000:
-        raise UsageError(f"--voxels must be at least 100 and --reference 1000, got {n} and {n_reference}.")
+    n, n_reference = voxel_counts(arguments.voxels, robustness.N_VOXELS_EACH, arguments.reference)
     results: dict[str, dict[str, Any]] = {}
     for name in models:
         found = {
@@ -67,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _print(model: str, found: dict[str, dict[str, dict[str, Rates] | None]]) -> None:
-    """Print a Markdown table of a model: of each variation and estimator the parameter with most silent failures."""
+    """Print a Markdown table: for each variation and estimator the parameter with most silent failures."""
     print(f"\n{model}: estimates that are off / off and not marked, %\n")
     print(f"| variation | {' | '.join(found)} |")
     print("| --- |" + " ---: |" * len(found))
@@ -75,7 +71,7 @@ def _print(model: str, found: dict[str, dict[str, dict[str, Rates] | None]]) -> 
         cells = []
         for by_variation in found.values():
             rates = by_variation[what]
-            # Weights for another protocol are refused.
+            # None: weights for another protocol are refused.
             worst = None if rates is None else max(rates.values(), key=lambda part: part.silent)
             cells.append("" if worst is None else f"{100 * worst.off:.2f} / {100 * worst.silent:.2f}")
         print(f"| {what} | {' | '.join(cells)} |", flush=True)

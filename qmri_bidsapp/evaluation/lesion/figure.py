@@ -1,4 +1,4 @@
-"""Maps of the diffusivity in a slice with a lesion, and what is said of it."""
+"""Figure of the diffusivity, its expected bias, range and flags in a slice with a lesion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qmri_bidsapp.errors import OutputError
+from qmri_bidsapp.evaluation.figures import save_png
 from qmri_bidsapp.evaluation.lesion.lesion import MAPS, Array, Brain
 from qmri_bidsapp.uncertainty.ood import LEVEL
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAME = "lesion.png"
 #: Width and height of a panel, inch; resolution, dots per inch.
 PANEL, RESOLUTION = (2.0, 2.1), 62
-#: Per map: title, range shown (um2/ms; p-values) and colours.
+#: Map -> title, displayed range (um2/ms; p-values) and colours.
 STYLES: dict[str, tuple[str, tuple[float, float], str]] = {
     "estimate": ("λ, µm²/ms", (0.5, 3.0), "viridis"),
     "bias": ("expected bias of λ", (-0.6, 0.6), "RdBu_r"),
@@ -29,7 +29,7 @@ UM2_PER_MS = 1e-3
 
 
 def draw_lesion(brain: Brain, found: dict[str, dict[str, Array]], folder: Path) -> Path:
-    """Draw a row of maps for each estimator and ratio; the lesion is outlined.
+    """Draw a row of maps for each estimator and SNR, with the lesion outlined.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def draw_lesion(brain: Brain, found: dict[str, dict[str, Array]], folder: Path) 
     found : dict
         Title of the row -> `lesion.Outcome.maps`.
     folder : Path
-        Made if it does not exist.
+        Created if it does not exist.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def draw_lesion(brain: Brain, found: dict[str, dict[str, Array]], folder: Path) 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -66,12 +66,7 @@ def draw_lesion(brain: Brain, found: dict[str, dict[str, Array]], folder: Path) 
             _show(axis, name, image[box], lesion[box])
     for axis, name in zip(axes[0], MAPS, strict=True):
         axis.set_title(STYLES[name][0], fontsize="medium")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / NAME, dpi=RESOLUTION)
-    except OSError as error:
-        raise OutputError(f"--figures: {folder / NAME} cannot be written ({error.strerror}).") from error
-    return folder / NAME
+    return save_png(figure, folder / NAME, RESOLUTION)
 
 
 def _show(axis: Axes, name: str, image: Array, lesion: Any) -> None:

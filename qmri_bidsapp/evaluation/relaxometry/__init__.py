@@ -1,1 +1,1 @@
-"""The experiments of Sabidussi et al. (2021)."""
+"""Experiments of Sabidussi et al. (2021)."""

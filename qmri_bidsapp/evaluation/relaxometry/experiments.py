@@ -18,23 +18,23 @@ from qmri_bidsapp.estimators.spatial.trials import Scene, estimate_with, measure
 from qmri_bidsapp.estimators.spatial.virtual_heads import RELAXATION_STATISTICS, STRUCTURES
 from qmri_bidsapp.models.base import SignalModel
 
-#: Signal-to-noise ratios of the first experiment, and that of all others (section 5.1.2).
+#: Signal-to-noise ratios of the first experiment, and of all others (section 5.1.2).
 SNRS = (3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SNR = 10.0
 #: Percentiles over voxels.
 PERCENTILES = (5, 25, 50, 75, 95)
-#: Times of small structures, relative to what is around them.
+#: Relaxation times of small structures, relative to the surrounding tissue.
 CONTRASTS = (0.5, 0.7, 1.3, 1.5, 2.0)
-#: Voxels along a line, and least distance between the centres of structures along an axis.
+#: Voxels along a line, and minimum distance between the centres of structures along an axis.
 LINE_LENGTH = 5
 MIN_DISTANCE = 9
-#: Scans of each head from which their repeatability is told, as in vivo (section 4.3.2).
+#: Scans of each head from which repeatability is estimated, as in vivo (section 4.3.2).
 N_SCANS = 2
-#: Side of the scene with an edge, tilt of the edge, radian, and how far from it voxels count.
+#: Side of the scene with an edge (voxels), tilt of the edge (radian), and maximum distance of its voxels (voxels).
 EDGE_SIZE = 48
 EDGE_TILT = 0.1
 EDGE_REACH = 6.0
-#: Limits of a sigmoid's slope, per voxel, and its width from 10 to 90 % at slope 1.
+#: Limits of a sigmoid's slope, per voxel; width from 10 to 90 % at slope 1, voxels.
 SLOPES = (0.05, 50.0)
 UNIT_WIDTH = float(2 * np.log(9))
 
@@ -42,7 +42,7 @@ Estimators = Mapping[str, Estimator]
 
 
 class Setting(NamedTuple):
-    """What all experiments share.
+    """Settings that all experiments share.
 
     Attributes
     ----------
@@ -50,13 +50,13 @@ class Setting(NamedTuple):
     n_repetitions : int
         At least 2.
     n_slow : int
-        The same for estimators of a spatial field, which take many times longer than the others.
+        At least 2; maximum for estimators of a spatial field, which take many times longer.
     seed : int
-        Of the noise, which is the same for all estimators.
+        Seed of the noise, which is the same for all estimators.
     is_rician : bool
-        Whether noise is that of magnitudes, in place of Gaussian.
+        Rician noise instead of Gaussian.
     report : callable
-        Is told what is done now.
+        Called with a description of the current step.
     """
 
     model: SignalModel
@@ -68,7 +68,7 @@ class Setting(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Percentiles over voxels, `PERCENTILES`, of relative bias, its size, and coefficient of variation (eqs. 7, 8)."""
+    """`PERCENTILES` over voxels of relative bias, its absolute value, and coefficient of variation (eqs. 7, 8)."""
 
     bias: list[float]
     absolute_bias: list[float]
@@ -99,7 +99,7 @@ def spread_of(estimates: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]
 def noise_robustness(
     setting: Setting, estimators: Estimators, scene: Scene, acquisition: Acquisition
 ) -> dict[str, dict[str, Spread]]:
-    """Return the spread over the brain for every ratio and estimator (section 5.1.1)."""
+    """Return the spread over the brain for every SNR and estimator (section 5.1.1)."""
     return {
         f"{snr:g}": {
             name: spread_of(repeat(setting, estimator, scene, acquisition, snr, f"noise, SNR {snr:g}"), scene.truth)
@@ -112,14 +112,14 @@ def noise_robustness(
 def generalisation(
     setting: Setting, estimators: Mapping[str, Estimators], scene: Scene, protocols: Mapping[str, Acquisition]
 ) -> dict[str, dict[str, Any]]:
-    """Return the spread over the brain for every protocol, and repeatability as of two scans (sections 5.3 and 5.4).
+    """Return the spread over the brain for every protocol, and the repeatability of two scans (sections 5.3, 5.4).
 
     Parameters
     ----------
     setting, scene
-        As everywhere.
+        See `Setting` and `Scene`.
     estimators : mapping
-        Protocol -> estimators that are fitted to it.
+        Protocol -> estimators fitted to it.
     protocols : mapping
         Name -> protocol.
     """
@@ -138,14 +138,13 @@ def generalisation(
 def small_structures(
     setting: Setting, estimators: Estimators, scene: Scene, acquisition: Acquisition
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return how points and lines of another relaxation time fare (section 5.1.2).
+    """Measure the contrast of points and lines with another relaxation time (section 5.1.2).
 
     Returns
     -------
     dict
-        Structure -> factor of the time -> estimator -> ``kept``, the share of the true contrast with the same voxels
-        without the structure that the mean of the estimates has; ``bias`` and ``cv`` of the structure. Medians over
-        voxels.
+        Structure -> factor of the time -> estimator -> ``kept``, ``bias`` and ``cv``, medians over voxels. ``kept``
+        is the difference of the mean estimate with and without the structure, over the true difference.
     """
     sites = find_sites(scene)
     results: dict[str, dict[str, dict[str, dict[str, float]]]] = {
@@ -170,9 +169,9 @@ def small_structures(
 
 
 def find_sites(scene: Scene) -> dict[str, npt.NDArray[np.bool_]]:
-    """Return where structures fit, (n_slices, height, width) each: far apart, and inside one tissue.
+    """Return sites of structures, (n_slices, height, width) each, far apart and inside one tissue.
 
-    Points are in grey and in white matter, lines in white matter alone.
+    Points are in grey and in white matter, lines only in white matter.
     """
     kinds = {"point in grey matter": "gm", "point": "wm", "horizontal line": "wm", "vertical line": "wm"}
     sites = {kind: np.zeros(scene.structures.shape, dtype=bool) for kind in kinds}
@@ -197,12 +196,12 @@ def find_sites(scene: Scene) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def _structures_of(tissue: str) -> list[int]:
-    """Return the structures that are of one tissue alone."""
+    """Return the structures of one tissue only."""
     return [index for index, (_, names) in enumerate(STRUCTURES, start=1) if names == (tissue,)]
 
 
 def edge_scene(model: SignalModel) -> tuple[Scene, npt.NDArray[np.float64]]:
-    """Return a slice of white beside grey matter, with a straight, tilted edge, and distances from it, voxels."""
+    """Return a slice with a straight, tilted edge from white to grey matter, and distances from it, voxels."""
     axis = np.arange(EDGE_SIZE) - (EDGE_SIZE - 1) / 2
     distance = np.cos(EDGE_TILT) * axis[None, :] + np.sin(EDGE_TILT) * axis[:, None]
     sides = [(_structures_of(name)[0], RELAXATION_STATISTICS[name]) for name in ("wm", "gm")]
@@ -220,9 +219,9 @@ def edge_scene(model: SignalModel) -> tuple[Scene, npt.NDArray[np.float64]]:
 
 
 def edge_widths(setting: Setting, estimators: Estimators, acquisition: Acquisition) -> dict[str, dict[str, Any]]:
-    """Return the width of an edge, 10 to 90 %, voxels, by a sigmoid (section 5.3) that is fitted to each repetition.
+    """Return the width of an edge, 10 to 90 %, voxels, from a sigmoid fitted to each repetition (section 5.3).
 
-    ``width`` holds its percentiles over repetitions; ``profile`` the median estimates by distance, s.
+    ``width`` has the percentiles over repetitions, ``profile`` the median estimates by distance, s.
     """
     scene, distance = edge_scene(setting.model)
     near = abs(distance) < EDGE_REACH
@@ -239,7 +238,7 @@ def edge_widths(setting: Setting, estimators: Estimators, acquisition: Acquisiti
 def sigmoid_width(distance: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> float:
     """Return the width, 10 to 90 %, of V / (1 + exp(-nu (x - x0))) + b, fitted to values (n,) at distances (n,).
 
-    Residuals beyond the height of the step count by their size, not their square: least squares has outliers.
+    Residuals beyond the height of the step count linearly, since least-squares estimates have outliers.
     """
     good = np.isfinite(values)
     x, y = distance[good], values[good]

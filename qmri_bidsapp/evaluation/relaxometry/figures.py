@@ -8,29 +8,39 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from qmri_bidsapp.evaluation.figures import save_png
+
+#: Dots per inch.
+RESOLUTION = 110
 COLOURS = ("#2166ac", "#67a9cf", "#b2182b", "#4d9221", "#762a83")
 
 
 def save_figures(results: dict[str, Any], folder: Path) -> None:
-    """Write a figure for each experiment in the results of the command, ``relaxometry_<model>_<experiment>.png``."""
+    """Write a figure, ``relaxometry_<model>_<experiment>.png``, for each experiment in the results.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
     draw = {"noise": _noise, "structures": _structures, "protocols": _protocols, "edge": _edge}
     for part, plot in draw.items():
         if part in results:
             figure = Figure(figsize=(9, 3.4), layout="constrained")
             plot(figure, results[part])
-            figure.savefig(folder / f"relaxometry_{results['model']}_{part}.png", dpi=110)
+            save_png(figure, folder / f"relaxometry_{results['model']}_{part}.png", RESOLUTION)
 
 
 def _boxes(axes: Axes, position: float, percentiles: list[float], colour: str, label: str | None) -> None:
-    """Draw the 5th to 95th percentile as a line, the quartiles as a thick one, the median as a dot, in per cent."""
+    """Draw the 5th to 95th percentile as a thin line, the quartiles as a thick one, the median as a dot, in percent."""
     low, first, middle, third, high = (100 * value if value is not None else float("nan") for value in percentiles)
     axes.plot([position, position], [low, high], color=colour, linewidth=1)
     axes.plot([position, position], [first, third], color=colour, linewidth=5, alpha=0.5)
     axes.plot([position], [middle], "o", color=colour, markersize=4, label=label)
 
 
-def _spreads(figure: Figure, results: dict[str, Any], of: str) -> None:
-    """Draw bias and variation of every estimator, by what the results are of."""
+def _spreads(figure: Figure, results: dict[str, Any], label: str) -> None:
+    """Draw bias and variation of every estimator against the keys of the results, with an axis label."""
     left, right = figure.subplots(1, 2)
     for axes, key, title in ((left, "bias", "Relative bias, %"), (right, "cv", "Coefficient of variation, %")):
         for index, by_name in enumerate(results.values()):
@@ -38,7 +48,7 @@ def _spreads(figure: Figure, results: dict[str, Any], of: str) -> None:
                 position = index + 0.8 * (j + 0.5) / len(by_name) - 0.4
                 _boxes(axes, position, part[key], COLOURS[j], name if index == 0 else None)
         axes.set_xticks(range(len(results)), list(results))
-        axes.set_xlabel(of)
+        axes.set_xlabel(label)
         axes.set_title(title)
     left.axhline(0, color="grey", linewidth=0.8)
     left.set_ylim(-50, 50)

@@ -1,1 +1,1 @@
-"""Voxels per second, beside other programs."""
+"""Voxels per second of estimators and of other programs."""

@@ -1,7 +1,7 @@
-"""Other programs that solve the same problems, for comparison only: nothing else may import this module.
+"""Other programs that solve the same problems, for comparison only. Only the command imports this module.
 
-A peer is prepared for a protocol and then fits (n_voxels, n_measurements) signals on one core, with its own defaults
-where it has any. AMICO and dmipy are measured here and used nowhere.
+A peer is prepared for a protocol and then fits (n_voxels, n_measurements) signals on one core, with its own defaults.
+AMICO and dmipy are measured here and used nowhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEch
 Array = npt.NDArray[np.float64]
 #: Takes signals, returns (n_voxels, n_parameters) estimates in BIDS units.
 Fit = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-#: Protocols that tell b-values, which is all that IVIM needs.
+#: Protocols with b-values, which is all that IVIM needs.
 BValues = Diffusion | SphericalMean
 
 
@@ -34,17 +34,17 @@ class Peer:
     Attributes
     ----------
     name : str
-        In tables.
+        Name in tables.
     model : str
         Registry name of the model.
     package : str
-        What to install.
+        Package to install.
     estimates : tuple of str
         Columns that the fit returns.
     prepare : callable
-        Takes a protocol, returns the fit; raises ImportError where the package is not installed.
+        Takes a protocol, returns the fit; raises ImportError if the package is not installed.
     first : int
-        Voxels of the shortest run that is timed: enough to hide what a call costs.
+        Voxels of the shortest timed run, enough to hide the overhead of a call.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Peer:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Hold a peer to one core, and its warnings back."""
+    """Restrict a peer to one core, and silence its warnings."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -144,7 +144,7 @@ def dipy_tensor(acquisition: Diffusion) -> Fit:
 
 
 def dipy_ivim(acquisition: BValues) -> Fit:
-    """Prepare dipy's trust-region fit: S0, f, D*, D (mm2/s). It asks for directions and makes no use of them."""
+    """Prepare dipy's trust-region fit: S0, f, D*, D (mm2/s). It requires directions but does not use them."""
     from dipy.core.gradients import gradient_table
     from dipy.reconst.ivim import IvimModel
 
@@ -172,13 +172,13 @@ def ivim_segmented(acquisition: BValues) -> Fit:
 
 
 def amico_noddi(acquisition: Diffusion) -> Fit:
-    """Prepare AMICO's NODDI: NDI, ODI, FWF. What it computes per protocol is computed here, not in the fit."""
+    """Prepare AMICO's NODDI: NDI, ODI, FWF. Its computations per protocol happen here, not in the fit."""
     import amico
     import amico.lut
 
     amico.util.set_verbose(0)
     folder = tempfile.TemporaryDirectory()
-    # Its cache would go to the home folder.
+    # Otherwise its cache would be in the home folder.
     amico.lut.dipy_home = folder.name
     amico.lut.precompute_rotation_matrices(12, 500)
     np.savetxt(Path(folder.name) / "x.scheme", np.column_stack([acquisition.direction, acquisition.b_value]))

@@ -13,13 +13,13 @@ from qmri_bidsapp.estimators.base import Estimator
 
 Signals = npt.NDArray[np.float32]
 
-#: Repetitions, of which the best counts: what else runs on the machine can only slow them down.
+#: Repetitions, of which the fastest counts: other processes can only slow them down.
 REPETITIONS = 3
-#: No repetition is started later than this many times the intended length of one.
+#: No repetition starts after this many times the intended length of one.
 PATIENCE = 4.0
-#: First number of voxels, and least and most factors by which it grows towards the intended length.
+#: First number of voxels; minimum and maximum factor of its growth towards the intended length.
 FIRST, GROWTH = 32, (2.0, 32.0)
-#: Most bytes of signals.
+#: Maximum bytes of signals.
 MAX_BYTES = 2**29
 #: Voxels along the sides of the slices of `in_slices`.
 SLICE_SIDE = 128
@@ -36,17 +36,17 @@ class Speed:
 def measure(
     fit: Callable[[Signals], object], draw: Callable[[int], Signals], seconds: float, *, first: int = FIRST
 ) -> Speed:
-    """Time a fit on as many voxels as take about `seconds`.
+    """Time a fit, with a number of voxels that takes about `seconds`.
 
-    The number of voxels grows from `first` until every run is long enough; runs on the way there warm up. The
-    last number is repeated, `REPETITIONS` runs in all unless they take much longer than intended.
+    The number of voxels grows from `first` until every run is long enough; the earlier runs are a warm-up. The last
+    number is run `REPETITIONS` times, fewer if that takes much longer than intended.
 
     Parameters
     ----------
     fit : callable
         Takes (n_voxels, n_measurements) signals.
     draw : callable
-        Returns that many voxels.
+        Takes a number of voxels, returns their signals.
     seconds : float
         Intended length of one repetition.
     first : int
@@ -64,20 +64,20 @@ def measure(
 
 
 def in_slices(estimator: Estimator) -> Callable[[Signals], object]:
-    """Return what fits voxels as if they filled square slices, for estimators that work on slices."""
+    """Return a fit that arranges voxels in square slices, for estimators of slices."""
 
     def fit(signals: Signals) -> object:
         side = min(SLICE_SIDE, int(np.ceil(np.sqrt(len(signals)))))
         mask = np.zeros(side * side * -(-len(signals) // side**2), dtype=bool)
         mask[: len(signals)] = True
-        # Slices are those across the widest spacing.
+        # Slices are perpendicular to the axis of widest spacing.
         return estimator.predict_volume(signals, mask.reshape(-1, side, side), spacing=(2.0, 1.0, 1.0))
 
     return fit
 
 
 def _best_of(fit: Callable[[Signals], object], signals: Signals, seconds: float, too_short: float) -> float:
-    """Return the seconds of the shortest of `REPETITIONS` fits; no more are made after one that is too short."""
+    """Return the time of the fastest of `REPETITIONS` fits, s. Stop after one that is too short."""
     best, spent = np.inf, 0.0
     for _ in range(REPETITIONS):
         start = time.perf_counter()

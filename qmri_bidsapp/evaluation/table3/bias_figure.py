@@ -1,4 +1,4 @@
-"""Where estimates lead over the whole parameter space, as in Figure 2 of Gyori et al. 2021."""
+"""Figure of the bias over the whole parameter space, as in Figure 2 of Gyori et al. 2021."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qmri_bidsapp.errors import OutputError
+from qmri_bidsapp.evaluation.figures import save_png
 from qmri_bidsapp.evaluation.table3.table3 import truth
 
 NAME = "table3_bias.png"
-#: Largest number of panels in a row; size of a panel, inch; resolution, dots per inch.
+#: Maximum number of panels in a row; size of a panel, inch; resolution, dots per inch.
 N_COLUMNS = 4
 PANEL = 3.2
 RESOLUTION = 80
@@ -25,7 +25,7 @@ def draw_bias(means: dict[str, npt.NDArray[np.float64]], folder: Path) -> Path:
     means : dict
         Name -> (441, 2) mean estimates at the points of `table3.truth`.
     folder : Path
-        Made if it does not exist.
+        Created if it does not exist.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def draw_bias(means: dict[str, npt.NDArray[np.float64]], folder: Path) -> Path:
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -50,9 +50,4 @@ def draw_bias(means: dict[str, npt.NDArray[np.float64]], folder: Path) -> Path:
         shift = mean - points
         axis.quiver(*points.T, *shift.T, angles="xy", scale_units="xy", scale=1, width=0.004, color="#1f4e79")
         axis.set(title=name, xlabel="v", ylabel="λ, µm²/ms", xlim=(-0.03, 1.03), ylim=(-0.1, 3.1))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / NAME, dpi=RESOLUTION)
-    except OSError as error:
-        raise OutputError(f"--figures: {folder / NAME} cannot be written ({error.strerror}).") from error
-    return folder / NAME
+    return save_png(figure, folder / NAME, RESOLUTION)

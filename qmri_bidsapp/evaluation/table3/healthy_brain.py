@@ -1,15 +1,15 @@
-"""Signals of healthy brains for the spherical mean: tissues that vary from voxel to voxel, and partial volume.
+"""Signals of healthy brains for the spherical mean, with tissue that varies between voxels and partial volume.
 
-What is taken from where, none of it chosen for its effect on results:
+Sources of the numbers, none of which was chosen for its effect on results:
 
 - means of grey and white matter: Gyori et al. 2021, Table 2 (traditional fitting of five healthy adults);
 - standard deviations and correlations within a tissue: estimates of this package (`nlls`) in a public data set of the
   living brain, the sample of MDT (Harms et al. 2017, NeuroImage 155:82; 2 mm, b = 1000 and 2000 s/mm2, 8,865 voxels of
-  two slices). Of a mixture of four normal distributions those two whose means are nearest to the ones above, less the
-  variance that noise has there by the Cramer-Rao bound;
+  two slices): in a mixture of four normal distributions, the two with means nearest to the ones above, minus the
+  variance of the noise by the Cramer-Rao bound;
 - standard deviation between subjects: the relative uncertainty of the intra-axonal diffusivity in Dhital et al. 2019
   (NeuroImage 189:543), 2.25 +- 0.03 um2/ms;
-- fluid: free water at body temperature, no neurites; its mixture with tissue is one of signals, not of parameters.
+- fluid: free water at body temperature, no neurites. Signals of fluid and tissue are mixed, not their parameters.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ def brain_signals(
     Parameters
     ----------
     weights : dict
-        Name in `NEURITE_DISTRIBUTIONS` -> (n_voxels,) signal of that part of each voxel without diffusion weighting.
+        Name in `NEURITE_DISTRIBUTIONS` -> (n_voxels,) unweighted signal of that tissue in each voxel.
     model : SignalModel
-        With neurite fraction and diffusivity as second and third parameter.
+        Its second and third parameter are neurite fraction and diffusivity.
     acquisition : SphericalMean
     rng : numpy.random.Generator
 
     Returns
     -------
     ndarray
-        (n_voxels, n_measurements). The mean over voxels that are mostly grey or white matter, without diffusion
-        weighting, is one.
+        (n_voxels, n_measurements), scaled to a mean unweighted signal of one over voxels that are mostly grey or
+        white matter.
     """
     bounds = np.array([p.bounds for p in model.parameters[1:3]]).T
     parts = []

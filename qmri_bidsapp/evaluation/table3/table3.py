@@ -1,11 +1,11 @@
-"""Table 3 of Gyori et al. 2021: errors of the spherical mean's estimates over the whole parameter space.
+"""Table 3 of Gyori et al. 2021: errors of estimates of the spherical mean over the whole parameter space.
 
 441 points of a grid, 21 neurite fractions from 0 to 1 by 21 diffusivities from 0 to 3 um2/ms, each with many noisy
 samples at a signal-to-noise ratio of 25 (section 2.4.2). Per point: root-mean-square error, absolute value of the bias,
 and standard deviation of the estimates; in the table, their means over all points.
 
-The paper leaves open how many volumes without diffusion weighting its simulated signals have, and whether these are
-noisy. Its scans have 12 of the same phase encoding; noise in them is what its numbers of traditional fitting tell.
+The paper does not state how many volumes without diffusion weighting its simulated signals have, nor whether these are
+noisy. Its scans have 12 with the same phase encoding; 12 noisy ones reproduce its numbers of traditional fitting.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SNR = 25.0
 N_SAMPLES = 10_000
 FRACTIONS = np.linspace(0.0, 1.0, 21)
 DIFFUSIVITIES = np.linspace(0.0, 3.0, 21)
-#: Rows of learned estimators: prefix -> estimator; after it comes the training distribution.
+#: Rows of learned estimators: prefix -> estimator. The training distribution follows the prefix.
 LEARNED = {
     "net": "mlp",
     "rf": "forest",
@@ -52,13 +52,13 @@ PRIORS = ("uniform", "healthy", "mixed")
 #: um2/ms in mm2/s.
 UM2_PER_MS = 1e-3
 
-#: Settings of fitmcmicro (https://github.com/ekaden/smt), which the paper names: largest diffusivity, um2/ms; distance
-#: of the simplex's vertices on the logit scale, on which the start, the middle of the bounds, is zero; tolerances.
+#: Settings of fitmcmicro (https://github.com/ekaden/smt), which the paper cites: largest diffusivity, um2/ms; distance
+#: of the simplex's vertices on the logit scale, where zero is the start, the middle of the bounds; tolerances.
 MAX_DIFFUSIVITY = 3.05
 SIMPLEX_STEP = 1.0
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = (factor * float(np.finfo(np.float64).eps) for factor in (1000, 10))
 MAX_STEPS = 10_000
-#: Voxels that the simplex method works on at a time: few enough for the processor's cache.
+#: Batch size (voxels) of the simplex method, which fits the processor's cache.
 CHUNK_SIZE = 16_384
 
 
@@ -71,7 +71,7 @@ class Errors:
     std: tuple[float, float]
 
 
-#: What the paper prints.
+#: Rows as printed in the paper.
 PUBLISHED: dict[str, Errors] = {
     "Traditional fitting": Errors((0.0883, 0.1106), (0.0313, 0.0130), (0.0742, 0.1087)),
     "Net-uniform-SNR25": Errors((0.0642, 0.1082), (0.0338, 0.0386), (0.0449, 0.0965)),
@@ -84,7 +84,7 @@ PUBLISHED: dict[str, Errors] = {
 
 
 class BoundedAsPublished(SphericalMeanTechnique):
-    """The model within the bounds of fitmcmicro, so that methods differ in nothing else."""
+    """The model with the bounds of fitmcmicro, so that all methods have the same bounds."""
 
     parameters: ClassVar[tuple[Parameter, ...]] = (
         *SphericalMeanTechnique.parameters[:2],
@@ -93,7 +93,7 @@ class BoundedAsPublished(SphericalMeanTechnique):
 
 
 def fit_traditionally(signal: Array) -> Array:
-    """Fit as fitmcmicro does: S0 is the mean without diffusion weighting, the simplex method does the rest.
+    """Fit as fitmcmicro does: S0 is the mean unweighted signal, the simplex method estimates the rest.
 
     The sum of squares over the shells is minimised over the logits of the fraction and of the diffusivity over its
     largest value, from the middle of both.
@@ -123,7 +123,7 @@ def _fit_chunk(signal: Array) -> Array:
 
 
 def _prepare(name: str) -> Fit:
-    """Return the fit of a registered estimator, which knows the noise as the paper's networks do."""
+    """Return the fit of a registered estimator, with known noise, as for the paper's networks."""
     fitted = get_estimator(name)(BoundedAsPublished()).fit(PROTOCOL)
 
     def fit(signal: Array) -> Array:
@@ -140,8 +140,8 @@ def training_distribution(name: str, subjects: Callable[[], list[Array]]) -> Pri
     ----------
     name : str
     subjects : callable
-        Returns (n_voxels, 5) noise-free signals of each of some healthy subjects. Noise is added and they are fitted,
-        and the density of the fits is the distribution, as in the paper's section 2.3.3.
+        Returns (n_voxels, 5) noise-free signals per healthy subject. The distribution is the density of the fits of
+        these signals with noise, as in the paper's section 2.3.3.
     """
     parameters = SphericalMeanTechnique.parameters[1:]
     uniform = Uniform(parameters)
@@ -158,7 +158,7 @@ def training_distribution(name: str, subjects: Callable[[], list[Array]]) -> Pri
 
 
 def _train(name: str, subjects: Callable[[], list[Array]]) -> Fit:
-    """Return the fit of a learned estimator, trained at the ratio of the test data on a distribution."""
+    """Return the fit of a learned estimator, trained on a distribution at the SNR of the test data."""
     prefix, _, prior_name = name.rpartition("-")
     kind = get_estimator(LEARNED[prefix])
     assert issubclass(kind, LearnedEstimator)
@@ -168,12 +168,12 @@ def _train(name: str, subjects: Callable[[], list[Array]]) -> Fit:
 
 
 def methods(chosen: list[str] | None, subjects: Callable[[], list[Array]]) -> dict[str, Callable[[], Fit]]:
-    """Return name -> what prepares a fit: traditional fitting, registered estimators, learned ones by distribution.
+    """Return name -> function that prepares a fit: traditional, registered estimators, learned ones by distribution.
 
     Parameters
     ----------
     chosen : list of str or None
-        Names; all if not given.
+        Names; None for all.
     subjects : callable
         See `training_distribution`.
 
@@ -211,12 +211,12 @@ def truth() -> Array:
 
 
 def simulate(n_samples: int, *, seed: int = 0) -> Array:
-    """Return (441, n_samples, 5) noisy signals; S0 is one.
+    """Return (441, n_samples, 5) noisy signals with S0 of one.
 
     Raises
     ------
     UsageError
-        If there are fewer than 2 samples, which have no standard deviation.
+        If there are fewer than 2 samples: one has no standard deviation.
     """
     if n_samples < 2:
         raise UsageError(f"Errors need at least 2 samples per point, got {n_samples}.")
@@ -231,11 +231,11 @@ def estimate(fit: Fit, noisy: Array) -> Array:
 
 
 def measure(found: Array) -> tuple[Errors, Errors]:
-    """Return the errors over all points, and over those of a diffusivity above zero.
+    """Return the errors over all points, and over those with a diffusivity above zero.
 
-    Where the diffusivity is zero the signal does not depend on the fraction: no estimate can be right there, and one
-    in 21 points dominates the fraction's errors. Chance adds to the mean of |bias|, up to 0.8 standard deviations
-    over the square root of the number of samples.
+    With a diffusivity of zero the signal does not depend on the fraction. No estimate can be right there, and one in
+    21 points dominates the errors of the fraction. Random error adds to the mean of |bias|, up to 0.8 standard
+    deviations over the square root of the number of samples.
 
     Parameters
     ----------
