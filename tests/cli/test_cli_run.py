@@ -316,7 +316,7 @@ def test_participant_that_was_not_reached_is_not_done(scene, bids_dir, tmp_path,
     assert run.main([str(bids_dir), "out", "participant", "--stop-on-first-crash"]) == 1
     output = capsys.readouterr().out
     assert rows(output)["sub-02"] == ["FAILED", "0", "0"]
-    assert output.count("The run stopped before all was done") == 1
+    assert output.count("The run stopped before it was complete") == 1
 
 
 def test_report_that_cannot_be_made(scene, bids_dir, tmp_path, capsys):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.app.environment import close_log, prepare, terminable
 from qmri_bidsapp.cli.app.parser import parse
-from qmri_bidsapp.cli.app.summary import print_summary, unfinished
 from qmri_bidsapp.cli.exits import LOGGER, exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import InvalidBIDSError, NothingMatchedError, QmriError, UsageError
 
@@ -52,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_participants(config: Config) -> int:
     """Run the participant level."""
+    from qmri_bidsapp.cli.app.summary import print_summary, unfinished
     from qmri_bidsapp.reports.citation import write_citation
     from qmri_bidsapp.workflows.methods import bibliography, describe_methods
 

@@ -1,4 +1,4 @@
-"""The table that ends a run: what was made, what failed, and where to look."""
+"""Table at the end of a run: outcome, maps, errors and where to look."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOGGER = logging.getLogger("qmri_bidsapp")
 
 
 def unfinished(config: Config, plan: SubjectPlan) -> bool:
-    """Return whether something planned was not made: by a crash, or because the run stopped before it."""
+    """Return whether a planned series or fit is missing, since it crashed or the run stopped before it."""
     record = read_record(record_file(config.derivatives_dir, plan.subject))
     n_planned = len(plan.t1w) + sum(1 + len(item.fits) for item in plan.series if item.fits)
     return len(record.series) + len(record.fits) < n_planned
 
 
 def print_summary(config: Config, plans: tuple[SubjectPlan, ...], result: RunResult, failed: set[str]) -> None:
-    """Say of every subject what was made, what failed, and where to look."""
+    """Print outcome, number of maps, errors and where to look, for every subject."""
     LOGGER.info("\n%-16s %-8s %5s %7s  %s", "participant", "outcome", "maps", "errors", "where to look")
     for item in plans:
         record = read_record(record_file(config.derivatives_dir, item.subject))
@@ -43,11 +43,11 @@ def print_summary(config: Config, plans: tuple[SubjectPlan, ...], result: RunRes
             LOGGER.info("    %s", crash_cause(Path(crash)))
             LOGGER.info("    details: %s", crash)
         if not crashes and unfinished(config, item):
-            LOGGER.info("    The run stopped before all was done; run again with the same work folder.")
+            LOGGER.info("    The run stopped before it was complete; run it again with the same work folder.")
 
 
 def crash_cause(path: Path) -> str:
-    """Return the last line of a crash file's traceback that names an error, else its last line."""
+    """Return the last line of a crash file that names an error, or else its last line."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b.*:", line)]
     return causes[-1] if causes else (lines[-1] if lines else "no cause recorded")
