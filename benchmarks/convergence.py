@@ -1,7 +1,7 @@
-"""Share of voxels in which an estimator reaches the best cost that sixteen starts of scipy find.
+"""Percentage of voxels in which an estimator reaches the best cost of sixteen random starts of scipy.
 
-Simulated voxels over the parameter space of each model, without its degenerate edges (ranges below), with noise; the
-cost is the weighted sum of squared residuals, evaluated in double precision at the estimates, which are in single.
+Noisy simulated voxels over the parameter space of each model, without its degenerate edges (ranges below). The cost is
+the weighted sum of squared residuals, evaluated in double precision at the single-precision estimates.
 
     python benchmarks/convergence.py --json benchmarks/results/convergence.json
 """
@@ -20,7 +20,7 @@ from qmri_bidsapp.evaluation.standards import AMPLITUDE, standard
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model
 
-#: Wider than tissue: what the bounds allow, but for where a parameter has no effect on the signal.
+#: Ranges wider than tissue: the bounds without the edges where a parameter has no effect on the signal.
 SPACE: dict[str, dict[str, tuple[float, float]]] = {
     "t1": {"inversion_factor": (1.2, 2.5), "t1": (0.15, 4.0)},
     "t2": {"t2": (0.008, 1.0)},
@@ -41,7 +41,7 @@ def residuals(model: SignalModel, acquisition: object, theta: np.ndarray, signal
 
 
 def best_of_starts(model: SignalModel, acquisition: object, signal: np.ndarray, rng: np.random.Generator) -> float:
-    """Return the lowest cost of bounded trust-region fits from random places in the bounds."""
+    """Return the lowest cost of bounded trust-region fits from random starts within the bounds."""
     size = np.abs(signal).max()
     scale = np.array([size, *(p.scale for p in model.parameters[1:])])
     low, high = (np.array([p.bounds[i] for p in model.parameters]) for i in (0, 1))
@@ -73,7 +73,7 @@ def best_of_starts(model: SignalModel, acquisition: object, signal: np.ndarray, 
 
 
 def main() -> None:
-    """Compare, print the table, write it."""
+    """Compare, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SPACE))
     parser.add_argument("--voxels", type=int, default=1000)

@@ -1,8 +1,8 @@
-"""Errors of a learned estimator of a model with directions or tensors, beside those of least squares.
+"""Errors of a learned estimator and of least squares, for a model with directions or tensors.
 
-Tissue and its orientation come from the distribution that the network is trained on; noise is Gaussian and known.
-Errors are root mean squares in units of each parameter's scale (1e-3 mm2/s, 5 micrometres), those of directions medians
-in degrees, and in brackets is what 95 % intervals cover.
+Tissue and its orientation come from the training distribution of the network; noise is Gaussian and known. Errors are
+root mean squares in units of each parameter's scale (1e-3 mm2/s, 5 micrometres), those of directions medians in
+degrees, with the coverage of 95 % intervals in brackets.
 
     python benchmarks/learned_directions.py noddi --steps 5000 --combinations 200000 --snr 20 30
 """
@@ -29,7 +29,7 @@ from qmri_bidsapp.registry import get_estimator, get_model
 
 #: b-value (s/mm2), duration and separation of the gradients (s): 300 mT/m, of several timings.
 TIMED = ((2067.0, 0.0056, 0.0121), (5683.0, 0.0056, 0.03), (11743.0, 0.0056, 0.06), (9516.0, 0.0105, 0.0169))
-#: Voxels of the classical estimator, which may be slow, and of the learned one.
+#: Number of voxels for least squares, which may be slow, and for the learned estimator.
 N_CLASSICAL = {"tensor": 10_000, "kurtosis": 10_000, "noddi": 4_000}
 N_FEW, N_VOXELS = 400, 10_000
 

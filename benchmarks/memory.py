@@ -1,4 +1,4 @@
-"""Peak memory and time of a fit of a whole image, against the number of voxels.
+"""Peak memory and time of a fit of a whole image by number of voxels.
 
 An image of simulated signals is written, uncompressed and as 16-bit integers, to a temporary folder and fitted as the
 app does it (`qmri_bidsapp.fitting.series.fit_series`), each number of voxels in a process of its own.
@@ -28,14 +28,14 @@ from qmri_bidsapp.evaluation.standards import shells, simulate
 from qmri_bidsapp.fitting.choice import choose
 from qmri_bidsapp.registry import get_estimator, get_model
 
-#: Distinct simulated voxels; the image repeats them.
+#: Number of distinct simulated voxels, which the image repeats.
 N_DISTINCT = 65_536
-#: Seconds between two looks at the memory.
+#: Sampling interval of the memory, s.
 INTERVAL = 0.02
 
 
 def protocol(model: str, n_volumes: int) -> tuple[str, Acquisition]:
-    """Return the BIDS suffix and the protocol of a series of that many volumes."""
+    """Return the BIDS suffix and the protocol of a series of `n_volumes`."""
     if model == "t2":
         return "MESE", MultiEcho(tuple(np.linspace(0.005, 0.3, n_volumes).tolist()))
     n_b0 = max(1, n_volumes // 10)
@@ -98,9 +98,11 @@ def main() -> None:
     parser.add_argument("--model", choices=("t2", "tensor"), default="t2")
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 180), metavar="N")
     parser.add_argument("--volumes", type=int, default=100)
-    parser.add_argument("--voxels", type=float, nargs="+", help="default: 1e4, 1e5, 1e6, 1e7 and all, where they fit")
+    parser.add_argument(
+        "--voxels", type=float, nargs="+", help="default: 1e4, 1e5, 1e6, 1e7 and all, up to the size of the image"
+    )
     parser.add_argument("--threads", type=int, default=available_cpus())
-    parser.add_argument("--folder", type=Path, help="where the temporary image goes")
+    parser.add_argument("--folder", type=Path, help="folder of the temporary image")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     shape, n_all = tuple(arguments.shape), int(np.prod(arguments.shape))
@@ -110,7 +112,9 @@ def main() -> None:
         f"Model {arguments.model}, image {shape} x {arguments.volumes}, {arguments.threads} threads, "
         f"load before {os.getloadavg()[0]:.1f}\n"
     )
-    print("| voxels | seconds | voxels/s | peak resident GB | of it private GB |\n| ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| voxels | seconds | voxels/s | peak resident GB | thereof private GB |\n| ---: | ---: | ---: | ---: | ---: |"
+    )
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         image = Path(folder) / "series.nii"
         write_image(image, shape, arguments.model, protocol(arguments.model, arguments.volumes)[1])

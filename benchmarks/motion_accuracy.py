@@ -1,7 +1,7 @@
-"""How well the motion score is told, by domain, resolution and noise, on heads that were not in the training.
+"""Accuracy of the motion score by domain, resolution and noise, on heads that were not in the training.
 
-Each head is brought to a resolution and scored as it came and with fresh motion; noise is added after the motion.
-Rendered heads have one T1-like or other contrast each.
+Each head is resampled to a resolution and scored undisturbed and with new motion; noise is added after the motion. Each
+rendered head has one contrast, T1-like or other.
 
     python benchmarks/motion_accuracy.py --heads HEADS --stripped STRIPPED --labels LABELS --only ds000011-sub-08 seg_18
 """
@@ -26,7 +26,7 @@ from qmri_bidsapp.motion.training.accuracy import Case, agreement, disturb
 from qmri_bidsapp.motion.training.rendering import draw_contrast, render
 from qmri_bidsapp.motion.training.samples import label_head
 
-#: Voxel sizes (mm; 0: as it came) and standard deviations of noise that is added (of the 99th percentile).
+#: Voxel size (mm; 0: native) and standard deviation of the added noise (fraction of the 99th percentile).
 CONDITIONS = ((0.0, 0.0), (1.5, 0.0), (2.0, 0.0), (0.0, 0.02), (0.0, 0.05))
 COLUMNS = {
     "r2": ("R2", ".2f"),
@@ -51,7 +51,7 @@ def load(domain: str, path: Path, rng: np.random.Generator) -> tuple[Tensor, Flo
 
 
 def coarsen(volume: Tensor, size: Floats, spacing: float) -> tuple[Tensor, Floats]:
-    """Return a volume of smaller voxels on such of `spacing` (mm; 0: as it came)."""
+    """Return a volume resampled to larger voxels of `spacing` (mm; 0: native)."""
     if not spacing:
         return volume, size
     extent = size * np.array(volume.shape)
@@ -72,7 +72,7 @@ def add_noise(volume: Tensor, level: float, rng: np.random.Generator) -> Tensor:
 def score_head(
     domain: str, path: Path, scorer: MotionScorer, per_head: int, seed: int
 ) -> list[tuple[str, tuple[float, float], Case, tuple[float, float, float]]]:
-    """Return domain, condition, case and score of every image of a head; those refused are left out, and said."""
+    """Return domain, condition, case and score of every image of a head. Refused images are printed and skipped."""
     rng = np.random.default_rng([seed, *path.name.encode()])
     volume, size = load(domain, path, rng)
     found = []
@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--heads", type=Path, required=True)
     parser.add_argument("--stripped", type=Path, required=True)
     parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="files whose name holds one of these")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="NAME", help="files whose name contains one of these"
+    )
     parser.add_argument("--per-head", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--motion-weights", type=Path, default=SHIPPED)
@@ -120,18 +122,18 @@ def main() -> None:
                 continue
             row = figures[f"{domain} {condition[0]} {condition[1]}"] = figures_of(rows)
             cells = " | ".join(format(row[key], form) for key, (_, form) in COLUMNS.items())
-            size = f"{condition[0]} mm" if condition[0] else "as it came"
+            size = f"{condition[0]} mm" if condition[0] else "native"
             print(f"| {domain} | {size} | {condition[1]:.0%} | {cells} |")
-    print("\nLargest errors, heads as they came without noise:")
+    print("\nLargest errors, native resolution without noise:")
     plain = [row for row in found if row[1] == (0.0, 0.0)]
     for _, _, case, (mean, low, high) in sorted(plain, key=lambda row: -abs(row[3][0] - row[2].score))[:5]:
-        print(f"- {case.head}: {case.score:.2f} mm, told {mean:.2f} ({low:.2f} to {high:.2f})")
+        print(f"- {case.head}: {case.score:.2f} mm, estimated {mean:.2f} ({low:.2f} to {high:.2f})")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def figures_of(rows: list[Any]) -> dict[str, float]:
-    """Return figures of agreement."""
+    """Return the figures of agreement of some rows."""
     mean, low, high = np.array([row[3] for row in rows]).T
     return agreement([row[2] for row in rows], mean, low, high)
 

@@ -1,8 +1,8 @@
-"""How well a motion score could be told from poses alone, by voxel size, where the image ends at some frequency.
+"""Upper bound of the accuracy of a motion score from poses alone, by voxel size and resolution of the image.
 
-Poses acquired within the band of the network's grid are taken as exactly known, those beyond as unseen. The last row
-takes only how far the head lay from its place, on average and at most, in each of eight bands of k-space. Gradient
-boosting on 5,000 simulated acquisitions, figures on 1,000 others.
+Poses acquired within the band of the network's grid are known exactly, those beyond are unknown. The last row uses only
+the mean and maximum distance of the head from its place in each of eight bands of k-space. Gradient boosting is trained
+on 5,000 simulated acquisitions and tested on 1,000 others.
 
     python benchmarks/motion_bound.py
 """
@@ -27,7 +27,7 @@ SIZES = (0.65, 0.8, 1.1, 1.5, 2.1)
 
 
 def seen(motion: Motion, grid: float) -> Floats:
-    """Return what is known of a motion from frequencies that a grid of some spacing (mm) holds."""
+    """Return features of a motion from the frequencies of a grid of some spacing (mm)."""
     frequency = np.linspace(-0.5 / grid, 0.5 / grid, 65)
     pose = motion.pose_at(frequency)
     rotations, shifts = rotation_matrix(motion.rotations)[pose], motion.translations[pose]
@@ -38,7 +38,7 @@ def seen(motion: Motion, grid: float) -> Floats:
 
 
 def r2(truth: Floats, found: Floats) -> float:
-    """Return the part of the variance that is explained."""
+    """Return the fraction of variance explained."""
     return float(1 - ((found - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum())
 
 

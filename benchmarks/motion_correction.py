@@ -1,7 +1,8 @@
 """False positives, coverage and power of the correction for motion, on simulated cohorts.
 
-Few participants move much (gamma distribution, mean 0.8 mm, at most 4 mm); those with two sessions are alike in both.
-The spread of the measure is 1, or 8 in one of ten participants (outliers), or doubles with 1.8 mm of motion (growing).
+Few participants move much (gamma distribution, mean 0.8 mm, at most 4 mm). Two sessions of a participant are similar.
+The spread of the measure is 1 (even), 8 in one of ten participants (outliers), or doubles with 1.8 mm of motion
+(growing).
 
     python benchmarks/motion_correction.py --cohorts 2000
 """
@@ -33,7 +34,7 @@ def cohort(
 
 
 def main() -> None:
-    """Print a Markdown table; rates in percent, n participants."""
+    """Print a Markdown table: rates in percent, number of participants n."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohorts", type=int, default=2000)
     parser.add_argument("--slope", type=float, default=-0.8, help="for bias, coverage and power")
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def percent(hits: list[bool]) -> str:
-    """Return the share of hits, %."""
+    """Return the percentage of hits."""
     return f"{100 * np.mean(hits):.1f}"
 
 

@@ -1,7 +1,7 @@
-"""A quality-control head on simulated grades of disturbed heads: no rater has seen these images.
+"""Accuracy of a quality-control head on simulated grades; no rater has seen these images.
 
-Each head is scored as it came and with fresh motion, as in `qmri evaluate motion`. The simulated rater sees the true
-score with an error of 0.3 mm and gives 1 below 0.75 mm, 2 below 2 mm, 3 above. Embeddings lead to grades by
+Each head is scored undisturbed and with new motion, as in `qmri evaluate motion`. The simulated rater sees the true
+score with an error of 0.3 mm and gives 1 below 0.75 mm, 2 below 2 mm, 3 above. Grades are predicted from embeddings, by
 cross-validation over heads.
 
     python benchmarks/motion_grades.py --heads HEADS --per-head 10 --json motion_grades.json
@@ -28,7 +28,7 @@ LIMITS, RATER = (0.75, 2.0), 0.3
 
 
 def main() -> None:
-    """Print the figures, and write them."""
+    """Print the figures and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=Path, required=True)
     parser.add_argument("--per-head", type=int, default=10)

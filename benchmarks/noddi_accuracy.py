@@ -1,7 +1,7 @@
 """Errors of NODDI's three indices: AMICO, dmipy and the estimators of this package on the same simulated voxels.
 
-Two kinds of data, both with Rician noise: signals of AMICO's own generator (Watson's distribution as a truncated
-series of spherical harmonics), and signals of the model of Zhang et al. 2012 by quadrature over the sphere.
+Two kinds of signals, both with Rician noise: from AMICO's own generator (Watson's distribution as a truncated series of
+spherical harmonics), and from the model of Zhang et al. 2012 by quadrature over the sphere.
 
     pip install '.[peers]'
     python benchmarks/noddi_accuracy.py
@@ -27,7 +27,7 @@ INDICES = ("ndi", "odi", "fwf")
 PARALLEL, FREE = 1.7e-3, 3.0e-3
 AMPLITUDE = 1000.0
 N_POINTS = 5000
-#: dmipy takes tens of milliseconds per voxel.
+#: Maximum number of voxels for dmipy, which takes tens of milliseconds per voxel.
 MAX_DMIPY = 400
 
 
@@ -78,13 +78,13 @@ def _frame(axis: np.ndarray) -> np.ndarray:
 
 
 def methods(protocol: Diffusion) -> Iterator[tuple[str, int | None, Callable[[np.ndarray], np.ndarray]]]:
-    """Yield names, most voxels, and what takes signals and returns (n_voxels, 3) indices."""
+    """Yield name, maximum number of voxels, and a function from signals to (n_voxels, 3) indices."""
     for peer in PEERS:
         if peer.model == "noddi":
             try:
                 yield peer.name, MAX_DMIPY if peer.name == "dmipy" else None, peer.prepare(protocol)
             except ImportError as error:
-                print(f"{peer.name} was left out: {error}")
+                print(f"{peer.name} was skipped: {error}")
     if "noddi" not in load_models():
         return
     model = get_model("noddi")
@@ -99,7 +99,7 @@ def main() -> None:
     """Measure and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--voxels", type=int, default=2000)
-    parser.add_argument("--snr", type=float, default=20.0, help="of the signal without diffusion weighting")
+    parser.add_argument("--snr", type=float, default=20.0, help="SNR of the unweighted signal")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Errors and training time of learned estimators and of their optimisers, on a Markdown table.
+"""Errors and training time of learned estimators and their optimisers, as a Markdown table.
 
-Errors are those in the card of the weights, relative to the spread of the prior, and for `smt` those of Table 3 (see
-the page on accuracy). Time is that of the processor, on one thread.
+Errors are those on the card of the weights, relative to the spread of the prior, and for `smt` those of Table 3 (see
+docs/validation/accuracy.md). Time is processor time on one thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARAMETERS = {"smt": ("intra_fraction", "diffusivity"), "t1": ("t1",)}
 
 
 def rows(models: list[str]) -> dict[str, tuple[type[LearnedEstimator], dict]]:
-    """Return name -> class and options of what is compared."""
+    """Return row -> class and options of an estimator."""
     found: dict[str, tuple[type[LearnedEstimator], dict]] = {
         f"mlp, {name}": (MultilayerPerceptron, {"training": Training(optimiser=name)}) for name in OPTIMISERS
     }
@@ -44,8 +44,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
-    parser.add_argument("--rows", default="", help="only rows whose names begin so")
-    parser.add_argument("--samples", type=int, default=200, help="per point of Table 3")
+    parser.add_argument("--rows", default="", help="prefix of the rows to measure")
+    parser.add_argument("--samples", type=int, default=200, help="samples per point of Table 3")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     noisy = table3.simulate(arguments.samples)

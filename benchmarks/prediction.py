@@ -1,7 +1,7 @@
-"""Prediction of trained networks, as a share of the machine's rate of float32 matrix products, on a Markdown table.
+"""Speed of prediction of networks, relative to the machine's rate of float32 matrix products, as a Markdown table.
 
-All of `predict` counts: from signals in memory to estimates, standard deviations and statuses. Rates are per second
-of one core's time, the best of several runs, so that other programs matter little.
+It covers all of `predict`: from signals in memory to estimates, standard deviations and statuses. Rates are per second
+of processor time of one core, from the fastest of several runs, so other programs matter little.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.evaluation.table3 import table3
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
-#: Order of the square matrices that tell the machine's rate.
+#: Order of the square matrices that determine the machine's rate.
 ORDER = 2048
-#: Name -> hidden layers and activation: that of Gyori et al. 2021, and the default.
+#: Name -> hidden layers and activation, of Gyori et al. 2021 and of the default.
 NETWORKS = {"280, 280, relu": ((280, 280), "relu"), "64, 64, 64, silu": ((64, 64, 64), "silu")}
 
 
 def core_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the least time of one core that some work takes."""
+    """Return the minimum processor time of some work, s."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -48,10 +48,10 @@ def main() -> None:
     rate = 2 * ORDER**3 / core_seconds(lambda: torch.mm(left, right), arguments.repeats)
     print(f"Products of float32 matrices: {rate / 1e9:.0f} GFLOP per second of one core\n")
     signal = table3.simulate(-(-arguments.voxels // 441)).reshape(-1, 5)[: arguments.voxels].astype(np.float32)
-    print("| hidden layers | operations a voxel | voxels per second of one core | share of the rate |")
+    print("| hidden layers | operations per voxel | voxels per second of one core | fraction of the rate |")
     print("| --- | ---: | ---: | ---: |")
     for name, (hidden, activation) in NETWORKS.items():
-        # Untrained: as fast as any other.
+        # An untrained network is as fast as a trained one.
         network = MultilayerPerceptron(
             SphericalMeanTechnique(),
             noise=Noise("gaussian", (table3.SNR, table3.SNR)),

@@ -1,7 +1,7 @@
-"""Coverage of 95 % intervals of T2 where residuals tell the noise, moderated over the series.
+"""Coverage of 95 % intervals of T2 with noise from residuals, moderated over the series.
 
-Six echoes of simulated magnitudes. First over signal-to-noise ratios, in tissue and in fluid; then with noise that
-varies over the series, in tissue. Voxels without a standard deviation are left out, their part is in brackets.
+Six echoes of simulated magnitudes: first by signal-to-noise ratio, in tissue and in fluid; then with noise that varies
+over the series, in tissue. Voxels without a standard deviation are excluded; their percentage is in brackets.
 
     python benchmarks/residual_noise.py
 """
@@ -20,7 +20,7 @@ TISSUE, FLUID = (0.04, 0.12), (1.5, 2.5)  # s
 
 
 def coverage(estimator: str, times: tuple[float, float], noise: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Return the percentage covered, that without a standard deviation, and which voxels are covered.
+    """Return percentages of covered voxels and of those without a standard deviation, and a mask of covered ones.
 
     `noise` is (n_voxels,), relative to the signal without relaxation.
     """
@@ -32,8 +32,8 @@ def coverage(estimator: str, times: tuple[float, float], noise: np.ndarray) -> t
     maps = get_estimator(estimator)(model).fit(ECHOES).predict(np.abs(clean + noise[:, None] * error))
     std = moderate(maps, model, ECHOES).std[:, 1]
     inside = np.abs(maps.estimate[:, 1] - truth) < 1.96 * std
-    is_told = np.isfinite(std)
-    return 100 * inside[is_told].mean(), 100 * (~is_told).mean(), inside
+    is_known = np.isfinite(std)
+    return 100 * inside[is_known].mean(), 100 * (~is_known).mean(), inside
 
 
 def main() -> None:
@@ -51,7 +51,10 @@ def main() -> None:
     }.items():
         for name in ("nlls", "rician"):
             covered, _, inside = coverage(name, TISSUE, factor / 50)
-            print(f"{what}, {name}: {covered:.1f}; where louder: {100 * inside[louder].mean():.1f}", flush=True)
+            print(
+                f"{what}, {name}: {covered:.1f}; where the noise is doubled: {100 * inside[louder].mean():.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

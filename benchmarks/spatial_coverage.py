@@ -1,12 +1,12 @@
-"""Share of voxels whose true value lies within 1.96 standard deviations of the estimate of rim.
+"""Coverage of 1.96 standard deviations of rim.
 
     python benchmarks/spatial_coverage.py LABELS
 
-LABELS is the folder of label maps that training leaves out the last five of; the last three of these, which did not
-calibrate the standard deviations either, are measured as in use: whole slices, protocols drawn as in training (half of
-the magnitudes with Rician noise), of known noise or with that found from residuals, and every voxel as a slice of its
-own. Per SNR, coverage in percent of each parameter, and the median of the standard deviation of the relaxation time
-relative to its estimate; `none` is the share of voxels without a standard deviation.
+LABELS is the folder of the label maps; training leaves out the last five. The last three of these, which did not
+calibrate the standard deviations either, are measured as in use: whole slices, random protocols as in training (half of
+the magnitudes with Rician noise), with known noise or noise from residuals, and every voxel as a slice of its own. Per
+SNR, the table has the coverage of each parameter in percent, and the median standard deviation of the relaxation time
+relative to its estimate. `none` is the percentage of voxels without a standard deviation.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_model
 
 SNRS = (3, 5, 10, 20, 50, 100)
-#: Protocols, each with tissue of its own, and voxels without neighbours of each.
+#: Number of protocols, each with new tissue, and of voxels without neighbours for each.
 N_PROTOCOLS, N_ALONE, SEED = 12, 500, 11
 WAYS = ("known noise", "noise from residuals", "voxels alone")
 
 
 def ratios(model: SignalModel, heads: list[np.ndarray], snr: float, index: int) -> dict[str, np.ndarray]:
-    """Return errors over standard deviations, (n_voxels, n_parameters + 1), of each way; the last column is std / T."""
+    """Return way -> errors over standard deviations, (n_voxels, n_parameters + 1); the last column is std / T."""
     rng = np.random.default_rng([SEED, index])
     protocol = draw_protocol(model, rng)
     try:

@@ -1,12 +1,11 @@
-"""Errors of rim and of least squares for protocols within and beyond those that rim was trained over.
+"""Errors of rim and of least squares for protocols within and beyond the training protocols of rim.
 
     python benchmarks/spatial_protocols.py LABELS
 
-LABELS is the folder of label maps that training leaves out the last five of; three of these are measured, at SNR 30
-with Gaussian noise of known size. Per protocol, median over the brain's voxels of the bias of three repetitions, of its
-absolute value, and of the root mean square error, all relative to the true relaxation time, in percent; and the bias
-where relaxation times are 0.7 and 1.4 times those of the heads, which an estimate that leans on its training does not
-follow.
+LABELS is the folder of the label maps; training leaves out the last five. Three of these are measured, at SNR 30 with
+known Gaussian noise. Per protocol, the table has medians over the brain's voxels of the bias of three repetitions, of
+its absolute value and of the root mean square error, relative to the true relaxation time, in percent. It also has the
+bias for relaxation times 0.7 and 1.4 times as long, which an estimate that depends on its training does not follow.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ PROTOCOLS: dict[str, tuple[tuple[float, float, int], ...]] = {
 
 
 class AnyProtocol(RecurrentInference):
-    """`rim` that refuses nothing, to show what is refused."""
+    """`rim` without the check of the protocol, to measure refused protocols."""
 
     check = SpatialNetwork.check
 
