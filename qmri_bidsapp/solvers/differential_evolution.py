@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
+from qmri_bidsapp.solvers.problem import Bounds
 
 #: Range of the factor that differences are scaled by, drawn for each trial ("dither"), and the share of parameters
 #: that a trial takes from the mutant (Storn and Price 1997, section 3).

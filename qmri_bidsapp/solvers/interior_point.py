@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from qmri_bidsapp.solvers.cholesky import factorise, solve
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds, Objective, in_batches, minimise
+from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.problem import Bounds, Objective, in_batches
 
 MAX_ITERATIONS = 100
 #: Weight of the barrier at the start and at the end, relative to the cost per parameter; and its least value, for

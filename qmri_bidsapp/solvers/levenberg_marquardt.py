@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from qmri_bidsapp.solvers.cholesky import factorise, solve
+from qmri_bidsapp.solvers.problem import Bounds, Objective, in_batches
 
 #: Relative decrease of the cost, and relative length of the step, that count as converged.
 COST_TOLERANCE = 1e-6
@@ -20,38 +20,6 @@ COMPACTION_SHARE = 0.2
 #: Damping up to which a step shows how much there is to gain.
 TRUSTED_DAMPING = 0.1
 _MAX_DAMPING = 1e8
-
-#: (theta (n, p), index (n,)) -> residuals (n, m), Jacobian (n, m, p); `index` says which problems these are.
-Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-#: (theta (n, p), index (n,)) -> cost (n,), not negative, half its gradient (n, p) and half its curvature (n, p, p),
-#: positive semidefinite: Gauss-Newton's matrix, or the Fisher information.
-Objective = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-
-
-class Bounds(NamedTuple):
-    """Where parameters may lie.
-
-    Attributes
-    ----------
-    lower, upper : Tensor
-        (p,).
-    is_periodic : Tensor
-        (p,) bool; the bounds of such a parameter are one turn.
-    """
-
-    lower: torch.Tensor
-    upper: torch.Tensor
-    is_periodic: torch.Tensor
-
-    def bring_back(self, theta: torch.Tensor) -> torch.Tensor:
-        """Return (n, p) parameters within the bounds."""
-        turned = self.lower + torch.remainder(theta - self.lower, self.upper - self.lower)
-        return torch.where(self.is_periodic, turned, theta.clamp(self.lower, self.upper))
-
-    def is_free(self, theta: torch.Tensor, margin: float) -> torch.Tensor:
-        """Tell which of (n, p) parameters lie off their bounds, by more than this share of the range."""
-        width = margin * (self.upper - self.lower)
-        return self.is_periodic | ((theta > self.lower + width) & (theta < self.upper - width))
 
 
 class _Problems(NamedTuple):
@@ -68,17 +36,6 @@ class _Problems(NamedTuple):
     damping: torch.Tensor
     active: torch.Tensor
     step: torch.Tensor
-
-
-def sum_of_squares(evaluate: Evaluate) -> Objective:
-    """Return the sum of squared residuals as an objective."""
-
-    def objective(theta: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        residual, jacobian = evaluate(theta, index)
-        gradient = (jacobian.mT @ residual.unsqueeze(-1)).squeeze(-1)
-        return residual.square().sum(-1), gradient, jacobian.mT @ jacobian
-
-    return objective
 
 
 def minimise(
@@ -139,17 +96,6 @@ def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converg
     theta[problems.row] = problems.theta
     cost[problems.row] = problems.cost
     converged[problems.row] = ~problems.active
-
-
-def in_batches(
-    objective: Objective, theta: torch.Tensor, index: torch.Tensor, size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what the objective returns, so many problems at a time."""
-    parts = [
-        objective(part, rows) for part, rows in zip(torch.split(theta, size), torch.split(index, size), strict=True)
-    ]
-    cost, gradient, hessian = (torch.cat(values) for values in zip(*parts, strict=True))
-    return cost, gradient, hessian
 
 
 def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) -> _Problems:

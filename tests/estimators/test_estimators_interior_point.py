@@ -14,7 +14,7 @@ from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquar
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.solvers.interior_point import follow_centre, minimise_inside
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds, sum_of_squares
+from qmri_bidsapp.solvers.problem import Bounds, sum_of_squares
 
 
 def test_linear_problems_within_bounds_agree_with_scipy_and_no_bound_is_met() -> None:

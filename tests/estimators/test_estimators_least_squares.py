@@ -13,7 +13,8 @@ from qmri_bidsapp.estimators.likelihood import least_squares
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds, minimise, sum_of_squares
+from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.problem import Bounds, sum_of_squares
 
 INVERSION = InversionRecovery((0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 1.8, 2.7, 4.2))
 ECHOES = MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2))

@@ -21,8 +21,8 @@ from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 from qmri_bidsapp.models.zcd import ZeppelinCylinderDot
 from qmri_bidsapp.solvers.differential_evolution import evolve
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
 from qmri_bidsapp.solvers.nonnegative import nonnegative_least_squares
+from qmri_bidsapp.solvers.problem import Bounds
 
 
 def strong_gradients() -> Diffusion:

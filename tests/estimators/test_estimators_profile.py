@@ -12,7 +12,7 @@ from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquar
 from qmri_bidsapp.estimators.likelihood.skewed_errors import error_along
 from qmri_bidsapp.evaluation.standards import even_directions
 from qmri_bidsapp.registry import get_model
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
+from qmri_bidsapp.solvers.problem import Bounds
 
 WIDE = Bounds(torch.tensor([-1e3, -1e3]), torch.tensor([1e3, 1e3]), torch.tensor([False, False]))
 

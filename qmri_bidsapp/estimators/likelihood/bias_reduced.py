@@ -13,7 +13,8 @@ from qmri_bidsapp.estimators.likelihood.least_squares import BOUND_TOLERANCE, No
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.solvers.cholesky import dense
-from qmri_bidsapp.solvers.levenberg_marquardt import Evaluate, minimise, sum_of_squares
+from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.problem import Evaluate, sum_of_squares
 
 #: Standard deviation of the prior, relative to the distance between a parameter's bounds.
 PRIOR_WIDTH = 1.0

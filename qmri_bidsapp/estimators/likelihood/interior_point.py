@@ -8,7 +8,7 @@ import torch
 
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.solvers.interior_point import MAX_ITERATIONS, minimise_inside
-from qmri_bidsapp.solvers.levenberg_marquardt import Objective
+from qmri_bidsapp.solvers.problem import Objective
 
 
 class InteriorPoint(NonLinearLeastSquares):

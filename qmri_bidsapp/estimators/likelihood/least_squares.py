@@ -22,15 +22,8 @@ from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, 
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.solvers.cholesky import Triangle
-from qmri_bidsapp.solvers.levenberg_marquardt import (
-    COST_TOLERANCE,
-    MAX_ITERATIONS,
-    Bounds,
-    Evaluate,
-    Objective,
-    minimise,
-    sum_of_squares,
-)
+from qmri_bidsapp.solvers.levenberg_marquardt import COST_TOLERANCE, MAX_ITERATIONS, minimise
+from qmri_bidsapp.solvers.problem import Bounds, Evaluate, Objective, sum_of_squares
 
 #: Cost relative to the lowest at which a start still goes on. Minima at which a magnitude changes its sign are reached
 #: slowly: a stricter choice would now and then keep the wrong start.

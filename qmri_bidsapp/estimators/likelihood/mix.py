@@ -11,8 +11,8 @@ from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquar
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.mixture import Mixture
 from qmri_bidsapp.solvers.differential_evolution import evolve
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
 from qmri_bidsapp.solvers.nonnegative import nonnegative_least_squares
+from qmri_bidsapp.solvers.problem import Bounds
 
 #: Members of a population for each non-linear parameter, and generations.
 MEMBERS_PER_PARAMETER = 6

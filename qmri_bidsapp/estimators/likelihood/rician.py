@@ -12,7 +12,8 @@ from qmri_bidsapp.core.rice import Columns
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares, Voxels
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.solvers.levenberg_marquardt import Objective, minimise
+from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.problem import Objective
 
 #: Smallest sigma, relative to the voxel's largest signal: less is rounding.
 MIN_SIGMA = 1e-6

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from qmri_bidsapp.solvers.cholesky import Triangle, dense
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds
+from qmri_bidsapp.solvers.problem import Bounds
 
 #: Where standard deviations are computed, in those at the estimate: further on the side where they are larger.
 NODES = (-3.0, 0.0, 3.0, 6.0)

@@ -14,7 +14,8 @@ from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.models.directions import angles_of
 from qmri_bidsapp.models.layout import along
 from qmri_bidsapp.solvers.cholesky import factorise, solve
-from qmri_bidsapp.solvers.levenberg_marquardt import Bounds, minimise, sum_of_squares
+from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.problem import Bounds, sum_of_squares
 
 #: Size of a dictionary, and most values per parameter. With many parameters it is larger, up to a limit, as fewer
 #: values than these would miss minima.

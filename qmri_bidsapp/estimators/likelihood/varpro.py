@@ -13,7 +13,8 @@ from qmri_bidsapp.estimators.likelihood.least_squares import BATCH_VALUES, NonLi
 from qmri_bidsapp.estimators.likelihood.projection import Equations, dot, gauss_newton, hold, newton, project
 from qmri_bidsapp.estimators.likelihood.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
-from qmri_bidsapp.solvers.levenberg_marquardt import Objective, minimise
+from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.problem import Objective
 
 #: Values per non-linear parameter in the dictionary, for models with one and with two of them.
 N_VALUES = {1: 48, 2: 16}
