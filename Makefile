@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RELEASE := build/release
 # One thread per library: the steps themselves run side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all lint docs release-check clean
 
 demo: $(VENV)/.runtime
 	@test -f demo-data/dataset_description.json || $(BIN)/qmri demo demo-data
@@ -30,6 +31,23 @@ lint: $(VENV)/.all
 docs: $(VENV)/.all
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
+# Source and binary distribution, from which a clean environment simulates a head and maps its T2.
+release-check:
+	rm -rf dist $(RELEASE) && mkdir -p $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/pip install --quiet build twine
+	$(RELEASE)/tools/bin/python -m build --outdir dist .
+	$(RELEASE)/tools/bin/twine check --strict dist/*
+	tar -tzf dist/*.tar.gz | grep -q '^[^/]*/constraints.txt$$' || { echo "constraints.txt is not in the sdist"; exit 1; }
+	$(PYTHON) -m venv $(RELEASE)/clean
+	$(RELEASE)/clean/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	$(RELEASE)/clean/bin/pip check
+	cd $(RELEASE) && clean/bin/qmri-bids --version && clean/bin/qmri boutiques > qmri_bidsapp.json
+	cd $(RELEASE) && clean/bin/qmri demo data
+	cd $(RELEASE) && clean/bin/qmri-bids data out participant --participant-label 01 --models t2 --no-certificate -w work
+	test -f $(RELEASE)/out/sub-01/anat/sub-01_T2map.nii.gz
+	@ls -l dist
+
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13); sys.exit(None if ok else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV) || { echo "The venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
@@ -43,4 +61,4 @@ $(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@ $(VENV)/.runtime
 
 clean:
-	rm -rf $(VENV) demo-data demo-out demo-work docs/_build
+	rm -rf $(VENV) demo-data demo-out demo-work docs/_build build dist
