@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Folder of real data, which a user does not have."""
+    """Folder of more real data, which cannot be redistributed: most users do not have it."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data, which is absent")
@@ -17,5 +17,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def crops() -> Path:
+    """Crops of real images that come with the tests; their README names sources and licences."""
+    return REPOSITORY / "tests" / "data" / "real"
+
+
+@pytest.fixture(scope="session")
 def real(shared: Path) -> Path:
+    """BIDS data set of real series with references made by others."""
     return shared / "bids-real"

@@ -207,6 +207,20 @@ def test_real_data(real: Path, tmp_path: Path) -> None:
     assert np.nanmedian(np.abs(found - expected)[mask]) < 5e-3
 
 
+@pytest.mark.slow
+def test_real_crops(crops: Path, tmp_path: Path) -> None:
+    """Both series of a real head, a slab of five slices, from raw data to valid derivatives."""
+    options = ["--participant-label", "prisma", "--models", "tensor", "--no-certificate", "--nprocs", "2"]
+    assert run.main([str(crops), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work"), *options]) == 0
+    assert [issue for issue in validate(tmp_path / "out") if issue.severity == "error"] == []
+    name = "sub-prisma_dir-PA_model-tensor_param-fa_desc-wls_dwimap.nii.gz"
+    found = read(tmp_path / "out" / "sub-prisma" / "dwi" / name)
+    scanner = read(crops / "derivatives/scanner/sub-prisma/dwi/sub-prisma_dir-PA_desc-scanner_FA.nii.gz") / 1000
+    both = np.isfinite(found) & (scanner > 0)
+    assert both.sum() > 0.9 * (scanner > 0).sum()
+    assert abs(np.median(found[both] - scanner[both])) < 0.02
+
+
 def test_interrupt_stops_workers(bids: Path, tmp_path: Path) -> None:
     import signal
     import sys

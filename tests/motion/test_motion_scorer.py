@@ -220,14 +220,14 @@ def test_axes_that_are_not_those_of_the_header_are_said(folder, turn):
 @pytest.mark.parametrize(
     ("name", "missed"),
     [
-        ("t1w-heads/ds000011-sub-08_T1w.nii.gz", set()),
+        ("sub-head/anat/sub-head_T1w.nii.gz", set()),
         # A brain alone, turned by half a turn, is much like one in its place.
-        ("t1w-stripped/ds002748-sub-10_T1w.nii.gz", {"turned"}),
+        ("sub-stripped/anat/sub-stripped_T1w.nii.gz", {"turned"}),
     ],
     ids=["whole", "stripped"],
 )
-def test_axes_of_heads_that_were_not_in_the_training(shared, name, missed):
-    image = nib.as_closest_canonical(nib.load(shared / name))
+def test_axes_of_heads_that_were_not_in_the_training(crops, name, missed):
+    image = nib.as_closest_canonical(nib.load(crops / name))
     volume = torch.from_numpy(np.ascontiguousarray(image.dataobj, dtype=np.float32))
     scorer, size = MotionScorer.load(SHIPPED), image.header.get_zooms()
     said = {}

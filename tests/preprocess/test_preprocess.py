@@ -202,6 +202,16 @@ class TestMasks:
         with pytest.raises(InputError, match="no signal"):
             masks.series_mask(image(np.zeros((8, 8, 2, 3))))
 
+    @pytest.mark.parametrize("direction", ["AP", "PA"])
+    def test_mask_of_a_real_series_is_that_of_the_scanner(self, crops, direction: str) -> None:
+        """The scanner masks its map of anisotropy (dir-PA); distortions move the brain's edge in dir-AP."""
+        name = "sub-prisma/dwi/sub-prisma_dir-{}_{}.nii.gz"
+        found = np.asarray(masks.series_mask(nib.load(crops / name.format(direction, "dwi"))).dataobj) > 0
+        scanner = crops / "derivatives" / "scanner" / name.format("PA", "desc-scanner_FA")
+        expected = np.asarray(nib.load(scanner).dataobj) > 0
+        overlap = 2 * (found & expected).sum() / (found.sum() + expected.sum())
+        assert overlap > {"AP": 0.90, "PA": 0.97}[direction]
+
     @pytest.mark.parametrize(
         ("subject", "folder", "least"),
         [("irbrain", "anat", 0.92), ("mwi", "anat", 0.80), ("mdtb2k", "dwi", 0.90)],
