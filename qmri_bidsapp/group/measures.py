@@ -348,6 +348,8 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
         words = table[present[name]].str.strip()
         # BIDS allows 89+ for those of 89 years or more.
         values = pd.to_numeric(words.str.removesuffix("+") if name == "age" else words, errors="coerce").astype(float)
+        # Pandas before 3 reads a number beyond the range of floats, 1e999, as text.
+        values = values.mask(values.isna() & words.str.fullmatch(r"[+-]?[\d.]+[eE]\+?\d+", na=False), np.inf)
         unread = words[values.isna() & words.notna()]
         if name == "age" or (name not in _CATEGORIES and unread.empty):
             columns[name] = values.where(np.isfinite(values))
