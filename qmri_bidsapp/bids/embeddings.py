@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from qmri_bidsapp.bids.tables import PARTICIPANT, read_table
 from qmri_bidsapp.errors import InputMissingError, UsageError
 
-PARTICIPANT, SESSION = "participant_id", "session_id"
+SESSION = "session_id"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +51,17 @@ def read_grades(path: Path, column: str) -> dict[tuple[str, str], float]:
     UsageError
         If a column is absent, a grade is no number, or a participant has two.
     """
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputMissingError(f"--labels {path} cannot be read ({error}).") from error
+    table = read_table(path, "--labels")
     absent = [name for name in (PARTICIPANT, column) if name not in table]
     if absent:
         raise UsageError(
             f"--labels {path} has no column {' and '.join(absent)}; it has {', '.join(map(str, table.columns))}."
         )
-    table = table[~table[column].isin(["", "n/a", "NaN", "nan"])]
-    sessions = table[SESSION] if SESSION in table else [""] * len(table)
+    table = table[table[column].notna()]
+    sessions = table[SESSION].fillna("") if SESSION in table else [""] * len(table)
     grades: dict[tuple[str, str], float] = {}
     for participant, session, text in zip(table[PARTICIPANT], sessions, table[column], strict=True):
-        key = (participant.removeprefix("sub-"), session.removeprefix("ses-").replace("n/a", ""))
+        key = (participant.removeprefix("sub-"), session.removeprefix("ses-"))
         try:
             grade = float(text)
         except ValueError:

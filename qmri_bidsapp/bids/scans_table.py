@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.bids.record import MotionScoreRecord, MotionScoreValues
+from qmri_bidsapp.bids.tables import read_table
 
 #: Column of ``scans.tsv`` -> field of `MotionScoreValues`.
 COLUMNS = {"motion_score": "mean", "motion_score_low": "low", "motion_score_high": "high", "motion_score_p": "p_value"}
@@ -130,6 +130,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an earlier run."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
-    return [row for row in rows if row.get("filename") and (path.parent / row["filename"]).is_file()]
+    table = read_table(path)
+    if "filename" not in table:
+        return []
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [
+        {str(name): word for name, word in row.items()}
+        for row in rows
+        if row["filename"] and (path.parent / row["filename"]).is_file()
+    ]

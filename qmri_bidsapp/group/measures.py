@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qmri_bidsapp.errors import InputMissingError, UsageError
+from qmri_bidsapp.bids.tables import PARTICIPANT, read_table
+from qmri_bidsapp.errors import UsageError
 
-MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN")
 SCORE = "motion_score"
 COVARIATES = ("age", "sex", "site")
 #: Covariates that are categories even where they are written as numbers.
@@ -22,55 +21,22 @@ SESSIONS = ("session_id", "session")
 #: What a table that the group level wrote has, and what of it tells one measure from another.
 _GROUP_TABLE = ("series", "model", "estimator", "tissue", "median", "unit")
 _ORIGIN = ("series", "model", "estimator", "tissue")
-PARTICIPANT = "participant_id"
 
 
-def read_table(path: Path, option: str) -> pd.DataFrame:
-    """Return the words of a TSV file by number of their line, NaN where one is missing.
-
-    Parameters
-    ----------
-    path : Path
-    option : str
-        That the file was given to, for messages.
+def read_participants_table(path: Path, option: str) -> pd.DataFrame:
+    """Return the words of a TSV file with one or more rows for each participant; see `read_table`.
 
     Raises
     ------
     InputMissingError
         If there is no such file.
     UsageError
-        If it is no table with names, or has no ``participant_id``.
+        If it is no table, or has no rows or no ``participant_id``.
     """
-    if not path.is_file():
-        raise InputMissingError(f"{option}: {path} does not exist or is no file.")
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            start = next((row for row, line in enumerate(file) if line.strip()), 0)
-        words = pd.read_csv(
-            path,
-            sep="\t",
-            header=None,
-            dtype=str,
-            na_values=list(MISSING),
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            skiprows=start,
-            skip_blank_lines=False,
-        )
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
-        raise UsageError(f"{option}: {path} cannot be read as a table with tabs ({error}).") from error
-    words.index += start + 1
-    words = words[(words.fillna("").map(str.strip) != "").any(axis=1)]
-    if words.empty:
-        raise UsageError(f"{option}: {path} cannot be read as a table with tabs (it is empty).")
-    header = [str(name).strip() for name in words.iloc[0]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise UsageError(f"{option}: {path} has several columns {', '.join(twice)}; rename or remove them.")
-    if PARTICIPANT not in header:
-        separated = " The columns must be separated by tabs." if len(header) == 1 else ""
-        raise UsageError(f"{option}: {path} needs the column {PARTICIPANT}, got {', '.join(header)}.{separated}")
-    table = words.iloc[1:].set_axis(header, axis=1)
+    table = read_table(path, option)
+    if PARTICIPANT not in table:
+        separated = " The columns must be separated by tabs." if len(table.columns) == 1 else ""
+        raise UsageError(f"{option}: {path} needs the column {PARTICIPANT}, got {', '.join(table)}.{separated}")
     if table.empty:
         raise UsageError(f"{option}: {path} has no rows below its header.")
     if table[PARTICIPANT].isna().any():
@@ -180,7 +146,7 @@ def read_measures(path: Path, leave_out: Sequence[str] = ()) -> Measures:
     InputMissingError, UsageError
         If it cannot be used; the message says what to change.
     """
-    table = read_table(path, "--measures")
+    table = read_participants_table(path, "--measures")
     if is_group_table(table):
         return measures_of_groups(table.assign(map=path.stem.removeprefix("group_")), f"--measures: {path}")
     index = keys(table, with_sessions=True)
@@ -206,7 +172,7 @@ def read_motion(path: Path, column: str) -> pd.Series[float]:
     InputMissingError, UsageError
         If there are none, or they cannot be used.
     """
-    table = read_table(path, "--motion")
+    table = read_participants_table(path, "--motion")
     if column not in table:
         raise UsageError(
             f"--motion: {path} has no column {column}, but {', '.join(table.columns)}; name one with --motion-column."
@@ -333,7 +299,7 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
     notes : list of str
         Values that are not understood, and columns that are not there.
     """
-    table = read_table(path, option)
+    table = read_participants_table(path, option)
     participants = keys(table, with_sessions=False).get_level_values(0)
     if participants.has_duplicates:
         first = participants[participants.duplicated()][0]

@@ -12,13 +12,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from qmri_bidsapp.bids.derivatives import json_text, save_text, table_text
+from qmri_bidsapp.bids.tables import PARTICIPANT, read_table
 from qmri_bidsapp.errors import InputMissingError, UsageError
 from qmri_bidsapp.group.aggregate import COLUMNS as GROUP_COLUMNS
 from qmri_bidsapp.group.aggregate import GroupTable
 from qmri_bidsapp.group.measures import (
     COVARIATES,
-    MISSING,
-    PARTICIPANT,
     SCORE,
     Measures,
     keys,
@@ -165,13 +164,12 @@ def scan_scores(out_dir: Path) -> tuple[pd.Series[float], list[str]]:
     warnings = []
     for path in sorted([*out_dir.glob("sub-*/sub-*_scans.tsv"), *out_dir.glob("sub-*/ses-*/sub-*_scans.tsv")]):
         try:
-            text = pd.read_csv(path, sep="\t", dtype=str, na_values=list(MISSING), keep_default_na=False)
-            if not {"filename", SCORE} <= set(text):
+            table = read_table(path)
+            if not {"filename", SCORE} <= set(table):
                 continue
-            text.index += 2
-            text = text[text["filename"].fillna("").str.contains(r"_T1w\.nii(?:\.gz)?$")]
-            score = numbers(text[SCORE], f"column {SCORE} of {path}").mean()
-        except (OSError, ValueError, UsageError) as error:
+            table = table[table["filename"].fillna("").str.contains(r"_T1w\.nii(?:\.gz)?$")]
+            score = numbers(table[SCORE], f"column {SCORE} of {path}").mean()
+        except (InputMissingError, UsageError) as error:
             warnings.append(f"{path} cannot be used ({error}): run the participant again.")
             continue
         labels = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
