@@ -10,15 +10,13 @@ import numpy.typing as npt
 
 from qmri_bidsapp.bids.record import FitRecord, SubjectRecord
 from qmri_bidsapp.bids.record_files import read_record, record_files
+from qmri_bidsapp.bids.result_names import TISSUE_LABELS
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import InputMissingError, ProtocolError
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import load_estimators
-
-#: Labels of the tissue segmentation.
-TISSUE_LABELS = {"gm": 1, "wm": 2}
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class FoundFit:
                 raise InputMissingError(
                     f"sub-{self.subject} in {self.folder} has no tissue segmentation: it has no T1w. Use prior healthy."
                 )
-            inside &= np.asarray(nib.load(self.folder / self.tissues).dataobj) == TISSUE_LABELS[tissue]
+            inside &= np.asarray(nib.load(self.folder / self.tissues).dataobj) == TISSUE_LABELS[tissue.upper()]
         columns = [np.asarray(nib.load(self.folder / self.maps[name]).dataobj)[inside] for name in names]
         return np.stack(columns, axis=1).astype(np.float64)
 

@@ -58,6 +58,8 @@ def read_grades(path: Path, column: str) -> dict[tuple[str, str], float]:
             f"--labels {path} has no column {' and '.join(absent)}; it has {', '.join(map(str, table.columns))}."
         )
     table = table[table[column].notna()]
+    if table[PARTICIPANT].isna().any():
+        raise UsageError(f"--labels {path} has no {PARTICIPANT} in row {table[PARTICIPANT].isna().idxmax()}.")
     sessions = table[SESSION].fillna("") if SESSION in table else [""] * len(table)
     grades: dict[tuple[str, str], float] = {}
     for participant, session, text in zip(table[PARTICIPANT], sessions, table[column], strict=True):

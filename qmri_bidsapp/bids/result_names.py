@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Suffixes that more than one model writes: the model is part of their ``desc``.
 SHARED_SUFFIXES = ("S0map",)
+#: Labels of tissue segmentations.
+TISSUE_LABELS = {"GM": 1, "WM": 2, "CSF": 3}
 #: What a map of a parameter holds -> ending of its ``desc``.
 ENDINGS = {
     "estimate": "",

@@ -78,9 +78,9 @@ def run(arguments: argparse.Namespace) -> None:
         If the results cannot be written, or would replace a table that is read.
     """
     from qmri_bidsapp.bids.derivatives import save_text
+    from qmri_bidsapp.group.correction_report import motion_page
     from qmri_bidsapp.group.measures import COVARIATES, read_covariates, read_measures, read_motion
     from qmri_bidsapp.group.motion_correction import correct_measures, correction_files
-    from qmri_bidsapp.group.motion_report import motion_page
 
     _check(arguments)
     measures = read_measures(arguments.measures, leave_out=[arguments.motion_column])

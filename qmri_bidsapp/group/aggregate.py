@@ -16,9 +16,9 @@ from nibabel.spatialimages import HeaderDataError
 from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.bids.record import FitRecord, MapRecord, SeriesRecord, TruthRecord
 from qmri_bidsapp.bids.record_files import read_record, record_files
+from qmri_bidsapp.bids.result_names import TISSUE_LABELS
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import NothingMatchedError, QmriError
-from qmri_bidsapp.reports.figures import TISSUE_NAMES
 from qmri_bidsapp.reports.flags import MOST, main_reason, part_flagged
 from qmri_bidsapp.reports.tables import protocol_rows
 from qmri_bidsapp.uncertainty.ood import Reason
@@ -182,7 +182,7 @@ def _fit_rows(
     regions = {"brain": status != Status.OUTSIDE}
     if series.tissues:
         tissues = _load(out_dir / series.tissues)
-        regions |= {name: regions["brain"] & (tissues == label) for label, name in TISSUE_NAMES.items()}
+        regions |= {name: regions["brain"] & (tissues == label) for name, label in TISSUE_LABELS.items()}
     entries = []
     for item in fit.maps:
         values = _load(out_dir / item.estimate)

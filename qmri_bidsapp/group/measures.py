@@ -36,7 +36,7 @@ def read_participants_table(path: Path, option: str) -> pd.DataFrame:
     table = read_table(path, option)
     if PARTICIPANT not in table:
         separated = " The columns must be separated by tabs." if len(table.columns) == 1 else ""
-        raise UsageError(f"{option}: {path} needs the column {PARTICIPANT}, got {', '.join(table)}.{separated}")
+        raise UsageError(f"{option}: {path} needs the column {PARTICIPANT}, got {', '.join(table.columns)}.{separated}")
     if table.empty:
         raise UsageError(f"{option}: {path} has no rows below its header.")
     if table[PARTICIPANT].isna().any():
@@ -74,7 +74,7 @@ def keys(table: pd.DataFrame, with_sessions: bool) -> pd.MultiIndex:
 
 
 @dataclass
-class Measures:
+class MeasureTable:
     """Measures, one row for each participant and session.
 
     Attributes
@@ -103,7 +103,7 @@ def is_group_table(table: pd.DataFrame) -> bool:
     return set(_GROUP_TABLE) <= set(table.columns)
 
 
-def measures_of_groups(table: pd.DataFrame, where: str) -> Measures:
+def measures_of_groups(table: pd.DataFrame, where: str) -> MeasureTable:
     """Spread group tables: a measure is a map, series, model, estimator and region.
 
     Parameters
@@ -129,10 +129,10 @@ def measures_of_groups(table: pd.DataFrame, where: str) -> Measures:
     long = pd.DataFrame({"measure": table["measure"], "value": numbers(table["median"], f"{where}: median")})
     values = long.set_index(index).set_index("measure", append=True)["value"].unstack("measure")
     units = dict(zip(table["measure"], table["unit"].fillna("n/a"), strict=True))
-    return Measures(values, units, source=table, is_long=True)
+    return MeasureTable(values, units, source=table, is_long=True)
 
 
-def read_measures(path: Path, leave_out: Sequence[str] = ()) -> Measures:
+def read_measures(path: Path, leave_out: Sequence[str] = ()) -> MeasureTable:
     """Read measures: columns of numbers, or a group table of the app.
 
     Parameters
@@ -161,7 +161,7 @@ def read_measures(path: Path, leave_out: Sequence[str] = ()) -> Measures:
             notes.append(f"{name} holds no numbers and is left out.")
     if not columns:
         raise UsageError(f"--measures: {path} has no column of numbers beside {PARTICIPANT} and session_id.")
-    return Measures(pd.DataFrame(columns, index=index), notes=notes, source=table)
+    return MeasureTable(pd.DataFrame(columns, index=index), notes=notes, source=table)
 
 
 def read_motion(path: Path, column: str) -> pd.Series[float]:

@@ -19,7 +19,7 @@ from qmri_bidsapp.group.aggregate import GroupTable
 from qmri_bidsapp.group.measures import (
     COVARIATES,
     SCORE,
-    Measures,
+    MeasureTable,
     keys,
     match,
     match_covariates,
@@ -60,7 +60,7 @@ class MotionCorrection:
 
     Attributes
     ----------
-    measures : Measures
+    measures : MeasureTable
     motion : Series
         mm, by the rows of the measures.
     correction : Correction
@@ -72,7 +72,7 @@ class MotionCorrection:
         Names of the tables of `correction_files`.
     """
 
-    measures: Measures
+    measures: MeasureTable
     motion: pd.Series[float]
     correction: Correction
     notes: list[str]
@@ -93,7 +93,7 @@ class MotionCorrection:
 
 
 def correct_measures(
-    measures: Measures,
+    measures: MeasureTable,
     scores: pd.Series[float],
     covariates: pd.DataFrame | None = None,
     reference: float | None = None,
@@ -103,7 +103,7 @@ def correct_measures(
 
     Parameters
     ----------
-    measures : Measures
+    measures : MeasureTable
     scores : Series
         mm, by (participant, session).
     covariates : DataFrame, optional
@@ -223,7 +223,7 @@ def correct_group(
     return found, reason, warnings
 
 
-def _participants(bids_dir: Path, measures: Measures) -> tuple[pd.DataFrame | None, list[str]]:
+def _participants(bids_dir: Path, measures: MeasureTable) -> tuple[pd.DataFrame | None, list[str]]:
     """Return covariates of the data set, none where they are of nobody in the group tables, and notes."""
     path = bids_dir / "participants.tsv"
     if not path.is_file():

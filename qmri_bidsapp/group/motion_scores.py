@@ -94,8 +94,8 @@ def group_scores(out_dir: Path, participant_labels: Sequence[str] = ()) -> Group
 
 def scores_section(found: GroupScores) -> dict[str, Any]:
     """Return what the template ``motion_scores.html`` shows."""
-    from qmri_bidsapp.group.motion_report import inline_svg
-    from qmri_bidsapp.reports.motion_figures import scores_figure
+    from qmri_bidsapp.group.correction_report import inline_svg
+    from qmri_bidsapp.reports.motion_score_figures import scores_figure
 
     figure = inline_svg(scores_figure(found.scores, found.outside)) if found.scores else ""
     return {"found": found, "figure": figure}

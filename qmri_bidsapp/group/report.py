@@ -10,8 +10,8 @@ import numpy as np
 
 from qmri_bidsapp.bids.derivatives import save_text
 from qmri_bidsapp.group.aggregate import GroupTable
+from qmri_bidsapp.group.correction_report import inline_svg, motion_section, page_template
 from qmri_bidsapp.group.motion_correction import MotionCorrection
-from qmri_bidsapp.group.motion_report import inline_svg, motion_section, page_template
 from qmri_bidsapp.group.motion_scores import group_scores, scores_section
 
 #: A value further from the median than this many scaled median absolute deviations is named.

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, SeriesRecord, SubjectRecord, TruthRecord
 from qmri_bidsapp.bids.record_files import read_record, record_file
+from qmri_bidsapp.bids.result_names import TISSUE_LABELS
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.certificate import certificate_figure, certificate_text, truth_figure
-from qmri_bidsapp.reports.figures import TISSUE_NAMES, head_motion_figure, image_figure, map_figure, save_svg
+from qmri_bidsapp.reports.figures import head_motion_figure, image_figure, map_figure, save_svg
 from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
 from qmri_bidsapp.reports.motion_score import score_notes, score_reportlets
 
@@ -178,7 +179,7 @@ def _orientation_reportlet(
     if count is None:
         text = tables.notes([f"{found.n_fibres} is not in the output folder."], "error")
         return pages.html(f"{found.series}nfibresmissing", text)
-    white = mask if tissues is None else mask & (tissues == 2)
+    white = mask if tissues is None else mask & (tissues == TISSUE_LABELS["WM"])
     known = count[white & np.isfinite(count)]
     shares = ", ".join(f"{n}: {np.mean(known == n) if known.size else 0:.0%}" for n in range(4))
     where = "the brain" if tissues is None else "white matter"
@@ -246,7 +247,7 @@ def _flag_reportlets(
         return [pages.html(f"{identity}noflags", text)]
     regions = {"brain": mask}
     if tissues is not None:
-        regions |= {name: mask & (tissues == label) for label, name in TISSUE_NAMES.items()}
+        regions |= {name: mask & (tissues == label) for name, label in TISSUE_LABELS.items()}
     title = f"Out of distribution: {fit.model_title}, {fit.estimator_title}"
     text = flag_text(found.flag_counts, found.noise_factor, flags, regions)
     figure = flag_figure(values, flags, mask, title=item.description, unit=item.unit)

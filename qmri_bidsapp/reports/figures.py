@@ -13,11 +13,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from qmri_bidsapp.artifacts.atomic import atomic_file
+from qmri_bidsapp.bids.result_names import TISSUE_LABELS
 from qmri_bidsapp.units import to_display
 
 #: Slices shown, and how many side by side.
 N_SLICES, N_COLUMNS = 12, 6
-TISSUE_NAMES = {1: "GM", 2: "WM", 3: "CSF"}
 TISSUE_COLOURS = {"GM": "#2a7fb8", "WM": "#d95f02", "CSF": "#54a24b", "brain": "#555555"}
 CONTOUR = "#e8308a"
 #: Width of a mosaic that has a distribution beside it, inch.
@@ -173,7 +173,7 @@ def _histogram(
     unit: str,
 ) -> None:
     """Draw the distribution of each tissue, with its median and interquartile range."""
-    regions = {"brain": mask} if tissues is None else {name: mask & (tissues == k) for k, name in TISSUE_NAMES.items()}
+    regions = {"brain": mask} if tissues is None else {name: mask & (tissues == k) for name, k in TISSUE_LABELS.items()}
     bins = np.linspace(*limits, 81)
     for name, region in regions.items():
         part = values[region & np.isfinite(values)]
@@ -223,7 +223,7 @@ def image_figure(
     _show(axis, tiled, "gray", limits)
     outlines = [(mask, CONTOUR)]
     if tissues is not None:
-        outlines += [(tissues == 2, TISSUE_COLOURS["WM"]), (tissues == 3, TISSUE_COLOURS["CSF"])]
+        outlines += [(tissues == TISSUE_LABELS[name], TISSUE_COLOURS[name]) for name in ("WM", "CSF")]
     for region, colour in outlines:
         outline = tile(region.astype(float), everything, fill=0.0)
         if 0 < outline.mean() < 1:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from qmri_bidsapp.bids.record import MotionScoreRecord, MotionScoreValues
 from qmri_bidsapp.motion.scorer import MAX_INTERVAL, UNFAMILIAR
 from qmri_bidsapp.reports import tables
-from qmri_bidsapp.reports.motion_figures import air_figure, most_affected, score_figure
+from qmri_bidsapp.reports.motion_score_figures import air_figure, most_affected, score_figure
 
 #: What scores below a limit are called, mm.
 LEVELS = ((0.5, "hardly any motion"), (1.0, "little motion"), (2.0, "clear motion"), (np.inf, "strong motion"))

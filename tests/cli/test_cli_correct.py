@@ -172,7 +172,7 @@ def test_nothing_is_written_if_the_figures_fail(tables, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no figure")
 
-    monkeypatch.setattr("qmri_bidsapp.reports.motion_figures.forest_figure", fail)
+    monkeypatch.setattr("qmri_bidsapp.group.correction_figures.forest_figure", fail)
     assert correct(tables) != 0
     assert not (tables / "out").exists()
 

@@ -16,8 +16,8 @@ from qmri_bidsapp.group.motion_scores import group_scores
 from qmri_bidsapp.group.report import write_group_report
 from qmri_bidsapp.motion.scorer import MotionScore
 from qmri_bidsapp.reports.assembler import build_subject_report
-from qmri_bidsapp.reports.motion_figures import most_affected
 from qmri_bidsapp.reports.motion_score import sentence
+from qmri_bidsapp.reports.motion_score_figures import most_affected
 
 
 def entry(mean: float = 0.3, warnings: tuple[str, ...] = (), grades: dict[str, float] | None = None):

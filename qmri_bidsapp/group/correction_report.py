@@ -57,7 +57,7 @@ def motion_section(found: MotionCorrection | None, reason: str = "") -> dict[str
 
 def _figures(found: MotionCorrection) -> tuple[str, list[str]]:
     """Return the forest plot and the measures against motion with their lines, as smallest p-values first."""
-    from qmri_bidsapp.reports.motion_figures import forest_figure, scatter_figure
+    from qmri_bidsapp.group.correction_figures import forest_figure, scatter_figure
 
     slopes = found.correction.slopes.dropna(subset=["slope"]).sort_values("p_value", kind="stable")
     if slopes.empty:
