@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qmri_bidsapp.cli.train.spatial import N_CALIBRATION, N_HELD_OUT, load_heads
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference
 from qmri_bidsapp.estimators.spatial.patches import draw_protocol
+from qmri_bidsapp.estimators.spatial.recipe import N_CALIBRATION, N_HELD_OUT
 from qmri_bidsapp.estimators.spatial.trials import draw_scene, measure
+from qmri_bidsapp.images.label_maps import load_heads
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_model
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qmri_bidsapp.cli.train.spatial import N_HELD_OUT, load_heads
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
 from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, SpatialNetwork
+from qmri_bidsapp.estimators.spatial.recipe import N_HELD_OUT
 from qmri_bidsapp.estimators.spatial.trials import draw_scene, estimate_with, measure, per_voxel
+from qmri_bidsapp.images.label_maps import load_heads
 from qmri_bidsapp.registry import get_model
 
 N_HEADS, SNR, N_REPETITIONS, SEED = 3, 30.0, 3, 7

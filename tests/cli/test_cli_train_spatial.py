@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from qmri_bidsapp.artifacts.weights import load_weights, save_weights
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.cli.train import spatial as train_spatial
-from qmri_bidsapp.cli.train.spatial import N_HELD_OUT
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho
 from qmri_bidsapp.errors import WeightsError
+from qmri_bidsapp.estimators.spatial import recipe
 from qmri_bidsapp.estimators.spatial.error_head import split_head
 from qmri_bidsapp.estimators.spatial.error_training import CHECKPOINT as HEAD_CHECKPOINT
 from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, ResidualEstimation
+from qmri_bidsapp.estimators.spatial.recipe import N_HELD_OUT
 from qmri_bidsapp.estimators.spatial.virtual_heads import label_phantom
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
@@ -27,7 +27,7 @@ from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 def brief(monkeypatch):
     """Standard deviations that hardly learn."""
     sizes = {"n_iterations": 2, "n_calibration": 1, "n_validation": 1, "n_series": 1, "size": 16}
-    monkeypatch.setattr(train_spatial, "HEAD_SIZES", sizes)
+    monkeypatch.setattr(recipe, "HEAD_SIZES", sizes)
 
 
 @pytest.fixture(scope="module")

@@ -161,8 +161,9 @@ def _estimators(arguments: argparse.Namespace, model: SignalModel, acquisition: 
 
 def _heads(folder: Path | None) -> list[npt.NDArray[np.uint8]]:
     """Return heads that training leaves out."""
-    from qmri_bidsapp.cli.train.spatial import N_HELD_OUT, load_heads
+    from qmri_bidsapp.estimators.spatial.recipe import N_HELD_OUT
     from qmri_bidsapp.estimators.spatial.virtual_heads import crop, label_phantom, structures_of
+    from qmri_bidsapp.images.label_maps import load_heads
 
     if folder is None:
         return [crop(structures_of(label_phantom(PHANTOM_SHAPE)))]
