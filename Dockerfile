@@ -4,7 +4,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 RUN python3 -m venv /opt/qmri
-# The dependencies alone first: a change of the program does not install them again.
+# Dependencies first, so that a change of the program does not install them again.
 COPY pyproject.toml constraints.txt ./
 RUN python3 -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" \
         > requirements.txt \
@@ -25,7 +25,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home qmri
 COPY --from=build /opt/qmri /opt/qmri
-# Nothing is written outside the output folder, the work folder and /tmp: any user id and a read-only file system will do.
+# The program writes to the output folder, the work folder and /tmp only: any user id and a read-only file system work.
 ENV PATH=/opt/qmri/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -1,9 +1,9 @@
-# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# `make demo` and `make test` do all the set-up on a new machine.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RELEASE := build/release
-# One thread per library: the steps themselves run side by side.
+# One thread per library, since steps run in parallel.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-all lint docs release-check clean

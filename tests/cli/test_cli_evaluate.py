@@ -94,7 +94,7 @@ def test_table3(tmp_path, capsys):
     for row in found.values():
         assert list(row) == ["rmse", "bias", "std"]
         assert all(len(row[kind]) == 2 for kind in ("rmse", "bias", "std"))
-        # With two samples per point most of the mean of |bias| is chance.
+        # With two samples per point most of the mean of |bias| is noise.
         assert 0 < row["bias"][1] < row["rmse"][1] < 0.2
     table = rows(capsys.readouterr().out)
     assert {len(row) for row in table} == {7}

@@ -34,7 +34,7 @@ from qmri_bidsapp.workflows.execution import RunResult
 
 @pytest.fixture
 def with_subject(bids_dir) -> Path:
-    """Return a data set whose only series is of no use here."""
+    """Return a data set whose only series cannot be fitted."""
     folder = bids_dir / "sub-01" / "func"
     folder.mkdir(parents=True)
     (folder / "sub-01_task-rest_bold.nii.gz").touch()

@@ -343,7 +343,7 @@ def test_can_be_certified(model_name: str, estimator_name: str) -> None:
 def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator_name: str, known_noise: bool) -> None:
     """Within 10 %, and 95 % intervals cover 93 to 97 %, at high SNR, where the Cramer-Rao bound applies.
 
-    Where residuals tell the noise, those of the series do.
+    Where residuals estimate the noise, those of the whole series do.
     """
     model = get_model(model_name)
     estimator = fitted(model_name, estimator_name)

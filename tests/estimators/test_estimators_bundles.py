@@ -122,7 +122,7 @@ def test_bad_voxels_are_flagged(estimator: BundlesByVoxel) -> None:
 
 
 def test_fits_begin_close_to_the_minimum() -> None:
-    """Fractions and tissue are found about the true directions, without being told the fractions."""
+    """Fractions and tissue are estimated with known directions and unknown fractions."""
     fitted = NonLinearLeastSquares(Noddi.with_bundles(2)()).fit(protocol())
     toward = unit_vector(torch.tensor(ANGLES[:2]).float())
     start = fitted._starts(torch.tensor(simulate(2, 1, noise=0.0)).float(), toward.unsqueeze(0))[0, 0]

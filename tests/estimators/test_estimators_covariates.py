@@ -1,4 +1,4 @@
-"""Quantities that are known per voxel: a decay whose times are stretched by a factor that another map tells."""
+"""Quantities known per voxel: a decay whose times are stretched by a factor from another map."""
 
 from __future__ import annotations
 

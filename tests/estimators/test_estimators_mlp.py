@@ -48,7 +48,7 @@ def test_errors_are_those_of_the_paper_after_little_training(trained):
 
     found, _ = table3.measure(table3.estimate(fit, table3.simulate(40)))
     paper = table3.PUBLISHED["Net-uniform-SNR25"]
-    # Within 3 % of the paper's; below the exact posterior mean's (0.0628, 0.1048) an error cannot be but by chance.
+    # Within 3 % of the paper's; an error below the exact posterior mean's (0.0628, 0.1048) would be noise.
     assert 0.06 < found.rmse[0] < 1.03 * paper.rmse[0]
     assert 0.10 < found.rmse[1] < 1.03 * paper.rmse[1]
 

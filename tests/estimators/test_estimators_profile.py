@@ -1,4 +1,4 @@
-"""Errors of parameters of which the signal tells less and less along their range."""
+"""Errors of parameters that the signal determines less and less along their range."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_agrees_with_the_integral(rise: float) -> None:
 
 
 def test_truths_lie_within_the_bounds() -> None:
-    """In the middle of a range of one that nothing tells of, the error is that of a uniform distribution."""
+    """In the middle of the range of an undetermined parameter, the error is that of a uniform distribution."""
     bounds = Bounds(torch.tensor([-1e3, 0.0]), torch.tensor([1e3, 1.0]), WIDE.is_periodic)
     found = errors([0.5], lambda theta: torch.full((1,), 5.0), bounds)
     np.testing.assert_allclose(found, 1 / np.sqrt(12), rtol=0.05)

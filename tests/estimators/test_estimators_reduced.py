@@ -56,7 +56,7 @@ def test_standard_deviations_are_honest_in_tissue():
     noisy = add_gaussian(signals(model, truth, table3.PROTOCOL), 0.04 / np.sqrt(table3.PROTOCOL.n_averages), rng)
     maps = BiasReducedLeastSquares(model).fit(table3.PROTOCOL).predict(noisy, noise_std=np.full(n, 0.04))
     z = (maps.estimate - truth) / maps.std
-    # 95 %, uncertain by 0.35 % from chance.
+    # 95 %, with a sampling error of 0.35 %.
     np.testing.assert_allclose((np.abs(z) < 1.96).mean(0), 0.95, atol=0.015)
 
 
@@ -75,7 +75,7 @@ def test_better_than_traditional_fitting_in_all_six_numbers():
     fit = table3.methods(["reduced"], list)["reduced"]()
     found, _ = table3.measure(table3.estimate(fit, noisy))
     paper = table3.PUBLISHED["Traditional fitting"]
-    # Chance adds to |bias|: 0.002 at 100 samples, were the bias zero everywhere.
+    # Noise adds to |bias|: 0.002 at 100 samples if the bias were zero everywhere.
     for kind, excess in (("rmse", 0), ("bias", 0.005), ("std", 0)):
         assert (np.array(getattr(found, kind)) < np.array(getattr(paper, kind)) + excess).all(), kind
 

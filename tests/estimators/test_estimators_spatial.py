@@ -170,7 +170,7 @@ def test_bad_voxels_are_left_out_and_parts_that_do_not_touch_do_not_matter() -> 
     assert whole.status[[5, 17]].tolist() == [Status.INVALID_INPUT, Status.NO_SIGNAL]
     assert np.isnan(whole.estimate[[5, 17]]).all()
     assert np.isfinite(np.delete(whole.estimate, [5, 17], axis=0)).all()
-    # A gap of one row: what lies behind it does not change.
+    # A gap of one row: voxels behind it do not change.
     parted = mask.copy()
     parted[6] = False
     inside = parted[mask]

@@ -116,7 +116,7 @@ def slices_of(t1: torch.Tensor, factor: float, noise: float, is_rician: bool = F
         signals = torch.hypot(signals, noise * torch.randn(signals.shape, generator=rng))
     inside = torch.ones(t1.shape, dtype=torch.bool)
     inside[:, :, 25:] = False
-    # Voxels outside would tell another factor.
+    # Voxels outside have another factor.
     signals[:, :, 25:] = T1.signal(torch.tensor([0.7, 1.84, 1.0]), acquisition)
     return Series(acquisition, signals, inside, torch.full((1, 1, 1), noise), is_rician)
 
@@ -130,7 +130,7 @@ def guess_of(series: Series) -> torch.Tensor:
 @pytest.mark.parametrize("is_rician", [False, True], ids=["gaussian", "rician"])
 @pytest.mark.parametrize("factor", [1.7, 1.95])
 def test_the_first_guess_of_what_voxels_share_comes_from_all_of_them(factor, is_rician, snr, within):
-    # At SNR 10 one voxel tells the inversion factor to 0.4, three times the prior's width; 750 tell it to 0.02.
+    # At SNR 10 one voxel determines the inversion factor to 0.4, three times the prior's width; 750 do to 0.02.
     rng = torch.Generator().manual_seed(1)
     t1 = torch.where(torch.rand(1, 30, 30, generator=rng) < 0.6, 0.85, 1.4)
     t1 = t1 * (1 + 0.05 * torch.rand(t1.shape, generator=rng))

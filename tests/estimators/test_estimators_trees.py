@@ -107,7 +107,7 @@ def test_errors_are_near_those_of_the_paper_after_little_training(trained):
 
     found, _ = table3.measure(table3.estimate(fit, table3.simulate(40)))
     paper = table3.PUBLISHED["RF-uniform-SNR25"]
-    # Below the exact posterior mean's (0.0628, 0.1048) an error cannot be but by chance.
+    # An error below the exact posterior mean's (0.0628, 0.1048) would be noise.
     assert 0.06 < found.rmse[0] < 1.1 * paper.rmse[0]
     assert 0.10 < found.rmse[1] < 1.1 * paper.rmse[1]
 
@@ -128,7 +128,7 @@ def test_intervals_cover_the_truth(trained):
     maps = trained.predict(signal)
     covered = np.abs(maps.estimate - theta) <= 1.96 * maps.std
     assert np.all((covered.mean(axis=0) > 0.93) & (covered.mean(axis=0) < 0.97))
-    # Those that are told to be certain are as honest as the others.
+    # Estimates with small standard deviations cover as well as the others.
     for column in (1, 2):
         certain = maps.std[:, column] < np.nanmedian(maps.std[:, column])
         assert 0.92 < covered[certain, column].mean() < 0.99

@@ -28,7 +28,7 @@ def test_errors_are_those_of_the_paper_after_little_training(trained):
         table3.estimate(lambda signal: trained.predict(signal).estimate[:, 1:] / [1.0, 1e-3], table3.simulate(40))
     )
     paper = table3.PUBLISHED["Net-uniform-SNR25"]
-    # Below the exact posterior mean's (0.0628, 0.1048) an error cannot be but by chance.
+    # An error below the exact posterior mean's (0.0628, 0.1048) would be noise.
     assert 0.06 < found.rmse[0] < 1.03 * paper.rmse[0]
     assert 0.10 < found.rmse[1] < 1.03 * paper.rmse[1]
 

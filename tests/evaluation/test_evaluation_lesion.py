@@ -1,4 +1,4 @@
-"""The lesion experiment: measures by hand, and a lesion that is told from white matter in most voxels."""
+"""The lesion experiment: measures by hand, and a lesion that most voxels distinguish from white matter."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_lesion_shows_and_white_matter_does_not():
     assert 0.75 < numbers["lesion"]["coverage"]["lambda"] <= 1
     assert numbers["lesion"]["mean_estimate"]["lesion"] == pytest.approx(ABNORMAL, rel=0.03)
     for key, area in numbers["white"]["auroc"].items():
-        # Regions overlap: there are few of them, and more chance.
+        # Regions overlap, so there are few independent ones, and the noise is larger.
         assert abs(area - 0.5) < (0.2 if "regions" in key else 0.08), key
 
 

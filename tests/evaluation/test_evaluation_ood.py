@@ -1,4 +1,4 @@
-"""Cases of voxels out of distribution: do they differ from typical ones in what they say, and are they told apart?"""
+"""Voxels out of distribution: each case differs from typical voxels as described, and flags detect it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from qmri_bidsapp.models.noddi import Noddi
 
 SHAPE = (24, 14, 6)
 #: Fractions of the bundles in each block along x. The first is grey matter, which has most of the isotropic voxels, as
-#: in a brain: three bundles at right angles look isotropic to the tensor that tells the tissues apart.
+#: in a brain: three bundles at right angles look isotropic to the tensor that separates the tissues.
 BLOCKS = {(0, 9): (), (9, 14): (1.0,), (14, 19): (0.6, 0.4), (19, 24): (0.4, 0.33, 0.27)}
 AXES = np.array([[0.36, 0.48, 0.8], [0.8, -0.6, 0.0], [0.48, 0.64, -0.6]])
 FLUID_ROWS = 3

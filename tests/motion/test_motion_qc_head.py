@@ -37,7 +37,7 @@ def test_grades_are_told_where_the_embedding_knows_them():
 
 
 def test_subjects_are_never_in_two_folds():
-    # Embeddings tell the person and nothing else: only leaking between folds could lift the accuracy over chance.
+    # Embeddings identify the person and nothing else: only leakage between folds could lift the accuracy above chance.
     figures = [cross_validate(*cohort(200, informative=False, seed=seed))["balanced_accuracy"] for seed in range(3)]
     assert np.mean(figures) == pytest.approx(1 / 3, abs=0.08)
 

@@ -112,7 +112,7 @@ def test_scores_are_uniform_and_movements_two_to_eight() -> None:
     assert kstest(scores, "uniform", args=(0, 4)).pvalue > 0.01
     n_movements = [len(motion.onsets) for motion in motions]
     assert (min(n_movements), max(n_movements)) == MOVEMENTS
-    # The score tells nothing of the number of movements, nor of the axis.
+    # The score depends neither on the number of movements nor on the axis.
     assert abs(np.corrcoef(scores, n_movements)[0, 1]) < 0.12
     assert {(motion.axis, motion.resolution) for motion in motions} == {(0, 1.0), (1, 1.2), (2, 1.3)}
 

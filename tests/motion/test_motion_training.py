@@ -91,7 +91,7 @@ def test_resumed_training_gives_the_same_weights(heads: list[Head], tmp_path: Pa
         folder.mkdir()
     whole = Trainer(_settings(), folders[0])
     train(whole, _simulator(heads[:2], folders[0]), [], n_rounds=3, report=lambda _: None)
-    # The rate falls to zero at the last round, so that the number of rounds is told from the start.
+    # The rate falls to zero at the last round, so the number of rounds must be known from the start.
     with pytest.raises(KeyboardInterrupt):
         train(Trainer(_settings(), folders[1]), _simulator(heads[:2], folders[1]), [], n_rounds=3, report=_stop_at(2))
     parts = Trainer(_settings(), folders[1])

@@ -1,4 +1,4 @@
-"""Do intervals hold when residuals tell the noise, whether or not it is the same in all voxels?"""
+"""Coverage of intervals where residuals estimate the noise, constant or varying over voxels."""
 
 from __future__ import annotations
 
