@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, show, voxel_counts, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, add_voxel_counts, check_json, show, voxel_counts, write_json
 from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +25,8 @@ def add_parser(what: Any) -> None:
         metavar="NAME",
         help="estimators that support a model; learned ones are trained on the prior of the table (default: nlls)",
     )
-    parser.add_argument("--voxels", type=int, metavar="N", help="voxels per case (default: 4000)")
-    parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificate (default: 32768)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_voxel_counts(parser, "voxels per case")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, show, voxel_counts, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, add_voxel_counts, check_json, show, voxel_counts, write_json
 
 if TYPE_CHECKING:
     from qmri_bidsapp.evaluation.lesion.lesion import Brain
@@ -36,9 +36,8 @@ def add_parser(what: Any) -> None:
         help="estimators of smt; learned ones with their training distribution, such as mlp:healthy "
         "(default: nlls grid mlp:uniform mlp:healthy mlp:mixed forest:healthy)",
     )
-    parser.add_argument("--voxels", type=int, metavar="N", help="maximum number of white-matter voxels (default: 4000)")
-    parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificates (default: 32768)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_voxel_counts(parser, "maximum number of white-matter voxels")
+    add_json(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw maps of a slice (PNG)")
     parser.set_defaults(run=run)
 

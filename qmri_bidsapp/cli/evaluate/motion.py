@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qmri_bidsapp.cli.arguments import seed
-from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, check_json, show, write_json
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.errors import InputMissingError, UsageError
 
@@ -35,7 +35,7 @@ def add_parser(what: Any) -> None:
     parser.add_argument("--motion-weights", type=Path, metavar="PATH", help="as for qmri-bids (default: the program's)")
     parser.add_argument("--motion-weights-sha256", metavar="HEX", help="required SHA-256 of the weights")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: all available CPUs)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from qmri_bidsapp.cli.evaluate.results import check_json, show, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, check_json, show, write_json
 from qmri_bidsapp.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def add_parser(what: Any) -> None:
         metavar="DIR",
         help="weights of rim for one protocol, measured beside the general ones",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_json(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write figures into a folder")
     parser.set_defaults(run=run)
 

@@ -1,7 +1,8 @@
-"""Shared by the commands of ``qmri evaluate``: a line of progress, numbers of voxels, a JSON file of results."""
+"""Shared by the commands of ``qmri evaluate``: options, a line of progress, a JSON file of results."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,17 @@ def show(what: str) -> None:
     """Show the current step, if stderr is a terminal."""
     if sys.stderr.isatty():
         print(f"{CLEAR}{what}\r", end="", file=sys.stderr, flush=True)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+
+
+def add_voxel_counts(parser: argparse.ArgumentParser, voxels: str) -> None:
+    """Add ``--voxels``, described by `voxels`, and ``--reference``; see `voxel_counts`."""
+    parser.add_argument("--voxels", type=int, metavar="N", help=f"{voxels} (default: 4000)")
+    parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificate (default: 32768)")
 
 
 def voxel_counts(n: int | None, default: int, n_reference: int | None) -> tuple[int, int]:

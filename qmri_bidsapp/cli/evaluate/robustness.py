@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, show, voxel_counts, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, add_voxel_counts, check_json, show, voxel_counts, write_json
 from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +20,8 @@ def add_parser(what: Any) -> None:
     parser.add_argument(
         "--estimators", nargs="+", metavar="NAME", help="default: all voxelwise ones; learned ones are trained"
     )
-    parser.add_argument("--voxels", type=int, metavar="N", help="voxels per variation (default: 4000)")
-    parser.add_argument("--reference", type=int, metavar="N", help="voxels of the certificates (default: 32768)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_voxel_counts(parser, "voxels per variation")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, check_json, write_json
 from qmri_bidsapp.cli.resources import available_cpus
 from qmri_bidsapp.config import check_device, find_device
 from qmri_bidsapp.errors import UsageError
@@ -36,7 +36,7 @@ def add_parser(what: Any) -> None:
         "--models", nargs="+", metavar="NAME", help="models to measure (default: all with a standard protocol)"
     )
     parser.add_argument("--peers", action="store_true", help="also measure other installed programs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_json(parser)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:n]", help="default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch (default: all available CPUs)")
     parser.add_argument(

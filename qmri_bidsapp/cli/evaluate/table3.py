@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.cli.arguments import words
-from qmri_bidsapp.cli.evaluate.results import check_json, write_json
+from qmri_bidsapp.cli.evaluate.results import add_json, check_json, write_json
 from qmri_bidsapp.errors import OutputError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_parser(what: Any) -> None:
     parser.add_argument(
         "--samples", type=int, metavar="N", help="noisy samples of each of 441 points (default: 10000, as in the paper)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to a file")
+    add_json(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the bias of each method (PNG)")
     parser.set_defaults(run=run)
 
