@@ -59,11 +59,14 @@ os.environ["COLUMNS"] = "100"
 tools_parser = build_tools_parser()
 (GENERATED / "qmri.txt").write_text(tools_parser.format_help())
 (tools,) = tools_parser._subparsers._group_actions
-for name in ("correct", "train"):
+for name in ("fit", "correct", "train"):
     (GENERATED / f"{name}.txt").write_text(tools.choices[name].format_help())
 (trainings,) = tools.choices["train"]._subparsers._group_actions
 for name in ("motion", "qc-head"):
     (GENERATED / f"{name}.txt").write_text(trainings.choices[name].format_help())
+(measurements,) = tools.choices["evaluate"]._subparsers._group_actions
+evaluations = "\n".join(parser.format_help() for parser in measurements.choices.values())
+(GENERATED / "evaluate.txt").write_text(evaluations)
 # All models have the same options.
 (GENERATED / "train-model.txt").write_text(trainings.choices["t2"].format_help().replace("train t2", "train MODEL"))
 _write_models()
