@@ -9,7 +9,7 @@ no part of any key: a new version that computes the same reuses work folders, ce
 #: certificates and of weights trained in a run.
 MAPS = 4
 #: Arrays and summary of a certificate (`uncertainty.certificate`).
-CERTIFICATE = 7
+CERTIFICATE = 8
 #: Tensors and card of trained weights (`artifacts.weights`).
 WEIGHTS = 2
 #: Record of a participant, ``logs/sub-<label>.json`` (`bids.record`). Raise it when a field changes: the reader refuses

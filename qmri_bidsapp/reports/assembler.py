@@ -276,7 +276,7 @@ def _trust_reportlets(
         pages.figure(f"{identity}bias", certificate_figure(summary)),
     ]
     maps = {item.parameter: item for item in found.maps}
-    for parameter in summary["told"]:
+    for parameter in summary["axes"]:
         names = maps[parameter]
         bias, low, high = (pages.volume(name) for name in (names.bias, names.truth_low, names.truth_high))
         if bias is None or low is None or high is None:

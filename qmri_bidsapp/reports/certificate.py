@@ -37,10 +37,10 @@ def certificate_figure(summary: Mapping[str, Any]) -> Figure:
     summary : mapping
         From `uncertainty.certificate.Certificate.summary`.
     """
-    told = summary["told"]
+    axes = summary["axes"]
     has_arrows = bool(summary["arrows"])
-    lines = [] if has_arrows else [told[k : k + MOST_PANELS] for k in range(0, len(told), MOST_PANELS)]
-    boxes = [told] if summary["tissues"] else []
+    lines = [] if has_arrows else [axes[k : k + MOST_PANELS] for k in range(0, len(axes), MOST_PANELS)]
+    boxes = [axes] if summary["tissues"] else []
     heights = [4.2] * has_arrows + [3.4] * len(lines) + [2.6] * len(boxes)
     figure = Figure(figsize=(11, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), N_COLUMNS, height_ratios=heights)
@@ -51,7 +51,7 @@ def certificate_figure(summary: Mapping[str, Any]) -> Figure:
         for k, name in enumerate(names):
             axis = figure.add_subplot(grid[row, k * width : (k + 1) * width])
             if row < len(heights) - len(boxes):
-                _line(axis, summary, told.index(name), name)
+                _line(axis, summary, axes.index(name), name)
             else:
                 _boxes(axis, summary, name)
     return figure
@@ -65,8 +65,8 @@ def _scaled(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
 
 def _arrows(axis: Any, summary: Mapping[str, Any]) -> None:
     """Draw arrows from the truth to the mean estimate, as Gyori et al. 2021, Figure 2, and sinks."""
-    told = summary["told"]
-    places = [_Axis(summary, name) for name in told]
+    axes = summary["axes"]
+    places = [_Axis(summary, name) for name in axes]
 
     def placed(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
         return np.stack([place(column) for place, column in zip(places, np.array(rows).T, strict=True)], axis=1)
@@ -218,13 +218,13 @@ def _sinks(summary: Mapping[str, Any]) -> str:
         return "<p class='elem-desc'>Sinks were not looked for: there are too many parameters.</p>"
     if not sinks:
         return "<p class='elem-desc'>No sinks were found: nowhere are estimates drawn together.</p>"
-    header = ("Sink", *summary["told"], "drawn from", "part of all tissue", "pull")
+    header = ("Sink", *summary["axes"], "drawn from", "part of all tissue", "pull")
     return table(header, [_sink_row(summary, k, sink) for k, sink in enumerate(sinks, start=1)])
 
 
 def _sink_row(summary: Mapping[str, Any], number: int, sink: Mapping[str, Any]) -> tuple[str, ...]:
     """Return number, place with its extent, basin, part of all tissue, and pull of a sink."""
-    units = [to_display(summary["quantities"][name]["unit"]) for name in summary["told"]]
+    units = [to_display(summary["quantities"][name]["unit"]) for name in summary["axes"]]
 
     def span(limits: Sequence[float], k: int) -> str:
         return f"{limits[0] * units[k][1]:.3g} to {limits[1] * units[k][1]:.3g}"
@@ -233,7 +233,7 @@ def _sink_row(summary: Mapping[str, Any], number: int, sink: Mapping[str, Any]) 
         f"{value * factor:.3g}{unit and f' {unit}'} ({span(sink['extent'][k], k)})"
         for k, (value, (unit, factor)) in enumerate(zip(sink["centre"], units, strict=True))
     ]
-    basin = "; ".join(f"{name} {span(sink['basin'][k], k)}" for k, name in enumerate(summary["told"]))
+    basin = "; ".join(f"{name} {span(sink['basin'][k], k)}" for k, name in enumerate(summary["axes"]))
     return f"{number}", *places, basin, f"{sink['share']:.0%}", f"{sink['pull']:.0%} of the way"
 
 

@@ -1,4 +1,4 @@
-"""What follows from simulated voxels for the use of estimates: conformal intervals, and what debiasing changes."""
+"""Adjustments of estimates from simulated voxels: conformal intervals, and the effect of debiasing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from qmri_bidsapp.uncertainty.space import Space
 
 Array = npt.NDArray[np.float64]
 
-#: Of conformal intervals.
+#: Nominal coverage of conformal intervals.
 COVERAGE = 0.95
 
 
 def conformal_factors(space: Space, pairs: Pairs) -> dict[str, float]:
-    """Return half the width of 95 % intervals, in stated standard deviations, of every quantity that has these.
+    """Return half the width of 95 % intervals, in stated standard deviations, of every quantity that has them.
 
-    That many standard deviations hold the error in 95 % of the simulated voxels, and of new ones like them (split
-    conformal prediction, Lei et al. 2018, J Am Stat Assoc 113:1094): on average over their signal-to-noise ratios. Of
-    voxels unlike them it says nothing.
+    Errors of 95 % of the simulated voxels, and of new voxels of the same distribution, are within that many standard
+    deviations (split conformal prediction, Lei et al. 2018, J Am Stat Assoc 113:1094), on average over their
+    signal-to-noise ratios. There is no guarantee for voxels unlike the simulated ones.
     """
     found = {}
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -37,10 +37,10 @@ def conformal_factors(space: Space, pairs: Pairs) -> dict[str, float]:
 
 
 def debiasing(space: Space, survey: Pairs, reader: InverseReader) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return what it changes to subtract the expected bias: of every quantity but the amplitude, before and after.
+    """Return the errors of every quantity but the amplitude, before and after subtraction of the expected bias.
 
-    ``bias`` and ``std`` are root mean squares, over bins of the truth, of mean and standard deviation of the error of
-    the surveyed voxels; ``rmse`` is of all together; in the quantity's unit.
+    ``bias`` and ``std`` are root mean squares over bins of the truth of the mean and standard deviation of the error of
+    the surveyed voxels, ``rmse`` that of all voxels; in the quantity's unit.
     """
     place = space.forward(survey.truth)
     known = survey.conditions[:, 1:] if survey.conditions.shape[1] > 1 else None
@@ -56,7 +56,7 @@ def debiasing(space: Space, survey: Pairs, reader: InverseReader) -> dict[str, d
 
 
 def _spread(error: Array, index: npt.NDArray[np.intp]) -> dict[str, float]:
-    """Return root mean squares of the errors: of their means and standard deviations in bins, and of all."""
+    """Return root mean squares of the errors: of their means and standard deviations over bins, and of all errors."""
     groups = [part for k in range(N_BINS) if len(part := error[index == k]) >= MIN_PER_BIN]
     weight = [len(part) for part in groups]
     square = [(part.mean() ** 2, part.var()) for part in groups] or [(0.0, 0.0)]

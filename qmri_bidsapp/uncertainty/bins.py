@@ -13,12 +13,12 @@ Array = npt.NDArray[np.float64]
 
 #: Bins of the truth along one parameter.
 N_BINS = 20
-#: A bin with fewer voxels says too little.
+#: Bins with fewer voxels are left out.
 MIN_PER_BIN = 20
 
 
 def bins_of(places: Array, n_bins: int) -> npt.NDArray[np.intp]:
-    """Return the bins, 0 to n_bins - 1, of places along each axis, (n, d)."""
+    """Return the bin, 0 to n_bins - 1, of each place along each axis, (n, d)."""
     offset, size = unit_box(places)
     return np.asarray(((places - offset) / size * n_bins).astype(np.intp).clip(0, n_bins - 1))
 

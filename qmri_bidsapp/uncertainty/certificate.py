@@ -1,4 +1,4 @@
-"""The certificate of an estimator: what it makes of every tissue, for one protocol and noise level."""
+"""The certificate of an estimator: its errors in every tissue, for one protocol and noise level."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ARRAYS, SUMMARY = "certificate.npz", "certificate.json"
 #: Simulated voxels of the prior, and of each named tissue.
 N_VOXELS = 2**15
 N_PER_TISSUE = 2000
-#: Of the simulated voxels, the part that must be estimated.
-LEAST_PART = 0.1
+#: Share of the simulated voxels that must be estimated.
+LEAST_SHARE = 0.1
 #: Bins of the truth along each of two parameters.
 N_CELLS = 12
 #: Factor, up and down, by which a voxel's signal-to-noise ratio may differ from that of the series.
@@ -48,25 +48,24 @@ SPREAD = 4.0
 
 @dataclass(frozen=True)
 class Certificate:
-    """Truths and estimates, and what follows from them.
+    """Truths and estimates of simulated voxels, and what follows from them.
 
     Attributes
     ----------
     model : SignalModel
     identity : dict
-        Plain data: all that the numbers depend on.
+        Plain data: everything that the numbers depend on.
     pairs : Pairs
-        Their truths are drawn from the stated prior, their noise from a range around the level of the series: what the
-        inverse reading is made from.
+        Truths from the stated prior, noise from a range around the level of the series: for the inverse reading.
     survey : Pairs
-        Their truths are drawn from the model's default prior, all plausible tissue alike, at the level of the series:
-        what bias, standard deviation and sinks over the parameter space are made from.
+        Truths from the model's default prior, all plausible tissue alike, at the noise level of the series: for bias,
+        standard deviation and sinks over the parameter space.
     tissues : dict
         Named tissue -> its source, true values, and for every quantity mean and percentiles of its estimates.
     out_of_distribution : OutOfDistribution
-        Made of the simulated voxels of `pairs`: tells voxels that are unlike them.
+        Detects voxels unlike the simulated ones of `pairs`.
     local : LocalErrors, optional
-        What the inverse reading needs to know of `pairs`; found when it is first read, where not given.
+        Errors around the voxels of `pairs`, for the inverse reading; computed on first use if not given.
     """
 
     model: SignalModel
@@ -89,7 +88,7 @@ class Certificate:
 
     @cached_property
     def reader(self) -> InverseReader:
-        """What reads estimates back to truths, under the stated prior."""
+        """Reads estimates back to truths, under the stated prior."""
         return InverseReader(self.space, self.pairs, self.local)
 
     def errors_by_bins(self, quantity: int, n_bins: int = N_BINS) -> dict[str, list[float | None]]:
@@ -114,19 +113,19 @@ class Certificate:
         return {name: [row[name] for row in rows] for name in ("truth", "bias", "std", "rmse", "n")}
 
     def arrows(self, n_cells: int = N_CELLS) -> list[dict[str, list[float]]] | None:
-        """Return mean truth and mean estimate over cells of two parameters; None where it is not two that are told.
+        """Return mean truth and mean estimate over cells of the space; None unless it has two axes.
 
-        Each row has ``truth`` and ``estimate``, in the units of ``space.told``.
+        Each row has ``truth`` and ``estimate``, in the units of ``space.axes``.
         """
-        told = self.space.told
-        if len(told) != 2:
+        axes = self.space.axes
+        if len(axes) != 2:
             return None
         cell = bins_of(self.space.place(self.survey.truth), n_cells) @ [1, n_cells]
         rows = []
         for k in range(n_cells**2):
             inside = cell == k
             if inside.sum() >= MIN_PER_BIN:
-                means = (values[inside][:, told].mean(axis=0) for values in (self.survey.truth, self.survey.estimate))
+                means = (values[inside][:, axes].mean(axis=0) for values in (self.survey.truth, self.survey.estimate))
                 rows.append({name: mean.tolist() for name, mean in zip(("truth", "estimate"), means, strict=True)})
         return rows
 
@@ -137,13 +136,13 @@ class Certificate:
 
     @cached_property
     def debiasing(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """What it changes to subtract the expected bias, see `adjustments.debiasing`."""
+        """Effect of subtracting the expected bias, see `adjustments.debiasing`."""
         return debiasing(self.space, self.survey, self.reader)
 
     @cached_property
     def sinks(self) -> list[Sink] | None:
-        """Sinks, see `sinks`, in the units of ``space.told``; None in more than `MAX_DIMENSIONS`."""
-        if len(self.space.told) > MAX_DIMENSIONS:
+        """Sinks, see `sinks`, in the units of ``space.axes``; None in more than `MAX_DIMENSIONS`."""
+        if len(self.space.axes) > MAX_DIMENSIONS:
             return None
         truth, estimate = (self.space.place(values) for values in (self.survey.truth, self.survey.estimate))
         offset, size = unit_box(truth)
@@ -163,16 +162,16 @@ class Certificate:
         return self.survey.estimate.astype(np.float64) - self.survey.truth
 
     def summary(self) -> dict[str, Any]:
-        """Return all but the voxels as plain data, for the report."""
+        """Return everything but the voxels as plain data, for the report."""
         quantities = self.space.parameters
         overall = self._errors()
         return {
             "format": formats.CERTIFICATE,
             "key": self.key,
             "identity": self.identity,
-            "told": [quantities[k].name for k in self.space.told],
+            "axes": [quantities[k].name for k in self.space.axes],
             "n_failed": self.survey.n_failed,
-            "part_at_bound": float(self.survey.at_bound.mean()),
+            "share_at_bound": float(self.survey.at_bound.mean()),
             "quantities": {
                 p.name: {
                     "unit": "relative" if k == 0 else p.unit,
@@ -246,7 +245,7 @@ def identity_of(
     noise_is_known: bool,
     covariates_are_known: bool,
 ) -> dict[str, Any]:
-    """Return all that the certificate of a fitted estimator depends on, as plain data; see `certify`."""
+    """Return everything that the certificate of a fitted estimator depends on, as plain data; see `certify`."""
     weights = None
     if isinstance(estimator, TrainedEstimator):
         weights = estimator.sha256_ or key_of(estimator.notes_)
@@ -280,7 +279,7 @@ def certify(
     noise_is_known: bool = True,
     covariates_are_known: bool = False,
 ) -> Certificate:
-    """Simulate tissue, estimate it, and keep truth and estimate.
+    """Simulate tissue, estimate its parameters, and keep truths and estimates.
 
     Parameters
     ----------
@@ -291,16 +290,15 @@ def certify(
     noise : Noise
         At the level of the data, one finite signal-to-noise ratio.
     prior : Prior, optional
-        Of all parameters but the amplitude: what the truth may be, as far as it is known. The model's default prior
-        where not given.
+        Distribution of the truth, of all parameters but the amplitude; by default the model's default prior.
     n : int
         Voxels drawn from it, and as many from the default prior.
     seed : int
     noise_is_known : bool
-        Whether the estimator is told the noise, as of series whose noise is measured.
+        Whether the estimator is given the noise, as for series whose noise is measured.
     covariates_are_known : bool
-        Whether there is a map of each covariate: they are then drawn from all that they may be, and the estimator is
-        told; otherwise they vary by `simulation.UNMEASURED_SPREAD` around the neutral value that the estimator takes.
+        Whether there is a map of each covariate. They are then drawn from their bounds and given to the estimator;
+        otherwise they vary by `simulation.UNMEASURED_SPREAD` around the neutral value, which the estimator assumes.
 
     Returns
     -------
@@ -309,7 +307,7 @@ def certify(
     Raises
     ------
     UsageError
-        If neighbouring voxels influence each other's estimates: single ones say nothing of such an estimator. If the
+        If neighbouring voxels influence each other's estimates, so that single voxels do not show its errors; if the
         noise is a range, or none.
     PriorError
         If the prior is not of the model's parameters.
@@ -341,7 +339,7 @@ def certify(
     )
     pairs = pairs_of(model, acquisition, voxels)
     survey = simulate(model.default_prior().draw(n, rng), noise, 2)
-    if min(len(pairs), len(survey)) < max(MIN_PER_BIN, LEAST_PART * n):
+    if min(len(pairs), len(survey)) < max(MIN_PER_BIN, LEAST_SHARE * n):
         raise InputError(f"{estimator.name} could not estimate {model.name} from simulated signals of this protocol.")
     tissues = {}
     for part, tissue in enumerate(model.tissues, start=3):

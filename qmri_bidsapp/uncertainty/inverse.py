@@ -1,12 +1,11 @@
-r"""The inverse reading: which truths may have made an estimate.
+r"""The inverse reading: the distribution of the truth given an estimate.
 
-From simulated voxels whose truths were drawn from a stated prior: those whose estimates are most like the one found
-tell, by their errors, the distribution of the truth given the estimate. The expected bias is
-:math:`E[\hat x - x \mid \hat x]`, the range that of 5 to 95 % of the truths. Since voxels of the same distribution are
-exchangeable with the simulated ones, the range holds the truth in 90 % of them whatever the estimator (as in
-distribution-free prediction, Lei and Wasserman 2014, J R Stat Soc B 76:71). Where the error changes with the estimate
-within the neighbourhood, that is taken out by linear regression (Beaumont et al. 2002, Genetics 162:2025), and so is a
-change of its size (Blum and Francois 2010, Stat Comput 20:63).
+It comes from simulated voxels whose truths were drawn from a stated prior, by the errors of those whose estimates are
+nearest. The expected bias is :math:`E[\hat x - x \mid \hat x]`, the range contains 5 to 95 % of the truths. Voxels of
+the same distribution are exchangeable with the simulated ones, so that the range holds the truth in 90 % of them,
+whatever the estimator (as in distribution-free prediction, Lei and Wasserman 2014, J R Stat Soc B 76:71). Linear
+regression corrects for errors that change with the estimate within the neighbourhood (Beaumont et al. 2002, Genetics
+162:2025), and for a change of their size (Blum and Francois 2010, Stat Comput 20:63).
 """
 
 from __future__ import annotations
@@ -24,57 +23,57 @@ from qmri_bidsapp.uncertainty.space import Space
 
 Array = npt.NDArray[np.float64]
 
-#: Simulated voxels whose errors stand for those of a voxel.
+#: Nearest simulated voxels from which the error of a voxel is taken.
 N_NEIGHBOURS = 150
 #: Limits of the range of the truth.
 LOWER, UPPER = 0.05, 0.95
 #: Distance between these limits of a normal distribution, in standard deviations.
 NORMAL_RANGE = 3.2897
-#: A range of the truth is wide although no standard deviation says so: more than this many times what the latter says,
-#: where there is one, and more than this part of the range of all truths.
+#: A range of the truth is wide if it is more than this many times what the standard deviation suggests, and more than
+#: this share of the range of all truths.
 WIDE_RATIO = 3.0
 WIDE_SHARE = 0.25
-#: Part of the simulated estimates further from the next one than which an estimate is unlike any.
+#: Quantile of the distances between neighbouring simulated estimates; an estimate further away is unlike any.
 UNLIKE = 0.999
-#: How much narrower neighbourhoods are along the signal-to-noise ratio and covariates, which set the size of errors,
-#: than along estimates.
+#: Neighbourhoods are narrower by this factor along the signal-to-noise ratio and covariates, which set the size of
+#: errors, than along estimates.
 NARROWING = 2.0
-#: Ridge of the regression, relative to the variance of the neighbours' places: it leaves a slope out where all
-#: estimates are the same, as on a bound.
+#: Ridge of the regression, relative to the variance of the neighbours' places: the slope vanishes if all estimates are
+#: equal, as on a bound.
 RIDGE = 1e-4
-#: Least size of a residual, relative to the mean, whose logarithm is taken, and largest logarithm of the factor by
-#: which one is brought to another size.
+#: Lowest size of a residual, relative to the mean, whose logarithm is taken, and largest logarithm of the factor that
+#: rescales one.
 LEAST_SIZE = 0.05
 LARGEST_FACTOR = 1.0
-#: Simulated voxels whose neighbours are looked up at a time.
+#: Batch of simulated voxels whose neighbours are looked up.
 BATCH = 4096
-#: Least variance, relative to the largest, of a direction of the space that tells estimates apart.
+#: Lowest variance, relative to the largest, of a direction of the space that is used.
 LEAST_VARIANCE = 1e-6
 
 
 class Trust(IntEnum):
-    """What the inverse reading says of a voxel."""
+    """Outcome of the inverse reading in a voxel."""
 
     OUTSIDE = 0  #: not in the mask
     RANGE_GIVEN = 1  #: the range of the truth is given
-    WIDE = 2  #: it is given, and wide although no standard deviation tells so, as in a sink
-    UNLIKE = 3  #: no simulated voxel is like it in its estimate, noise and covariates: nothing is given
-    NO_ESTIMATE = 4  #: the estimation failed, or nothing tells the noise
+    WIDE = 2  #: it is given, and much wider than the standard deviation suggests, as in a sink
+    UNLIKE = 3  #: no simulated voxel has a similar estimate, noise and covariates: nothing is given
+    NO_ESTIMATE = 4  #: the estimation failed, or the noise is unknown
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What estimates may mean.
+    """Expected bias and range of the truth of n estimates.
 
     Attributes
     ----------
     bias, lower, upper : ndarray
-        (n, n_quantities) float32, expected bias and limits of the truth, in each quantity's unit; NaN where the
-        estimate is missing or unlike any simulated one.
+        (n, n_quantities) float32, expected bias and limits of the truth, in each quantity's unit; NaN if the estimate
+        is missing or unlike any simulated one.
     trust : ndarray
         (n,) uint8, values of `Trust`.
     is_wide : ndarray
-        (n, n_quantities) bool, whether it is the range of this quantity that makes a voxel WIDE.
+        (n, n_quantities) bool, whether the range of this quantity is wide.
     """
 
     bias: npt.NDArray[np.float32]
@@ -84,7 +83,7 @@ class Reading:
     is_wide: npt.NDArray[np.bool_]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of voxels per name of `Trust`, for those that occur."""
+        """Return the number of voxels per name of `Trust` that occurs."""
         values, counts = np.unique(self.trust, return_counts=True)
         return {Trust(value).name: int(count) for value, count in zip(values, counts, strict=True)}
 
@@ -101,9 +100,9 @@ class LocalErrors(NamedTuple):
     low, high : ndarray
         (n, n_quantities) limits of the residual.
     mean : ndarray
-        (n, n_quantities) mean of minus the residual or, of ratios, of its exponential.
+        (n, n_quantities) mean of minus the residual or, for ratios, of its exponential.
     farthest : ndarray
-        Scalar, distance to the next simulated estimate that few exceed.
+        Scalar, distance to the nearest simulated estimate that few exceed.
     """
 
     level: npt.NDArray[np.float32]
@@ -117,17 +116,17 @@ class LocalErrors(NamedTuple):
 class InverseReader:
     """Reads estimates back to truths.
 
-    Errors are ratios where `Space` says so; of the amplitude always, every scaling of which is alike under the prior.
-    Their distribution is found once for every simulated voxel, from its neighbours; a voxel in use takes that of the
-    simulated one with the nearest estimate. What counts as near includes the signal-to-noise ratio and covariates.
+    Errors are ratios if `Space` says so; always for the amplitude, whose scale the prior leaves open. Their
+    distribution is computed once for every simulated voxel, from its neighbours. A measured voxel takes that of the
+    nearest simulated one; distances include the signal-to-noise ratio and covariates.
 
     Parameters
     ----------
     space : Space
     pairs : Pairs
-        Their truths drawn from the stated prior, in random order.
+        Truths drawn from the stated prior, in random order.
     local : LocalErrors, optional
-        What `local` of a reader of the same pairs was; found here where not given.
+        `local` of a reader of the same pairs; computed if not given.
 
     Attributes
     ----------
@@ -145,12 +144,12 @@ class InverseReader:
         self.local = local or self._local_errors(space.forward(pairs.estimate) - truths)
 
     def _placed(self, estimate: npt.ArrayLike, conditions: npt.NDArray[np.float32]) -> Array:
-        """Return where estimates lie in the space in which they are compared."""
+        """Return the places of estimates in the space in which they are compared."""
         whitened = (self._space.place(estimate) - self._centre) @ self._whiten
         return np.hstack([whitened, conditions * self._narrow])
 
     def _usual_distance(self) -> float:
-        """Return the distance of a simulated estimate to the next one that few exceed."""
+        """Return the distance between neighbouring simulated estimates that few exceed."""
         distance, _ = self._tree.query(self._tree.data, 2)
         return float(np.quantile(distance[:, 1], UNLIKE))
 
@@ -159,7 +158,7 @@ class InverseReader:
         n = len(errors)
         k = min(N_NEIGHBOURS, n)
         ratio = self._space.is_ratio
-        # Residuals of regressions on their own data are smaller than those on new ones.
+        # Residuals of a regression are smaller on its own data than on new data.
         share = min((self._tree.data.shape[1] + 1) / k, 0.5)
         inflation = np.sqrt((1 + share) / (1 - share))
         parts = []
@@ -185,7 +184,7 @@ class InverseReader:
         snr: npt.ArrayLike,
         covariates: npt.ArrayLike | None = None,
     ) -> Reading:
-        """Return what estimates may mean.
+        """Return expected bias and range of the truth of estimates.
 
         Parameters
         ----------
@@ -194,7 +193,7 @@ class InverseReader:
         snr : array_like
             (n,) signal-to-noise ratio of each voxel, see `simulation.conditions_of`; or one for all.
         covariates : array_like, optional
-            (n, n_covariates) where the simulated voxels have any.
+            (n, n_covariates) if the simulated voxels have any.
         """
         found = np.asarray(estimate, dtype=np.float64)
         n = len(found)
@@ -217,7 +216,7 @@ class InverseReader:
         return Reading(bias, lower, upper, trust, is_wide)
 
     def _truths_of(self, values: Array, place: Array, index: npt.NDArray[np.intp]) -> tuple[Array, Array, Array]:
-        """Return limits and mean of the truth of estimates, given the simulated voxels like them."""
+        """Return limits and mean of the truth of estimates, given the index of the nearest simulated voxel."""
         ratio, bounds, local = self._space.is_ratio, self._space.bounds(), self.local
         error = local.level[index] + np.einsum("nd,ndq->nq", place - self._tree.data[index], local.slope[index])
 
@@ -231,22 +230,22 @@ class InverseReader:
         return low, high, mean
 
     def _is_wide(self, values: Array, std: Array, index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """Tell, per quantity, where the range of the truth is wide and no standard deviation says so; see `WIDE_RATIO`.
+        """Return, per quantity, whether the range of the truth is wide, see `WIDE_RATIO`; never for the amplitude.
 
-        The amplitude never is: its prior has no range.
+        The prior of the amplitude has no range.
         """
         width = self.local.high[index] - self.local.low[index]
         with np.errstate(invalid="ignore", divide="ignore"):
             stated = np.where(self._space.is_ratio, std / values, std)
-        is_told = width <= WIDE_RATIO * NORMAL_RANGE * stated
-        is_wide = ~is_told & (width > WIDE_SHARE * self._span)
+        is_stated = width <= WIDE_RATIO * NORMAL_RANGE * stated
+        is_wide = ~is_stated & (width > WIDE_SHARE * self._span)
         is_wide[:, 0] = False
         return np.asarray(is_wide)
 
 
 def _whitening(places: Array) -> tuple[Array, Array]:
     """Return centre and matrix that make the covariance of places one; directions without variance are left out."""
-    # A few estimates far off must not decide what is near.
+    # Outliers must not set the scale.
     limited = np.clip(places, *np.percentile(places, [0.5, 99.5], axis=0))
     spread = limited.std(axis=0)
     size = np.where(spread > 0, spread, 1.0)
@@ -276,7 +275,7 @@ def _regress(places: Array, errors: Array) -> tuple[Array, Array, Array]:
 
 
 def _size_here(places: Array, residual: Array) -> Array:
-    """Return the factors that bring residuals to the size that they have at place zero; see `_regress`."""
+    """Return the factors that rescale residuals to their size at place zero; see `_regress`."""
     size = np.abs(residual)
     least = LEAST_SIZE * size.mean(axis=1, keepdims=True) + np.finfo(float).tiny
     _, slope, _ = _regress(places, np.log(np.maximum(size, least)))

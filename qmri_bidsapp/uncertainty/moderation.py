@@ -1,20 +1,20 @@
-r"""What the voxels of a series tell of the noise together, where each of them was told it by its own residuals.
+r"""Moderated noise variances: where the noise is estimated from residuals, voxels of a series share what they know.
 
-Few measurements leave few residuals, and a variance of few degrees of freedom d is often far too small. Variances of
-the noise are taken as drawn from one distribution over the series, a scaled inverse chi-squared with :math:`d_0`
-degrees of freedom around :math:`s_0^2`; those of residuals :math:`s^2` are then :math:`s_0^2 F_{d, d_0}`, and given a
-voxel's own the variance is expected to be
+Few measurements leave few residuals, and a variance with few degrees of freedom d is often far too small. The noise
+variances of a series are modelled as drawn from a scaled inverse chi-squared distribution with :math:`d_0` degrees of
+freedom around :math:`s_0^2`; residual variances :math:`s^2` then follow :math:`s_0^2 F_{d, d_0}`, and the expected
+variance given a voxel's own is
 
 .. math:: \tilde s^2 = \frac{d_0 s_0^2 + d s^2}{d_0 + d},
 
-with :math:`d_0 + d` degrees of freedom (Smyth 2004, Stat Appl Genet Mol Biol 3:3, eq. 4). The data tell :math:`d_0`:
-where all voxels have the same noise it is large, where the noise varies over space it is small, and voxels keep theirs.
+with :math:`d_0 + d` degrees of freedom (Smyth 2004, Stat Appl Genet Mol Biol 3:3, eq. 4). :math:`d_0` is estimated
+from the data: it is large if all voxels have the same noise, and small, so that voxels keep their own variance, if the
+noise varies over space.
 
-It is found from quantiles, which a few voxels that the model cannot follow leave as they are (Phipson et al. 2016, Ann
-Appl Stat 10:946, to the same end, take moments of a distribution cut off at both ends). Such voxels are to keep their
-larger variance. Of voxels with residuals as large as these, a part is expected by chance, the false discovery rate
-(Benjamini and Hochberg 1995, J R Stat Soc B 57:289); to this part the variance is the moderated one, otherwise the
-voxel's own.
+The estimate uses quantiles, which a few voxels with misfit hardly change (Phipson et al. 2016, Ann Appl Stat 10:946,
+use moments of a truncated distribution to the same end). Voxels with misfit should keep their larger variance. The
+false discovery rate (Benjamini and Hochberg 1995, J R Stat Soc B 57:289) is the share of voxels with residuals this
+large that noise alone explains: the variance is the moderated one with this weight, and the voxel's own otherwise.
 """
 
 from __future__ import annotations
@@ -30,28 +30,55 @@ from scipy.stats import false_discovery_control, norm, t
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps
+from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.models.base import SignalModel
 
 Array = npt.NDArray[np.float64]
 
-#: Fewer voxels do not tell how the noise varies over a series.
+#: With fewer voxels the distribution over the series cannot be estimated.
 MIN_VOXELS = 50
-#: Quantiles of the variances that tell it: beyond the upper one there may be misfit.
+#: Quantiles of the variances that determine it; misfit lies above the upper one.
 LOWER, UPPER = 0.1, 0.9
-#: Degrees of freedom of the distribution over voxels: less than the first tells nothing, more than the second all.
+#: Smallest and largest degrees of freedom of the distribution over voxels: below, voxels share nothing; above, all.
 RANGE = (0.5, 1e4)
-#: Level of the intervals that are to hold.
+#: Nominal coverage of intervals of 1.96 standard deviations.
 COVERAGE = 0.95
+
+
+def estimate(
+    estimator: Estimator,
+    acquisition: Acquisition,
+    signals: npt.ArrayLike,
+    *,
+    noise_std: npt.ArrayLike | None = None,
+    covariates: npt.ArrayLike | None = None,
+    noise_unit: npt.ArrayLike = 1.0,
+) -> ParameterMaps:
+    """Estimate all voxels of a series, with standard deviations as the app gives them: `predict`, then `moderate`.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        Fitted to the protocol.
+    acquisition : Acquisition
+        Protocol as the model uses it.
+    signals, noise_std, covariates : array_like
+        As for `Estimator.predict`.
+    noise_unit : array_like
+        `noise_std` of `moderate`.
+    """
+    maps = estimator.predict(signals, noise_std=noise_std, covariates=covariates)
+    return moderate(maps, estimator.model, acquisition, noise_std=noise_unit)
 
 
 def moderate(
     maps: ParameterMaps, model: SignalModel, acquisition: Acquisition, *, noise_std: npt.ArrayLike = 1.0
 ) -> ParameterMaps:
-    """Return the maps of a series with standard deviations that its voxels together tell.
+    """Return the maps of a series with standard deviations from moderated variances.
 
-    They carry the quantile of Student's t over that of the normal distribution, for the degrees of freedom that there
-    are: an interval of 1.96 of them is one of 95 %. Maps of estimators that are not `std_from_residuals`, and voxels
-    whose noise was given, stay what they were.
+    The standard deviations include the ratio of the quantiles of Student's t and the normal distribution for the
+    available degrees of freedom, so that 1.96 of them are a 95 % interval. Maps of estimators that are not
+    `std_from_residuals`, and voxels whose noise was given, do not change.
 
     Parameters
     ----------
@@ -61,8 +88,8 @@ def moderate(
     acquisition : Acquisition
         Protocol, as the model uses it.
     noise_std : array_like
-        (n_voxels,), of simulated voxels, which differ in noise where those of a series differ in amplitude: the unit
-        in which all of them have the same.
+        (n_voxels,) unit of each voxel's noise. Simulated voxels differ in noise where those of a series differ in
+        amplitude; in this unit all have the same noise.
     """
     freedom = acquisition.n_measurements - len(model.parameters)
     if maps.variance is None or freedom < 1:
@@ -75,22 +102,19 @@ def moderate(
 
 
 def moderated(variance: Array, freedom: int) -> Array:
-    """Return the variances (n,) for standard deviations, from those of residuals (n,), all of them positive.
-
-    They are larger than the expected ones by what Student's t takes more than the normal distribution.
-    """
+    """Return moderated variances (n,) of positive residual variances (n,), widened by Student's t; see `moderate`."""
     added, centre = distribution_of(variance, freedom) if len(variance) >= MIN_VOXELS else (0.0, math.nan)
     if added == 0:
         return _widening(freedom) * variance
     share = 1.0 if math.isinf(added) else added / (added + freedom)
     expected = _widening(added + freedom) * (share * centre + (1 - share) * variance)
-    # Of voxels that are chosen for their large variance it is not far too small.
-    by_chance = false_discovery_control(_exceeded(variance / centre, freedom, added))
-    return np.asarray(by_chance * expected + (1 - by_chance) * np.maximum(variance, expected))
+    # A variance that stands out as large is not an underestimate.
+    null_share = false_discovery_control(_exceeded(variance / centre, freedom, added))
+    return np.asarray(null_share * expected + (1 - null_share) * np.maximum(variance, expected))
 
 
 def distribution_of(variance: Array, freedom: int) -> tuple[float, float]:
-    r"""Return degrees of freedom :math:`d_0`, 0 where nothing is common to the voxels, and :math:`s_0^2`.
+    r"""Return degrees of freedom :math:`d_0`, 0 if voxels share nothing, and :math:`s_0^2`.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Diffusion series by shell and direction: what no tissue explains, and what does not depend on how tissue is turned.
+"""Diffusion series by shell and direction: residuals that no tissue explains, and rotational invariants.
 
 The signal of tissue varies smoothly with direction: it is a short series of spherical harmonics of even degree (Frank
-2002, Magn Reson Med 47:1083; Descoteaux et al. 2006, Magn Reson Med 56:395). What is left of a shell after the fit of
-one is noise, or something wrong with single volumes.
+2002, Magn Reson Med 47:1083; Descoteaux et al. 2006, Magn Reson Med 56:395). The residual of a shell is noise, or a
+fault of single volumes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from qmri_bidsapp.uncertainty.ood_floor import floor_score
 
 Array = npt.NDArray[np.float64]
 
-#: Highest degree of harmonics that is fitted; up to this degree their power is a feature.
+#: Highest degree of the fitted harmonics, and of those whose power is a feature.
 HIGHEST_FITTED = 8
 HIGHEST_FEATURE = 4
-#: A fit has at most this many harmonics per distinct axis, and this condition number.
+#: Largest number of harmonics per distinct axis, and largest condition number, of a fit.
 SHARE = 0.5
 MAX_CONDITION = 20.0
-#: Simulated fibres of a voxel: most bundles, fibres of each, and their spread about its axis.
+#: Simulated fibres of a voxel: largest number of bundles, fibres of each, and range of their spread about its axis.
 MAX_BUNDLES = 3
 N_PER_BUNDLE = 20
 SPREAD = (0.15, 1.0)
-#: Voxels whose series are simulated at a time.
+#: Batch of voxels whose series are simulated.
 BATCH = 512
 
 
@@ -46,10 +46,10 @@ class ShellFits:
     Attributes
     ----------
     degrees : tuple of int
-        Highest degree of the fit of each shell, by ascending b-value: as high as `SHARE` admits.
+        Highest degree of the fit of each shell, by ascending b-value, as `SHARE` admits.
     freedom : int
-        Volumes less fitted coefficients, of all shells that are fitted; zero where no weighted shell determines more
-        than its mean.
+        Volumes minus fitted coefficients, of all fitted shells; zero if no weighted shell determines more than its
+        mean.
     """
 
     def __init__(self, acquisition: Diffusion) -> None:
@@ -90,7 +90,7 @@ class ShellFits:
         return np.square(left).sum(axis=1), np.abs(left * self._over_size).max(axis=1)
 
     def floor(self, series: npt.NDArray[np.floating], noise: Array) -> Array:
-        """Return how much more likely magnitudes are than Gaussian noise, (n_voxels,); see `floor_score`.
+        """Return the log-likelihood ratio of Rician to Gaussian noise, (n_voxels,); see `floor_score`.
 
         Parameters
         ----------
@@ -136,9 +136,9 @@ def _parts(to_coefficients: Array, degree: int) -> list[Array]:
 
 
 def nominal_series(model: SignalModel, acquisition: object) -> tuple[Diffusion, Array] | None:
-    """Return a series of which the protocol of a model is the powder average, and the matrix that averages it.
+    """Return a series whose powder average is the protocol of a model, and the averaging matrix.
 
-    Its directions are spread evenly: those of participants differ, and what is made of them hardly does.
+    Its directions are spread evenly, so that participants with different directions share a certificate.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def nominal_series(model: SignalModel, acquisition: object) -> tuple[Diffusion, 
     Returns
     -------
     Diffusion, ndarray
-        None for models that do not take powder averages of fibres, or where directions are too few to tell anything.
+        None for models that do not take powder averages of fibres, or if there are too few directions.
     """
     if not isinstance(model, SphericalMeanTechnique) or not isinstance(acquisition, SphericalMean):
         return None
@@ -167,7 +167,7 @@ def nominal_series(model: SignalModel, acquisition: object) -> tuple[Diffusion, 
 def fibre_series(
     model: SignalModel, theta: torch.Tensor, acquisition: Diffusion, rng: np.random.Generator
 ) -> torch.Tensor:
-    """Return noise-free series, (n, n_volumes) float32, of voxels with one to three dispersed bundles of any direction.
+    """Return noise-free series, (n, n_volumes) float32, of voxels with one to three dispersed bundles.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def _fibres(n: int, rng: np.random.Generator) -> Array:
     """Return (n, n_fibres, 3) unit vectors: angular central Gaussian clouds about the axes of bundles."""
     bundles = Rotation.random(n * MAX_BUNDLES, random_state=rng).as_matrix()[:, 0].reshape(n, MAX_BUNDLES, 1, 3)
     n_bundles = rng.integers(1, MAX_BUNDLES + 1, n)
-    # Bundles that a voxel does not have are copies of those that it has.
+    # Missing bundles are copies of the existing ones.
     own = np.arange(MAX_BUNDLES) % n_bundles[:, None]
     bundles = np.take_along_axis(bundles, own[:, :, None, None], axis=1)
     spread = rng.uniform(*SPREAD, (n, 1, 1, 1))

@@ -1,7 +1,7 @@
-"""Whether there is a noise floor: values near zero scatter as magnitudes do, or as noise that may be negative.
+"""Detection of a noise floor: whether values near zero scatter as magnitudes or with Gaussian noise.
 
-Both kinds of noise are compared by their likelihoods. What counts is the shape: a scatter that shrinks where signals
-are low, and values that stay above zero.
+The score is a likelihood ratio. It responds to the shape: the scatter of magnitudes shrinks where signals are low, and
+their values stay above zero.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from qmri_bidsapp.core.rice import rice_moments
 
 Array = npt.NDArray[np.float64]
 
-#: Means of which the likelihoods are tabulated, in standard deviations of the noise: lower ones are next to impossible,
-#: from the highest on both kinds of noise are alike.
+#: Range of means for which likelihoods are tabulated, in standard deviations of the noise: lower ones hardly occur, and
+#: above it both distributions agree.
 MEANS = (-4.0, 6.0)
 N_STEPS = 500
 #: Standard deviations about the mean over which moments are integrated, and the number of points.
 REACH = 6.0
 N_POINTS = 801
-#: Magnitudes, in standard deviations of the noise, below which one in a thousand is; a lower value counts as this.
+#: Lowest magnitude, in standard deviations of the noise: one in a thousand is smaller, and counts as this.
 LEAST = 0.05
 
 
 def floor_score(values: npt.NDArray[np.floating], mean: npt.NDArray[np.floating], noise: Array) -> Array:
-    r"""Return how much more likely magnitudes are than Gaussian noise, (n,).
+    r"""Return the standardised log-likelihood ratio of Rician to Gaussian noise, (n,).
 
-    The logarithm of the ratio of likelihoods, with all in units of the noise,
+    The ratio is, in units of the noise,
 
     .. math:: \sum \ln\left(x I_0(xs) e^{-(x^2 + s^2) / 2}\right) - \ln\left(e^{-(x - \mu)^2 / 2} / \sqrt{2 \pi}\right)
 
-    with the signal s of which magnitudes have the mean (Gudbjartsson and Patz 1995, Magn Reson Med 34:910, eq. 1; Koay
-    and Basser 2006, J Magn Reson 179:317), less its expectation and over its standard deviation for Gaussian noise.
-    Zero where all values are bright.
+    where s is the signal whose magnitudes have the mean (Gudbjartsson and Patz 1995, Magn Reson Med 34:910, eq. 1; Koay
+    and Basser 2006, J Magn Reson 179:317). It is standardised by its mean and standard deviation for Gaussian noise,
+    and zero if all values are bright.
 
     Parameters
     ----------
     values : ndarray
         (n, m).
     mean : ndarray
-        (n, m) what they scatter about.
+        (n, m) their expectations.
     noise : ndarray
         (n,) standard deviation.
     """
@@ -59,7 +59,7 @@ def floor_score(values: npt.NDArray[np.floating], mean: npt.NDArray[np.floating]
 
 
 def _of_means(mu: Array) -> Array:
-    """Return signals whose magnitudes have these means, (3, n) with expectation and variance of the logarithm."""
+    """Return (3, n): signals whose magnitudes have these means, mean and variance of the log-likelihood ratio."""
     position = (mu - MEANS[0]) / (MEANS[1] - MEANS[0]) * N_STEPS
     node = position.astype(np.intp)
     low, high = _table()[node], _table()[node + 1]
@@ -67,7 +67,7 @@ def _of_means(mu: Array) -> Array:
 
 
 def _log_ratio(x: Array, mu: Array, s: Array) -> Array:
-    """Return the logarithm of the density of magnitudes of signal s at x over that of Gaussian noise about mu."""
+    """Return the log-likelihood ratio at x of magnitudes of signal s to Gaussian noise about mu."""
     above = np.maximum(x, LEAST)
     bessel = torch.special.i0e(torch.from_numpy(above * s)).numpy()
     ratio = np.log(above * bessel) + (np.square(x - mu) - np.square(above - s) + math.log(2 * math.pi)) / 2
@@ -76,7 +76,7 @@ def _log_ratio(x: Array, mu: Array, s: Array) -> Array:
 
 @cache
 def _table() -> Array:
-    """Return what `_of_means` interpolates, (N_STEPS + 1, 3)."""
+    """Return the table that `_of_means` interpolates, (N_STEPS + 1, 3)."""
     nodes = np.linspace(*MEANS, N_STEPS + 1)
     signals = torch.linspace(0, MEANS[1], N_STEPS + 1, dtype=torch.float64)
     s = np.interp(nodes, rice_moments(signals)[0].numpy(), signals.numpy())

@@ -1,6 +1,6 @@
-"""What is measured of every voxel to tell whether it is like those that were simulated.
+"""Measures of voxels by which they are compared with simulated ones.
 
-None of it depends on the noise, which may be known only when all voxels were seen, nor on a reference.
+They depend neither on the noise, which may be known only after all voxels, nor on the simulated voxels.
 """
 
 from __future__ import annotations
@@ -27,39 +27,40 @@ from qmri_bidsapp.uncertainty.simulation import Voxels
 Array = npt.NDArray[np.float64]
 Values = npt.NDArray[np.float32]
 
-#: Voxels whose derivatives are computed at a time.
+#: Batch of voxels whose derivatives are computed.
 BATCH = 16_384
-#: Models with more parameters than that are not differentiated: their series are looked at by direction.
+#: Models with more parameters are not differentiated: their series are compared by direction.
 MAX_PARAMETERS = 5
-#: Least part of a measurement's variance that the fit leaves, with which a residual counts.
+#: Lowest share of a measurement's variance that the fit leaves in its residual.
 LEAST_FREEDOM = 0.05
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of n voxels; NaN where there is no estimate or a measure does not exist.
+    """Measures of n voxels; NaN without an estimate or where a measure does not exist.
 
     Attributes
     ----------
     size : ndarray
         (n,) reference signal, see `core.simulation.reference`.
     misfit : ndarray
-        (n,) weighted sum of squares of the residuals of the estimate, in the unit of the signals, squared; of models of
-        single directions, less that of the residuals of spherical harmonics: what is left is the lack of fit.
+        (n,) weighted sum of squared residuals of the estimate, in the squared unit of the signals; for models of
+        single directions, minus that of spherical harmonics, which leaves the lack of fit.
     directions : ndarray
-        (n,) mean square of the residuals of spherical harmonics, but for the largest, in this unit squared.
+        (n,) mean square of the residuals of spherical harmonics without the largest, in the same unit.
     outlier : ndarray
         (n,) largest studentised residual of a single image, in the unit of the signals.
     others : ndarray
-        (n,) mean square of the residuals of the other images, in this unit squared.
+        (n,) mean square of the residuals of the other images, in the squared unit of the signals.
     floor : ndarray
-        (n,) how much more likely magnitudes are than Gaussian noise, see `ood_floor.floor_score`.
+        (n,) log-likelihood ratio of Rician to Gaussian noise, see `ood_floor.floor_score`.
     network : ndarray
-        (n,) misfit of a learned estimator less that of least squares; not of models that turn with the tissue.
+        (n,) misfit of a learned estimator minus that of least squares; not for models that turn with the tissue.
     at_bound : ndarray
         (n,) bool.
     features : ndarray
-        (n, n_features) relative to the reference: signals or, of models that turn with the tissue, what does not.
+        (n, n_features) relative to the reference: signals or, for models that turn with the tissue, rotational
+        invariants.
     """
 
     size: Values
@@ -80,7 +81,7 @@ class Measures:
         return type(self)(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def empty(self, n: int) -> Self:
-        """Return room for the measures of n voxels, to be filled."""
+        """Return uninitialised measures of n voxels, to be filled."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: np.empty((n, *values.shape[1:]), values.dtype) for name, values in arrays.items()})
 
@@ -90,12 +91,12 @@ class Measures:
             getattr(self, field.name)[index] = getattr(part, field.name)
 
     def to_arrays(self, prefix: str = "") -> dict[str, npt.NDArray[Any]]:
-        """Return all of it by name."""
+        """Return all arrays by name."""
         return {f"{prefix}{field.name}": getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str = "") -> Self:
-        """Return what `to_arrays` gave; KeyError if some of it is missing."""
+        """Rebuild from the arrays of `to_arrays`; KeyError if one is missing."""
         return cls(**{field.name: arrays[f"{prefix}{field.name}"] for field in fields(cls)})
 
 
@@ -109,8 +110,8 @@ class Meter:
     acquisition : Acquisition
         Protocol, as the model uses it.
     series : Acquisition, optional
-        Protocol of the series of which the model takes powder averages, where there is one. Without it, or if its
-        directions tell less than evenly spread ones, there are no scores by direction.
+        Protocol of the series whose powder averages the model takes. Without it, or if its directions determine fewer
+        harmonics than evenly spread ones, there are no scores by direction.
     """
 
     def __init__(self, estimator: Estimator, acquisition: Acquisition, series: Acquisition | None = None) -> None:
@@ -120,10 +121,10 @@ class Meter:
         simulated = _fits(nominal[0] if nominal else acquisition)
         self._is_by_volume = simulated is not None and simulated.freedom > 0
         own = _fits(series) if self._is_averaged else simulated
-        # Fits of other degrees than those that were simulated leave something else.
+        # Residuals of fits of other degrees are not comparable with the simulated ones.
         usable = self._is_by_volume and own is not None and simulated is not None and own.degrees == simulated.degrees
         self._fits = own if usable else None
-        # Least squares of models of single directions takes longer than all else.
+        # Least squares of models of single directions would take too long.
         compared = isinstance(estimator, TrainedEstimator) and not self._model.directional
         self._classical = _classical(estimator, acquisition) if compared else None
 
@@ -140,13 +141,13 @@ class Meter:
         Parameters
         ----------
         signals : ndarray
-            (n, n_measurements), as the estimator had them.
+            (n, n_measurements), as the estimator was given them.
         maps : ParameterMaps
-            What it made of them.
+            Its estimates.
         series : ndarray, optional
-            (n, n_volumes) of which the signals are powder averages.
+            (n, n_volumes) whose powder averages the signals are.
         covariates : array_like, optional
-            As the estimator had them.
+            As the estimator was given them.
         """
         measured = torch.as_tensor(np.ascontiguousarray(signals), dtype=torch.float64)
         size = reference(measured, self._acquisition).numpy()
@@ -155,7 +156,7 @@ class Meter:
         misfit = np.square(residual).sum(axis=1)
         found = np.isfinite(misfit)
         if measured.shape[1] <= len(self._model.parameters):
-            # Only rounding is left.
+            # The fit is exact: residuals are rounding.
             misfit = np.zeros(len(misfit))
         noise = np.zeros(len(misfit))
         directions = outlier = others = floor = np.full(len(misfit), np.nan)
@@ -166,7 +167,7 @@ class Meter:
             squares, outlier = self._fits.residuals(by_volume)
             directions = others = _without_largest(squares, outlier, self._fits.freedom)
             floor = self._fits.floor(by_volume, np.sqrt(directions))
-            # What is left of the shells is of the noise and of single volumes; the rest is of the model.
+            # Residuals of the shells are noise and bad volumes; the rest is misfit of the model.
             noise = noise if self._is_averaged else squares
         network = np.full(len(misfit), np.nan)
         if self._classical is not None:
@@ -189,7 +190,7 @@ class Meter:
         return torch.tensor(np.hstack([maps.estimate[:, : len(self._model.parameters)], known]), dtype=torch.float64)
 
     def _residual(self, measured: torch.Tensor, theta: torch.Tensor) -> Array:
-        """Return the residuals of voxels, in the unit of the noise of one raw measurement."""
+        """Return the residuals of voxels, scaled to the noise of one raw measurement."""
         with torch.no_grad():
             fitted = torch.cat([self._model.signal(part, self._acquisition) for part in torch.split(theta, BATCH)])
         return np.asarray((measured - fitted).numpy() * np.sqrt(self._acquisition.n_averages))
@@ -205,7 +206,7 @@ class Meter:
         return largest, _without_largest(np.square(residual).sum(axis=1), largest, freedom)
 
     def _freedom(self, theta: torch.Tensor) -> Array:
-        """Return the part of each measurement's variance that a fit at these parameters leaves, (n, n_measurements)."""
+        """Return the share of each measurement's variance that a fit leaves in its residual, (n, n_measurements)."""
         usable = torch.isfinite(theta).all(1)
         with torch.no_grad():
             jacobian = self._model.jacobian(torch.where(usable[:, None], theta, 1.0), self._acquisition)
@@ -222,18 +223,18 @@ class Meter:
 
 
 def _as_float32(values: Array) -> Values:
-    """Return values, the largest of which, of fits that went astray, may be beyond the range."""
+    """Return values clipped to the range of float32; those of failed fits may be beyond."""
     limit = float(np.finfo(np.float32).max)
     return np.clip(values, -limit, limit).astype(np.float32)
 
 
 def _fits(series: Acquisition | None) -> ShellFits | None:
-    """Return the fits of shells; None unless there is a value for each direction."""
+    """Return the fits of shells; None for powder averages and other series."""
     return ShellFits(series) if isinstance(series, Diffusion) else None
 
 
 def _without_largest(squares: Array, largest: Array, freedom: int) -> Array:
-    """Return the mean square of residuals but the largest; see Cook and Weisberg 1982, Residuals and Influence, 2.2."""
+    """Return the mean square of all residuals but the largest (Cook and Weisberg 1982, section 2.2)."""
     return np.asarray(np.maximum(squares - largest**2, 0) / max(freedom - 1, 1))
 
 
@@ -245,7 +246,7 @@ def measure(estimator: Estimator, acquisition: Acquisition, voxels: Voxels) -> M
 
 
 def _classical(estimator: Estimator, acquisition: Acquisition) -> Estimator | None:
-    """Return the preferred estimator that learns nothing, fitted; None if there is none."""
+    """Return the preferred least-squares estimator, fitted; None if there is none."""
     known = load_estimators()
     names = [name for name in reversed(PREFERENCE) if name in known and known[name].supports(estimator.model)]
     return known[names[0]](estimator.model, device=estimator.device).fit(acquisition) if names else None

@@ -1,4 +1,4 @@
-"""Simulated voxels with their estimates: what everything here is made from."""
+"""Simulated voxels and their estimates, from which certificates are made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qmri_bidsapp.core.simulation import Noise, Simulation, reference
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
-from qmri_bidsapp.uncertainty.moderation import moderate
+from qmri_bidsapp.uncertainty.moderation import estimate
 from qmri_bidsapp.uncertainty.ood_directions import fibre_series, nominal_series
 from qmri_bidsapp.uncertainty.space import Space
 
@@ -27,24 +27,24 @@ Array = npt.NDArray[np.float64]
 
 #: Percentiles of box plots.
 PERCENTILES = (5, 25, 50, 75, 95)
-#: Standard deviation, relative to the neutral value, of a covariate that was not measured: about that of the transmit
-#: field in brains at 3 T.
+#: Standard deviation, relative to the neutral value, of an unmeasured covariate: about that of the transmit field in
+#: brains at 3 T.
 UNMEASURED_SPREAD = 0.12
-#: Least signal-to-noise ratio that is told from zero: noise may bring the reference to any value below.
+#: Lowest signal-to-noise ratio that is distinguished from zero.
 LEAST_SNR = 0.1
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """True parameters and what was estimated from their simulated signals, of voxels whose estimation did not fail.
+    """True parameters and their estimates, of simulated voxels whose estimation did not fail.
 
     Attributes
     ----------
     truth, estimate, std : ndarray
         (n, n_quantities) float32, see `Space`; amplitudes relative to the true one.
     conditions : ndarray
-        (n, 1 + n_covariates) float32, what else is known of a voxel: the logarithm of its signal-to-noise ratio, see
-        `conditions_of`, and covariates, unless they are neutral.
+        (n, 1 + n_covariates) float32, what else is known about a voxel: the logarithm of its signal-to-noise ratio, see
+        `conditions_of`, and its covariates, unless they are neutral.
     at_bound : ndarray
         (n,) bool, whether an estimate lies on a bound.
     n_failed : int
@@ -62,17 +62,17 @@ class Pairs:
         return len(self.truth)
 
     def to_arrays(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
-        """Return all of it by name."""
+        """Return all arrays by name."""
         return {f"{prefix}{field.name}": np.asarray(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> Self:
-        """Return what `to_arrays` gave; KeyError if some of it is missing."""
+        """Rebuild from the arrays of `to_arrays`; KeyError if one is missing."""
         values: dict[str, Any] = {field.name: arrays[f"{prefix}{field.name}"] for field in fields(cls)}
         return cls(**{**values, "n_failed": int(values["n_failed"])})
 
     def boxes(self, space: Space) -> dict[str, Any]:
-        """Return truth, and mean and `PERCENTILES` of the estimates, of every quantity of a single tissue."""
+        """Return truth, mean and `PERCENTILES` of the estimates of every quantity, for voxels of one tissue."""
         if not len(self):
             return {"truth": {}, "estimates": {}}
         return {
@@ -89,20 +89,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Voxels:
-    """Simulated voxels of amplitude one, as they were estimated.
+    """Simulated voxels of amplitude one, with their estimates.
 
     Attributes
     ----------
     theta : Tensor
         (n, n_columns) float64 truths, see `SignalModel.signal`.
     signals : ndarray
-        (n, n_measurements) float32, as the estimator had them.
+        (n, n_measurements) float32, as the estimator was given them.
     noise_std : ndarray
         (n,) float32, of one raw measurement.
     covariates : ndarray or None
         (n, n_covariates); None where they are neutral.
     series : ndarray or None
-        (n, n_volumes) float32 of which the signals are powder averages, see `ood_directions.nominal_series`.
+        (n, n_volumes) float32 whose powder averages the signals are, see `ood_directions.nominal_series`.
     maps : ParameterMaps
     """
 
@@ -140,8 +140,8 @@ def simulate_voxels(
     noise_is_known, covariates_are_known
         See `certificate.certify`.
     by_volume : bool
-        Whether powder averages are made from simulated series, so that their directions, which are never quite
-        evenly spread, have their share.
+        Whether powder averages are computed from simulated series, to include the effect of directions that are
+        spread unevenly.
     """
     model, n = estimator.model, len(values)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -164,8 +164,8 @@ def simulate_voxels(
         series = measured.numpy()
         signals = series @ matrix.astype(np.float32)
     noise_std = sigma.numpy().ravel()
-    maps = estimator.predict(signals, noise_std=noise_std if noise_is_known else None, covariates=known)
-    maps = moderate(maps, model, acquisition, noise_std=noise_std)
+    given = noise_std if noise_is_known else None
+    maps = estimate(estimator, acquisition, signals, noise_std=given, covariates=known, noise_unit=noise_std)
     return Voxels(theta, signals, noise_std, known, series, maps)
 
 
@@ -206,7 +206,7 @@ def simulate_pairs(
 
 
 def _covariates(model: SignalModel, n: int, rng: np.random.Generator, *, are_known: bool) -> Array | None:
-    """Return (n, n_covariates): any value where they are measured, and else what they may be around the neutral one."""
+    """Return (n, n_covariates): uniform over their bounds if measured, else spread around the neutral value."""
     if not model.covariates:
         return None
     if are_known:
@@ -216,7 +216,7 @@ def _covariates(model: SignalModel, n: int, rng: np.random.Generator, *, are_kno
 
 
 def conditions_of(snr: npt.ArrayLike, covariates: npt.ArrayLike | None) -> npt.NDArray[np.float32]:
-    """Return what is known of voxels beside their estimates, see `Pairs`.
+    """Return what is known about voxels beside their estimates, see `Pairs`.
 
     Parameters
     ----------

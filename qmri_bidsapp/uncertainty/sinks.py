@@ -1,9 +1,9 @@
-r"""Sinks: places of the parameter space towards which estimates of the truths around them are drawn.
+r"""Sinks: places of the parameter space towards which estimates of the surrounding truths are drawn.
 
 Gyori et al. (2021, section 3.2) see them in plots of arrows from the truth to the mean estimate. Here the arrows are
-followed: :math:`F(x) = x + E[\hat x - x \mid x]` is applied again and again. Where that ends is a sink if enough truths
-are led there, each of them by a good part of the way at once, and if there are more estimates there than truths. An
-estimator without bias, however noisy, has none.
+followed by iterating :math:`F(x) = x + E[\hat x - x \mid x]`. An end point is a sink if enough truths lead there, each
+by a good part of the way in one step, and if it holds more estimates than truths. An unbiased estimator, however noisy,
+has no sinks.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from sklearn.cluster import DBSCAN
 
 Array = npt.NDArray[np.float64]
 
-#: Truths over which the mean error is taken; a mean within what noise explains at this level is none.
+#: Neighbouring truths over which the error is averaged, and level of the test against a mean of zero.
 N_NEIGHBOURS = 128
 SIGNIFICANCE = 0.999
-#: Truths that are followed, and steps: at the least pull, 0.2 % of the way is left.
+#: Truths that are followed, and steps; with the lowest pull 0.2 % of the way is left.
 N_STARTS = 4000
 N_STEPS = 60
-#: Relative to the box of the central 99 % of the truths: ends this close belong together, and a truth this close to
-#: where it ends is not drawn there.
+#: Distance relative to the box of the central 99 % of the truths: ends this close belong together, and a truth this
+#: close to its end is not drawn there.
 LINK = 0.05
-#: Least part of the way to the sink by which a truth of its basin is misestimated on average.
+#: Lowest share of the way to the sink by which a truth of its basin is misestimated on average.
 LEAST_PULL = 0.1
-#: Least part of the truths in a basin.
+#: Lowest share of the truths in a basin.
 LEAST_SHARE = 0.02
-#: Least number of estimates near a sink over that of truths: where estimates are drawn away from a bound without
-#: gathering anywhere there is none.
+#: Lowest ratio of estimates to truths near a sink: estimates that move away from a bound without gathering anywhere
+#: have no sink.
 LEAST_GATHERING = 1.5
-#: Fewest ends that make a cluster.
+#: Smallest cluster of ends.
 MIN_ENDS = 5
-#: In more dimensions simulated voxels are too far from each other for the errors to be followed.
+#: In more dimensions simulated voxels are too far apart to follow the errors.
 MAX_DIMENSIONS = 4
 
 
@@ -50,15 +50,15 @@ class Sink:
     centre : list of float
         Median of the ends.
     extent : list of (float, float)
-        5th to 95th percentile of the ends, per parameter: a sink may be a line along which the truth is told.
+        5th to 95th percentile of the ends, per parameter: a sink may be a line along which the truth is determined.
     basin : list of (float, float)
-        5th to 95th percentile of the truths that are led there, per parameter.
+        5th to 95th percentile of the truths that lead there, per parameter.
     share : float
-        Of all truths, the part that is led there.
+        Share of all truths that lead there.
     pull : float
-        Part of the way from the truth to the sink by which the mean estimate is off, median over the basin.
+        Share of the way from the truth to the sink by which the mean estimate is off, median over the basin.
     gathering : float
-        Number of estimates near the sink over the number of truths there.
+        Ratio of estimates to truths near the sink.
     """
 
     centre: list[float]
@@ -75,7 +75,7 @@ class Sink:
 
 
 def mean_shift(truth: Array, estimate: Array) -> Array:
-    """Return the mean error at every truth, (n, d), zero where noise explains it.
+    """Return the mean error at every truth, (n, d), zero where it is not significant.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def mean_shift(truth: Array, estimate: Array) -> Array:
 
 
 def find_sinks(truth: Array, estimate: Array) -> list[Sink]:
-    """Return the sinks, by descending share of the truths that they draw.
+    """Return the sinks, by descending share of the truths.
 
     Parameters
     ----------
@@ -130,10 +130,10 @@ def find_sinks(truth: Array, estimate: Array) -> list[Sink]:
 
 
 def _follow(start: Array, shift: Array, tree: Any) -> Array:
-    """Return where the mean errors lead, (n, d)."""
+    """Return the ends of the paths along the mean errors, (n, d)."""
     place = start.copy()
     for _ in range(N_STEPS):
-        # Beyond the truths nothing is known of the errors.
+        # Errors are unknown beyond the truths.
         place = np.clip(place + shift[tree.query(place)[1]], tree.mins, tree.maxes)
     return place
 

@@ -9,15 +9,15 @@ from qmri_bidsapp.models.base import SignalModel
 
 Array = npt.NDArray[np.float64]
 
-#: Least ratio of an estimated amplitude to the true one whose logarithm is taken.
+#: Lowest ratio of estimated to true amplitude whose logarithm is taken.
 LEAST_RATIO = 1e-9
 
 
 class Space:
     """The quantities of a model that do not turn with the tissue: the amplitude, parameters, derived parameters.
 
-    Distances and errors are those of `Space.forward`: of the logarithm where plausible values are spread evenly in it
-    (`Parameter.is_scale`), of the value otherwise. Of the amplitude only the ratio of estimate and truth has a meaning.
+    Distances and errors are those of `Space.forward`: of the logarithm if plausible values are spread evenly in it
+    (`Parameter.is_scale`), of the value otherwise. For the amplitude only the ratio of estimate and truth matters.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ class Space:
         The quantities, the amplitude first.
     columns : list of int
         Their positions among the model's parameters and derived parameters.
-    told : list of int
-        Positions, among the quantities, of those that tell a voxel's place in the space: parameters that are saved as
-        maps, or derived ones where all parameters turn with the tissue.
+    axes : list of int
+        Positions, among the quantities, of those that span the space: parameters that are saved as maps, or derived
+        ones if all parameters turn with the tissue.
     """
 
     def __init__(self, model: SignalModel) -> None:
@@ -40,7 +40,7 @@ class Space:
         self.columns = [i for i, p in enumerate(everything) if i not in turning and (i == 0 or p.saved)]
         self.parameters = tuple(everything[i] for i in self.columns)
         own = [k for k, i in enumerate(self.columns) if 0 < i < len(model.parameters)]
-        self.told = own or list(range(1, len(self.columns)))
+        self.axes = own or list(range(1, len(self.columns)))
 
     @property
     def is_ratio(self) -> npt.NDArray[np.bool_]:
@@ -56,12 +56,12 @@ class Space:
         return result
 
     def place(self, values: npt.ArrayLike) -> Array:
-        """Return (n, n_told) places, see `told`."""
-        return self.forward(values)[:, self.told]
+        """Return (n, n_axes) places, see `axes`."""
+        return self.forward(values)[:, self.axes]
 
     def back(self, places: npt.ArrayLike) -> Array:
-        """Return the values, (n, n_told), of places."""
-        logarithmic = self.is_ratio[self.told]
+        """Return the values, (n, n_axes), of places."""
+        logarithmic = self.is_ratio[self.axes]
         return np.where(logarithmic, np.exp(np.where(logarithmic, places, 0.0)), places)
 
     def bounds(self) -> Array:
@@ -72,6 +72,6 @@ class Space:
 
 
 def unit_box(places: Array) -> tuple[Array, Array]:
-    """Return offset and size, (n_told,), of the box that holds the central 99 % of places along each axis."""
+    """Return offset and size, (n_axes,), of the box that holds the central 99 % of places along each axis."""
     low, high = np.percentile(places, [0.5, 99.5], axis=0)
     return low, np.where(high > low, high - low, 1.0)

@@ -248,14 +248,14 @@ class TestGroup:
         assert "sub-4" in message
 
 
-@pytest.mark.parametrize("told", [["t1"], ["inversion_factor", "t1"]], ids=["lines", "arrows"])
-def test_certificate_is_shown(output: Path, told: list[str]) -> None:
+@pytest.mark.parametrize("axes", [["t1"], ["inversion_factor", "t1"]], ids=["lines", "arrows"])
+def test_certificate_is_shown(output: Path, axes: list[str]) -> None:
     """A figure, the voxels by kind with a warning of many, the sinks, and maps of bias and range."""
     column = {"truth": [0.5, 2.0, None], "bias": [0.1, -0.2, None], "std": [0.1, 0.3, None]}
     quantity = {"description": "T1 & so on", "is_scale": True, "by_truth": column}
     box = {"mean": 1.0, "percentiles": [0.8, 0.9, 1.0, 1.1, 1.3]}
-    centre = [1.0] * len(told)
-    spans = [[0.9, 1.1]] * len(told)
+    centre = [1.0] * len(axes)
+    spans = [[0.9, 1.1]] * len(axes)
     summary = {
         "identity": {
             "n": 32768,
@@ -265,16 +265,16 @@ def test_certificate_is_shown(output: Path, told: list[str]) -> None:
         },
         "n_failed": 12,
         "debiasing": {"t1": {"bias": [0.1, 0.05], "std": [0.2, 0.3], "rmse": [0.22, 0.31]}},
-        "told": told,
+        "axes": axes,
         "quantities": {
             "t1": {**quantity, "unit": "s"},
             "inversion_factor": {**quantity, "unit": "1", "is_scale": False},
         },
-        "arrows": [{"truth": [1.8, 0.5], "estimate": [1.9, 0.6]}] if len(told) == 2 else None,
+        "arrows": [{"truth": [1.8, 0.5], "estimate": [1.9, 0.6]}] if len(axes) == 2 else None,
         "sinks": [
             {"centre": centre, "extent": spans, "basin": spans, "share": 0.25, "pull": 0.5, "gathering": 3.0},
         ],
-        "tissues": {"Grey matter": {"truth": dict.fromkeys(told, 1.2), "estimates": dict.fromkeys(told, box)}},
+        "tissues": {"Grey matter": {"truth": dict.fromkeys(axes, 1.2), "estimates": dict.fromkeys(axes, box)}},
     }
     (output / "logs" / "certificates").mkdir()
     (output / "logs" / "certificates" / "t1.json").write_text(json.dumps(summary))

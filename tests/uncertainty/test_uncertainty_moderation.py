@@ -13,7 +13,7 @@ from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.registry import get_estimator, get_model
-from qmri_bidsapp.uncertainty import simulation
+from qmri_bidsapp.uncertainty import moderation, simulation
 from qmri_bidsapp.uncertainty.moderation import COVERAGE, distribution_of, moderate, moderated
 
 N = 20_000
@@ -152,5 +152,5 @@ def test_voxels_of_certificates_are_moderated(monkeypatch: pytest.MonkeyPatch) -
         return covered(maps.estimate[:, 1] - time[:, 0], maps.std[:, 1] ** 2)
 
     assert simulated() == pytest.approx(COVERAGE, abs=0.01)
-    monkeypatch.setattr(simulation, "moderate", lambda maps, *_, **__: maps)
+    monkeypatch.setattr(moderation, "moderate", lambda maps, *_, **__: maps)
     assert simulated() == pytest.approx(t(4).cdf(1.96) - t(4).cdf(-1.96), abs=0.01)

@@ -21,7 +21,7 @@ from qmri_bidsapp.models.directions import even_directions
 from qmri_bidsapp.models.rotation import real_harmonics
 from qmri_bidsapp.registry import get_estimator, get_model
 from qmri_bidsapp.uncertainty.certificate import Certificate, certify
-from qmri_bidsapp.uncertainty.ood import Flags, OutOfDistribution, Reason, _part_as_extreme
+from qmri_bidsapp.uncertainty.ood import Flags, OutOfDistribution, Reason, _share_as_extreme
 from qmri_bidsapp.uncertainty.ood_directions import ShellFits, nominal_series
 from qmri_bidsapp.uncertainty.ood_measures import Measures, Meter, measure
 from qmri_bidsapp.uncertainty.simulation import Voxels, simulate_voxels
@@ -256,7 +256,7 @@ def test_p_values_are_ranks(share):
     known, values = np.sort(rng.standard_normal(400).round(1)), rng.standard_normal(100).round(1)
     above = np.array([(1 + (known >= value).sum()) / 401 / share for value in values])
     below = np.array([(1 + (known <= value).sum()) / 401 / (1 - share) if share < 1 else 1.0 for value in values])
-    np.testing.assert_allclose(_part_as_extreme(known, values, share), np.minimum(np.minimum(above, below), 1))
+    np.testing.assert_allclose(_share_as_extreme(known, values, share), np.minimum(np.minimum(above, below), 1))
 
 
 def test_degrees_of_the_fits_follow_the_number_of_directions():

@@ -1,4 +1,4 @@
-"""How well voxels are told that are unlike those of a model: areas under ROC curves, and false positives."""
+"""How well flags detect voxels that a model does not describe: areas under ROC curves, and false positives."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ N_PER_CASE = 4000
 #: Signal-to-noise ratio of diffusion and of other series.
 DIFFUSION_SNR = 25.0
 RELAXATION_SNR = 50.0
-#: Bundles of the simulated voxels: most of them, fibres of each, and orientation dispersion index.
+#: Largest number of bundles of a simulated voxel, fibres of each, and range of the orientation dispersion index.
 MAX_BUNDLES = 3
 N_FIBRES = 60
 ODI = (0.03, 0.5)
-#: Voxels whose series are simulated at a time.
+#: Batch of voxels whose series are simulated.
 BATCH = 500
 #: Subjects and voxels of each tissue that make the healthy prior.
 N_SUBJECTS, N_PER_SUBJECT = 5, 20_000
@@ -53,7 +53,7 @@ TOGETHER = "flag"
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, what is known of the tissue, and how it is measured.
+    """A model, the prior of the tissue, and the protocol and noise.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Setting:
 
     @property
     def cases(self) -> dict[str, Case]:
-        """Those that there are for the model; nothing is outside of a uniform prior."""
+        """The cases of the model; nothing is outside a uniform prior."""
         return {
             name: case
             for name, case in CASES[self.model.name].items()
@@ -148,7 +148,7 @@ def _outside(model: SignalModel, n: int, rng: np.random.Generator) -> Array:
 
 
 def draw(setting: Setting, case: Case, n: int, seed: int) -> tuple[Array, Array]:
-    """Return series of voxels of a case, (n, n_images), and the noise that is believed, (n,)."""
+    """Return series of voxels of a case, (n, n_images), and the assumed noise, (n,)."""
     rng = np.random.default_rng([seed, 1])
     values = _outside(setting.model, n, rng) if case.outside else setting.prior.draw(n, rng)
     believed = setting.series
@@ -208,9 +208,9 @@ class Result:
     auroc : dict
         Case -> score -> area under the ROC curve of its p-values, against typical voxels.
     flagged : dict
-        Case -> part of the voxels that are flagged at 5 %.
+        Case -> share of the voxels that are flagged at 5 %.
     false_positives : dict
-        Score -> part of typical voxels whose p-value is at most 5 %.
+        Score -> share of typical voxels with a p-value of at most 5 %.
     """
 
     auroc: dict[str, dict[str, float]]
@@ -237,7 +237,7 @@ def evaluate(
         Voxels of the certificate.
     seed : int
     report : callable
-        Told what comes next.
+        Called with the next step, for progress.
     """
     report(f"{setting.name}: estimator")
     estimator = setting.fit(seed)
@@ -270,7 +270,7 @@ def _flagged(p: Array) -> float:
 
 
 def _p_values(flags: Flags) -> dict[str, Array]:
-    """Return score -> p-values; no estimate is as strange as can be."""
+    """Return score -> p-values; zero without an estimate."""
     named = {reason.name.lower(): p for reason, p in flags.p_values.items()} | {TOGETHER: flags.p_value}
     return {name: np.nan_to_num(p.astype(np.float64), nan=0.0) for name, p in named.items()}
 

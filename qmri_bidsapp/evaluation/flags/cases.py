@@ -1,7 +1,6 @@
-"""Voxels that are unlike those of a model: tissue, scanner and participant at fault, one case each.
+"""Voxels that a model does not describe, by fault of tissue, scanner or participant, one case each.
 
-A case changes the noise-free series of voxels that would else be typical, the protocol that they are really measured
-with, or the noise.
+A case changes the noise-free series of otherwise typical voxels, the protocol of their measurement, or the noise.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from qmri_bidsapp.models.smt import FREE_DIFFUSIVITY
 
 Array = npt.NDArray[np.float64]
 
-#: At much higher ratios there is next to no noise floor.
+#: Signal-to-noise ratio of the case of a noise floor, which has hardly any effect at much higher ones.
 FLOOR_SNR = 5.0
 
 #: Changes (n, n_measurements) noise-free signals of a protocol, of amplitude one.
@@ -26,18 +25,18 @@ Change = Callable[[Array, Acquisition, np.random.Generator], Array]
 
 @dataclass(frozen=True)
 class Case:
-    """What differs from typical voxels.
+    """How voxels differ from typical ones.
 
     Attributes
     ----------
     change : callable, optional
-        Of the noise-free signals.
+        Changes the noise-free signals.
     protocol : callable, optional
-        Takes the protocol as it is believed to be, returns that which the signals are made with; of as many images.
+        Takes the assumed protocol, returns the true one, with as many images.
     noise_factor : float
-        Of the noise that is believed.
+        True noise over assumed noise.
     rician : bool
-        Whether magnitudes keep their noise floor although they should not.
+        Whether magnitudes keep a noise floor that should have been removed.
     snr : float, optional
         In place of that of the setting, of typical voxels and the certificate too.
     outside : bool

@@ -1,9 +1,9 @@
-"""How often estimates are wrong and nothing says so, when the input is a little different from what it should be.
+"""How often estimates are wrong and unmarked when the input has a minor fault.
 
-Voxels of plausible tissue (`standards.tissue`) are simulated with one minor fault each, estimated as in the app, and
-compared with the truth. An estimate is *off* where it is further from the truth than three of its standard deviations,
-as one of 370 is by chance if errors are normal. It is *silent* where nothing marks the voxel: neither the flag, nor the
-label of the trust map (WIDE, UNLIKE), nor the status.
+Voxels of plausible tissue (`standards.tissue`) are simulated with one fault each, fitted as in the app, and compared
+with the truth. An estimate is *off* if it is more than three standard deviations from the truth, as 1 in 370 would be
+with normal errors. It is *silent* if nothing marks the voxel: neither the flag, nor the label of the trust map (WIDE,
+UNLIKE), nor the status.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MODELS = ("t1", "t2", "smt", "noddi")
-#: Voxels of each variation, and series that they are from: chance that acts on a series acts anew in each.
+#: Voxels of each variation, and series that they come from: random faults of a series are drawn anew for each.
 N_VOXELS_EACH = 4000
 N_SERIES = 8
 #: Standard deviations from the truth beyond which an estimate is off.
@@ -48,20 +48,20 @@ OFF = 3.0
 
 @dataclass(frozen=True)
 class Rates:
-    """Parts of the estimates of one parameter.
+    """Shares of the estimates of one parameter.
 
     Attributes
     ----------
     off : float
-        Further from the truth than `OFF` standard deviations.
+        More than `OFF` standard deviations from the truth.
     silent : float
-        Off, and nothing marks the voxel.
+        Off, and the voxel is not marked.
     silent_outside : float
-        Silent, and the truth is not within the 5 to 95 % range either.
+        Silent, and the truth is outside the 5 to 95 % range.
     no_std : float
-        Without a standard deviation: these are never off.
+        Without a standard deviation, never off.
     marked : float
-        Voxels that are marked, off or not.
+        Marked, off or not.
     """
 
     off: float
@@ -81,7 +81,7 @@ class Instrument:
     series : Acquisition
         As acquired.
     kind, snr
-        Of the noise that is expected.
+        Of the expected noise.
     n_reference : int
         Simulated voxels.
     seed : int
@@ -104,15 +104,15 @@ class Instrument:
         truth : ndarray
             (n, n_parameters) in each parameter's unit.
         measured : ndarray
-            (n, n_images), as acquired, of `N_SERIES` series one after the other.
+            (n, n_images) as acquired, of `N_SERIES` series one after the other.
         noise_std : ndarray
-            (n,) of the noise that is believed.
+            (n,) of the assumed noise.
         """
         parts = [self._judge(measured[part], noise_std[part]) for part in _series(len(truth))]
         estimate, std, lower, upper, marked = (np.concatenate(column) for column in zip(*parts, strict=True))
         space = self.certificate.space
         result = {}
-        for k in space.told:
+        for k in space.axes:
             own = truth[:, space.columns[k]]
             inside = (own >= lower[:, k]) & (own <= upper[:, k])
             result[space.parameters[k].name] = _rates(own, estimate[:, k], std[:, k].astype(float), marked, inside)
@@ -138,7 +138,7 @@ def _rates(truth: Array, estimate: Array, std: Array, marked: Mask, inside: Mask
 
 
 def draw(setting: Setting, variation: Variation, n: int, seed: int) -> tuple[Array, Array, Array]:
-    """Return truths, (n, n_parameters), series, (n, n_images), and the noise that is believed, (n,)."""
+    """Return truths, (n, n_parameters), series, (n, n_images), and the assumed noise, (n,)."""
     parts = [
         _draw_series(setting, variation, part.stop - part.start, np.random.default_rng([seed, k]))
         for k, part in enumerate(_series(n))
@@ -148,7 +148,7 @@ def draw(setting: Setting, variation: Variation, n: int, seed: int) -> tuple[Arr
 
 
 def _series(n: int) -> list[slice]:
-    """Return which of n voxels are of each series."""
+    """Return the slice of n voxels that belongs to each series."""
     ends = np.linspace(0, n, N_SERIES + 1).round().astype(int).tolist()
     return [slice(*pair) for pair in pairwise(ends)]
 
@@ -172,12 +172,12 @@ def _draw_series(setting: Setting, variation: Variation, n: int, rng: np.random.
 
 
 def estimators_of(model: SignalModel, chosen: list[str] | None) -> list[str]:
-    """Return the names of estimators of single voxels of a model, all where none are chosen.
+    """Return the names of voxelwise estimators of a model, all if none are chosen.
 
     Raises
     ------
     UsageError
-        If none of the chosen ones is.
+        If none of the chosen ones is voxelwise.
     """
     known = [key for key, kind in load_estimators().items() if kind.supports(model) and not kind.is_spatial]
     found = known if chosen is None else [name for name in chosen if get_estimator(name).name in known]
@@ -197,8 +197,8 @@ def evaluate(
 ) -> Iterator[tuple[str, dict[str, Rates] | None]]:
     """Yield variation and rates by parameter of one model and estimator.
 
-    Learned estimators are trained on all plausible tissue; nothing is known of them (None) where the protocol is
-    another one, for which they are trained anew: weights of the first are refused.
+    Learned estimators are trained on all plausible tissue. There are no rates (None) for variations with another
+    protocol, which refuses their weights.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ def evaluate(
         Simulated voxels of the certificate.
     seed : int
     report : callable
-        Is told what is done now.
+        Called with the current step, for progress.
     """
     setting = settings(name, estimator)[-1]
     noise = Noise(setting.kind, (setting.snr, setting.snr))

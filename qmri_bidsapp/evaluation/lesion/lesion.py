@@ -1,8 +1,7 @@
-"""A small lesion in white matter, as in section 2.4.4 of Gyori et al. 2021: what maps show of it, and trust maps.
+"""A small lesion in white matter, as in section 2.4.4 of Gyori et al. 2021: how visible it is in maps and trust maps.
 
-The paper asks whether an abnormality can be seen in maps of networks. Here every map of an estimator is given a number:
-how well a single voxel of the lesion is told from one of white matter, by the estimate and by what its certificate
-and the flags say.
+The paper asks whether an abnormality can be seen in maps of networks. Here the visibility is measured: how well the
+estimate, its certificate and the flags separate single voxels of the lesion from white matter.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ Indices = npt.NDArray[np.intp]
 SNRS = (25.0, 5.0)
 ESTIMATORS = ("nlls", "grid", "mlp:uniform", "mlp:healthy", "mlp:mixed", "forest:healthy")
 PRIORS = ("uniform", "healthy", "mixed")
-#: Voxels of white matter that the lesion is compared with.
+#: Number of white-matter voxels for comparison.
 N_WHITE = 4000
-#: Side of the cubes of voxels whose mean is taken, where a lesion is larger than a voxel.
+#: Side, in voxels, of the cubes over which regional means are taken.
 REGION = 3
 #: Standard deviations in a median absolute deviation of a normal distribution.
 MAD = 1.4826
 MODEL = SphericalMeanTechnique()
-#: Names of the two parameters; maps that are drawn.
+#: Names of the two parameters; maps in the figure.
 NAMES = ("v", "lambda")
 MAPS = ("estimate", "bias", "width", "p_value")
 
@@ -101,7 +100,7 @@ class Brain:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one estimator at one ratio.
+    """Results of one estimator at one signal-to-noise ratio.
 
     Attributes
     ----------
@@ -118,7 +117,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Voxels:
-    """What was found in n voxels.
+    """Results of n voxels.
 
     Attributes
     ----------
@@ -141,15 +140,14 @@ class Voxels:
         return self.estimate - self.reading.bias[:, 1:]
 
     def numbers(self, lesion: slice, white: slice, regional_mean: Callable[[Array], Array]) -> dict[str, Any]:
-        """Return what is told of the lesion, against white matter, as plain data.
+        """Return how well the lesion separates from white matter, as plain data.
 
         ``cnr``: difference of the means over the standard deviation in white matter. ``auroc``: area under the ROC
-        curve of lesion against white matter, 0.5 where a map tells nothing: of maps of a parameter the lower value
-        counts as lesion, as it is lower in truth; of the expected bias the higher one; of p-values the lower. The
-        other two know nothing of the lesion: ``map``, distance of the estimates of both parameters from the median of
-        white matter, and ``combined``, the same of the expected truths. Voxels without a value count as most unlike.
-        ``map of regions`` and ``combined of regions``: the same of `regional_mean`.
-        ``coverage``: part of the lesion in which the range holds the truth.
+        curve of lesion against white matter, 0.5 without information. Low values of a parameter and of p-values, and
+        high values of the expected bias, count as lesion, as in truth. Two scores do not use this knowledge: ``map``
+        is the distance of both estimates from the median of white matter, ``combined`` that of the expected truths;
+        voxels without a value rank as most unusual. ``map of regions`` and ``combined of regions`` use `regional_mean`.
+        ``coverage``: share of the lesion in which the range holds the truth.
         """
         parts: dict[str, Array] = {}
         for k, name in enumerate(NAMES):
@@ -182,7 +180,7 @@ class Voxels:
         }
 
     def maps(self, where: slice) -> dict[str, Array]:
-        """Return what is drawn, see `Outcome`."""
+        """Return the maps of the figure, see `Outcome`."""
         width = (self.reading.upper - self.reading.lower)[:, 2]
         columns = np.column_stack([self.estimate[:, 1], self.reading.bias[:, 2], width, self.p_value])
         return dict(zip(MAPS, columns[where].astype(np.float64).T, strict=True))
@@ -197,14 +195,14 @@ def _contrast(lesion: Array, white: Array) -> list[float]:
 
 
 def distance(values: Array, usual: Array) -> Array:
-    """Return the distance of (n, 2) values from the median of usual ones, in their robust standard deviations."""
+    """Return the distance of (n, 2) values from the median of reference values, in their robust standard deviations."""
     centre = np.nanmedian(usual, axis=0)
     spread = MAD * np.nanmedian(np.abs(usual - centre), axis=0)
     return np.asarray(np.sqrt(np.square((values - centre) / spread).sum(axis=1)))
 
 
 def area(usual: Array, other: Array) -> float:
-    """Return the area under the ROC curve of two sets of scores, the larger the stranger; NaN is strangest."""
+    """Return the area under the ROC curve of two sets of scores; large scores are unusual, NaN most of all."""
     scores = np.nan_to_num(np.concatenate([usual, other]), nan=np.inf)
     is_other = np.repeat([False, True], [len(usual), len(other)])
     return float(roc_auc_score(is_other, rankdata(scores)))
@@ -219,12 +217,12 @@ def prior_of(name: str) -> Prior:
 
 
 def check(name: str) -> tuple[type[Estimator], str]:
-    """Return the estimator of a name and what it is trained on, if it learns.
+    """Return the estimator of a name and its training distribution, if it is learned.
 
     Raises
     ------
     UsageError
-        If the name is not one of an estimator of single voxels, with one of `PRIORS` where it learns.
+        If the estimator is not voxelwise, or is learned and not named with one of `PRIORS`.
     """
     key, _, prior = name.partition(":")
     kind = get_estimator(key)
@@ -273,7 +271,7 @@ def evaluate(
         Simulated voxels of each certificate.
     seed : int
     report : callable
-        Is told what is done now.
+        Called with the current step, for progress.
     """
     series = spherical_mean_series()
     protocol, _ = MODEL.adapt(series)
@@ -287,7 +285,7 @@ def evaluate(
         return brain.regional_mean(index[: ends[2]], values[: ends[2]])
 
     for snr in snrs:
-        # The same noise for all estimators.
+        # All estimators see the same noise.
         measured = clean + np.random.default_rng([seed, 2]).standard_normal(clean.shape) / snr
         noise = Noise("gaussian", (snr, snr))
         for name in estimators:
