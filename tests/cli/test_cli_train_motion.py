@@ -11,13 +11,10 @@ import pytest
 import torch
 
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.cli.train import motion as train_motion
-from qmri_bidsapp.motion import network_input as score
 from qmri_bidsapp.motion import scorer
 from qmri_bidsapp.motion.network import Architecture
 from qmri_bidsapp.motion.network_input import Grid
-from qmri_bidsapp.motion.training import pool
-from qmri_bidsapp.motion.training import trainer as training
+from qmri_bidsapp.motion.training import recipe
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +31,12 @@ def run(*options: str) -> int:
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     small_grid = Grid(6.0, (32, 32, 40), ((2, 2), (2, 2), (4, 2)))
-    for module in (score, scorer):
+    for module in (recipe, scorer):
         monkeypatch.setattr(module, "GRID", small_grid)
-    monkeypatch.setattr(pool, "Simulator", partial(pool.Simulator, heads_per_round=2, samples_per_head=2))
+    monkeypatch.setattr(recipe, "Simulator", partial(recipe.Simulator, heads_per_round=2, samples_per_head=2))
     architecture = Architecture(channels=(8, 8, 8, 8, 8, 8), hidden=16)
-    monkeypatch.setattr(train_motion, "LEVELS", dict.fromkeys(train_motion.LEVELS, 2))
-    monkeypatch.setattr(training, "Settings", partial(training.Settings, architecture=architecture, steps_per_round=2))
+    monkeypatch.setattr(recipe, "LEVELS", dict.fromkeys(recipe.LEVELS, 2))
+    monkeypatch.setattr(recipe, "Settings", partial(recipe.Settings, architecture=architecture, steps_per_round=2))
 
 
 @pytest.fixture
@@ -81,12 +78,12 @@ def test_training_starts_goes_on_and_writes_weights(heads, tmp_path, capsys):
 def test_training_begins_with_other_weights(heads, tmp_path, capsys, monkeypatch):
     begin = []
 
-    class Watched(training.Trainer):
+    class Watched(recipe.Trainer):
         def train_round(self, *arguments):
             begin.append(self.network.head[-1].weight.clone())
             return super().train_round(*arguments)
 
-    monkeypatch.setattr(training, "Trainer", Watched)
+    monkeypatch.setattr(recipe, "Trainer", Watched)
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted(heads.iterdir())[:5]:
@@ -94,7 +91,7 @@ def test_training_begins_with_other_weights(heads, tmp_path, capsys, monkeypatch
     options = ("--rounds", "1", "--heads")
     assert run(str(tmp_path / "1"), *options, str(heads), "--hold-out", "two") == 0
     # Another size by default: that of the weights is taken.
-    monkeypatch.setattr(training, "Settings", partial(training.Settings, architecture=Architecture(hidden=8)))
+    monkeypatch.setattr(recipe, "Settings", partial(recipe.Settings, architecture=Architecture(hidden=8)))
     second = (str(tmp_path / "2"), *options, str(few), "--start-from", str(tmp_path / "1/weights"))
     assert run(*second) == 0
     first, last = (scorer.MotionScorer.load(tmp_path / name / "weights") for name in ("1", "2"))
@@ -110,6 +107,18 @@ def test_training_begins_with_other_weights(heads, tmp_path, capsys, monkeypatch
     assert f"start_from: {first.sha256}, not None" in capsys.readouterr().err
     assert run(str(tmp_path / "4"), *options, str(heads), "--start-from", str(tmp_path)) == 64
     assert "no readable weights" in capsys.readouterr().err
+
+
+def test_the_card_describes_the_simulation_by_its_constants(monkeypatch):
+    described = recipe.describe_simulation()
+    shipped = scorer.load_network(scorer.SHIPPED)[2]
+    assert {name: shipped[name] for name in described} == described
+    assert shipped["limits"] == list(recipe.LIMITS)
+    monkeypatch.setattr(recipe, "MAX_SCORE", 3.0)
+    monkeypatch.setattr(recipe, "NOISE", (0.01, 0.02))
+    changed = recipe.describe_simulation()
+    assert "uniform over 0 to 3 mm" in changed["distribution"]
+    assert "1 to 2 % of the 99th percentile" in changed["noise"]
 
 
 @pytest.mark.parametrize(

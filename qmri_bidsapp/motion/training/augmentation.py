@@ -20,6 +20,8 @@ from qmri_bidsapp.motion.network_input import Grid
 CONTROL_POINTS = (6, 7, 7)
 #: Range of acquired voxel sizes, mm, before one axis is made coarser.
 RESOLUTION = (0.65, 2.1)
+#: Range of the standard deviation of noise, in units of the 99th percentile, and share of the images with noise.
+NOISE, NOISY = (0.003, 0.05), 0.85
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ def draw_acquisition(rng: np.random.Generator, grid: Grid) -> Acquisition:
     shift = [int(rng.integers(-min(margin), min(margin) + 1)) for margin in grid.margin]
     return Acquisition(
         bias=rng.normal(0, strength, (4, 4, 4)),
-        noise=float(np.exp(rng.uniform(np.log(0.003), np.log(0.05)))) if rng.uniform() < 0.85 else 0.0,
+        noise=float(np.exp(rng.uniform(np.log(NOISE[0]), np.log(NOISE[1])))) if rng.uniform() < NOISY else 0.0,
         noise_seed=int(rng.integers(2**31)),
         shift=(shift[0], shift[1], shift[2]),
         keep_zeros=bool(rng.uniform() < 0.3),
