@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from qmri_bidsapp.bids.fieldmaps import CovariateMap
+from qmri_bidsapp.bids.kinds import Kind, load_kinds
 from qmri_bidsapp.bids.parts import Complement
 from qmri_bidsapp.core.acquisition import Acquisition
 
@@ -23,17 +25,19 @@ class InputGroup:
     entities : tuple of (str, str)
         BIDS keys and labels that all files share, in BIDS order, without ``sub``.
     files : tuple of str
-        Absolute paths, by ascending inversion or echo time, or as `series_protocol` orders them.
+        Absolute paths, in the order of the acquisition; see `bids.sidecars.series_protocol`.
     acquisition : Acquisition or None
         Protocol; None for a T1w.
     bval, bvec : str or None
         Gradient table of a diffusion series.
     metadata : tuple of (str, object)
-        Sidecar fields worth showing.
+        Sidecar fields of the first image that reports show.
     covariates : tuple of CovariateMap
-        Maps of what is known of each voxel.
+        Maps of known quantities that models of the series use.
     complement : Complement or None
-        What makes the images complex, where that is used.
+        Phase or imaginary parts that restore the polarity, where they are used.
+    shape : tuple of int
+        Shape of one file, from its header.
     """
 
     kind: str
@@ -46,10 +50,21 @@ class InputGroup:
     metadata: tuple[tuple[str, Any], ...] = ()
     covariates: tuple[CovariateMap, ...] = ()
     complement: Complement | None = None
+    shape: tuple[int, ...] = ()
+
+    @property
+    def row(self) -> Kind:
+        """Row of the suffix in `bids.kinds`."""
+        return load_kinds()[self.kind]
+
+    @property
+    def size_gb(self) -> float:
+        """Size of the series in memory as float32, GB (2**30 bytes)."""
+        return 4 * len(self.files) * math.prod(self.shape) / 1024**3
 
     @property
     def images(self) -> tuple[str, ...]:
-        """All images of the series, with those that make them complex."""
+        """All images of the series, with those that restore its polarity."""
         return (*self.files, *(self.complement.files if self.complement else ()))
 
     @property

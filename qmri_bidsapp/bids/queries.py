@@ -1,4 +1,4 @@
-"""From a data set to plain groups of files that belong together, each with its protocol."""
+"""From a data set to groups of files that belong together, each with its protocol."""
 
 from __future__ import annotations
 
@@ -10,30 +10,15 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
 from qmri_bidsapp.bids.files import check_headers, labels_of, open_image
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
+from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, Kind, load_kinds, suffixes
 from qmri_bidsapp.bids.parts import Complement, split_parts
-from qmri_bidsapp.bids.sidecars import SHOWN_FIELDS, STEADY_STATE_KINDS, diffusion_protocol, series_protocol
-from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery
+from qmri_bidsapp.bids.sidecars import series_protocol, volumes_protocol
+from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
     from bids.layout import BIDSFile
-
-KINDS = ("T1w", "IRT1", "MESE", "MEGRE", "VFA", "MTS", "dwi")
-#: Maps that serve the series of `STEADY_STATE_KINDS`.
-FIELDMAP = "TB1map"
-#: BIDS keys of the entities along which the images of a series differ.
-SERIES_AXIS = {
-    "IRT1": ("inv",),
-    "MESE": ("echo",),
-    "MEGRE": ("echo",),
-    "VFA": ("flip",),
-    "MTS": ("flip", "mt"),
-}
-#: BIDS keys of the entities that tell series apart, in BIDS order; the axis of a series is no such entity.
-ENTITIES = ("ses", "sample", "acq", "ce", "rec", "dir", "run", "echo", "chunk")
-#: Brain extraction needs the whole head: a T1w that is thinner than this, mm, along an axis is a slab.
-MIN_HEAD_EXTENT = 80.0
 
 
 def find_inputs(
@@ -68,26 +53,28 @@ def find_inputs(
     for subject in subjects:
         groups: list[InputGroup] = []
         problems: list[Problem] = []
-        for kind in KINDS:
-            files = _files(layout, subject, kind, queries[kind], session_labels, run_labels)
+        for kind in load_kinds().values():
+            files = _files(layout, subject, kind.suffix, queries[kind.suffix], session_labels, run_labels)
+            if not kind.restores_polarity:
+                files = _magnitudes(files)
             n_files += len(files)
             for entities, members in _grouped(files, kind):
                 _add_group(layout, subject, kind, entities, members, groups, problems)
-        fieldmaps = _files(layout, subject, FIELDMAP, queries[FIELDMAP], session_labels, ())
+        fieldmaps = _magnitudes(_files(layout, subject, FIELDMAP, queries[FIELDMAP], session_labels, ()))
         groups = _with_covariates(groups, fieldmaps, problems)
         if not groups and not problems:
-            message = f"sub-{subject} has no {', '.join(KINDS[:-1])} or {KINDS[-1]} to work on."
+            message = f"sub-{subject} has no {' or '.join(suffixes().rsplit(', ', 1))} to work on."
             problems.append(Problem(subject, "", "", message, severity="note"))
         found.append(SubjectInputs(subject, tuple(groups), tuple(problems)))
     if not n_files:
         raise NothingMatchedError(
-            f"No {', '.join(KINDS)} matches the chosen participants, sessions, runs and filters; check the labels."
+            f"No {suffixes()} matches the chosen participants, sessions, runs and filters; check the labels."
         )
     return tuple(found)
 
 
 def _queries(filters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    known = {kind.lower(): kind for kind in (*KINDS, FIELDMAP)}
+    known = {kind.lower(): kind for kind in (*load_kinds(), FIELDMAP)}
     unknown = sorted(set(filters) - set(known))
     if unknown:
         raise UsageError(f"The filter file names {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
@@ -97,18 +84,18 @@ def _queries(filters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, An
 def _files(
     layout: BIDSLayout,
     subject: str,
-    kind: str,
+    suffix: str,
     query: dict[str, Any],
     session_labels: tuple[str, ...],
     run_labels: tuple[str, ...],
 ) -> list[BIDSFile]:
-    """Return the images of a kind, sorted by path; all but inversion recoveries are magnitudes only."""
-    filters = {"suffix": kind, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
+    """Return the images of a suffix, sorted by path."""
+    filters = {"suffix": suffix, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
     try:
         files = sorted(layout.get(**filters), key=lambda item: item.path)
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"pybids does not understand the filter {query} of {kind.lower()} ({str(error).splitlines()[0]}); "
+            f"pybids does not understand the filter {query} of {suffix.lower()} ({str(error).splitlines()[0]}); "
             "it takes long names, such as acquisition for acq."
         ) from error
     # pybids also finds copies in other folders, such as the output of an earlier run.
@@ -119,16 +106,19 @@ def _files(
     if run_labels:
         runs = {int(label) for label in run_labels}
         files = [item for item in files if item.entities.get("run") is not None and int(item.entities["run"]) in runs]
-    return [item for item in files if kind == "IRT1" or item.entities.get("part") in (None, "mag")]
+    return files
 
 
-def _grouped(files: Iterable[BIDSFile], kind: str) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
-    """Group files by the entities that tell series apart."""
-    within = _within(kind)
+def _magnitudes(files: Iterable[BIDSFile]) -> list[BIDSFile]:
+    return [item for item in files if item.entities.get("part") in (None, "mag")]
+
+
+def _grouped(files: Iterable[BIDSFile], kind: Kind) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
+    """Group files by the entities that distinguish series."""
     groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
     for item in files:
         parts = labels_of(item.path)
-        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name not in within)
+        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name not in kind.within)
         groups.setdefault(key, []).append(item)
     return sorted(groups.items())
 
@@ -145,7 +135,7 @@ def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
 def _add_group(
     layout: BIDSLayout,
     subject: str,
-    kind: str,
+    kind: Kind,
     entities: tuple[tuple[str, str], ...],
     members: list[BIDSFile],
     groups: list[InputGroup],
@@ -159,45 +149,45 @@ def _add_group(
         _check_distinct(kind, [item.path for item in members])
         reason = _not_needed(kind, path)
         if reason is not None:
-            problems.append(Problem(subject, kind, path, f"{path} is not used: {reason}.", severity="note"))
+            problems.append(Problem(subject, kind.suffix, path, f"{path} is not used: {reason}.", severity="note"))
             return
-        if kind in STEADY_STATE_KINDS:
+        if kind.is_steady_state:
             members, note = _first_echo(members)
-        elif kind == "IRT1":
-            members, complement, note = split_parts(members, *SERIES_AXIS[kind])
+        elif kind.restores_polarity:
+            members, complement, note = split_parts(members, *kind.axis)
         if note:
-            problems.append(Problem(subject, kind, path, note, severity="note"))
+            problems.append(Problem(subject, kind.suffix, path, note, severity="note"))
         groups.append(_make_group(layout, subject, kind, entities, members, complement))
     except InputError as error:
-        problems.append(Problem(subject, kind, path, str(error)))
+        problems.append(Problem(subject, kind.suffix, path, str(error)))
 
 
-def _not_needed(kind: str, path: str) -> str | None:
-    """Return why an image, sound as it may be, is of no use here; None if it is."""
+def _not_needed(kind: Kind, path: str) -> str | None:
+    """Return why a valid image is not used; None if it is."""
     from nibabel.affines import voxel_sizes
 
     image = open_image(path)
-    if kind == "dwi" and image.ndim == 3:
+    if kind.ndim == 4 and image.ndim == 3:
         return "it is a single volume, from which nothing can be estimated"
-    if kind == "T1w":
+    if kind.min_extent:
         extent = float(min(image.shape[:3] * voxel_sizes(image.affine)))
-        if extent < MIN_HEAD_EXTENT:
+        if extent < kind.min_extent:
             return (
                 f"it is {extent:.0f} mm thick, and brain extraction needs the whole head (at least "
-                f"{MIN_HEAD_EXTENT:.0f} mm)"
+                f"{kind.min_extent:.0f} mm)"
             )
     return None
 
 
-def _check_distinct(kind: str, paths: list[str]) -> None:
-    """Raise unless every image has a name of its own: the outputs could not be told apart."""
+def _check_distinct(kind: Kind, paths: list[str]) -> None:
+    """Raise InputError unless every image has a name of its own: outputs would overwrite each other."""
     seen: dict[tuple[str | None, ...], str] = {}
     for path in paths:
         labels = labels_of(path)
-        for name in SERIES_AXIS.get(kind, ()):
+        for name in kind.axis:
             if name not in labels:
                 raise InputError(f"{path} needs the entity {name}- in its name, as an image of a series; rename it.")
-        key = tuple(labels.get(name) for name in (*_within(kind), "part"))
+        key = tuple(labels.get(name) for name in (*kind.within, "part"))
         if key in seen:
             raise InputError(
                 f"{path} and {Path(seen[key]).name} are the same series by their names; keep one, or choose one "
@@ -206,17 +196,12 @@ def _check_distinct(kind: str, paths: list[str]) -> None:
         seen[key] = path
 
 
-def _within(kind: str) -> tuple[str, ...]:
-    """Return the BIDS keys by which the images of one series may differ; of steady-state series one echo is used."""
-    return (*SERIES_AXIS.get(kind, ()), *(("echo",) if kind in STEADY_STATE_KINDS else ()))
-
-
 def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], problems: list[Problem]) -> list[InputGroup]:
-    """Give the series that want it their map of the transmit field; one whose map cannot be used is left out."""
+    """Add the map of the transmit field to steady-state series; leave out a series whose map cannot be used."""
     found = []
     for group in groups:
         maps = choose_b1(fieldmaps, dict(group.entities).get("ses"), group.files)
-        if group.kind not in STEADY_STATE_KINDS or not maps:
+        if not group.row.is_steady_state or not maps:
             found.append(group)
             continue
         chosen = maps[0]
@@ -240,7 +225,7 @@ def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], proble
 def _make_group(
     layout: BIDSLayout,
     subject: str,
-    kind: str,
+    kind: Kind,
     entities: tuple[tuple[str, str], ...],
     members: list[BIDSFile],
     complement: list[BIDSFile],
@@ -248,34 +233,44 @@ def _make_group(
     """Check headers and sidecars, and build the group."""
     paths = [item.path for item in members]
     sidecars = [dict(item.get_metadata()) for item in members]
-    shape = check_headers([*paths, *(item.path for item in complement)], ndim=4 if kind == "dwi" else 3)
+    shape = check_headers([*paths, *(item.path for item in complement)], ndim=kind.ndim)
     acquisition: Acquisition | None = None
-    bval = bvec = None
-    if kind in SERIES_AXIS:
-        acquisition, order = series_protocol(kind, paths, sidecars)
+    bval = bvec = completed = None
+    if kind.axis:
+        acquisition, order = series_protocol(kind, paths, sidecars, signed=bool(complement))
         paths, complement = [paths[i] for i in order], [complement[i] for i in order if complement]
-    elif kind == "dwi":
-        bval, bvec = (_gradient_file(Path(layout.root), paths[0], extension) for extension in (".bval", ".bvec"))
-        acquisition = diffusion_protocol(paths[0], bval, bvec, sidecars[0], shape[3])
-    shown = ((field, sidecars[0].get(field)) for field in SHOWN_FIELDS)
-    metadata = tuple((field, value) for field, value in shown if isinstance(value, (str, int, float)))
-    group = InputGroup(kind, subject, entities, tuple(paths), acquisition, bval, bvec, metadata)
-    if not (complement and isinstance(acquisition, InversionRecovery)):
-        return group
-    part, unit = complement[0].entities["part"], complement[0].get_metadata().get("Units")
-    completed = Complement(part, tuple(item.path for item in complement), unit)
-    return replace(group, acquisition=replace(acquisition, signed=True), complement=completed)
+    elif kind.acquisition is not None:
+        if kind.is_diffusion:
+            root = Path(layout.root)
+            bval, bvec = (_gradient_file(root, paths[0], kind.suffix, extension) for extension in (".bval", ".bvec"))
+        acquisition = volumes_protocol(kind, paths[0], sidecars[0], shape[3], bval=bval, bvec=bvec)
+    if complement:
+        part, unit = complement[0].entities["part"], complement[0].get_metadata().get("Units")
+        completed = Complement(part, tuple(item.path for item in complement), unit)
+    shown = ((field, sidecars[0].get(field)) for field in kind.shown)
+    return InputGroup(
+        kind=kind.suffix,
+        subject=subject,
+        entities=entities,
+        files=tuple(paths),
+        acquisition=acquisition,
+        bval=bval,
+        bvec=bvec,
+        metadata=tuple((field, value) for field, value in shown if isinstance(value, (str, int, float))),
+        complement=completed,
+        shape=shape,
+    )
 
 
-def _gradient_file(root: Path, path: str, extension: str) -> str | None:
+def _gradient_file(root: Path, path: str, suffix: str, extension: str) -> str | None:
     """Return the gradient file that applies to an image by BIDS' inheritance principle, None if there is none.
 
-    It lies beside the image or above it, and its name has no entity that the image's name has not; the nearest
-    counts, and of one folder the one with most entities.
+    It is in the folder of the image or above it, and its name has no entity that the image's name lacks. The nearest
+    one applies; within a folder, the one with most entities.
     """
     image = labels_of(path).items()
     for folder in Path(path).parents:
-        names = [name for name in sorted(folder.glob(f"*dwi{extension}")) if labels_of(name).items() <= image]
+        names = [name for name in sorted(folder.glob(f"*{suffix}{extension}")) if labels_of(name).items() <= image]
         if names:
             return str(max(names, key=lambda name: len(labels_of(name))))
         if folder == root:

@@ -36,7 +36,7 @@ def result_name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **en
     return relative_path(
         group.subject,
         dict(group.entities),
-        datatype="dwi" if group.kind == "dwi" else "anat",
+        datatype=group.row.datatype,
         suffix=suffix,
         extension=extension,
         extra=entities,
@@ -105,9 +105,9 @@ class FitNames:
             If the parameter has no BIDS suffix in relaxometry.
         """
         ending = ENDINGS[what]
-        if self.group.kind == "dwi":
+        if common := self.group.row.map_suffix:
             entities = {"model": self.model, "param": parameter.label, "desc": f"{self.estimator}{ending}"}
-            return result_name(self.group, "dwimap", **entities)
+            return result_name(self.group, common, **entities)
         suffix = parameter.bids_suffix
         if suffix is None:
             raise ValueError(f"Parameter {parameter.name} of model {self.model} needs a BIDS suffix, got None.")
@@ -126,7 +126,7 @@ class FitNames:
         return found | {self.trust, self.flag, self.p_value}
 
     def _of_fit(self, suffix: str, ending: str = "") -> str:
-        # Relaxometry has no entity for the model.
-        if self.group.kind == "dwi":
+        # Maps with suffixes of their own have no entity for the model.
+        if self.group.row.map_suffix:
             return result_name(self.group, suffix, model=self.model, desc=f"{self.estimator}{ending}")
         return result_name(self.group, suffix, desc=f"{self.estimator}{self.model}{ending}")

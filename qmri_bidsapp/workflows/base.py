@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,8 +162,7 @@ def _add_series(
     """Add preprocessing, fits and sinks of one series."""
     from qmri_bidsapp.interfaces.derivatives import SaveImages, SaveSeries
 
-    size_gb = _size_gb(item)
-    series_wf = init_series_wf(item, resources, has_t1w=anat_wf is not None, size_gb=size_gb)
+    series_wf = init_series_wf(item, resources, has_t1w=anat_wf is not None)
     if anat_wf is not None:
         pairs = [("preproc", "t1w"), ("mask", "t1w_mask"), ("dseg", "t1w_dseg")]
         ports = [(f"outputnode.{source}", f"inputnode.{target}") for source, target in pairs]
@@ -184,12 +182,12 @@ def _add_series(
     fit_ports = [("preproc", "in_file"), ("mask", "in_mask")]
     if anat_wf is not None:
         fields.append("dseg")
-    if item.group.kind == "dwi":
+    if item.group.row.is_diffusion:
         save.inputs.b_value = [float(value) for value in item.group.acquisition.to_dict()["b_value"]]  # type: ignore[union-attr]
         fields.append("direction")
         fit_ports += [("direction", "direction"), ("noise_std", "noise_std")]
     wf.connect([(series_wf, save, [(f"outputnode.{field}", field) for field in fields])])
-    orientation = init_orientation_node(item, resources, size_gb=size_gb) if item.bundle_fits else None
+    orientation = init_orientation_node(item, resources) if item.bundle_fits else None
     if orientation is not None:
         what = f"{item.group.name} fibre directions"
         inputs = orientation_outputs(item, str(config.bids_dir))
@@ -202,7 +200,7 @@ def _add_series(
     # Connecting empties the list.
     fit_fields = [(f"outputnode.{source}", target) for source, target in fit_ports]
     for number, (model, estimator) in enumerate(item.fits):
-        fit = init_fit_node(item, model, estimator, resources, size_gb=size_gb)
+        fit = init_fit_node(item, model, estimator, resources)
         wf.connect([(series_wf, fit, list(fit_fields))])
         _add_fit(wf, config, subject_plan, item, fit, f"{index}_{number}", resources)
         if (model, estimator) in item.bundle_fits:
@@ -315,10 +313,3 @@ def _sink(
     )
     node.title = f"save {what}"
     return node
-
-
-def _size_gb(item: SeriesPlan) -> float:
-    """Return the size of a series in memory, float32, from its headers."""
-    import nibabel as nib
-
-    return float(sum(4 * math.prod(nib.load(name).shape) for name in item.group.files)) / 1024**3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.derivatives import bids_uri
 from qmri_bidsapp.bids.files import labels_of
-from qmri_bidsapp.bids.queries import SERIES_AXIS
+from qmri_bidsapp.bids.kinds import load_kinds
 from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, TruthMaps, TruthRecord, map_record, series_record
 from qmri_bidsapp.bids.result_names import ENDINGS, FitNames, result_name
 from qmri_bidsapp.bids.save_results import FitSidecars, TruthSidecars
@@ -54,9 +54,10 @@ def desc_meanings() -> dict[str, str]:
     from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
     meanings = {}
-    for kind in SERIES_AXIS:
-        meanings[f"{kind}brain"] = f"Brain mask on the grid of the {kind} series"
-        meanings[f"{kind}tissue"] = f"Tissue segmentation on the grid of the {kind} series"
+    kinds = load_kinds()
+    for suffix in (kind.suffix for kind in kinds.values() if kind.acquisition is not None and kind.label_prefix):
+        meanings[f"{suffix}brain"] = f"Brain mask on the grid of the {suffix} series"
+        meanings[f"{suffix}tissue"] = f"Tissue segmentation on the grid of the {suffix} series"
     for estimator in load_estimators().values():
         name = estimator.label()
         std = f"Standard deviation of the estimate ({estimator.std_kind}; more in each sidecar)"
@@ -70,7 +71,7 @@ def desc_meanings() -> dict[str, str]:
         meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
         meanings[f"{name}flag"] = f"Voxels unlike all that was simulated for: {estimator.title}"
         for model in filter(estimator.supports, map(get_model, load_models())):
-            if "dwi" in model.bids_suffixes:
+            if any(kinds[suffix].map_suffix for suffix in model.bids_suffixes):
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
@@ -105,33 +106,25 @@ def anat_outputs(group: InputGroup, bids_dir: str) -> dict[str, Any]:
 
 def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> dict[str, Any]:
     """Return inputs of `SaveSeries` for a quantitative series."""
-    group = item.group
-    labels = [result_name(group, "mask", desc="brain"), result_name(group, "dseg", desc="tissue")]
-    if group.kind == "dwi":
-        names = [result_name(group, "dwi", desc="preproc")]
-    else:
-        part = {"part": "real"} if group.complement else {}
-        axis = SERIES_AXIS[group.kind]
-        names = [
-            result_name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in axis})
-            for file in group.files
-        ]
-        labels = [
-            result_name(group, "mask", desc=f"{group.kind}brain"),
-            result_name(group, "dseg", desc=f"{group.kind}tissue"),
-        ]
+    group, row = item.group, item.group.row
+    part = {"part": "real"} if group.complement else {}
+    names = [
+        result_name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in row.axis})
+        for file in group.files
+    ]
+    labels = [
+        result_name(group, "mask", desc=f"{row.label_prefix}brain"),
+        result_name(group, "dseg", desc=f"{row.label_prefix}tissue"),
+    ]
     description = f"{group.kind}, preprocessed"
     sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False) for _ in names]
-    if group.kind == "dwi":
-        sidecars[0].update({key: value for key, value in group.metadata if key == "RepetitionTime"})
-    else:
-        fields = image_fields(group.kind, group.acquisition)  # type: ignore[arg-type]
-        if group.kind == "VFA":
-            sequence = dict(group.metadata).get("PulseSequenceType", "Spoiled gradient echo")
-            fields = [{**item, "PulseSequenceType": sequence} for item in fields]
-        # A file, and its phase or imaginary part, where there is one.
-        for index, (sidecar, item_fields) in enumerate(zip(sidecars, fields, strict=True)):
-            sidecar.update({**item_fields, "Sources": sidecar["Sources"][index :: len(group.files)]})
+    known = dict(group.metadata)
+    copied = {name: known.get(name, default) for name, default in row.copied}
+    shared = {name: value for name, value in copied.items() if value is not None}
+    fields = image_fields(row, group.acquisition)  # type: ignore[arg-type]
+    # A file, and its phase or imaginary part, where there is one.
+    for index, (sidecar, own) in enumerate(zip(sidecars, fields, strict=True)):
+        sidecar.update({**own, **shared, "Sources": sidecar["Sources"][index :: len(group.files)]})
     return {
         "preproc_names": names,
         "preproc_sidecars": sidecars,

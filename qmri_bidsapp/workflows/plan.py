@@ -45,7 +45,7 @@ class SeriesPlan:
 
         model = get_model(model_name)
         protocol, _ = model.adapt(self.group.acquisition)  # type: ignore[arg-type]
-        return self.group.kind == "dwi" or protocol.n_measurements > len(model.parameters)
+        return self.group.row.is_diffusion or protocol.n_measurements > len(model.parameters)
 
     def objection_to_certificate(self, model_name: str, estimator_name: str) -> str | None:
         """Return why a fit gets no certificate, None if it does."""
@@ -161,7 +161,7 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
         errors += [f"{group.name}: {cause}" for cause in refused]
         if item.fits or not refused:
             series.append(item)
-    t1w = tuple(group for group in inputs.groups if group.kind == "T1w")
+    t1w = tuple(group for group in inputs.groups if group.acquisition is None)
     return SubjectPlan(inputs, t1w, tuple(series), tuple(errors))
 
 

@@ -84,7 +84,7 @@ def init_anat_wf(group: InputGroup, resources: Resources, name: str) -> Workflow
     return wf
 
 
-def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, size_gb: float) -> Workflow:
+def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> Workflow:
     """Build the preprocessing of one quantitative series.
 
     Parameters
@@ -93,8 +93,6 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
     resources : Resources
     has_t1w : bool
         Whether mask and tissues come from a T1w (through the ``inputnode``) or from the series itself.
-    size_gb : float
-        Size of the series in memory, float32.
 
     Inputs
     ------
@@ -111,17 +109,16 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
 
     from qmri_bidsapp.interfaces import preprocess as nodes
 
-    kind, series = item.group.kind, item.group.name
+    row, series = item.group.row, item.group.name
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
     fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "covariates"]
     outputnode = _identity("outputnode", fields)
-    ndim = 4 if kind == "dwi" else 3
-    mem_gb = max(0.5, 4 * size_gb)
+    mem_gb = max(0.5, 4 * item.group.size_gb)
     notes = Node(Merge(4), name="notes")
     files, complement = list(item.group.files), item.group.complement
     if complement is None:
-        load = _node(nodes.ImportImages, "load", f"read {series}", mem_gb=mem_gb, in_files=files, ndim=ndim)
+        load = _node(nodes.ImportImages, "load", f"read {series}", mem_gb=mem_gb, in_files=files, ndim=row.ndim)
     else:
         load = _node(
             nodes.RestorePolarity,
@@ -135,13 +132,13 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool, siz
         if complement.unit is not None:
             load.inputs.unit = complement.unit
         wf.connect(load, "notes", notes, "in3")
-    if kind == "dwi":
+    if row.is_diffusion:
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
     else:
         last = _node(nodes.AlignSeries, "align", f"{series} alignment", mem_gb=mem_gb)
         wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
     for covariate in item.group.covariates:
-        field = _node(nodes.ResampleFieldmap, covariate.name, f"{kind} transmit field", in_file=covariate.file)
+        field = _node(nodes.ResampleFieldmap, covariate.name, f"{row.suffix} transmit field", in_file=covariate.file)
         if covariate.factor is not None:
             field.inputs.factor = covariate.factor
         wf.connect(
@@ -224,7 +221,7 @@ def _connect_diffusion(
     return align
 
 
-def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resources, *, size_gb: float) -> Any:
+def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resources) -> Any:
     """Build the node that fits one model; its inputs in_file, in_mask (, noise_std, direction) are to be connected."""
     from qmri_bidsapp.interfaces.fitting import Fit
 
@@ -234,7 +231,7 @@ def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resou
         f"fit_{item.node_name}_{model}_{estimator}",
         f"{item.group.name} fit {model} ({estimator})",
         n_procs=1 if gpu else resources.n_threads,
-        mem_gb=1 + 2 * size_gb,
+        mem_gb=1 + 2 * item.group.size_gb,
         acquisition=item.group.acquisition.to_dict(),  # type: ignore[union-attr]
         model=model,
         estimator=estimator,
@@ -262,7 +259,7 @@ def init_train_node(fit: Any, cache: Path, resources: Resources, prior: str, sam
     )
 
 
-def init_orientation_node(item: SeriesPlan, resources: Resources, *, size_gb: float) -> Any:
+def init_orientation_node(item: SeriesPlan, resources: Resources) -> Any:
     """Build the node of fibre directions; its inputs in_file, in_mask, direction (, in_dseg) are to be connected."""
     from qmri_bidsapp.interfaces.fibre_directions import FindOrientations
 
@@ -271,7 +268,7 @@ def init_orientation_node(item: SeriesPlan, resources: Resources, *, size_gb: fl
         f"orientation_{item.node_name}",
         f"{item.group.name} fibre directions",
         n_procs=resources.n_threads,
-        mem_gb=1 + 4 * size_gb,
+        mem_gb=1 + 4 * item.group.size_gb,
         acquisition=item.group.acquisition.to_dict(),  # type: ignore[union-attr]
         n_threads=resources.n_threads,
     )

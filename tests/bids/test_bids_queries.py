@@ -12,7 +12,8 @@ import pytest
 from qmri_bidsapp.bids.dataset import blocking, open_layout, validate
 from qmri_bidsapp.bids.files import labels_of
 from qmri_bidsapp.bids.inputs import SubjectInputs
-from qmri_bidsapp.bids.queries import KINDS, find_inputs
+from qmri_bidsapp.bids.kinds import load_kinds
+from qmri_bidsapp.bids.queries import find_inputs
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
 from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, UsageError
 
@@ -435,7 +436,7 @@ class TestWholeDataset:
 
     def test_filter_that_leaves_nothing(self, make_dataset: Make) -> None:
         layout = open_layout(make_dataset())
-        filters = {kind.lower(): {"acquisition": "none"} for kind in KINDS}
+        filters = {kind.lower(): {"acquisition": "none"} for kind in load_kinds()}
         with pytest.raises(NothingMatchedError):
             find_inputs(layout, filters=filters)
 
