@@ -208,6 +208,19 @@ def load_kinds() -> dict[str, Kind]:
     return found
 
 
+def protocol_of(plain: dict[str, Any]) -> Acquisition:
+    """Return a protocol from `Acquisition.to_dict`, also one that a plug-in defines.
+
+    Raises
+    ------
+    ProtocolError
+        If its type is unknown.
+    """
+    # Loading a plug-in registers its acquisition.
+    load_kinds()
+    return Acquisition.from_dict(plain)
+
+
 def suffixes() -> str:
     """Return all suffixes, separated by commas."""
     return ", ".join(load_kinds())

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from qmri_bidsapp.bids.sidecars import diffusion_protocol
+from qmri_bidsapp.bids.kinds import load_kinds
+from qmri_bidsapp.bids.sidecars import volumes_protocol
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference
@@ -23,6 +24,11 @@ def read_series(folder: Path, suffix: str, field: str) -> tuple[tuple[float, ...
     times = tuple(json.loads(path.read_text())[field] for path in sidecars)
     images = [np.asarray(nib.load(path.with_suffix(".nii.gz")).dataobj, dtype=float) for path in sidecars]
     return times, np.stack(images, axis=-1)
+
+
+def diffusion_of(stem: Path, n_volumes: int) -> Acquisition:
+    bval, bvec = f"{stem}.bval", f"{stem}.bvec"
+    return volumes_protocol(load_kinds()["dwi"], f"{stem}.nii.gz", {}, n_volumes, bval=bval, bvec=bvec)
 
 
 def reference(real: Path, name: str) -> np.ndarray:
@@ -62,7 +68,7 @@ def tensor_fit(stem: Path, mask: np.ndarray) -> tuple[Diffusion, np.ndarray, dic
     """Return protocol, signals and estimates by name of a diffusion series within a mask."""
     data = np.asarray(nib.load(f"{stem}.nii.gz").dataobj, dtype=float)
     model = get_model("tensor")
-    acquisition = diffusion_protocol(f"{stem}.nii.gz", f"{stem}.bval", f"{stem}.bvec", {}, data.shape[3])
+    acquisition = diffusion_of(stem, data.shape[3])
     protocol, matrix = model.adapt(acquisition)
     signals = data[mask] if matrix is None else data[mask] @ matrix
     maps = get_estimator("wls")(model).fit(protocol).predict(signals)
@@ -138,7 +144,7 @@ def test_kurtosis_of_real_white_matter(real: Path) -> None:
     """Mean kurtosis is about 1, radial above axial (Jensen and Helpern 2010, NMR Biomed 23:698)."""
     stem = real / "sub-msmtroi" / "dwi" / "sub-msmtroi_dwi"
     data = np.asarray(nib.load(f"{stem}.nii.gz").dataobj, dtype=float)
-    acquisition = diffusion_protocol(f"{stem}.nii.gz", f"{stem}.bval", f"{stem}.bvec", {}, data.shape[3])
+    acquisition = diffusion_of(stem, data.shape[3])
     model = get_model("kurtosis")
     protocol, matrix = model.adapt(acquisition)
     assert matrix is None
