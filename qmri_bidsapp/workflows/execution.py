@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,13 +19,14 @@ from qmri_bidsapp.workflows.base import (
     SubjectPlan,
     cache_dir,
     init_qmri_wf,
-    init_subject_wf,
     record_dir,
     workflow_name,
 )
 from qmri_bidsapp.workflows.motion_score import why_no_score
 
 if TYPE_CHECKING:
+    from nipype.pipeline.engine import Workflow
+
     from qmri_bidsapp.config import Config
     from qmri_bidsapp.workflows.workers import Workers
 
@@ -68,23 +70,17 @@ class RunResult:
     failed: dict[str, list[str]] = field(default_factory=dict)
 
 
-def count_steps(config: Config, plans: tuple[SubjectPlan, ...]) -> dict[str, int]:
-    """Return the number of visible steps per subject."""
-    return {item.subject: _n_steps(config, item) for item in plans}
-
-
-def _n_steps(config: Config, item: SubjectPlan) -> int:
-    return sum(hasattr(node, "title") for node in init_subject_wf(config, item)._get_all_nodes())
-
-
-def run(config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike) -> RunResult:
+def run(
+    config: Config, plans: tuple[SubjectPlan, ...], make_progress: Callable[[dict[str, int]], ProgressLike]
+) -> RunResult:
     """Run every subject; a failed step stops what depends on it, and nothing else.
 
     Parameters
     ----------
     config : Config
     plans : tuple of SubjectPlan
-    progress : ProgressLike
+    make_progress : callable
+        Given subject -> number of steps, returns what shows the user how far the run is.
 
     Returns
     -------
@@ -100,7 +96,7 @@ def run(config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike) 
         shutil.rmtree(record_dir(config, item.subject), ignore_errors=True)
     work = _with_work(plans)
     if work:
-        _run_workflow(config, work, progress, crash_dirs)
+        _run_workflow(config, work, make_progress, crash_dirs)
     result = RunResult()
     for item in plans:
         crashes = sorted(str(name) for name in crash_dirs[item.subject].glob("crash-*"))
@@ -126,7 +122,10 @@ def _subject_of(node: Any) -> str:
 
 
 def _run_workflow(
-    config: Config, plans: tuple[SubjectPlan, ...], progress: ProgressLike, crash_dirs: dict[str, Path]
+    config: Config,
+    plans: tuple[SubjectPlan, ...],
+    make_progress: Callable[[dict[str, int]], ProgressLike],
+    crash_dirs: dict[str, Path],
 ) -> None:
     _configure_nipype(config)
     # Not before: loading nipype reads its settings.
@@ -134,7 +133,7 @@ def _run_workflow(
 
     wf = init_qmri_wf(config, plans, crash_dirs)
     plugin, plugin_args = _plugin(config)
-    plugin_args["status_callback"] = _Callback(plans, progress, crash_dirs)
+    plugin_args["status_callback"] = _Callback(wf, plans, make_progress, crash_dirs)
     workers = Workers(plugin_args) if plugin == "MultiProc" else None
     # Nipype collects garbage before each step: without all that is loaded by now, 0.2 s of every step is saved.
     gc.freeze()
@@ -229,9 +228,19 @@ def _is_resource_tracker(process: Any) -> bool:
 class _Callback:
     """Turns nipype's events into progress and into one log per subject."""
 
-    def __init__(self, plans: tuple[SubjectPlan, ...], progress: ProgressLike, crash_dirs: dict[str, Path]) -> None:
+    def __init__(
+        self,
+        wf: Workflow,
+        plans: tuple[SubjectPlan, ...],
+        make_progress: Callable[[dict[str, int]], ProgressLike],
+        crash_dirs: dict[str, Path],
+    ) -> None:
         self._subjects = {workflow_name(item.subject): item.subject for item in plans}
-        self._progress = progress
+        totals = {
+            self._subjects[part.name]: sum(hasattr(node, "title") for node in part._get_all_nodes())
+            for part in wf._graph.nodes()
+        }
+        self._progress = make_progress(totals)
         self._logs = {subject: folder.with_suffix(".log") for subject, folder in crash_dirs.items()}
 
     def __call__(self, node: Any, status: str) -> None:

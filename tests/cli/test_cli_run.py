@@ -225,7 +225,8 @@ class Scene:
         groups = {label: () if label in self.empty else (GROUP,) for label in self.inputs}
         return tuple(SubjectInputs(label, groups[label], found) for label, found in self.inputs.items())
 
-    def run(self, config, plans, progress):
+    def run(self, config, plans, make_progress):
+        progress = make_progress({item.subject: 1 for item in plans})
         for item in plans:
             progress.start(item.subject, "step")
             progress.end(item.subject, "step")
@@ -249,9 +250,6 @@ def scene(monkeypatch) -> Scene:
     monkeypatch.setattr("qmri_bidsapp.bids.queries.find_inputs", found.find_inputs)
     monkeypatch.setattr("qmri_bidsapp.workflows.base.plan", found.plan)
     monkeypatch.setattr("qmri_bidsapp.workflows.execution.run", found.run)
-    monkeypatch.setattr(
-        "qmri_bidsapp.workflows.execution.count_steps", lambda _config, plans: {p.subject: 1 for p in plans}
-    )
     monkeypatch.setattr("qmri_bidsapp.reports.assembler.build_subject_report", found.report)
     monkeypatch.setattr("qmri_bidsapp.bids.dataset.blocking", blocking_in_used)
     return found

@@ -180,10 +180,10 @@ def _issue_text(issue: Issue) -> str:
 
 def _execute(config: Config, plans: tuple[SubjectPlan, ...]) -> RunResult:
     from qmri_bidsapp.cli.app.progress import Progress
-    from qmri_bidsapp.workflows.execution import count_steps, run
+    from qmri_bidsapp.workflows.execution import run
 
     LOGGER.info("")
-    return run(config, plans, Progress(count_steps(config, plans)))
+    return run(config, plans, Progress)
 
 
 def _build_reports(config: Config, crash_dirs: Mapping[str, Path | None]) -> set[str]:
