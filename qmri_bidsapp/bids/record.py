@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp import formats
 from qmri_bidsapp.bids.derivatives import bids_uri
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.bids.kinds import protocol_of
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.bids.result_names import FitNames
+    from qmri_bidsapp.core.acquisition import Acquisition
     from qmri_bidsapp.core.parameters import Parameter
 
 
@@ -68,7 +69,7 @@ class SeriesRecord:
         ProtocolError
             If its type is unknown, as that of a plug-in which is not installed.
         """
-        return None if self.protocol is None else Acquisition.from_dict(self.protocol)
+        return None if self.protocol is None else protocol_of(self.protocol)
 
 
 @dataclass(frozen=True)
