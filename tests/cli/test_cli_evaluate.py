@@ -9,11 +9,11 @@ import torch
 from matplotlib.image import imread
 
 from qmri_bidsapp.cli import tools
-from qmri_bidsapp.cli.evaluate import lesion as evaluate_lesion
-from qmri_bidsapp.cli.evaluate import table3
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.evaluation.lesion import phantom
 from qmri_bidsapp.evaluation.speed import peers
+from qmri_bidsapp.evaluation.table3 import healthy_brain
 from qmri_bidsapp.registry import get_model, load_estimators
 
 
@@ -107,8 +107,8 @@ def test_table3_of_networks(tmp_path, monkeypatch, capsys):
     options = MultilayerPerceptron.__init__.__kwdefaults__
     monkeypatch.setitem(options, "training", Training(steps=200, batch_size=256))
     monkeypatch.setattr(MultilayerPerceptron, "default_combinations", 2**14)
-    monkeypatch.setattr(table3, "VOXEL_SIZE", 8.0)
-    monkeypatch.setattr(table3, "N_VOXELS", 2000)
+    monkeypatch.setattr(healthy_brain, "VOXEL_SIZE", 8.0)
+    monkeypatch.setattr(healthy_brain, "N_VOXELS", 2000)
     command = ["evaluate", "table3", "--estimators", "net-uniform,net-healthy", "--samples", "2", "--json", "t.json"]
     assert tools.main([*command, "--figures", "figures"]) == 0
     height, width, _ = imread(tmp_path / "figures" / "table3_bias.png").shape
@@ -166,7 +166,7 @@ def test_out_of_distribution_says_what_is_wrong(options, words, capsys):
 
 
 def test_lesion(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_lesion, "VOXEL_SIZE", 4.0)
+    monkeypatch.setattr(phantom, "VOXEL_SIZE", 4.0)
     options = ["--estimators", "nlls", "--voxels", "100", "--reference", "1000", "--figures", "figures"]
     assert tools.main(["evaluate", "lesion", *options, "--json", "lesion.json"]) == 0
     found = json.loads((tmp_path / "lesion.json").read_text())

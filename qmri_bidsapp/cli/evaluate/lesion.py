@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qmri_bidsapp.cli.arguments import words
 from qmri_bidsapp.cli.evaluate.results import add_json, add_voxel_counts, check_json, show, voxel_counts, write_json
 
-if TYPE_CHECKING:
-    from qmri_bidsapp.evaluation.lesion.lesion import Brain
-
-#: The head: voxel size (mm), seed, and minimum fraction of white matter in a white-matter voxel.
-VOXEL_SIZE = 2.0
-SEED = 0
-WHITE = 0.9
 #: Measured estimators that are drawn. If none of them is measured, all are drawn.
 DRAWN = ("nlls", "mlp:healthy")
 #: Columns of the table: areas under ROC curves, then percentages as (group, part).
@@ -56,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from qmri_bidsapp.evaluation.lesion import lesion
     from qmri_bidsapp.evaluation.lesion.figure import draw_lesion
+    from qmri_bidsapp.evaluation.lesion.phantom import make_brain
 
     names = list(lesion.ESTIMATORS if arguments.estimators is None else words("estimators", arguments.estimators))
     for name in names:
@@ -72,21 +66,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_json(results, arguments.json)
     if arguments.figures is not None:
         print(f"\n{draw_lesion(brain, maps, arguments.figures)}")
-
-
-def make_brain() -> Brain:
-    """Return the slab of a simulated head that contains the lesion."""
-    import numpy as np
-
-    from qmri_bidsapp.demo.phantom import make_head
-    from qmri_bidsapp.evaluation.lesion.lesion import Brain
-
-    head = make_head(2, VOXEL_SIZE, seed=SEED)
-    levels = np.flatnonzero(head.lesion.any(axis=(0, 1)))
-    slab = np.s_[..., levels[0] : levels[-1] + 1]
-    values = np.stack([head.parameters[name][slab] for name in ("fraction", "diffusivity")], axis=-1)
-    is_white = (head.fractions["wm"] >= WHITE) & ~(head.lesion | head.unmodelled)
-    return Brain(values, head.brain[slab], is_white[slab], head.lesion[slab])
 
 
 def _print(results: dict[str, dict[str, Any]]) -> None:

@@ -12,17 +12,7 @@ from qmri_bidsapp.cli.evaluate.results import add_json, check_json, write_json
 from qmri_bidsapp.errors import OutputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from qmri_bidsapp.evaluation.table3.table3 import Errors
-
-#: Simulated heads whose fits make the distribution "healthy": number, voxel size (mm), voxels per head (135,000 in
-#: all), and echo time (s), as in the paper.
-N_SUBJECTS = 5
-VOXEL_SIZE = 2.0
-N_VOXELS = 27_000
-ECHO_TIME = 0.094
 
 
 def add_parser(what: Any) -> None:
@@ -59,9 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from qmri_bidsapp.evaluation.table3 import table3
     from qmri_bidsapp.evaluation.table3.bias_figure import draw_bias
+    from qmri_bidsapp.evaluation.table3.healthy_brain import simulated_subjects
 
     chosen = None if arguments.estimators is None else words("estimators", arguments.estimators)
-    fits = table3.methods(chosen, _healthy_subjects)
+    fits = table3.methods(chosen, simulated_subjects)
     n_samples = table3.N_SAMPLES if arguments.samples is None else arguments.samples
     noisy = table3.simulate(n_samples)
     print(f"{n_samples:,} samples of each of {len(noisy)} points, SNR {table3.SNR:g}; v / lambda, um2/ms\n")
@@ -79,29 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.figures is not None:
         print(f"\n{draw_bias(means, arguments.figures)}")
     write_json(results, arguments.json)
-
-
-def _healthy_subjects() -> list[npt.NDArray[np.float64]]:
-    """Return noise-free signals of the brains of simulated heads without a lesion, (n_voxels, 5) each."""
-    import numpy as np
-
-    from qmri_bidsapp.demo.phantom import BRAIN_TISSUES, TISSUE_PROPERTIES, make_head
-    from qmri_bidsapp.evaluation.table3.healthy_brain import brain_signals
-    from qmri_bidsapp.evaluation.table3.table3 import PROTOCOL
-    from qmri_bidsapp.models.smt import SphericalMeanTechnique
-
-    subjects = []
-    for seed in range(N_SUBJECTS):
-        head, rng = make_head(1, VOXEL_SIZE, seed=seed), np.random.default_rng(seed)
-        chosen = rng.choice(np.flatnonzero(head.brain), N_VOXELS, replace=False)
-        weights = {
-            name: head.fractions[name].ravel()[chosen]
-            * TISSUE_PROPERTIES[name].density
-            * np.exp(-ECHO_TIME / TISSUE_PROPERTIES[name].t2)
-            for name in BRAIN_TISSUES
-        }
-        subjects.append(brain_signals(weights, SphericalMeanTechnique(), PROTOCOL, rng))
-    return subjects
 
 
 def _print_errors(name: str, *errors: Errors) -> None:

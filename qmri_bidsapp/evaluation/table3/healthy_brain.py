@@ -20,11 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.core.acquisition import SphericalMean
+from qmri_bidsapp.demo.phantom import BRAIN_TISSUES, TISSUE_PROPERTIES, make_head
 from qmri_bidsapp.evaluation.standards import signals
+from qmri_bidsapp.evaluation.table3.table3 import PROTOCOL
 from qmri_bidsapp.models.base import SignalModel
+from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
 Array = npt.NDArray[np.float64]
 
+#: Simulated heads: number, voxel size (mm), voxels per head (135,000 in all), and echo time (s), as in the paper.
+N_SUBJECTS = 5
+VOXEL_SIZE = 2.0
+N_VOXELS = 27_000
+ECHO_TIME = 0.094
 #: Standard deviation of a subject's means over that of all subjects, relative to the mean.
 SUBJECT_SPREAD = 0.03 / 2.25
 
@@ -80,3 +88,19 @@ def brain_signals(
     total = np.sum(list(weights.values()), axis=0)
     is_tissue = weights["gm"] + weights["wm"] > 0.5 * total
     return np.asarray(np.sum(parts, axis=0) / total[is_tissue].mean())
+
+
+def simulated_subjects() -> list[Array]:
+    """Return noise-free signals of the brains of simulated heads without a lesion, (n_voxels, 5) each."""
+    subjects = []
+    for seed in range(N_SUBJECTS):
+        head, rng = make_head(1, VOXEL_SIZE, seed=seed), np.random.default_rng(seed)
+        chosen = rng.choice(np.flatnonzero(head.brain), N_VOXELS, replace=False)
+        weights = {
+            name: head.fractions[name].ravel()[chosen]
+            * TISSUE_PROPERTIES[name].density
+            * np.exp(-ECHO_TIME / TISSUE_PROPERTIES[name].t2)
+            for name in BRAIN_TISSUES
+        }
+        subjects.append(brain_signals(weights, SphericalMeanTechnique(), PROTOCOL, rng))
+    return subjects
