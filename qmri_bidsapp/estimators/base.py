@@ -64,6 +64,8 @@ class Estimator(ABC):
     has_posterior: ClassVar[bool] = False
     std_from_residuals: ClassVar[bool] = False
 
+    acquisition_: Acquisition
+
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
         self.model = model
         self.device = device

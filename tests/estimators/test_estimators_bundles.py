@@ -125,7 +125,7 @@ def test_fits_begin_close_to_the_minimum() -> None:
     """Fractions and tissue are estimated with known directions and unknown fractions."""
     fitted = NonLinearLeastSquares(Noddi.with_bundles(2)()).fit(protocol())
     toward = unit_vector(torch.tensor(ANGLES[:2]).float())
-    start = fitted._starts(torch.tensor(simulate(2, 1, noise=0.0)).float(), toward.unsqueeze(0))[0, 0]
+    start = fitted.search.starts(torch.tensor(simulate(2, 1, noise=0.0)).float(), toward.unsqueeze(0))[0, 0]
     assert start[4].item() == pytest.approx(0.65, abs=0.03)
     assert start[2].item() == pytest.approx(0.6, abs=0.06)
     torch.testing.assert_close(start[5:].reshape(2, 2), angles_of(toward), atol=1e-3, rtol=0)

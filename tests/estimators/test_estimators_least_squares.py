@@ -9,7 +9,6 @@ from scipy.optimize import lsq_linear
 
 from qmri_bidsapp.core.acquisition import InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators.likelihood import least_squares
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
@@ -49,7 +48,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> 
     signals = np.stack([recovery(100, 1.9, t1) for t1 in rng.uniform(0.4, 3.0, 500)])
     signals += rng.standard_normal(signals.shape)
     whole = NonLinearLeastSquares(InversionRecoveryT1()).fit(INVERSION).predict(signals)
-    monkeypatch.setattr(least_squares, "CHUNK_SIZE", 37)
+    monkeypatch.setattr(NonLinearLeastSquares, "chunk_size", 37)
     parts = NonLinearLeastSquares(InversionRecoveryT1()).fit(INVERSION).predict(signals)
     np.testing.assert_allclose(parts.estimate, whole.estimate, rtol=2e-3)
     np.testing.assert_array_equal(parts.status, whole.status)

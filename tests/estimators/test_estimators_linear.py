@@ -7,7 +7,6 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.estimators.likelihood import log_linear as linear
 from qmri_bidsapp.estimators.likelihood.covariance import propagate
 from qmri_bidsapp.estimators.likelihood.log_linear import WeightedLinearLeastSquares
 from qmri_bidsapp.models.kurtosis import DiffusionKurtosis
@@ -61,7 +60,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch) -> None:
     acquisition = series(1000.0)
     signals = 100 + np.random.default_rng(0).standard_normal((50, 31))
     whole = WeightedLinearLeastSquares(DiffusionTensor()).fit(acquisition).predict(signals)
-    monkeypatch.setattr(linear, "CHUNK_SIZE", 7)
+    monkeypatch.setattr(WeightedLinearLeastSquares, "chunk_size", 7)
     parts = WeightedLinearLeastSquares(DiffusionTensor()).fit(acquisition).predict(signals)
     np.testing.assert_allclose(parts.estimate, whole.estimate, rtol=1e-5, atol=1e-9)
 

@@ -8,6 +8,7 @@ import torch
 from scipy.integrate import quad
 
 from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.estimators.likelihood import cramer_rao
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.likelihood.skewed_errors import error_along
 from qmri_bidsapp.evaluation.standards import even_directions
@@ -71,10 +72,10 @@ def test_strong_dispersion(monkeypatch) -> None:
     estimator = NonLinearLeastSquares(model).fit(protocol)
     maps = estimator.predict(signals, noise_std=4.0)
 
-    def linearised(self, column, voxels, scaled, variance, index, root):
+    def linearised(column, problem, sensitivity, scaled, variance, index, root):
         return torch.stack([row[column].square() for row in root[column:]]).sum(0).sqrt()
 
-    monkeypatch.setattr(NonLinearLeastSquares, "_error_along", linearised)
+    monkeypatch.setattr(cramer_rao, "_skewed_error", linearised)
     off, covered = [], []
     for part in (maps, estimator.predict(signals, noise_std=4.0)):
         z = (part.estimate[:, 3] - theta[:, 3]) / part.std[:, 3]

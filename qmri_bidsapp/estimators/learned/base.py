@@ -9,25 +9,24 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from typing_extensions import Self
 
 from qmri_bidsapp import __version__, formats
 from qmri_bidsapp.artifacts.weights import REMEDY, find_weights, key_of, load_weights, save_weights, sha256_of
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
-from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise, reference
-from qmri_bidsapp.errors import PriorError, ProtocolError, QmriError, UsageError, WeightsError
+from qmri_bidsapp.errors import PriorError, QmriError, UsageError, WeightsError
 from qmri_bidsapp.estimators.learned.examples import SNR, Draw, Examples, default_noise, simulate
 from qmri_bidsapp.estimators.learned.features import Features
 from qmri_bidsapp.estimators.learned.scaling import Scaling
 from qmri_bidsapp.estimators.learned.targets import Targets
 from qmri_bidsapp.estimators.learned.weight_checks import check_probes, check_turn, errors_by_name
-from qmri_bidsapp.estimators.parallel import predict_chunks
 from qmri_bidsapp.estimators.trained import TrainedEstimator
-from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.voxels import Solution, VoxelData
+from qmri_bidsapp.estimators.voxelwise import VoxelwiseEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.solvers.gradient_descent import one_thread
 
@@ -40,8 +39,7 @@ TRAINED_ON_SIMULATIONS = (
 MAX_VALUES = 2**25
 #: Standard deviations that noise may take away from a voxel's reference before its level counts as beyond the training.
 MARGIN = 2.0
-#: Voxels that are predicted together, and, of these, regressed together: intermediate values then stay in the cache.
-CHUNK_SIZE = 16_384
+#: Voxels that are regressed together: intermediate values then stay in the cache.
 BLOCK_SIZE = 1024
 #: Unseen voxels on which the errors in the card are measured, and those that are kept with the weights.
 N_VALIDATION = 2**16
@@ -58,7 +56,7 @@ class Common(TypedDict, total=False):
     n_combinations: int | None
 
 
-class LearnedEstimator(TrainedEstimator):
+class LearnedEstimator(TrainedEstimator, VoxelwiseEstimator):
     """Regression from signals to parameters, trained on simulated voxels.
 
     Signals are divided by the voxel's reference (`core.simulation.reference`), in training and in use. What is learned
@@ -86,6 +84,7 @@ class LearnedEstimator(TrainedEstimator):
     """
 
     std_kind: ClassVar[str] = "posterior standard deviation under the training distribution, learned"
+    chunk_size: ClassVar[int | None] = 16_384
     #: As many as in Gyori et al. 2021, section 2.3.3.
     default_combinations: ClassVar[int] = 2**19
     #: Attributes, beside prior and noise, that the weights depend on.
@@ -350,27 +349,12 @@ class LearnedEstimator(TrainedEstimator):
             mean, std = self._regress_blocks(features)
         return errors_by_name((self.model.parameters[0].name, *self._targets.names), mean - targets, std)
 
-    def predict(
-        self,
-        signals: npt.ArrayLike,
-        *,
-        noise_std: npt.ArrayLike | None = None,
-        covariates: npt.ArrayLike | None = None,
-    ) -> ParameterMaps:
-        """Estimate; see `Estimator.predict`."""
-        if not hasattr(self, "acquisition_"):
-            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        signals = as_signals(signals, self.acquisition_.n_measurements)
-        known = covariates_of(self.model, covariates, len(signals))
-        noise = noise_of(np.nan if noise_std is None else noise_std, len(signals))
-
-        def predict(part: slice) -> ParameterMaps:
-            values, status, usable = screen(signals[part], known[part], has_sign=self.acquisition_.has_sign)
-            seen = (values[usable], noise[part][usable, None], known[part][usable])
-            fitted = self._estimate(*(torch.as_tensor(content, device=self.device) for content in seen))
-            return assemble(self.model, self.std_kind, status, usable, *(content.cpu().numpy() for content in fitted))
-
-        return predict_chunks(self.model, self.std_kind, predict, len(signals), largest=CHUNK_SIZE, device=self.device)
+    def _solve(self, voxels: VoxelData) -> Solution:
+        """Return the regressed parameters; see `VoxelwiseEstimator`."""
+        signals = voxels.signals
+        noise = np.full(len(signals), np.nan, dtype=np.float32) if voxels.noise_std is None else voxels.noise_std
+        seen = (torch.as_tensor(values, device=self.device) for values in (signals, noise[:, None], voxels.covariates))
+        return Solution(*(values.cpu().numpy() for values in self._estimate(*seen)))
 
     def _estimate(
         self, signal: torch.Tensor, sigma: torch.Tensor, covariates: torch.Tensor

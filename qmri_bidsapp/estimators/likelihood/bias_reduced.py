@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root
-from qmri_bidsapp.estimators.likelihood.least_squares import BOUND_TOLERANCE, NonLinearLeastSquares, Voxels
+from qmri_bidsapp.estimators.likelihood.cramer_rao import Sensitivity, cramer_rao_solution
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.scaled import BOUND_TOLERANCE, Voxels
+from qmri_bidsapp.estimators.likelihood.search import Found, restart_from_inside
+from qmri_bidsapp.estimators.voxels import Solution, VoxelData
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.solvers.cholesky import dense
@@ -76,29 +79,34 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
         """Tell whether there are few parameters, none of them a direction, of which no value is more likely."""
         return not isinstance(model, Composition) and super().supports(model)
 
-    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Prepare the search and the prior; nothing is random, so that `seed` has no effect."""
-        super().fit(acquisition, seed=seed)
-        lower, upper, is_periodic = self._bounds
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Prepare the search and the prior."""
+        super()._prepare(acquisition, seed)
+        lower, upper, is_periodic = self.problem.bounds
         self._centre = (lower + upper) / 2
         self._root_precision = 1 / (PRIOR_WIDTH * (upper - lower)) * ~is_periodic
         self._root_precision[0] = 0
-        return self
 
-    def _estimate(self, voxels: Voxels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return scaled parameters (n, n_parameters), noise variance (n,) and whether the minimum was reached (n,)."""
-        scaled, variance, _ = super()._estimate(voxels)
-        sigma = variance.sqrt().nan_to_num()
-        objective = sum_of_squares(self._penalised(voxels, sigma))
-        found = minimise(objective, scaled, self._bounds, batch=self._batch)
-        scaled, _, converged = self._leave_bounds(objective, *found)
-        index = torch.arange(len(scaled), device=self.device)
-        parts = [self._correct(voxels, scaled[rows], variance[rows], rows) for rows in torch.split(index, self._batch)]
-        return torch.cat(parts) if parts else scaled, variance, converged
+    def _solve(self, voxels: VoxelData) -> Solution:
+        """Return the penalised minimum less its bias; see `VoxelwiseEstimator`."""
+        problem, relative = self.problem, self.problem.voxels(voxels)
+        scaled, variance, _ = self.least_squares(relative)
+        objective = sum_of_squares(self._penalised(relative, variance.sqrt().nan_to_num()))
+        found = Found(*minimise(objective, scaled, problem.bounds, batch=problem.batch))
+        scaled, _, converged = restart_from_inside(problem, objective, found)
+        sensitivity = self._sensitivity(relative)
+        parts = [
+            self._correct(relative, sensitivity, scaled[rows], variance[rows], rows)
+            for rows in problem.batches(len(scaled))
+        ]
+        return cramer_rao_solution(problem, relative, torch.cat(parts), variance, converged, sensitivity)
 
     def _penalised(self, voxels: Voxels, sigma: torch.Tensor) -> Evaluate:
-        """Return what gives residuals and Jacobians, those of the prior, times the noise, as the last rows."""
-        residuals = self._residuals(voxels)
+        """Return a function that gives residuals and Jacobians, with those of the prior, times the noise, as last rows.
+
+        `sigma` is the noise of each voxel, (n,).
+        """
+        residuals = self.problem.residuals(voxels)
 
         def evaluate(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             residual, jacobian = residuals(scaled, index)
@@ -108,45 +116,49 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
 
         return evaluate
 
-    def _sensitivity(
-        self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor
-    ) -> torch.Tensor:
-        """Return J with those rows; see the base class."""
-        jacobian = super()._sensitivity(voxels, scaled, variance, index)
-        prior = torch.diag_embed(variance.sqrt().nan_to_num().unsqueeze(-1) * self._root_precision)
-        return torch.cat([jacobian, prior], dim=-2)
+    def _sensitivity(self, voxels: Voxels) -> Sensitivity:
+        """Return the Jacobian with the rows of the prior."""
+
+        def sensitivity(scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            jacobian = self.problem.signal(voxels, scaled, index)[1]
+            prior = torch.diag_embed(variance.sqrt().nan_to_num().unsqueeze(-1) * self._root_precision)
+            return torch.cat([jacobian, prior], dim=-2)
+
+        return sensitivity
 
     def _correct(
-        self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor
+        self,
+        voxels: Voxels,
+        sensitivity: Sensitivity,
+        scaled: torch.Tensor,
+        variance: torch.Tensor,
+        index: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the estimates (n, p) of the voxels `index` with their bias taken off."""
-        sensitivity = self._sensitivity(voxels, scaled, variance, index).double()
-        root = dense(covariance_root(sensitivity, variance, self._free(scaled)))
+        """Return the estimates (n, p) of the voxels `index` less their bias."""
+        rows = sensitivity(scaled, variance, index).double()
+        root = dense(covariance_root(rows, variance, self.problem.is_free(scaled)))
         covariance = root.mT @ root
         curvature = self._curvature(voxels, scaled.double(), covariance, index)
         prior = variance.sqrt().unsqueeze(-1) * self._root_precision * (scaled - self._centre)
         excess = torch.cat([curvature / 2, prior], dim=-1) / variance.unsqueeze(-1)
-        bias = -(covariance @ (sensitivity.mT @ excess.unsqueeze(-1))).squeeze(-1)
+        bias = -(covariance @ (rows.mT @ excess.unsqueeze(-1))).squeeze(-1)
         std = covariance.diagonal(dim1=1, dim2=2).sqrt()
         size = (bias / std).nan_to_num().abs().amax(-1, keepdim=True)
-        # Without noise, or where it is unknown, there is no bias to tell of.
+        # Without noise there is no bias; where the noise is unknown, so is the bias.
         correction = (bias / (1 + (size / TRUSTED_BIAS).square())).nan_to_num(posinf=0.0, neginf=0.0)
-        return self._bounds.bring_back(scaled - correction.to(scaled))
+        return self.problem.bounds.bring_back(scaled - correction.to(scaled))
 
     def _curvature(
         self, voxels: Voxels, scaled: torch.Tensor, covariance: torch.Tensor, index: torch.Tensor
     ) -> torch.Tensor:
         """Return the trace of covariance times Hessian of every signal, (n, m), from differences of Jacobians."""
         covariates = voxels.covariates[index].double()
-
-        def jacobian(values: torch.Tensor) -> torch.Tensor:
-            theta = self.model.with_covariates(values * self._scale, covariates)
-            return self.model.jacobian(theta, self.acquisition_) * self._weight
-
-        # Whatever is off its bounds stays within them.
-        steps = torch.diag(BOUND_TOLERANCE * (self._bounds.upper - self._bounds.lower)).double()
+        bounds = self.problem.bounds
+        # Parameters that count as off their bounds stay within them.
+        steps = torch.diag(BOUND_TOLERANCE * (bounds.upper - bounds.lower)).double()
         parts = []
         for i, step in enumerate(steps):
-            second = (jacobian(scaled + step) - jacobian(scaled - step)) / (2 * step[i])
+            above, below = (self.problem.jacobian(values, covariates) for values in (scaled + step, scaled - step))
+            second = (above - below) / (2 * step[i])
             parts.append((second * covariance[:, i].unsqueeze(1)).sum(-1))
         return torch.stack(parts).sum(0)

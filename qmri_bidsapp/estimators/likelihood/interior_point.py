@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-
+from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.solvers.interior_point import MAX_ITERATIONS, minimise_inside
-from qmri_bidsapp.solvers.problem import Objective
+from qmri_bidsapp.estimators.likelihood.scaled import ScaledModel
+from qmri_bidsapp.estimators.likelihood.search import MultiStartSearch
+from qmri_bidsapp.estimators.likelihood.starts import starts_for
+from qmri_bidsapp.solvers.interior_point import minimise_inside
 
 
 class InteriorPoint(NonLinearLeastSquares):
@@ -33,14 +34,8 @@ class InteriorPoint(NonLinearLeastSquares):
     }
     """
 
-    def _minimise(
-        self, objective: Objective, start: torch.Tensor, iterations: int = MAX_ITERATIONS
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Search inside the bounds; see the base class."""
-        return minimise_inside(objective, start, self._bounds, iterations=iterations, batch=self._batch)
-
-    def _leave_bounds(
-        self, objective: Objective, scaled: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what was found: on its way the search has met no bound."""
-        return scaled, cost, converged
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Compute the dictionary. A search from inside touches no bound on its way, so that it need not restart."""
+        self.problem = ScaledModel(self.model, acquisition, self.device)
+        starts = starts_for(self.model, acquisition, self.device)
+        self.search = MultiStartSearch(self.problem, starts, solver=minimise_inside, restarts=False)

@@ -7,15 +7,13 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.likelihood.covariance import propagate, scale_columns
-from qmri_bidsapp.estimators.parallel import predict_chunks
-from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.voxels import Solution, VoxelData
+from qmri_bidsapp.estimators.voxelwise import VoxelwiseEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.cumulants import LogLinearModel
 from qmri_bidsapp.solvers.cholesky import Triangle, factorise, inverse_factor, solve
@@ -26,13 +24,11 @@ SIGNAL_FLOOR = 1e-4
 N_ROUNDS = 3
 #: Share of an unknown's information that the others must leave, to be told from rounding.
 SINGULAR = 1e-11
-#: Voxels that are solved together: enough to hide the cost of a call, few enough for the processor's cache.
-CHUNK_SIZE = 4096
 #: Normal equations square the condition number, too much of it for single precision with kurtosis.
 DTYPE = torch.float64
 
 
-class WeightedLinearLeastSquares(Estimator):
+class WeightedLinearLeastSquares(VoxelwiseEstimator):
     """Weighted least squares on the log signal, iterated (Salvador et al. 2005; Veraart et al. 2013).
 
     Weights are squared signals: the variance of ln S is sigma^2 / S^2.
@@ -42,20 +38,27 @@ class WeightedLinearLeastSquares(Estimator):
     title: ClassVar[str] = "Iterated weighted linear least squares on the log signal"
     std_kind: ClassVar[str] = "Covariance of the weighted linear fit"
     std_from_residuals: ClassVar[bool] = True
+    #: Enough to hide the cost of a call, few enough for the processor's cache.
+    chunk_size: ClassVar[int | None] = 4096
+
+    model: LogLinearModel
     reference: ClassVar[str] = "Salvador et al. 2005, Hum Brain Mapp 24:144; Veraart et al. 2013, NeuroImage 81:335"
     methods: ClassVar[str] = ""
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model's logarithm is linear."""
+        """Return whether the model's logarithm is linear."""
         return isinstance(model, LogLinearModel)
 
-    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Prepare the design matrix; nothing is random, so that `seed` has no effect."""
-        self.model.check(acquisition)
-        if not isinstance(self.model, LogLinearModel):
-            raise ProtocolError(f"wls needs a model whose logarithm is linear, got {self.model.name}.")
-        self.acquisition_ = acquisition
+    @classmethod
+    def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
+        """Ask for a model whose logarithm is linear as well."""
+        super().check(model, acquisition)
+        if not isinstance(model, LogLinearModel):
+            raise ProtocolError(f"wls needs a model whose logarithm is linear, got {model.name}.")
+
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Compute the design matrix."""
         parameters = self.model.parameters
         self._scale = self._tensor([1.0, *(p.scale for p in parameters[1:])])
         self._design = self.model.design_matrix(acquisition).to(self._scale) * self._scale
@@ -64,46 +67,14 @@ class WeightedLinearLeastSquares(Estimator):
         self._products = (self._design[:, rows] * self._design[:, columns]).T.contiguous()
         everything = (*parameters, *self.model.derived)
         self._lower, self._upper = (self._tensor([p.bounds[i] for p in everything]) for i in (0, 1))
-        return self
 
-    def predict(
-        self,
-        signals: npt.ArrayLike,
-        *,
-        noise_std: npt.ArrayLike | None = None,
-        covariates: npt.ArrayLike | None = None,
-    ) -> ParameterMaps:
-        """Estimate; see `Estimator.predict`."""
-        if not hasattr(self, "acquisition_"):
-            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        signals = as_signals(signals, self.acquisition_.n_measurements)
-        # Models whose logarithm is linear have none: what is given must be empty.
-        covariates_of(self.model, covariates, len(signals))
-        noise = None if noise_std is None else noise_of(noise_std, len(signals))
+    def _solve(self, voxels: VoxelData) -> Solution:
+        """Return the fit; NaN where it is singular. See `VoxelwiseEstimator`.
 
-        def predict(part: slice) -> ParameterMaps:
-            values, status, usable = screen(signals[part])
-            fitted = self._solve(values[usable], None if noise is None else noise[part][usable])
-            return assemble(self.model, self.std_kind, status, usable, *fitted)
-
-        return predict_chunks(
-            self.model,
-            self.std_kind,
-            predict,
-            len(signals),
-            largest=CHUNK_SIZE,
-            device=self.device,
-            with_variance=True,
-        )
-
-    def _solve(
-        self, values: npt.NDArray[np.float32], noise: npt.NDArray[np.float32] | None
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
-        """Return estimates and standard deviations in the parameters' units, statuses, and the residuals' variance.
-
-        What is singular is NaN; so is the variance where the noise is given.
+        Models whose logarithm is linear have no covariates. Where the noise is given, the variance is NaN.
         """
-        measured = self._tensor(values)
+        noise = voxels.noise_std
+        measured = self._tensor(voxels.signals)
         size = measured.amax(-1)
         signal = (measured / size.unsqueeze(-1)).clamp(min=SIGNAL_FLOOR)
         solution, root = self._iterate(signal)
@@ -116,13 +87,15 @@ class WeightedLinearLeastSquares(Estimator):
             variance = residual / n_free if n_free > 0 else torch.full_like(residual, torch.nan)
         else:
             variance = (self._tensor(noise)[known] / size).square()
-        estimate, std = (self._lower.new_full((len(values), len(self._lower)), torch.nan) for _ in range(2))
-        status = torch.full((len(values),), int(Status.FAILED), device=self.device)
+        estimate, std = (self._lower.new_full((len(signal), len(self._lower)), torch.nan) for _ in range(2))
+        status = torch.full((len(signal),), int(Status.FAILED), device=self.device)
         estimate[known], std[known], status[known] = self._finish(solution, root, size, variance)
-        own = self._lower.new_full((len(values),), torch.nan)
+        own = self._lower.new_full((len(signal),), torch.nan)
         if noise is None:
             own[known] = variance * size.square()
-        return estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8), own.cpu().numpy()
+        return Solution(
+            estimate.cpu().numpy(), std.cpu().numpy(), status.cpu().numpy().astype(np.uint8), own.cpu().numpy()
+        )
 
     def _finish(
         self, solution: torch.Tensor, root: Triangle, size: torch.Tensor, variance: torch.Tensor

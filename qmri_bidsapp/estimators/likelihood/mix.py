@@ -8,6 +8,8 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.scaled import ScaledModel
+from qmri_bidsapp.estimators.likelihood.search import MultiStartSearch
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.mixture import Mixture
 from qmri_bidsapp.solvers.differential_evolution import evolve
@@ -67,12 +69,13 @@ class Mix(NonLinearLeastSquares):
         """Tell whether the model mixes signals in fractions that are linear once the other parameters are known."""
         return bool(model.mixing)
 
-    def _make_starts(self, acquisition: Acquisition, seed: int) -> GlobalSearch:
-        """Return the search; `seed` is that of its random numbers."""
-        return GlobalSearch(self.model, acquisition, self.device, seed)
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Prepare the global search; `seed` is that of its random numbers."""
+        self.problem = ScaledModel(self.model, acquisition, self.device)
+        self.search = MultiStartSearch(self.problem, GlobalStarts(self.model, acquisition, self.device, seed))
 
 
-class GlobalSearch:
+class GlobalStarts:
     """Finds starting points by differential evolution, whatever the voxel.
 
     Parameters

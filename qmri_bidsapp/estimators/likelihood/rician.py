@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.rice import Columns
 from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares, Voxels
+from qmri_bidsapp.estimators.likelihood.cramer_rao import Sensitivity, cramer_rao_solution
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.scaled import Voxels
+from qmri_bidsapp.estimators.likelihood.search import Found, restart_from_inside
+from qmri_bidsapp.estimators.voxels import Solution, VoxelData
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.solvers.levenberg_marquardt import minimise
 from qmri_bidsapp.solvers.problem import Objective
@@ -62,17 +65,17 @@ class RicianLikelihood(NonLinearLeastSquares):
                 f"({len(model.parameters)}), got {acquisition.n_measurements}: use estimator nlls."
             )
 
-    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Prepare the search and the noise; nothing is random, so that `seed` has no effect."""
-        super().fit(acquisition, seed=seed)
-        self._noise = Columns(self._tensor(acquisition.n_averages))
-        return self
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Prepare the search and the noise."""
+        super()._prepare(acquisition, seed)
+        self._noise = Columns(self.problem.tensor(acquisition.n_averages))
 
-    def _estimate(self, voxels: Voxels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return scaled parameters (n, n_parameters), sigma^2 (n,) and whether the maximum was reached (n,)."""
-        voxels = voxels._replace(target=voxels.target.clamp(min=0))
-        given = voxels.noise_variance
-        scaled, variance, converged = super()._estimate(voxels._replace(noise_variance=None))
+    def _solve(self, voxels: VoxelData) -> Solution:
+        """Return the maximum of the likelihood; see `VoxelwiseEstimator`."""
+        relative = self.problem.voxels(voxels)
+        relative = relative._replace(target=relative.target.clamp(min=0))
+        given = relative.noise_variance
+        scaled, variance, converged = self.least_squares(relative._replace(noise_variance=None))
         is_known = torch.zeros_like(converged)
         if given is not None:
             is_known = _is_known(given)
@@ -80,23 +83,23 @@ class RicianLikelihood(NonLinearLeastSquares):
         variance = variance.clamp(min=MIN_SIGMA**2)
         row = torch.arange(len(scaled), device=self.device)
         for _ in range(N_ROUNDS):
-            scaled[row], converged[row] = self._maximise(voxels, scaled[row], variance[row], row)
+            scaled[row], converged[row] = self._maximise(relative, scaled[row], variance[row], row)
             row = row[~is_known[row]]
             old = variance[row]
-            variance[row] = self._update_variance(voxels, scaled[row], old, row)
+            variance[row] = self._update_variance(relative, scaled[row], old, row)
             row = row[(variance[row] / old - 1).abs() > ROUND_TOLERANCE]
             if not len(row):
                 break
         converged[row] = False
-        return scaled, variance, converged
+        return cramer_rao_solution(self.problem, relative, scaled, variance, converged, self._sensitivity(relative))
 
     def _maximise(
         self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, row: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the most likely parameters of the voxels `row` for their sigma^2, and whether they were reached."""
         objective = self._likelihood(voxels, variance, row)
-        found = minimise(objective, scaled, self._bounds, batch=self._batch)
-        scaled, _, converged = self._leave_bounds(objective, *found)
+        found = Found(*minimise(objective, scaled, self.problem.bounds, batch=self.problem.batch))
+        scaled, _, converged = restart_from_inside(self.problem, objective, found)
         return scaled, converged
 
     def _likelihood(self, voxels: Voxels, variance: torch.Tensor, row: torch.Tensor) -> Objective:
@@ -104,7 +107,7 @@ class RicianLikelihood(NonLinearLeastSquares):
 
         def objective(scaled: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             sigma = variance[index].sqrt().unsqueeze(-1)
-            signal, jacobian = self._signal(voxels, scaled, row[index])
+            signal, jacobian = self.problem.signal(voxels, scaled, row[index])
             jacobian = jacobian * (torch.where(signal < 0, -1.0, 1.0) / sigma).unsqueeze(-1)
             signal = signal.abs() / sigma
             cost, slope = self._noise.cost(voxels.target[row[index]] / sigma, signal)
@@ -119,39 +122,39 @@ class RicianLikelihood(NonLinearLeastSquares):
     ) -> torch.Tensor:
         """Return sigma^2 (n,) that the magnitudes of the voxels `row` tell of, one fixed-point step from `variance`."""
         updated = []
-        n_free = self.acquisition_.n_measurements - len(self.model.parameters)
-        for index in torch.split(torch.arange(len(row), device=self.device), self._batch):
+        for index in self.problem.batches(len(row)):
             sigma = variance[index].sqrt().unsqueeze(-1)
-            signal = self._signal(voxels, scaled[index], row[index])[0].abs()
+            signal = self.problem.signal(voxels, scaled[index], row[index])[0].abs()
             squares, expected = self._noise.misfit(voxels.target[row[index]] / sigma, signal / sigma)
-            freedom = (expected.sum(-1) - len(self.model.parameters)).clamp(min=MIN_FREEDOM * n_free)
+            freedom = (expected.sum(-1) - len(self.model.parameters)).clamp(min=MIN_FREEDOM * self.problem.n_free)
             updated.append(variance[index] * squares.sum(-1) / freedom)
         return torch.cat(updated).clamp(min=MIN_SIGMA**2) if updated else variance
 
-    def _sensitivity(
-        self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor
-    ) -> torch.Tensor:
-        """Return J with J^T J / sigma^2 the information on the parameters; see the base class.
+    def _sensitivity(self, voxels: Voxels) -> Sensitivity:
+        """Return J with J^T J / sigma^2 the information on the parameters.
 
-        Where sigma was estimated, what the parameters share with it is taken off: with weights w on the signals, c on
-        signals and sigma, and d on sigma, the information is J0^T (W - c c^T / sum d) J0 = J^T J.
+        Where sigma is estimated, the information that parameters share with it is removed: with weights w on the
+        signals, c on signals and sigma, and d on sigma, the information is J0^T (W - c c^T / sum d) J0 = J^T J.
         """
-        signal, jacobian = self._signal(voxels, scaled, index)
-        information = self._noise.information(signal.abs() / variance.sqrt().unsqueeze(-1))
-        root = information.signal.clamp(min=torch.finfo(signal.dtype).tiny).sqrt()
-        weighted = jacobian * root.unsqueeze(-1)
-        shared = torch.where(signal < 0, -1.0, 1.0) * information.cross / root
-        shared = shared / information.sigma.sum(-1, keepdim=True).sqrt()
-        if voxels.noise_variance is not None:
-            shared = shared * ~_is_known(voxels.noise_variance[index]).unsqueeze(-1)
-        # I - q q^T is the square of I - a q q^T.
-        square = shared.square().sum(-1, keepdim=True).clamp(max=1.0)
-        factor = 1 / (1 + (1 - square).sqrt())
-        common = (shared.unsqueeze(1) @ weighted).squeeze(1)
-        sensitivity: torch.Tensor = weighted - (factor * shared).unsqueeze(-1) * common.unsqueeze(1)
+
+        def sensitivity(scaled: torch.Tensor, variance: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            signal, jacobian = self.problem.signal(voxels, scaled, index)
+            information = self._noise.information(signal.abs() / variance.sqrt().unsqueeze(-1))
+            root = information.signal.clamp(min=torch.finfo(signal.dtype).tiny).sqrt()
+            weighted = jacobian * root.unsqueeze(-1)
+            shared = torch.where(signal < 0, -1.0, 1.0) * information.cross / root
+            shared = shared / information.sigma.sum(-1, keepdim=True).sqrt()
+            if voxels.noise_variance is not None:
+                shared = shared * ~_is_known(voxels.noise_variance[index]).unsqueeze(-1)
+            # I - q q^T is the square of I - a q q^T.
+            square = shared.square().sum(-1, keepdim=True).clamp(max=1.0)
+            factor = 1 / (1 + (1 - square).sqrt())
+            common = (shared.unsqueeze(1) @ weighted).squeeze(1)
+            return weighted - (factor * shared).unsqueeze(-1) * common.unsqueeze(1)
+
         return sensitivity
 
 
 def _is_known(variance: torch.Tensor) -> torch.Tensor:
-    """Tell where a noise variance was given."""
+    """Return where a noise variance was given, bool."""
     return variance.isfinite() & (variance > 0)

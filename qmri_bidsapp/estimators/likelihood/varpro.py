@@ -6,11 +6,12 @@ import math
 from typing import ClassVar
 
 import torch
-from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.estimators.likelihood.least_squares import BATCH_VALUES, NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.likelihood.projection import Equations, dot, gauss_newton, hold, newton, project
+from qmri_bidsapp.estimators.likelihood.scaled import BATCH_VALUES, ScaledModel
+from qmri_bidsapp.estimators.likelihood.search import Found, Search
 from qmri_bidsapp.estimators.likelihood.starts import axis_values
 from qmri_bidsapp.models.base import SeparableModel, SignalModel
 from qmri_bidsapp.solvers.levenberg_marquardt import minimise
@@ -78,70 +79,84 @@ class VariableProjection(NonLinearLeastSquares):
         """Tell whether the model is linear in some parameters, and in all but two at most."""
         return isinstance(model, SeparableModel)
 
-    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Compute the dictionaries; nothing is random, so that `seed` has no effect."""
-        super().fit(acquisition, seed=seed)
-        chosen = [self.model.parameters[i] for i in self.model.nonlinear]
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Compute the dictionaries."""
+        super()._prepare(acquisition, seed)
+        self.search = ProjectionSearch(self.problem, self.model, self.search)
+
+
+class ProjectionSearch:
+    """Finds minima by variable projection, and by another search where a bound is met or the steps do not settle.
+
+    Parameters
+    ----------
+    problem : ScaledModel
+    model : SeparableModel
+        That of `problem`.
+    bounded : Search
+        The other search.
+    """
+
+    def __init__(self, problem: ScaledModel, model: SeparableModel, bounded: Search) -> None:
+        self._problem, self._model, self._bounded = problem, model, bounded
+        acquisition = problem.acquisition
+        chosen = [model.parameters[i] for i in model.nonlinear]
         n_values = N_VALUES[len(chosen)]
-        self._axes = torch.stack([self._tensor(axis_values(parameter, n_values)) for parameter in chosen])
+        self._axes = torch.stack([problem.tensor(axis_values(parameter, n_values)) for parameter in chosen])
         mesh = torch.stack([part.flatten() for part in torch.meshgrid(*self._axes, indexing="ij")])
-        functions, _ = self.model.basis(mesh, acquisition)
+        functions, _ = model.basis(mesh, acquisition)
         # (n_entries, n_measurements, n_functions)
         basis = torch.stack([f.expand(-1, mesh.shape[1]) for f in functions], dim=-1).transpose(0, 1)
         ones = [torch.ones_like(mesh[0])] * len(functions)
-        self._basins = self.model.basins(self.model.combine(ones, mesh), acquisition)
-        left, strength, _ = torch.linalg.svd(basis * self._root_averages.unsqueeze(-1), full_matrices=False)
+        self._basins = model.basins(model.combine(ones, mesh), acquisition)
+        left, strength, _ = torch.linalg.svd(basis * problem.root_averages.unsqueeze(-1), full_matrices=False)
         left = left * (strength > RANK_TOLERANCE * strength[:, :1]).unsqueeze(1)
         # (n_measurements, n_functions * n_entries): one product projects a voxel on all entries.
         self._spans = left.permute(1, 2, 0).flatten(1).contiguous()
-        return self
 
-    def _best_minimum(
-        self, objective: Objective, target: torch.Tensor, directions: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return minimum, cost and whether it was reached; see the base class."""
-        parts = zip(*(self._project(part) for part in torch.split(target, self._batch)), strict=True)
+    def __call__(self, objective: Objective, target: torch.Tensor, directions: torch.Tensor | None = None) -> Found:
+        """Return the lowest minima; see `Search`."""
+        problem, bounds = self._problem, self._problem.bounds
+        parts = zip(*(self._project(part) for part in torch.split(target, problem.batch)), strict=True)
         scaled, cost, settled = (torch.cat(part) for part in parts)
-        near = torch.nonzero(self._free(scaled).all(-1) & ~settled).squeeze(1)
+        near = torch.nonzero(problem.is_free(scaled).all(-1) & ~settled).squeeze(1)
         scaled[near], cost[near], settled[near] = minimise(
-            lambda theta, index: objective(theta, near[index]), scaled[near], self._bounds, batch=self._batch
+            lambda theta, index: objective(theta, near[index]), scaled[near], bounds, batch=problem.batch
         )
-        settled[near] &= self._free(scaled[near]).all(-1)
+        settled[near] &= problem.is_free(scaled[near]).all(-1)
         # Within the bounds the minimum may be another one altogether.
-        within = ((scaled >= self._bounds.lower) & (scaled <= self._bounds.upper)).all(-1)
+        within = ((scaled >= bounds.lower) & (scaled <= bounds.upper)).all(-1)
         beyond = torch.nonzero(~(within & settled)).squeeze(1)
         if len(beyond):
-            scaled[beyond], cost[beyond], settled[beyond] = super()._best_minimum(
+            scaled[beyond], cost[beyond], settled[beyond] = self._bounded(
                 lambda theta, index: objective(theta, beyond[index]), target[beyond]
             )
-        return scaled, cost, settled
+        return Found(scaled, cost, settled)
 
-    def _project(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the minimum without regard to the linear parameters' bounds, scaled, its cost and if it is settled."""
-        signs = self.model.signs(target, self.acquisition_)
+    def _project(self, target: torch.Tensor) -> Found:
+        """Return the minimum, scaled, without regard to the bounds of the linear parameters."""
+        signs = self._model.signs(target, self._problem.acquisition)
         return self._among_basins(target) if signs is None else self._among_signs(target, signs)
 
-    def _among_basins(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _among_basins(self, target: torch.Tensor) -> Found:
         """Return what `_project` does: where the best entry leads to a bound, another basin may hold a lower cost."""
         results = self._refine(target, self._search(target)[1])
         if not bool((self._basins != self._basins[0]).any()):
             return self._inside(results)
-        bound = torch.nonzero(~self._free(results[0])[:, self.model.nonlinear].all(-1)).squeeze(1)
+        bound = torch.nonzero(~self._problem.is_free(results[0])[:, self._model.nonlinear].all(-1)).squeeze(1)
         if len(bound):
-            basin = self.model.basins(results[0][bound] * self._scale, self.acquisition_)
+            basin = self._model.basins(results[0][bound] * self._problem.scale, self._problem.acquisition)
             _, entries = self._search(target[bound], outside=basin)
             _keep_lower(results, self._refine(target[bound], entries), bound)
         return results
 
-    def _among_signs(
-        self, target: torch.Tensor, signs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _among_signs(self, target: torch.Tensor, signs: torch.Tensor) -> Found:
         """Return what `_project` does: signs that explain the signal nearly as well may do better once refined."""
         peaks = [self._search(target * pattern) for pattern in signs]
         explained = torch.stack([height for height, _ in peaks])
         entries = torch.stack([entry for _, entry in peaks])
         order = explained.argsort(0, descending=True)
-        voxel = torch.arange(len(target), device=self.device)
+        voxel = torch.arange(len(target), device=self._problem.device)
         results = self._refine(target * signs[order[0], voxel], entries[order[0], :, voxel].T)
         missed = target.square().sum(-1) - explained.gather(0, order)
         close = torch.nonzero(missed[1] < AMBIGUITY * missed[0]).squeeze(1)
@@ -150,12 +165,10 @@ class VariableProjection(NonLinearLeastSquares):
         _keep_lower(results, others, close)
         return self._inside(results)
 
-    def _inside(
-        self, results: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _inside(self, results: Found) -> Found:
         """Return results that do not count as settled on a bound, as there may be a lower cost within the bounds."""
         scaled, cost, settled = results
-        return scaled, cost, settled & self._free(scaled)[:, self.model.nonlinear].all(-1)
+        return Found(scaled, cost, settled & self._problem.is_free(scaled)[:, self._model.nonlinear].all(-1))
 
     def _search(
         self, signals: torch.Tensor, *, outside: torch.Tensor | None = None
@@ -167,7 +180,7 @@ class VariableProjection(NonLinearLeastSquares):
         sizes = [self._axes.shape[1]] * len(self._axes)
         n_functions = self._spans.shape[1] // math.prod(sizes)
         found = []
-        everything = torch.arange(len(signals), device=self.device)
+        everything = torch.arange(len(signals), device=self._problem.device)
         for index in torch.split(everything, max(1, BATCH_VALUES // self._spans.shape[1])):
             explained = (signals[index] @ self._spans).square()
             if n_functions > 1:
@@ -179,7 +192,7 @@ class VariableProjection(NonLinearLeastSquares):
         heights, positions = zip(*found, strict=True)
         return torch.cat(heights), torch.cat(positions, dim=1)
 
-    def _refine(self, signals: torch.Tensor, entry: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _refine(self, signals: torch.Tensor, entry: torch.Tensor) -> Found:
         """Return the minimum near dictionary entries, scaled, its cost, and whether the steps settled.
 
         Parameters
@@ -197,11 +210,11 @@ class VariableProjection(NonLinearLeastSquares):
             rest = torch.nonzero(~settled).squeeze(1)
             if not len(rest):
                 break
-            start = theta[rest][:, self.model.nonlinear].T
+            start = theta[rest][:, self._model.nonlinear].T
             theta[rest], cost[rest], settled[rest] = self._round(
                 start, self._nearest(start), signals[:, rest], careful=True
             )
-        return theta / self._scale, cost, settled & theta.isfinite().all(-1)
+        return Found(theta / self._problem.scale, cost, settled & theta.isfinite().all(-1))
 
     def _round(
         self, nonlinear: torch.Tensor, nearest: torch.Tensor, signals: torch.Tensor, *, careful: bool
@@ -214,7 +227,7 @@ class VariableProjection(NonLinearLeastSquares):
             nonlinear = (nonlinear + self._step(nonlinear, signals, careful=careful)[1]).clamp(lower, upper)
         coefficients, _, promise, cost = self._step(nonlinear, signals, careful=careful)
         settled = promise <= COST_TOLERANCE * cost + ENERGY_TOLERANCE * signals.square().sum(0)
-        return self.model.combine(coefficients, nonlinear), cost, settled
+        return self._model.combine(coefficients, nonlinear), cost, settled
 
     def _nearest(self, nonlinear: torch.Tensor) -> torch.Tensor:
         """Return the position of the nearest entry, (n_nonlinear, n_voxels)."""
@@ -243,8 +256,8 @@ class VariableProjection(NonLinearLeastSquares):
 
     def _basis(self, nonlinear: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, torch.Tensor]]]:
         """Return the model's basis functions and slopes, weighted."""
-        functions, slopes = self.model.basis(nonlinear, self.acquisition_)
-        weight = self._root_averages.unsqueeze(-1)
+        functions, slopes = self._model.basis(nonlinear, self._problem.acquisition)
+        weight = self._problem.root_averages.unsqueeze(-1)
         return [function * weight for function in functions], [(i, slope * weight) for i, slope in slopes]
 
     def _bends(self, nonlinear: torch.Tensor, equations: Equations) -> list[list[torch.Tensor]]:
@@ -260,11 +273,7 @@ class VariableProjection(NonLinearLeastSquares):
         return bends
 
 
-def _keep_lower(
-    results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    others: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    rows: torch.Tensor,
-) -> None:
+def _keep_lower(results: Found, others: Found, rows: torch.Tensor) -> None:
     """Replace minimum, cost and whether it is settled, in place, by those others of these rows that cost less."""
     better = others[1] < results[1][rows]
     for result, other in zip(results, others, strict=True):

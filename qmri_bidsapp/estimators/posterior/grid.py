@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.errors import ProtocolError
-from qmri_bidsapp.estimators.base import Estimator
+from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.estimators.parallel import for_each_chunk
 from qmri_bidsapp.estimators.posterior.amplitude import Amplitude
-from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, scatter, screen
+from qmri_bidsapp.estimators.voxels import Solution, VoxelData
+from qmri_bidsapp.estimators.voxelwise import VoxelwiseEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.solvers.cubature import NEAR, Box, gap_of, korobov_lattice, next_box, points_in, whole_cube
@@ -80,7 +77,7 @@ class _Sums(NamedTuple):
     status: torch.Tensor  #: (n,)
 
 
-class GridPosterior(Estimator):
+class GridPosterior(VoxelwiseEstimator):
     """Posterior mean, standard deviation, central 95 % interval and evidence, by summation over points.
 
     The prior is uniform within the bounds of every parameter; bounds of the amplitude are relative to the voxel's
@@ -105,6 +102,8 @@ class GridPosterior(Estimator):
     std_kind: ClassVar[str] = "Posterior standard deviation (uniform prior)"
     reference: ClassVar[str] = "Bretthorst 1988, Lecture Notes in Statistics 48; Sloan and Joe 1994, Lattice Methods"
     has_posterior: ClassVar[bool] = True
+    #: Batches depend on whether the noise of a voxel is known.
+    chunk_size: ClassVar[int | None] = None
 
     #: Models with more non-linear parameters would need too many points.
     MAX_NONLINEAR: ClassVar[int] = 3
@@ -123,13 +122,11 @@ class GridPosterior(Estimator):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether there are few parameters beside the amplitude, none of them a direction."""
+        """Return whether there are few parameters beside the amplitude, none of them a direction."""
         return not isinstance(model, Composition) and len(model.parameters) - 1 <= cls.MAX_NONLINEAR
 
-    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
-        """Compute the signals of the coarse points; nothing is random, so that `seed` has no effect."""
-        self.model.check(acquisition)
-        self.acquisition_ = acquisition
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
+        """Compute the signals of the coarse points."""
         nonlinear = self.model.parameters[1:]
         n_axes = len(nonlinear)
         self._low, self._high = (self._tensor([p.bounds[i] for p in nonlinear]) for i in (0, 1))
@@ -145,35 +142,21 @@ class GridPosterior(Estimator):
             self._coarse_energy = energy.float()
             self._coarse_prior = self._log_prior(self._coarse)
         self._batch = max(1, BATCH_VALUES // (acquisition.n_measurements * N_POINTS[n_axes]))
-        return self
 
-    def predict(
-        self,
-        signals: npt.ArrayLike,
-        *,
-        noise_std: npt.ArrayLike | None = None,
-        covariates: npt.ArrayLike | None = None,
-    ) -> ParameterMaps:
-        """Estimate; see `Estimator.predict`."""
-        if not hasattr(self, "acquisition_"):
-            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        protocol = self.acquisition_
-        signals = as_signals(signals, protocol.n_measurements)
-        known = covariates_of(self.model, covariates, len(signals))
-        values, status, usable = screen(signals, known, has_sign=protocol.has_sign)
-        noise = noise_of(np.nan if noise_std is None else noise_std, len(signals))
-        inputs = [torch.as_tensor(array[usable], device=self.device) for array in (values, noise, known)]
-        sums = self._empty(len(inputs[0]))
+    def _solve(self, voxels: VoxelData) -> Solution:
+        """Return the moments of the posterior; see `VoxelwiseEstimator`."""
+        values = voxels.signals
+        noise = np.full(len(values), np.nan, dtype=np.float32) if voxels.noise_std is None else voxels.noise_std
+        inputs = [torch.as_tensor(array, device=self.device) for array in (values, noise, voxels.covariates)]
+        sums = self._empty(len(values))
         is_known = inputs[1].isfinite()
-        n_measurements, n_parameters = protocol.n_measurements, len(self.model.parameters)
+        n_measurements, n_parameters = self.acquisition_.n_measurements, len(self.model.parameters)
         self._solve_all(sums, inputs, is_known, freedom=math.inf)
         # As many parameters as measurements fit them exactly: the integral over the noise diverges there.
         if n_measurements > n_parameters:
             self._solve_all(sums, inputs, ~is_known, freedom=n_measurements - 1.0)
-        estimate, std, *interval, evidence, fitted = (array.cpu().numpy() for array in sums)
-        maps = assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
-        lower, upper, log_evidence = (scatter(array, usable) for array in (*interval, evidence))
-        return replace(maps, lower=lower, upper=upper, log_evidence=log_evidence)
+        estimate, std, lower, upper, evidence, status = (array.cpu().numpy() for array in sums)
+        return Solution(estimate, std, status, lower=lower, upper=upper, log_evidence=evidence)
 
     def _empty(self, n_voxels: int) -> _Sums:
         """Return results of that many voxels, to be filled."""
@@ -192,11 +175,11 @@ class GridPosterior(Estimator):
             size = values.abs().amax(-1, keepdim=True)
             variance = (noise.unsqueeze(-1) / size).square().clamp(min=NOISE_FLOOR**2)
             voxels = _Voxels(values / size * self._root_averages, variance, size, covariates)
-            self._solve(sums, rows, voxels, freedom)
+            self._narrow(sums, rows, voxels, freedom)
 
         for_each_chunk(solve, len(index), self._batch, self.device)
 
-    def _solve(self, sums: _Sums, rows: torch.Tensor, voxels: _Voxels, freedom: float) -> None:
+    def _narrow(self, sums: _Sums, rows: torch.Tensor, voxels: _Voxels, freedom: float) -> None:
         """Fill in the results of a batch of voxels, which are to go into `rows`."""
         box = self._first_box(voxels, freedom)
         for level in range(N_LEVELS):

@@ -8,15 +8,15 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from typing_extensions import Self
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root, propagate
-from qmri_bidsapp.estimators.likelihood.least_squares import BOUND_TOLERANCE, NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.estimators.likelihood.scaled import BOUND_TOLERANCE
 from qmri_bidsapp.estimators.posterior.smoothness import Lattice, SmoothnessPrior
-from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.voxels import Solution, assemble, check_inputs
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.conditional import conditional
 
@@ -108,7 +108,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether a parameter of the model is smooth."""
+        """Return whether a parameter of the model is smooth."""
         return model.smooth is not None and super().supports(model)
 
     @classmethod
@@ -121,14 +121,13 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
                 f"({len(model.parameters)}), got {acquisition.n_measurements}: use estimator nlls."
             )
 
-    def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
+    def _prepare(self, acquisition: Acquisition, seed: int) -> None:
         """Prepare the voxelwise search; `seed` is for the draws that give the variance of the field."""
-        super().fit(acquisition, seed=seed)
+        super()._prepare(acquisition, seed)
         self._seed = seed
         self._position = [parameter.name for parameter in self.model.parameters].index(str(self.model.smooth))
         self._field = self.model.parameters[self._position]
         self._others = [i for i in range(len(self.model.parameters)) if i != self._position]
-        return self
 
     def predict_volume(
         self,
@@ -143,28 +142,27 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
 
         Where `noise_std` is not known, one number for all voxels comes from the median of the residuals.
         """
-        start = self.predict(signals, noise_std=noise_std, covariates=covariates)
-        signals = as_signals(signals, self.acquisition_.n_measurements)
-        known = covariates_of(self.model, covariates, len(signals))
-        values, _, usable = screen(signals, known, has_sign=self.acquisition_.has_sign)
-        usable &= np.isfinite(start.estimate).all(axis=1)
+        everything = check_inputs(self, signals, noise_std=noise_std, covariates=covariates)
+        start = self._predict(everything)
+        usable = everything.screen(has_sign=self.acquisition_.has_sign)[1] & np.isfinite(start.estimate).all(axis=1)
         inside = np.zeros(mask.shape, dtype=bool)
         inside[mask] = usable
         lattice = Lattice(inside, spacing, self.device)
         if not lattice.axes:
             return start
-        noise = None if noise_std is None else noise_of(noise_std, len(signals))
+        voxels = everything.part(usable)
         with torch.no_grad():
             first = torch.as_tensor(start.estimate[usable], dtype=torch.float64, device=self.device)
             spread = torch.as_tensor(start.std[usable, self._position], dtype=torch.float64, device=self.device)
             first = first[:, : len(self.model.parameters)]
             is_good = torch.as_tensor(start.status[usable] == Status.OK, device=self.device)
-            data = _Data(values[usable], known[usable], torch.ones_like(spread))
-            data = data._replace(variance=self._noise_variance(data, first, None if noise is None else noise[usable]))
+            values = np.asarray(voxels.signals, dtype=np.float32)
+            data = _Data(values, voxels.covariates, torch.ones_like(spread))
+            data = data._replace(variance=self._noise_variance(data, first, voxels.noise_std))
             precision = torch.where(is_good, spread.pow(-2), 0.0).nan_to_num(nan=0.0, posinf=0.0)
             prior, state = self._maximise(data, lattice, first[:, self._position], precision)
             estimate, std = self._spread(data, prior, state)
-        return assemble(self.model, self.std_kind, start.status, usable, estimate, std, state.status)
+        return assemble(self.model, self.std_kind, start.status, usable, Solution(estimate, std, state.status))
 
     def _noise_variance(self, data: _Data, theta: torch.Tensor, noise: npt.NDArray[np.float32] | None) -> torch.Tensor:
         """Return the noise variance of all voxels, (n,): as given, else one number from the residuals' median."""

@@ -26,7 +26,7 @@ from qmri_bidsapp.estimators.spatial.recurrent import RecurrentInferenceMachine
 from qmri_bidsapp.estimators.spatial.residual import ResidualNetwork
 from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series, supports_coordinates, typical_signal
 from qmri_bidsapp.estimators.trained import TrainedEstimator
-from qmri_bidsapp.estimators.voxels import as_signals, assemble, covariates_of, noise_of, screen
+from qmri_bidsapp.estimators.voxels import Solution, assemble, check_inputs
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.solvers.gradient_descent import seeded
 
@@ -229,19 +229,15 @@ class SpatialNetwork(TrainedEstimator):
         covariates: npt.ArrayLike | None,
     ) -> ParameterMaps:
         """Return maps, estimated from the slices across an axis."""
-        if not hasattr(self, "acquisition_"):
-            raise ProtocolError("The estimator has no protocol yet: call fit(acquisition) first.")
-        signals = as_signals(signals, self.acquisition_.n_measurements)
-        known = covariates_of(self.model, covariates, len(signals))
-        values, status, usable = screen(signals, known, has_sign=self.acquisition_.has_sign)
+        data = check_inputs(self, signals, noise_std=noise_std, covariates=covariates)
+        status, usable, voxels = data.screen(has_sign=self.acquisition_.has_sign)
         estimate = std = np.empty((0, len(self.model.parameters) + len(self.model.derived)))
         if usable.any():
             inside = np.zeros(mask.shape, dtype=bool)
             inside[mask] = usable
-            noise = None if noise_std is None else noise_of(noise_std, len(values))[usable]
-            estimate, std = self._estimate(values[usable], inside, axis, noise)
+            estimate, std = self._estimate(np.asarray(voxels.signals, np.float32), inside, axis, voxels.noise_std)
         fitted = np.full(len(estimate), Status.OK, dtype=np.uint8)
-        return assemble(self.model, self.std_kind, status, usable, estimate, std, fitted)
+        return assemble(self.model, self.std_kind, status, usable, Solution(estimate, std, fitted))
 
     def _estimate(
         self,
