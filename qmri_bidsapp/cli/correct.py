@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = correct_measures(measures, scores, covariates, arguments.reference)
     if arguments.covariates and found.left_out:
         raise UsageError(
-            f"--covariates: {', '.join(found.left_out)} does not vary among participants with measures and a motion "
+            f"--covariates: {', '.join(found.left_out)} is constant among participants with measures and a motion "
             "score; leave it out."
         )
     found.notes.extend(notes)

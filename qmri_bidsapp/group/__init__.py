@@ -1,1 +1,1 @@
-"""Group level: tables and a report over all subjects."""
+"""Group level: tables and a report over all participants."""

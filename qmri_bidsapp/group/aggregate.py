@@ -30,7 +30,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "model": {"Description": "Model"},
     "estimator": {"Description": "Estimator"},
     "tissue": {
-        "Description": "Region that the numbers stand for",
+        "Description": "Region that the values summarise",
         "Levels": {
             "brain": "Whole mask of the series",
             "GM": "Grey matter",
@@ -38,22 +38,22 @@ COLUMNS: dict[str, dict[str, Any]] = {
             "CSF": "Cerebrospinal fluid",
         },
     },
-    "n_voxels": {"Description": "Voxels that count: status OK"},
-    "n_flagged": {"Description": "Voxels of the region that do not count: another status"},
-    "n_unlike": {"Description": "Voxels of the region unlike all that was simulated; n/a where they were not compared"},
+    "n_voxels": {"Description": "Voxels with status OK; median and quartiles are over these"},
+    "n_flagged": {"Description": "Voxels of the region with another status, left out"},
+    "n_unlike": {"Description": "Voxels of the region unlike all simulated voxels; n/a without a certificate"},
     "median": {"Description": "Median"},
     "q1": {"Description": "First quartile"},
     "q3": {"Description": "Third quartile"},
     "iqr": {"Description": "Interquartile range"},
     "unit": {"Description": "Unit of median, q1, q3 and iqr"},
 }
-#: What reading a missing, truncated or foreign image, or one of another shape, leads to.
+#: Errors of nibabel for a missing, truncated or foreign image, and for an unexpected shape.
 _UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, IndexError)
 
 
 @dataclass
 class GroupTable:
-    """All subjects' values of one parameter.
+    """Values of one parameter, of all participants.
 
     Attributes
     ----------
@@ -64,11 +64,11 @@ class GroupTable:
     rows : list of dict
         One per map and tissue, with the keys of `COLUMNS`.
     protocols : dict
-        (participant, series) -> (kind of series, name and value of each part of its protocol).
+        (participant, series) -> (BIDS suffix, protocol as name -> value).
     missing : list of str
         Participants without this map.
     unlike : list of str
-        Fits most of whose voxels are unlike all that was simulated, with the main reason.
+        Fits with more than half of the voxels unlike all simulated voxels, with the main reason.
     """
 
     name: str
@@ -100,7 +100,7 @@ def aggregate(out_dir: Path, participant_labels: tuple[str, ...] = ()) -> tuple[
     tables : list of GroupTable
         Sorted by name.
     warnings : list of str
-        Records or maps that could not be read; the others count.
+        Records and maps that could not be read; all others are in the tables.
 
     Raises
     ------
@@ -157,11 +157,11 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
             table.protocols[path.stem, fit.series] = (series.kind, protocols[fit.series])
             if part_flagged(counts) > MOST:
                 where = f"{path.stem}, {fit.series} {fit.model} ({fit.estimator})"
-                table.unlike.append(f"{where}: {part_flagged(counts):.0%}; mostly: {main_reason(counts)}")
+                table.unlike.append(f"{where}: {part_flagged(counts):.0%}; main reason: {main_reason(counts)}")
 
 
 def _flags(out_dir: Path, truth: TruthRecord | None) -> tuple[npt.NDArray[np.integer] | None, str]:
-    """Return the flags of a fit, or None, and what is wrong with them."""
+    """Return the flags of a fit, None without any, and a warning if they cannot be read."""
     if truth is None or truth.flag is None:
         return None, ""
     try:
@@ -177,7 +177,10 @@ def _fit_rows(
     fit: FitRecord,
     flags: npt.NDArray[np.integer] | None,
 ) -> list[tuple[str, MapRecord, list[dict[str, Any]]]]:
-    """Return name of the table, map of the record and rows, for all maps of a fit: all or none."""
+    """Return table name, record and rows of each map of a fit.
+
+    Raises one of `_UNREADABLE` if any image cannot be read, so that a fit is in all tables or in none.
+    """
     status = _load(out_dir / fit.status)
     regions = {"brain": status != Status.OUTSIDE}
     if series.tissues:

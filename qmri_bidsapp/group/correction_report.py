@@ -1,4 +1,4 @@
-"""What the reports show of the correction for motion."""
+"""The section of the reports on the correction of measures for motion."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import jinja2
     from matplotlib.figure import Figure
 
-#: Most measures in the figures, those with the smallest p-values.
+#: Measures shown in the forest plot and as scatter plots: those with the smallest p-values.
 MAX_SLOPES, MAX_SCATTERS = 40, 6
 
 
 def page_template(name: str) -> jinja2.Template:
-    """Return a template of the reports."""
+    """Return a jinja2 template of the reports, such as ``group.html``."""
     import jinja2
 
     loader = jinja2.PackageLoader("qmri_bidsapp.reports", "data")
@@ -27,14 +27,14 @@ def page_template(name: str) -> jinja2.Template:
 
 
 def motion_page(found: MotionCorrection) -> str:
-    """Return the report of a correction, HTML."""
+    """Return the report of a correction, as HTML."""
     return page_template("motion_report.html").render(motion=motion_section(found))
 
 
 def motion_section(found: MotionCorrection | None, reason: str = "") -> dict[str, Any]:
-    """Return what the template ``motion.html`` shows: a correction, or why there is none."""
+    """Return the variables of the template ``motion.html``: a correction, or the reason for its absence."""
     if found is None:
-        return {"reason": reason or "it was not asked for."}
+        return {"reason": reason or "it was not requested."}
     slopes = found.correction.slopes
     refused: dict[str, list[str]] = {}
     for row in slopes[slopes["note"] != ""].to_dict("records"):
@@ -56,7 +56,7 @@ def motion_section(found: MotionCorrection | None, reason: str = "") -> dict[str
 
 
 def _figures(found: MotionCorrection) -> tuple[str, list[str]]:
-    """Return the forest plot and the measures against motion with their lines, as smallest p-values first."""
+    """Return the forest plot and the scatter plots, by ascending p-value, as SVG; empty without a slope."""
     from qmri_bidsapp.group.correction_figures import forest_figure, scatter_figure
 
     slopes = found.correction.slopes.dropna(subset=["slope"]).sort_values("p_value", kind="stable")

@@ -1,4 +1,4 @@
-"""Tables of measures, motion scores and participants as users keep them: read, checked and joined."""
+"""Tables of measures, motion scores and participants from users: read, check and join them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COVARIATES = ("age", "sex", "site")
 #: Covariates that are categories even where they are written as numbers.
 _CATEGORIES = ("sex", "site")
 SESSIONS = ("session_id", "session")
-#: What a table that the group level wrote has, and what of it tells one measure from another.
+#: Columns that identify a table of the group level, and columns that distinguish its measures.
 _GROUP_TABLE = ("series", "model", "estimator", "tissue", "median", "unit")
 _ORIGIN = ("series", "model", "estimator", "tissue")
 
@@ -45,12 +45,12 @@ def read_participants_table(path: Path, option: str) -> pd.DataFrame:
 
 
 def numbers(column: pd.Series[str], where: str) -> pd.Series[float]:
-    """Return a column, whose index is the line of each row, as numbers.
+    """Return a column as numbers; its index must be the line of each row in the file.
 
     Raises
     ------
     UsageError
-        If one is not, with its row.
+        If a value is not a number; the message has its row.
     """
     values = pd.to_numeric(column, errors="coerce").astype(float)
     wrong = (values.isna() & column.notna()) | np.isinf(values)
@@ -61,12 +61,12 @@ def numbers(column: pd.Series[str], where: str) -> pd.Series[float]:
 
 
 def session_column(table: pd.DataFrame) -> str | None:
-    """Return the name of the column of sessions, if there is one with a label."""
+    """Return the column of sessions; None without one, or without any label in it."""
     return next((name for name in SESSIONS if name in table and table[name].notna().any()), None)
 
 
 def keys(table: pd.DataFrame, with_sessions: bool) -> pd.MultiIndex:
-    """Return participant and session of every row, without prefixes; an empty session where there is none."""
+    """Return participant and session of every row, without ``sub-`` and ``ses-``; no session is an empty string."""
     participants = table[PARTICIPANT].str.strip().str.removeprefix("sub-")
     column = session_column(table) if with_sessions else None
     sessions = pd.Series("", index=table.index) if column is None else table[column].fillna("")
@@ -84,9 +84,9 @@ class MeasureTable:
     units : dict
         Measure -> unit, where known.
     notes : list of str
-        What was left out.
+        Columns that were left out.
     source : DataFrame
-        The table that they come from.
+        The table as read.
     is_long : bool
         Whether `source` has a row for each region, as group tables of the app.
     """
@@ -99,12 +99,12 @@ class MeasureTable:
 
 
 def is_group_table(table: pd.DataFrame) -> bool:
-    """Say whether a table is one that the group level wrote: a row for each region."""
+    """Return whether a table is from the group level, with one row for each region."""
     return set(_GROUP_TABLE) <= set(table.columns)
 
 
 def measures_of_groups(table: pd.DataFrame, where: str) -> MeasureTable:
-    """Spread group tables: a measure is a map, series, model, estimator and region.
+    """Turn rows of group tables into measures: each is a map, series, model, estimator and region.
 
     Parameters
     ----------
@@ -116,9 +116,9 @@ def measures_of_groups(table: pd.DataFrame, where: str) -> MeasureTable:
     Raises
     ------
     UsageError
-        If a row comes twice.
+        If a measure of a participant and session comes more than once.
     """
-    # Sessions are rows, so that the series of all sessions are one.
+    # Sessions are in the index: the name of a measure must not hold them.
     origin = table[["map", *_ORIGIN]].replace({"series": r"^ses-[0-9a-zA-Z+]+_"}, {"series": ""}, regex=True)
     table = table.assign(measure=origin.fillna("").agg("_".join, axis=1))
     index = keys(table, with_sessions=True)
@@ -139,12 +139,12 @@ def read_measures(path: Path, leave_out: Sequence[str] = ()) -> MeasureTable:
     ----------
     path : Path
     leave_out : sequence of str
-        Columns that are no measures.
+        Columns that are not measures.
 
     Raises
     ------
     InputMissingError, UsageError
-        If it cannot be used; the message says what to change.
+        If it cannot be used; the message has the remedy.
     """
     table = read_participants_table(path, "--measures")
     if is_group_table(table):
@@ -170,7 +170,7 @@ def read_motion(path: Path, column: str) -> pd.Series[float]:
     Raises
     ------
     InputMissingError, UsageError
-        If there are none, or they cannot be used.
+        If there are no scores, or they cannot be used.
     """
     table = read_participants_table(path, "--motion")
     if column not in table:
@@ -200,9 +200,9 @@ def _refuse_twice(index: pd.MultiIndex, where: str, need: str) -> None:
 def match(
     scores: pd.Series[float], index: pd.MultiIndex, names: tuple[str, str] = ("--measures", "--motion")
 ) -> pd.Series[float]:
-    """Return the scores of rows of measures, NaN where there is none.
+    """Return the scores of the rows of measures, NaN where there is none.
 
-    Where only one of the two has sessions, and no participant more than one, participants alone are compared.
+    If only one of the two tables has sessions, and one session for each participant, rows are joined by participant.
 
     Parameters
     ----------
@@ -211,12 +211,12 @@ def match(
     index : MultiIndex
         Participant and session of the rows of measures.
     names : (str, str)
-        Of the tables of measures and of scores, for messages.
+        Names of the tables of measures and of scores, for messages.
 
     Raises
     ------
     UsageError
-        If nobody is in both, or sessions are needed to tell rows apart.
+        If no participant is in both tables, or if only one has several sessions of a participant.
     """
     has_sessions = [bool((part.get_level_values(1) != "").any()) for part in (scores.index, index)]
     if has_sessions[0] == has_sessions[1]:
@@ -244,28 +244,28 @@ def _example(index: pd.Index[Any]) -> str:
 def match_covariates(
     covariates: pd.DataFrame, participants: pd.Index[str], names: tuple[str, str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return the covariates of rows of measures.
+    """Return the covariates of the rows of measures.
 
     Parameters
     ----------
     covariates : DataFrame
         By participant.
     participants : Index
-        Of the rows of measures.
+        Participant of each row of measures.
     names : (str, str)
-        Of the tables of measures and of covariates, for messages.
+        Names of the tables of measures and of covariates, for messages.
 
     Returns
     -------
     rows : DataFrame
-        By the rows of measures, NaN where a participant has none.
+        One row for each row of measures, NaN where a participant has none.
     notes : list of str
-        Who has none.
+        Participants without covariates.
 
     Raises
     ------
     UsageError
-        If nobody is in both.
+        If no participant is in both tables.
     """
     unknown = participants[~participants.isin(covariates.index)].unique()
     if len(unknown) == participants.nunique():
@@ -288,16 +288,16 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
     path : Path
         ``participants.tsv``.
     names : sequence of str
-        Columns, in capitals or not; sex, site and what does not hold numbers are categories.
+        Columns, case-insensitive. Sex, site and columns with other than numbers are categories.
     option : str
         For messages.
 
     Returns
     -------
     covariates : DataFrame
-        By participant without ``sub-``: those columns that there are.
+        By participant without ``sub-``: the columns that exist.
     notes : list of str
-        Values that are not understood, and columns that are not there.
+        Values that are not numbers, and columns that are missing.
     """
     table = read_participants_table(path, option)
     participants = keys(table, with_sessions=False).get_level_values(0)
@@ -312,7 +312,7 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
             notes.append(f"{path.name} has no column {name}.")
             continue
         words = table[present[name]].str.strip()
-        # BIDS allows 89+ for those of 89 years or more.
+        # BIDS allows 89+ for an age of 89 years or more.
         values = pd.to_numeric(words.str.removesuffix("+") if name == "age" else words, errors="coerce").astype(float)
         # Pandas before 3 reads a number beyond the range of floats, 1e999, as text.
         values = values.mask(values.isna() & words.str.fullmatch(r"[+-]?[\d.]+[eE]\+?\d+", na=False), np.inf)
@@ -320,8 +320,8 @@ def read_covariates(path: Path, names: Sequence[str], option: str) -> tuple[pd.D
         if name == "age" or (name not in _CATEGORIES and unread.empty):
             columns[name] = values.where(np.isfinite(values))
             lost = words[columns[name].isna() & words.notna()]
-            notes += [f"{name} {lost.iloc[0]!r} is no finite number: as if it were missing."] if len(lost) else []
+            notes += [f"{name} {lost.iloc[0]!r} is not a finite number and counts as missing."] if len(lost) else []
         else:
-            # F, female and Female are one.
+            # F, female and Female are one category.
             columns[name] = words.str[0].str.upper() if name == "sex" else words
     return pd.DataFrame(columns, index=table.index).set_axis(participants, axis=0), notes

@@ -1,4 +1,4 @@
-"""Correction of measures for motion: of the group tables, and of any table; what it writes and shows."""
+"""Correction of measures for motion, of the group tables and of tables of users, and the files with its results."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ _DESCRIPTIONS = {
     "slope_low": "Lower limit of the 95 % interval of slope",
     "slope_high": "Upper limit of the 95 % interval of slope",
     "standard_error": "Standard error of slope: jackknife over participants",
-    "n": "Rows (participants, or their sessions) that the slope comes from",
-    "n_participants": "Participants that the slope comes from",
-    "degrees_of_freedom": "Of the t distribution: participants less coefficients",
-    "p_value": "Of no slope, two-sided, of this measure alone",
-    "p_fdr": "p_value corrected over all measures of this table by Benjamini and Hochberg",
-    "covariates": "What else the measure was regressed on",
-    "note": "Why there is no slope, and which rows and covariates do not count",
+    "n": "Rows (participants, or their sessions) in the regression",
+    "n_participants": "Participants in the regression",
+    "degrees_of_freedom": "Degrees of freedom of the t distribution: participants minus coefficients",
+    "p_value": "Two-sided p-value of a slope of zero, for this measure alone",
+    "p_fdr": "p_value, corrected over all measures of this table (Benjamini and Hochberg)",
+    "covariates": "Covariates in the regression",
+    "note": "Why there is no slope; rows and covariates that were left out",
 }
-#: What the group level calls its tables in messages.
+#: Names of the tables of the group level in messages.
 _GROUP_NAMES = ("The group tables", "the motion scores in scans.tsv", "participants.tsv")
-#: Where group tables tell what a row is.
+#: Columns of group tables that identify a row.
 _ORIGIN = ("participant_id", "session", "series", "model", "estimator", "tissue")
 
 
 @dataclass(frozen=True)
 class MotionCorrection:
-    """Measures with what was found about them.
+    """Measures, their motion scores and the regression of one on the other.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class MotionCorrection:
         mm, by the rows of the measures.
     correction : Correction
     notes : list of str
-        What the user should know.
+        Remarks for the user.
     left_out : list of str
         Covariates that do not vary among rows with a motion score.
     files : list of str
@@ -81,7 +81,7 @@ class MotionCorrection:
 
     @property
     def summary(self) -> str:
-        """One sentence on how many measures change with motion."""
+        """How many measures change with motion, in two sentences."""
         slopes = self.correction.slopes
         n_clear = int((slopes["p_fdr"] < 0.05).sum())
         n_known = int(self.motion.notna().sum())
@@ -109,14 +109,14 @@ def correct_measures(
     covariates : DataFrame, optional
         By participant.
     reference : float, optional
-        Motion to adjust to, mm (default: the median).
+        Motion that values are adjusted to, mm (default: the median of the scores).
     names : (str, str, str)
-        Of the tables of measures, scores and covariates, for messages.
+        Names of the tables of measures, scores and covariates, for messages.
 
     Raises
     ------
     UsageError
-        If nobody of the measures is in one of the other tables, or all scores of those who are are equal.
+        If no participant with measures is in one of the other tables, or if all their scores are equal.
     """
     index = measures.values.index
     motion = match(scores, pd.MultiIndex.from_tuples(list(index)), names[:2])
@@ -128,14 +128,14 @@ def correct_measures(
         rows = rows.set_axis(index)
         left_out = list(rows.columns[(rows[motion.notna()].nunique() < 2).to_numpy()])
         rows = rows.drop(columns=left_out)
-        notes += [*unknown, *(f"{name} does not vary and is left out of the covariates." for name in left_out)]
+        notes += [*unknown, *(f"{name} is constant and is left out of the covariates." for name in left_out)]
     n_lost = int(motion.isna().sum())
     if n_lost:
         some = ", ".join("_".join(part for part in key if part) for key in index[motion.isna()][:5])
-        notes.append(f"{n_lost} of {len(index)} rows of measures have no motion score and do not count: {some}.")
+        notes.append(f"{n_lost} of {len(index)} rows of measures have no motion score and are left out: {some}.")
     if participants.has_duplicates:
         notes.append(
-            "Some participants have several sessions: each is a row; standard errors allow for their likeness."
+            "Some participants have several sessions: each is a row, and standard errors account for repeated measures."
         )
     if motion.nunique() == 1:
         raise UsageError(
@@ -146,7 +146,7 @@ def correct_measures(
 
 
 def scan_scores(out_dir: Path) -> tuple[pd.Series[float], list[str]]:
-    """Read the motion scores that the participant level left in ``scans.tsv``.
+    """Read the motion scores that the participant level wrote into ``scans.tsv``.
 
     Parameters
     ----------
@@ -156,9 +156,9 @@ def scan_scores(out_dir: Path) -> tuple[pd.Series[float], list[str]]:
     Returns
     -------
     scores : Series
-        mm, by (participant, session); the mean of the T1w of a session.
+        mm, by (participant, session); the mean over the T1w of a session.
     warnings : list of str
-        Files that cannot be read; the others count.
+        Files that cannot be read; all others are used.
     """
     found: dict[tuple[str, str], float] = {}
     warnings = []
@@ -181,7 +181,7 @@ def scan_scores(out_dir: Path) -> tuple[pd.Series[float], list[str]]:
 def correct_group(
     out_dir: Path, bids_dir: Path, tables: Sequence[GroupTable]
 ) -> tuple[MotionCorrection | None, str, list[str]]:
-    """Correct the medians of the group tables for motion, and write what was found beside them.
+    """Correct the medians of the group tables for motion, and write the results beside them.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def correct_group(
     -------
     found : MotionCorrection or None
     reason : str
-        Why there is none.
+        Why there is no correction; empty if there is one.
     warnings : list of str
         Files that cannot be used.
     """
@@ -214,7 +214,7 @@ def correct_group(
             files = correction_files(found, f"group_{SLOPES}")
         except (UsageError, InputMissingError) as error:
             reason = str(error)
-    # What an earlier run wrote, of other participants.
+    # Tables of an earlier run, of other participants, would contradict the new ones.
     for path in (*out_dir.glob(f"group_{SLOPES}.*"), *out_dir.glob(f"group_*_{ADJUSTED}.*")):
         if path.name not in files:
             path.unlink()
@@ -224,7 +224,7 @@ def correct_group(
 
 
 def _participants(bids_dir: Path, measures: MeasureTable) -> tuple[pd.DataFrame | None, list[str]]:
-    """Return covariates of the data set, none where they are of nobody in the group tables, and notes."""
+    """Return the covariates in the data set, None if they cover no participant of the group tables, and notes."""
     path = bids_dir / "participants.tsv"
     if not path.is_file():
         return None, ["The data set has no participants.tsv: slopes are without age, sex and site."]
@@ -237,7 +237,7 @@ def _participants(bids_dir: Path, measures: MeasureTable) -> tuple[pd.DataFrame 
 
 
 def _words(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return rows of group tables as they read from their files, but numbers with ten digits."""
+    """Return rows of group tables as strings, as if read from their files, but with ten digits."""
     table = pd.DataFrame(rows)
     table = table.astype(object).where(table.notna(), None)
     return table.map(
@@ -252,9 +252,9 @@ def correction_files(found: MotionCorrection, slopes_name: str, adjusted_name: s
     ----------
     found : MotionCorrection
     slopes_name : str
-        Of the table of slopes, without extension.
+        Name of the table of slopes, without extension.
     adjusted_name : str
-        Of the table of adjusted values (default: one for each map, beside its group table).
+        Name of the table of adjusted values (default: one table for each map, beside its group table).
 
     Returns
     -------
@@ -285,11 +285,11 @@ def correction_files(found: MotionCorrection, slopes_name: str, adjusted_name: s
 
 
 def _adjusted_text(reference: float, what: str) -> str:
-    return f"{what} less slope times (motion_score - {reference:.6g} mm); n/a where there is no slope or no score"
+    return f"{what} minus slope times (motion_score - {reference:.6g} mm); n/a where there is no slope or no score"
 
 
 def _digits(values: npt.NDArray[np.floating]) -> list[str]:
-    """Return numbers as words of ten digits, for values of the user and what comes of them."""
+    """Return numbers as strings of ten digits: enough to keep values of users."""
     return [f"{value:.10g}" if np.isfinite(value) else "" for value in values]
 
 
@@ -297,7 +297,7 @@ _SCORE_ENTRY = {"Description": "Motion score of the T1w", "Units": "mm"}
 
 
 def _wide(found: MotionCorrection) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return measures, each with its adjusted values beside it, and what the columns are."""
+    """Return measures, each with its adjusted values beside it, and the descriptions of the columns."""
     source, adjusted = found.measures.source, found.correction.adjusted
     session = session_column(source)
     columns: dict[str, Any] = {PARTICIPANT: source[PARTICIPANT].to_numpy()}
@@ -307,13 +307,13 @@ def _wide(found: MotionCorrection) -> tuple[pd.DataFrame, dict[str, Any]]:
     columns[SCORE], about[SCORE] = _digits(found.motion.to_numpy()), _SCORE_ENTRY
     for name in map(str, adjusted):
         columns[name], columns[f"{name}_adjusted"] = source[name].to_numpy(), _digits(adjusted[name].to_numpy())
-        about[name] = {"Description": "As it came"}
+        about[name] = {"Description": "Measure as given"}
         about[f"{name}_adjusted"] = {"Description": _adjusted_text(found.correction.reference, name)}
     return pd.DataFrame(columns), about
 
 
 def _long(found: MotionCorrection, part: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return rows of a group table with the adjusted median beside the median, and what the columns are."""
+    """Return rows of a group table with the adjusted median beside the median, and the descriptions of the columns."""
     index = keys(part, with_sessions=True)
     places = found.measures.values.index.get_indexer(index)
     measures = found.correction.adjusted.columns.get_indexer(pd.Index(part["measure"]))

@@ -1,4 +1,4 @@
-"""Motion scores of a group: their distribution, who stands out, and which should not be trusted."""
+"""Motion scores of a group: distribution, outliers, and scores with a warning."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qmri_bidsapp.bids.record import MotionScoreRecord
 from qmri_bidsapp.bids.record_files import read_record, record_files
 from qmri_bidsapp.errors import InputMissingError
 
-#: A score above the median by more than this many scaled median absolute deviations is named.
+#: Scores above the median by more than this many scaled median absolute deviations are outliers.
 OUTLIER_LIMIT = 3.5
-#: Fewer images say nothing of what is unusual.
+#: With fewer images, no outliers are reported.
 MIN_IMAGES = 6
-#: Deviations are not taken for smaller than this: the network's own error, mm.
+#: Floor of the scaled median absolute deviation, mm: the error of the network itself.
 LEAST_SPREAD = 0.1
 
 
@@ -32,9 +32,9 @@ class GroupScores:
     scores : tuple of float
         mm.
     outside : tuple of bool
-        Whether named as an outlier.
+        Whether it is an outlier.
     outliers, doubts, refused : tuple of str
-        Sentences on scores that stand out, on those that have a warning, and on images without a score.
+        One sentence for each outlier, for each score with a warning, and for each image without a score.
     """
 
     names: tuple[str, ...]
@@ -55,17 +55,17 @@ class GroupScores:
 
     @property
     def rule(self) -> str:
-        """How outliers are told."""
+        """How outliers are defined, in one sentence."""
         if len(self.scores) < MIN_IMAGES:
-            return f"Outliers are named from {MIN_IMAGES} images on."
+            return f"Outliers are reported from {MIN_IMAGES} images on."
         return (
-            f"Named are scores above the median by more than {OUTLIER_LIMIT:g} times the scaled median absolute "
-            f"deviation, which is taken as at least {LEAST_SPREAD:g} mm (Leys et al. 2013)."
+            f"Outliers exceed the median by more than {OUTLIER_LIMIT:g} times the scaled median absolute deviation, "
+            f"which counts as at least {LEAST_SPREAD:g} mm (Leys et al. 2013)."
         )
 
 
 def group_scores(out_dir: Path, participant_labels: Sequence[str] = ()) -> GroupScores:
-    """Return the scores of all participants (or of some), from their records."""
+    """Return the motion scores in the records of these participants, or of all."""
     found: list[tuple[str, float]] = []
     doubts, refused = [], []
     for path in record_files(out_dir, participant_labels):
@@ -93,7 +93,7 @@ def group_scores(out_dir: Path, participant_labels: Sequence[str] = ()) -> Group
 
 
 def scores_section(found: GroupScores) -> dict[str, Any]:
-    """Return what the template ``motion_scores.html`` shows."""
+    """Return the variables of the template ``motion_scores.html``."""
     from qmri_bidsapp.group.correction_report import inline_svg
     from qmri_bidsapp.reports.motion_score_figures import scores_figure
 

@@ -1,8 +1,8 @@
-"""Regional measures regressed on the motion score: arrays and tables in, tables out.
+"""Regression of regional measures on the motion score: arrays and tables in, tables out.
 
-Motion blurs and biases images: where some subjects move more than others, part of a group difference may be motion.
-Each measure is regressed on the score, with covariates, by Huber's M-estimator; its standard errors allow for spread
-that grows with motion and for several sessions of a participant.
+Motion blurs and biases images. If some participants move more than others, motion may cause part of a group difference.
+Each measure is regressed on the score, with covariates, by Huber's M-estimator. Standard errors account for residuals
+whose spread grows with motion and for several sessions of a participant.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-#: Participants beyond the number of coefficients: with fewer no slope is given.
+#: Smallest number of participants beyond the number of coefficients.
 MIN_DEGREES = 8
-#: Part of the range of a column below which it is constant, or follows from the others.
+#: Relative tolerance below which a column counts as constant or collinear.
 _TOLERANCE = 1e-4
-#: Share below which nothing is left: of a leave-one-out residual, of motion without one participant.
+#: Fraction below which a leave-one-out residual, or the motion without one participant, counts as zero.
 _NOTHING_LEFT = 1e-6
-#: Scale of residuals, of measures with a MAD of 1, below which they are rounding.
+#: Scale of residuals, of measures with a median absolute deviation of 1, that rounding alone explains.
 _NO_SPREAD = 1e-9
 COLUMNS = (
     *("measure", "slope", "slope_low", "slope_high", "standard_error", "n", "n_participants", "degrees_of_freedom"),
@@ -33,24 +33,24 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Slope:
-    """How a measure changes with motion.
+    """Change of a measure with motion.
 
     Attributes
     ----------
     slope, standard_error, low, high : float
         In the unit of the measure per mm; `low` and `high` bound the 95 % interval.
     p_value : float
-        Of no slope, two-sided.
+        Of a slope of zero, two-sided.
     degrees : int
-        Participants less coefficients.
+        Degrees of freedom: participants minus coefficients.
     n, n_participants : int
-        Rows and participants that were used.
+        Rows and participants in the regression.
     intercept : float
-        Of the fitted line, at a motion of 0 mm and the mean of the covariates.
+        Value of the fitted line at a motion of 0 mm and the mean of the covariates.
     spread : float
         Standard deviation of the values (by the median absolute deviation), in the unit of the measure.
     kept : tuple of int
-        Columns of the covariates that do not follow from those before them.
+        Columns of the covariates that are linearly independent of those before them.
     """
 
     slope: float
@@ -72,13 +72,14 @@ def regress(
     r"""Regress a measure on motion and covariates by Huber's M-estimator (Huber 1964; c = 1.345, scale by the MAD).
 
     The covariance of the coefficients is the one-step jackknife over participants, a sandwich whose scores are divided
-    by one less their leverage (HC3 of MacKinnon and White 1985; CR3 of Bell and McCaffrey 2002, eq. 5):
+    by one minus their leverage (HC3 of MacKinnon and White 1985; CR3 of Bell and McCaffrey 2002, eq. 5):
 
     .. math:: s^2 A \left[\sum_g X_g^T e_g e_g^T X_g\right] A, \quad A = (X^T D X)^{-1},
         \quad e_g = (I - D_g X_g A X_g^T)^{-1} \psi(r_g / s)
 
     once with the mean of psi' in D (few participants) and once with psi' of each row (spread that grows with motion);
-    the larger standard error counts. Tests and intervals take the t distribution with participants less coefficients.
+    the larger standard error is used. Tests and intervals use the t distribution with as many degrees of freedom as
+    participants minus coefficients.
 
     Parameters
     ----------
@@ -87,14 +88,14 @@ def regress(
     motion : (n,) array
         mm.
     covariates : (n, k) array
-        Numbers; columns that are constant, or that follow from others, are left out.
+        Columns that are constant or collinear are left out.
     participants : (n,) array
-        Labels without ``sub-``: rows of one participant are not independent.
+        Labels without ``sub-``; rows of one participant are not independent.
 
     Raises
     ------
     ValueError
-        If the slope cannot be estimated; the message says why.
+        If the slope cannot be estimated; the message has the reason.
     """
     y, x = np.asarray(values, dtype=float), np.asarray(motion, dtype=float)
     if not x.size:
@@ -106,7 +107,7 @@ def regress(
     kept = _independent(columns)
     design = columns[:, kept]
     if kept[-1] != columns.shape[1] - 1:
-        raise ValueError("motion follows from the covariates: their effects cannot be told apart")
+        raise ValueError("motion is a linear combination of the covariates: their effects cannot be separated")
     members = _members(group)
     if (only := _decides_alone(design, members)) is not None:
         raise ValueError(f"the slope rests on one participant (sub-{groups[only]})")
@@ -119,11 +120,11 @@ def regress(
     scale = float(np.median(np.abs(y - np.median(y))))
     if not scale > 0:
         raise ValueError("more than half of the values are equal")
-    # A measure in mm2/s and one in mm3 reach the same convergence.
+    # Scaling makes convergence independent of the unit.
     coefficients, error = _huber(y / scale, design, members)
     slope, error = float(coefficients[-1] * scale), float(error * scale)
     if not error > 0:
-        raise ValueError("more than half of the values follow exactly from motion and covariates: no spread left")
+        raise ValueError("motion and covariates explain more than half of the values exactly: no spread is left")
     half = float(stats.t.ppf(0.975, degrees)) * error
     others = float(design[:, :-1].mean(axis=0) @ coefficients[:-1]) * scale
     p_value = float(2 * stats.t.sf(abs(slope) / error, degrees))
@@ -138,7 +139,7 @@ def _members(group: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
 
 
 def _decides_alone(design: FloatArray, members: list[npt.NDArray[np.intp]]) -> int | None:
-    """Return the participant without whom the last column follows from the others, if there is one."""
+    """Return the participant without whom the last column would be collinear with the others, None without one."""
     basis = np.linalg.qr(design[:, :-1])[0]
     rest = design[:, -1] - basis @ (basis.T @ design[:, -1])
     total = float(rest @ rest)
@@ -150,7 +151,7 @@ def _decides_alone(design: FloatArray, members: list[npt.NDArray[np.intp]]) -> i
 
 
 def _pseudo_inverse(rest: FloatArray) -> FloatArray:
-    """Return the pseudo-inverse of one less a leverage: a singular value is a share, and counts as it is."""
+    """Return the pseudo-inverse of one minus a leverage; singular values from 0 to 1 need no relative threshold."""
     left, values, right = np.linalg.svd(rest)
     kept = values > _NOTHING_LEFT
     return (right[kept].T / values[kept]) @ left[:, kept].T
@@ -179,13 +180,14 @@ def _jackknife(
     for rows in members:
         part = design[rows]
         rest = np.eye(len(rows)) - weights[rows, None] * (part @ bread @ part.T)
-        # What a participant alone decides (the only one of a site) leaves no residual: the pseudo-inverse skips it.
+        # A coefficient that one participant alone decides (the only one of a site) leaves no residual.
+        # The pseudo-inverse skips it.
         total += float(bread[-1] @ part.T @ _pseudo_inverse(rest) @ scores[rows]) ** 2
     return total**0.5
 
 
 def _independent(design: FloatArray) -> list[int]:
-    """Return which columns do not follow from those before them."""
+    """Return the columns that are linearly independent of those before them."""
     kept = []
     basis = np.empty((len(design), 0))
     for k, column in enumerate(design.T):
@@ -202,14 +204,14 @@ def code_covariates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     Parameters
     ----------
     table : DataFrame
-        Columns ``age`` (numbers), ``sex``, ``site`` (categories), of which any may be absent; NaN where not known.
+        Columns ``age`` (numbers), ``sex``, ``site`` (categories), each optional; NaN where unknown.
 
     Returns
     -------
     coded : DataFrame
-        One column for age, and one for every category but the first; NaN in all of a covariate's where it is not known.
+        One column for age, and one for every category but the first; NaN where the covariate is unknown.
     used : list of str
-        For each column, the covariate that it codes; those that do not vary have none.
+        Covariate of each column; constant covariates have no column.
     """
     columns: dict[Hashable, pd.Series[float]] = {}
     used = []
@@ -229,16 +231,16 @@ def code_covariates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 @dataclass(frozen=True)
 class Correction:
-    """What `correct` finds.
+    """Result of `correct`.
 
     Attributes
     ----------
     slopes : DataFrame
         One row per measure, with `COLUMNS`.
     adjusted : DataFrame
-        Measures at the reference motion, in the shape of those that came; NaN where there is no slope or no score.
+        Measures at the reference motion, in the shape of the input; NaN without a slope or a score.
     lines : dict
-        Measure -> `Slope`, of those that have one.
+        Measure -> `Slope`; measures without a slope are absent.
     reference : float
         Motion that values are adjusted to, mm.
     """
@@ -256,7 +258,7 @@ def correct(
     covariates: pd.DataFrame | None = None,
     reference: float | None = None,
 ) -> Correction:
-    """Regress every measure on motion, and say what it would be at the reference motion.
+    """Regress every measure on motion, and adjust it to the reference motion.
 
     Parameters
     ----------
@@ -267,9 +269,9 @@ def correct(
     participants : (n,) array
         Participant of each row.
     covariates : DataFrame, optional
-        As `code_covariates` takes them; rows where one is not known do not count for the slope.
+        See `code_covariates`. Rows with an unknown covariate are left out of the regression.
     reference : float, optional
-        Motion to adjust to, mm (default: the median of the scores).
+        Motion that values are adjusted to, mm (default: the median of the scores).
 
     Returns
     -------
@@ -287,12 +289,12 @@ def correct(
         counted = known & values.notna()
         varying = table.columns[(table[counted].nunique() > 1).to_numpy()]
         index = np.flatnonzero(counted & table[varying].notna().all(axis=1))
-        # Categories are those of the rows that count.
+        # Code only the categories that occur in the regression.
         coded, used = code_covariates(table.iloc[index])
         notes = []
         if lost := int(counted.sum()) - len(index):
-            notes.append(f"{lost} rows without a known {' or '.join(map(str, varying))} do not count")
-        notes += [f"{column} does not vary and is left out" for column in table if column not in used]
+            notes.append(f"{lost} rows without a known {' or '.join(map(str, varying))} are left out")
+        notes += [f"{column} is constant and is left out" for column in table if column not in used]
         row: dict[str, Any] = {"measure": name, "covariates": ", ".join(dict.fromkeys(used)), "n": len(index)}
         row["n_participants"] = len(np.unique(names[index]))
         try:
@@ -304,7 +306,7 @@ def correct(
             kept = list(dict.fromkeys(used[k] for k in line.kept))
             row["covariates"] = ", ".join(kept)
             notes += [
-                f"{column} follows from {row['covariates']} and is left out"
+                f"{column} is collinear with {row['covariates']} and is left out"
                 for column in dict.fromkeys(used)
                 if column not in kept
             ]

@@ -1,4 +1,4 @@
-"""The group report: distributions over subjects, outliers named."""
+"""The group report: distributions over participants, with their outliers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qmri_bidsapp.group.correction_report import inline_svg, motion_section, pag
 from qmri_bidsapp.group.motion_correction import MotionCorrection
 from qmri_bidsapp.group.motion_scores import group_scores, scores_section
 
-#: A value further from the median than this many scaled median absolute deviations is named.
+#: Values further from the median than this many scaled median absolute deviations are outliers.
 OUTLIER_LIMIT = 3.5
-#: Fewer subjects say nothing of what is unusual.
+#: With fewer participants, no outliers are reported.
 MIN_SUBJECTS = 6
 
 
@@ -35,13 +35,13 @@ def write_group_report(
     out_dir : Path
     tables : sequence of GroupTable
     warnings : sequence of str
-        What could not be read.
+        Records and maps that could not be read.
     motion : MotionCorrection, optional
-        Of the tables.
+        Correction of the tables.
     no_motion : str
         Why there is no correction for motion.
     participant_labels : sequence of str
-        Whose motion scores are shown; empty for all.
+        Participants whose motion scores are shown; empty for all.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def _figure(table: GroupTable) -> str:
 
 
 def protocol_differences(tables: Sequence[GroupTable]) -> list[str]:
-    """Say which series of one kind were acquired differently: their maps may differ for that reason alone."""
+    """Report series of one kind with different protocols: their maps may differ for that reason alone."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for (participant, series), (kind, parts) in sorted({k: v for t in tables for k, v in t.protocols.items()}.items()):
         for name, value in parts.items():
@@ -112,7 +112,7 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 
 
 def outliers(table: GroupTable) -> list[str]:
-    """Name the subjects whose median is far from the others', by the median absolute deviation (Leys et al. 2013)."""
+    """Report participants whose median is an outlier, by the median absolute deviation (Leys et al. 2013)."""
     messages = []
     for tissue, rows in _values(table).items():
         medians = np.array([row["median"] for row in rows])

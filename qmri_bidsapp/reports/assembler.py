@@ -1,4 +1,4 @@
-"""The report of a subject, made by nireports from the output folder alone: record, maps and crash files."""
+"""The report of a participant. Nireports assembles it from the record, the maps and the crash files alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qmri_bidsapp.reports.figures import head_motion_figure, image_figure, map_f
 from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
 from qmri_bidsapp.reports.motion_score import score_notes, score_reportlets
 
-#: A motion plot is drawn where a volume moved by more than this, mm or 0.01 degree.
+#: Head motion is plotted if a volume moved by more than this, mm or rad.
 VISIBLE_MOTION = 1e-6
 
 
@@ -49,7 +49,7 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
     Raises
     ------
     InputMissingError
-        If the subject was never run, or its record cannot be read.
+        If the participant was never run, or its record cannot be read.
     """
     record = read_record(record_file(out_dir, subject))
     pages = _Reportlets(out_dir, subject)
@@ -64,7 +64,7 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
 
 
 class _Reportlets:
-    """Writes figures and snippets of a subject under names that nireports finds, and returns their entries."""
+    """Writes figures and snippets under names that nireports finds, and returns their entries."""
 
     def __init__(self, out_dir: Path, subject: str) -> None:
         self.out_dir, self._subject = out_dir, subject
@@ -92,7 +92,7 @@ class _Reportlets:
         return entry
 
     def volume(self, relative: str) -> npt.NDArray[Any] | None:
-        """Return an image of the output folder in RAS orientation, None if it is not there."""
+        """Return an image of the output folder in RAS orientation, None if it does not exist."""
         path = self.out_dir / relative
         if not path.is_file():
             return None
@@ -101,7 +101,7 @@ class _Reportlets:
 
 
 def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
-    """Lead with what went wrong, then list what was made."""
+    """Return the first section: problems and warnings, then the fits."""
     problems = [problem.message for problem in record.problems if problem.severity != "note"]
     hints = [problem.message for problem in record.problems if problem.severity == "note"]
     text = tables.notes(problems, "error") + tables.notes([*hints, *record.notes])
@@ -118,7 +118,7 @@ def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
         if part_flagged(flags) > MOST:
             message = (
                 f"{fit.series}, {fit.model_title}, {fit.estimator_title}: {part_flagged(flags):.0%} of the "
-                f"voxels are unlike all that was simulated; mostly: {main_reason(flags)}."
+                f"voxels are unlike all simulated voxels; main reason: {main_reason(flags)}."
             )
             text += tables.notes([message], "error")
     if record.fits:
@@ -130,7 +130,7 @@ def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
 
 
 def _series_section(pages: _Reportlets, record: SubjectRecord, series: SeriesRecord) -> dict[str, Any]:
-    """Protocol, preprocessing and fits of one series."""
+    """Return the section of one series: protocol, preprocessing and fits."""
     name = series.name
     rows = tables.protocol_rows(series)
     reportlets = [
@@ -174,7 +174,7 @@ def _orientation_reportlet(
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> dict[str, Any]:
-    """Map and shares of the number of fibre directions."""
+    """Return the map of the number of fibre directions, with the fraction of voxels of each."""
     count = pages.volume(found.n_fibres)
     if count is None:
         text = tables.notes([f"{found.n_fibres} is not in the output folder."], "error")
@@ -196,7 +196,7 @@ def _fit_reportlets(
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
-    """Status and maps of one fit."""
+    """Return status and maps of one fit."""
     identity = f"{fit.series}{fit.model}{fit.estimator}"
     training = fit.training.get("EstimatorTraining", "")
     about = (
@@ -236,7 +236,7 @@ def _flag_reportlets(
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
-    """Voxels that are unlike all that was simulated: their number by reason and tissue, and where they are."""
+    """Return the number of flagged voxels by reason and tissue, and a map of them; nothing without flags."""
     identity = f"{fit.series}{fit.model}{fit.estimator}"
     if found.flag is None:
         return []
@@ -260,11 +260,11 @@ def _flag_reportlets(
 def _trust_reportlets(
     pages: _Reportlets, fit: FitRecord, found: TruthRecord, mask: npt.NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    """Certificate of a fit, and the expected bias and the range of the truth that follow from it."""
+    """Return the certificate of a fit, with maps of the expected bias and of the range of the truth."""
     identity, name = f"{fit.series}{fit.model}{fit.estimator}", found.certificate
     title = f"How far to trust it: {fit.model_title}, {fit.estimator_title}"
     if name is None:
-        text = tables.notes(["No certificate: nothing tells the noise of the series."])
+        text = tables.notes(["No certificate: the noise of the series is unknown."])
         return [pages.html(f"{identity}nocertificate", text, subtitle=title)]
     file = pages.out_dir / name
     if not file.is_file():
@@ -293,7 +293,7 @@ def _methods(out_dir: Path) -> str:
 
 
 def _errors(pages: _Reportlets, crash_dir: Path | None) -> dict[str, Any]:
-    """Show the crash files of the run."""
+    """Return the crash files of the run."""
     files = sorted(crash_dir.glob("crash-*")) if crash_dir is not None else []
     if not files:
         return pages.html("errors", tables.notes(["No step failed."]))
@@ -307,7 +307,7 @@ def _errors(pages: _Reportlets, crash_dir: Path | None) -> dict[str, Any]:
 
 
 def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Path:
-    """Let nireports put the page together, offline: with our template, in one step."""
+    """Have nireports assemble the page, offline, with our template."""
     import yaml
     from nireports.assembler.report import Report
 
@@ -324,7 +324,7 @@ def _assemble(out_dir: Path, subject: str, sections: list[dict[str, Any]]) -> Pa
             "sections": sections,
         }
         specification.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=10**6))
-        # The folder tells the subject; nireports' own filter would understand no label with a plus sign.
+        # The folder selects the participant: the filter of nireports rejects labels with a plus sign.
         report = Report(
             out_dir,
             None,

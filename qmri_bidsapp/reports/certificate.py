@@ -1,4 +1,4 @@
-"""What the report shows of a certificate: figures of bias, tables of sinks, maps of the truth's range."""
+"""The certificate in the report: figures of bias, tables of sinks, maps of the range of the truth."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from qmri_bidsapp.units import to_display
 
 MEANING = {
     "RANGE_GIVEN": "the range of the truth is given",
-    "WIDE": "the range of the truth is wide, and no standard deviation says so: do not trust the estimate",
-    "UNLIKE": "no simulated voxel is like it in estimate and noise: the certificate does not hold",
-    "NO_ESTIMATE": "not estimated, or its noise is not known",
+    "WIDE": "the range of the truth is wide, beyond the standard deviation: do not trust the estimate",
+    "UNLIKE": "no simulated voxel has a similar estimate and noise: the certificate does not hold",
+    "NO_ESTIMATE": "not estimated, or its noise is unknown",
 }
-#: A part of voxels of these kinds that is worth a warning.
+#: Fraction of WIDE or UNLIKE voxels above which the report warns.
 MANY = 0.1
 ARROW, SINK, TRUTH = "#1f4e79", "#e8308a", "#d62728"
-#: Panels side by side, and columns of the grid that rows of one, two or three of them share.
+#: Panels side by side, and grid columns: a multiple of one, two and three panels.
 MOST_PANELS, N_COLUMNS = 3, 6
 
 
 def certificate_figure(summary: Mapping[str, Any]) -> Figure:
-    """Draw what an estimator makes of all tissue: arrows for two parameters, lines otherwise; named tissues below.
+    """Draw estimates over the truth for all plausible tissue: arrows for two parameters, lines otherwise.
+
+    Named tissues are below.
 
     Parameters
     ----------
@@ -58,13 +60,13 @@ def certificate_figure(summary: Mapping[str, Any]) -> Figure:
 
 
 def _scaled(summary: Mapping[str, Any], name: str) -> tuple[str, float]:
-    """Return the label of an axis, and the factor to its unit."""
+    """Return the label of an axis, and the factor from the BIDS unit to its unit."""
     unit, factor = to_display(summary["quantities"][name]["unit"])
     return f"{summary['quantities'][name]['description']}{f' ({unit})' if unit else ''}", factor
 
 
 def _arrows(axis: Any, summary: Mapping[str, Any]) -> None:
-    """Draw arrows from the truth to the mean estimate, as Gyori et al. 2021, Figure 2, and sinks."""
+    """Draw sinks, and arrows from the truth to the mean estimate as in Gyori et al. 2021, Figure 2."""
     axes = summary["axes"]
     places = [_Axis(summary, name) for name in axes]
 
@@ -117,9 +119,9 @@ def _line(axis: Any, summary: Mapping[str, Any], position: int, name: str) -> No
 
 
 class _Axis:
-    """Places of one parameter's values on an axis: logarithms where plausible values are spread evenly in them.
+    """Position of the values of one parameter on an axis: their logarithm for scale parameters.
 
-    Arrows need an axis that is linear in what they are drawn in.
+    The axis itself stays linear, as arrows need.
     """
 
     def __init__(self, summary: Mapping[str, Any], name: str) -> None:
@@ -165,7 +167,7 @@ def _boxes(axis: Any, summary: Mapping[str, Any], name: str) -> None:
 def certificate_text(
     summary: Mapping[str, Any], counts: Mapping[str, int], wide_counts: Mapping[str, int], certificate: str
 ) -> str:
-    """Return what the certificate holds for, the voxels by kind, and the sinks, as HTML."""
+    """Return the conditions of the certificate, the number of voxels of each kind, and the sinks, as HTML."""
     total = max(1, sum(counts.values()))
     rows = [
         (name, f"{counts[name]:,}", f"{100 * counts[name] / total:.1f} %", text)
@@ -180,11 +182,11 @@ def certificate_text(
         if counts.get(name, 0) > MANY * total
     ]
     text = f"<p class='elem-desc'>{escape(_about(summary))} {escape(certificate)}</p>" + notes(many, "warning")
-    return text + table(("Reading", "Voxels", "Part", "Meaning"), rows) + _debiasing(summary) + _sinks(summary)
+    return text + table(("Reading", "Voxels", "Fraction", "Meaning"), rows) + _debiasing(summary) + _sinks(summary)
 
 
 def _about(summary: Mapping[str, Any]) -> str:
-    """Return what was simulated."""
+    """Return the conditions of the simulation."""
     identity, noise = summary["identity"], summary["identity"]["noise"]
     level, spread = noise["snr"][0], identity["spread"]
     about = (
@@ -198,7 +200,7 @@ def _about(summary: Mapping[str, Any]) -> str:
 
 
 def _debiasing(summary: Mapping[str, Any]) -> str:
-    """Return a table of what it would change to subtract the expected bias, over all plausible tissue."""
+    """Return a table of bias, standard deviation and root mean square error without and with `--debias`."""
     rows = []
     for name, found in summary["debiasing"].items():
         unit, factor = to_display(summary["quantities"][name]["unit"])
@@ -207,23 +209,23 @@ def _debiasing(summary: Mapping[str, Any]) -> str:
             for before, after in (found[key] for key in ("bias", "std", "rmse"))
         ]
         rows.append((f"{name}{unit and f' ({unit})'}", *cells))
-    header = ("Less its expected bias (--debias)", "bias", "standard deviation", "root mean square error")
+    header = ("Minus its expected bias (--debias)", "bias", "standard deviation", "root mean square error")
     return table(header, rows)
 
 
 def _sinks(summary: Mapping[str, Any]) -> str:
-    """Return a table of the sinks, or why there is none."""
+    """Return a table of the sinks, or the reason for its absence."""
     sinks = summary["sinks"]
     if sinks is None:
-        return "<p class='elem-desc'>Sinks were not looked for: there are too many parameters.</p>"
+        return "<p class='elem-desc'>No search for sinks: the model has too many parameters.</p>"
     if not sinks:
-        return "<p class='elem-desc'>No sinks were found: nowhere are estimates drawn together.</p>"
-    header = ("Sink", *summary["axes"], "drawn from", "part of all tissue", "pull")
+        return "<p class='elem-desc'>No sinks: estimates gather nowhere.</p>"
+    header = ("Sink", *summary["axes"], "attracts from", "fraction of all tissue", "pull")
     return table(header, [_sink_row(summary, k, sink) for k, sink in enumerate(sinks, start=1)])
 
 
 def _sink_row(summary: Mapping[str, Any], number: int, sink: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return number, place with its extent, basin, part of all tissue, and pull of a sink."""
+    """Return number, centre with its extent, basin, fraction of all tissue, and pull of a sink."""
     units = [to_display(summary["quantities"][name]["unit"]) for name in summary["axes"]]
 
     def span(limits: Sequence[float], k: int) -> str:
@@ -251,11 +253,11 @@ def truth_figure(
     Parameters
     ----------
     bias, low, high : ndarray
-        (x, y, z), RAS, in `unit`; NaN where they are not known.
+        (x, y, z), RAS, in `unit`; NaN where unknown.
     mask : ndarray
         (x, y, z) bool.
     title, unit : str
-        What it is, BIDS unit.
+        Title of the quantity, BIDS unit.
     """
     label, factor = to_display(unit)
     figure = Figure(figsize=(11, 2 * mosaic_height(mask, 9.5) + 0.7), layout="constrained")

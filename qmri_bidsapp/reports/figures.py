@@ -1,4 +1,4 @@
-"""Figures of the subject report: arrays in, matplotlib figures out, no global state."""
+"""Figures of the reports: arrays in, matplotlib figures out, no global state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qmri_bidsapp.units import to_display
 N_SLICES, N_COLUMNS = 12, 6
 TISSUE_COLOURS = {"GM": "#2a7fb8", "WM": "#d95f02", "CSF": "#54a24b", "brain": "#555555"}
 CONTOUR = "#e8308a"
-#: Width of a mosaic that has a distribution beside it, inch.
+#: Width of a mosaic beside a distribution, inch.
 _MOSAIC_WIDTH = 6.7
 #: Resolution of images within SVG figures.
 _IMAGE_DPI = 130
@@ -28,7 +28,7 @@ _STYLE = {"svg.hashsalt": "qmri", "svg.fonttype": "path", "font.size": 9, "font.
 
 
 def choose_slices(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Return up to `N_SLICES` axial slices, evenly spread over those that the mask reaches."""
+    """Return up to `N_SLICES` axial slices, evenly spaced over the extent of the mask."""
     inside = np.flatnonzero(mask.any(axis=(0, 1)))
     if len(inside) <= N_SLICES:
         return [int(k) for k in inside]
@@ -83,7 +83,7 @@ def mosaic(
     colours: str,
     limits: tuple[float, float],
 ) -> Any:
-    """Draw axial slices of a volume with the outline of the mask; return what a colour bar needs."""
+    """Draw axial slices of a volume with the outline of the mask; return the image for a colour bar."""
     shown = _show(axis, tile(values, mask), colours, limits)
     _outline(axis, mask)
     return shown
@@ -119,9 +119,9 @@ def map_figure(
     tissues : ndarray or None
         (x, y, z) labels: 1 GM, 2 WM, 3 CSF.
     title, unit : str
-        What it is, BIDS unit.
+        Title of the quantity, BIDS unit.
     display_range : tuple or None
-        Of the colour bar, in `unit`; None: 2nd to 98th percentile.
+        Range of the colour bar, in `unit`; None: 2nd to 98th percentile.
     """
     label, factor = to_display(unit)
     inside = values[mask & np.isfinite(values)] * factor
@@ -148,7 +148,7 @@ def map_figure(
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Any:
-    """Add axes at a place in inches; matplotlib's own layout would take most of the time of the report."""
+    """Add axes at a position in inches: the layout engine of matplotlib would take most of the time of a report."""
     size = np.tile(figure.get_size_inches(), 2)
     return figure.add_axes(tuple(np.array([left, bottom, width, height]) / size))
 
@@ -193,7 +193,7 @@ def _histogram(
         )
         axis.axvline(median, color=TISSUE_COLOURS[name], linewidth=0.7, linestyle=":")
     axis.set_xlabel(unit or "fraction")
-    axis.set_ylabel("part of the voxels per bin")
+    axis.set_ylabel("fraction of the voxels per bin")
     axis.set_xlim(*limits)
     axis.set_title("Median [interquartile range]", loc="left", fontsize=9)
     if axis.get_legend_handles_labels()[0]:
@@ -211,10 +211,10 @@ def image_figure(
 ) -> Figure:
     """Draw an image in grey with the outline of the mask and, if there are any, of white matter and CSF."""
     finite = image[np.isfinite(image)]
-    # Images of restored polarity are negative before the null.
+    # Images with restored polarity are negative before the null.
     low, high = np.percentile(finite, [0.5, 99.5])
     limits = (min(0.0, float(low)), max(0.0, float(high)) or (0.0 if low < 0 else 1.0))
-    # The whole field of view in plane, so that what the mask leaves out can be judged.
+    # The whole field of view in plane shows what the mask leaves out.
     everything = np.zeros_like(mask)
     everything[:, :, choose_slices(mask)] = True
     tiled = tile(image, everything)
@@ -252,21 +252,21 @@ def head_motion_figure(motion: npt.NDArray[np.float64]) -> Figure:
 
 
 def save_svg(figure: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same file."""
+    """Write a figure as SVG; the same figure gives the same bytes."""
     figure.set_dpi(_IMAGE_DPI)
     with rc_context(_STYLE), atomic_file(path) as temporary:
         FigureCanvasSVG(figure).print_svg(temporary, metadata={"Date": None})
 
 
 def distribution_figure(groups: Mapping[str, Sequence[float]], *, title: str, unit: str) -> Figure:
-    """Draw one point per subject, and box plots, for each tissue.
+    """Draw one point per participant, and a box plot, for each tissue.
 
     Parameters
     ----------
     groups : mapping
-        Tissue -> medians of the subjects, in `unit`.
+        Tissue -> medians of the participants, in `unit`.
     title, unit : str
-        What it is, BIDS unit.
+        Title of the quantity, BIDS unit.
     """
     label, factor = to_display(unit)
     figure = Figure(figsize=(6.5, 0.7 + 0.55 * max(2, len(groups))), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the report shows of voxels that are unlike all that was simulated: how many, why, and where."""
+"""Flagged voxels in the report: number, reasons and a map of voxels unlike all simulated voxels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MEANING = {
     Reason.DISTANCE: "signals unlike those of all simulated tissue",
     Reason.DIRECTIONS: "scatter over directions larger, or smaller, than the noise",
     Reason.OUTLIER: "a single image stands out",
-    Reason.FLOOR: "low signals have a noise floor where none is expected, or none where one is",
+    Reason.FLOOR: "low signals have an unexpected noise floor, or lack the expected one",
     Reason.NETWORK: "least squares fits much better than the learned estimator",
-    Reason.BOUND: "a parameter is at a bound, where next to no simulated voxel has it",
+    Reason.BOUND: "a parameter is at a bound, as in almost no simulated voxel",
 }
 COLOURS = {
     Reason.MISFIT: "#d62728",
@@ -34,20 +34,20 @@ COLOURS = {
     Reason.NETWORK: "#e377c2",
     Reason.BOUND: "#bcbd22",
 }
-#: A part of flagged voxels above which the section of a fit leads with them, and the whole series is called out.
+#: Fraction of flagged voxels above which they come first in the section of a fit, and above which the summary warns.
 MANY, MOST = 0.2, 0.5
-#: Of the noise that was measured; more is not worth a word.
+#: Assumed over measured noise below which the report mentions it.
 LESS_NOISE = 0.95
 
 
 def part_flagged(counts: Mapping[str, int]) -> float:
-    """Return the part of the compared voxels that are flagged, given the counts by name of `Reason`."""
+    """Return the fraction of compared voxels that are flagged; `counts` maps names of `Reason` to voxels."""
     flagged = sum(counts.get(reason.name, 0) for reason in MEANING)
     return flagged / max(1, flagged + counts.get(Reason.TYPICAL.name, 0))
 
 
 def main_reason(counts: Mapping[str, int]) -> str:
-    """Return the most frequent reason, in words; empty where nothing is flagged."""
+    """Return the most frequent reason in words; empty if no voxel is flagged."""
     found = {reason: counts.get(reason.name, 0) for reason in MEANING}
     most = max(found, key=lambda reason: found[reason])
     return MEANING[most] if found[most] else ""
@@ -56,31 +56,31 @@ def main_reason(counts: Mapping[str, int]) -> str:
 def flag_text(
     counts: Mapping[str, int], noise_factor: float, flags: npt.NDArray[np.integer], regions: Mapping[str, Any]
 ) -> str:
-    """Return how many voxels are flagged, why, and in which tissue, as HTML.
+    """Return the number of flagged voxels by reason and tissue, as HTML.
 
     Parameters
     ----------
     counts : mapping
         Name of `Reason` -> voxels.
     noise_factor : float
-        Median of the noise that they are compared with over that which was measured.
+        Median of the assumed over the measured noise.
     flags : ndarray
         (x, y, z) values of `Reason`.
     regions : mapping
         Name -> (x, y, z) bool.
     """
     about = (
-        f"Voxels unlike all that was simulated for this protocol and noise. {LEVEL:.0%} of voxels like the simulated "
-        "ones are flagged too."
+        f"Voxels unlike all simulated voxels of this protocol and noise. {LEVEL:.0%} of ordinary voxels are flagged "
+        "too."
     )
     if noise_factor < LESS_NOISE:
         about += (
-            f" They are compared with {noise_factor:.2f} times the noise that was measured (median): there is less."
+            f" The comparison assumes {noise_factor:.2f} times the measured noise (median): residuals are that small."
         )
     text = f"<p class='elem-desc'>{about}</p>"
     part = part_flagged(counts)
     if part > MANY:
-        message = f"{part:.0%} of the voxels are unlike all that was simulated; mostly: {main_reason(counts)}."
+        message = f"{part:.0%} of the voxels are unlike all simulated voxels; main reason: {main_reason(counts)}."
         text += notes([message], "error" if part > MOST else "warning")
     compared = {
         name: flags[region & (flags >= Reason.TYPICAL) & (flags < Reason.NO_ESTIMATE)]
@@ -88,7 +88,7 @@ def flag_text(
     }
     header = ("Reason", *(f"{name} ({values.size:,})" for name, values in compared.items()), "Meaning")
     sets = [(reason.name, [reason], meaning) for reason, meaning in MEANING.items()]
-    sets.append(("flagged", list(MEANING), "all reasons together"))
+    sets.append(("flagged", list(MEANING), "any reason"))
     rows = []
     for name, reasons, meaning in sets:
         found = [np.isin(values, reasons) for values in compared.values()]
@@ -105,7 +105,7 @@ def flag_figure(
     title: str,
     unit: str,
 ) -> Figure:
-    """Draw the flagged voxels, coloured by their reason, over a map.
+    """Draw the flagged voxels over a map, coloured by reason.
 
     Parameters
     ----------

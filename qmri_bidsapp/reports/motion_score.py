@@ -1,4 +1,4 @@
-"""What the subject report says of the motion score of a T1w."""
+"""The motion score of a T1w in the report of a participant."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from qmri_bidsapp.motion.scorer import MAX_INTERVAL, UNFAMILIAR
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.motion_score_figures import air_figure, most_affected, score_figure
 
-#: What scores below a limit are called, mm.
+#: Limits, mm, and the words for scores below them.
 LEVELS = ((0.5, "hardly any motion"), (1.0, "little motion"), (2.0, "clear motion"), (np.inf, "strong motion"))
-#: Slices stand out with this many times the median signal in the air.
+#: Slices stand out if their signal in the air exceeds the median by this factor.
 STANDS_OUT = 1.3
-NONE_STANDS_OUT = "No slice stands out: the signal in the air is much the same in all."
+NONE_STANDS_OUT = "No slice stands out: the signal in the air is similar in all."
 ABOUT_AIR = (
-    "Mean signal in the air beside the head, found without the network; the slices with most of it, brightened so that "
-    "air can be judged. Motion throws ghosts and ringing into the air, but so do pulsating vessels and wrap-around; "
-    "noise is there always. In a 3-D acquisition motion affects all slices, some more visibly."
+    "Mean signal in the air beside the head, independent of the network, and the slices with the highest values, "
+    "brightened to show the air. Motion puts ghosts and ringing into the air, but so do pulsating vessels and "
+    "wrap-around, and noise is always present. In a 3-D acquisition motion affects all slices, some more visibly."
 )
 
 
 class Pages(Protocol):
-    """Where reportlets are put; see `assembler`."""
+    """Writes reportlets; see `assembler`."""
 
     out_dir: Path
 
@@ -43,7 +43,7 @@ class Pages(Protocol):
 
 
 def score_notes(entries: Sequence[MotionScoreRecord]) -> list[str]:
-    """Return what the summary of a report says of scores: refusals and warnings."""
+    """Return refusals and warnings for the summary of the report."""
     found = []
     for entry in entries:
         if entry.refusal:
@@ -54,15 +54,15 @@ def score_notes(entries: Sequence[MotionScoreRecord]) -> list[str]:
 
 
 def sentence(score: MotionScoreValues) -> str:
-    """Put a score in plain words; for an image unlike the training images, say that it means nothing."""
+    """Return a score in plain words, or that it means nothing for an image unlike the training images."""
     if score.p_value is not None and score.p_value < UNFAMILIAR:
         return (
-            f"The network estimates {max(score.mean, 0):.1f} mm from one position to the next, but has not learned "
-            "images like this one: its estimate says nothing of how far the head moved."
+            f"The network estimates {max(score.mean, 0):.1f} mm from one position to the next, but was not trained "
+            "on images like this one: its estimate says nothing about how far the head moved."
         )
     words = next(text for limit, text in LEVELS if score.mean < limit)
     if score.high - score.low > MAX_INTERVAL:
-        words = "it cannot tell how much"
+        words = "the amount is uncertain"
     return (
         f"From one position to the next the head moved by {max(score.mean, 0):.1f} mm on average, as the network "
         f"estimates: {words}. With a probability of 90 % it is between {max(score.low, 0):.1f} and "
@@ -105,7 +105,7 @@ def _figures(pages: Pages, entry: MotionScoreRecord, score: MotionScoreValues) -
     air = np.array([np.nan if value is None else value for value in content["SignalInAir"]["Values"]], dtype=float)
     volume = pages.volume(entry.image)
     if volume is None or volume.shape[2:] != air.shape or not most_affected(air):
-        text = tables.notes(["No slices can be named: the air beside the head was blanked, or is not in the image."])
+        text = tables.notes(["No slices to show: the air beside the head was blanked, or is outside the image."])
         return [*found, pages.html(f"{name}noair", text)]
     caption = ABOUT_AIR if np.nanmax(air) > STANDS_OUT * np.nanmedian(air) else f"{NONE_STANDS_OUT} {ABOUT_AIR}"
     figure = air_figure(volume, air)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 COLOUR, CLEAR = "#2a7fb8", "#c0392b"
-#: Most affected slices that are shown, and the brightest value of the window for air, over the 99th percentile.
+#: Number of most affected slices shown; upper end of the window for air, as a fraction of the 99th percentile.
 N_AFFECTED, AIR_WINDOW = 3, 0.12
 
 
@@ -44,14 +44,14 @@ def score_figure(
 
 
 def air_figure(volume: npt.NDArray[np.floating], air: npt.NDArray[np.float64]) -> Figure:
-    """Draw the signal in the air by slice, and the slices with most of it, in a window for air.
+    """Draw the signal in the air by slice, and the slices with the highest values in a window for air.
 
     Parameters
     ----------
     volume : ndarray
-        (x, y, z) towards right, anterior, superior.
+        (x, y, z), RAS.
     air : ndarray
-        (z,) percent of the head; NaN where not known.
+        (z,) percent of the median of the head; NaN where unknown.
     """
     bright = float(np.percentile(volume, 99)) or 1.0
     chosen = most_affected(air)
@@ -71,7 +71,7 @@ def air_figure(volume: npt.NDArray[np.floating], air: npt.NDArray[np.float64]) -
 
 
 def most_affected(air: npt.NDArray[np.float64]) -> list[int]:
-    """Return the slices with most signal in the air, at least a twentieth of the volume apart, in their order."""
+    """Return the slices with the highest signal in the air, at least a twentieth of the volume apart, in order."""
     apart = max(1, len(air) // 20)
     chosen: list[int] = []
     for k in np.argsort(-np.nan_to_num(air, nan=-1.0), kind="stable").tolist():

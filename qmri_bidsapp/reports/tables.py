@@ -10,11 +10,11 @@ from qmri_bidsapp.bids.record import SeriesRecord, SubjectRecord
 
 STATUS_MEANING = {
     "OK": "estimated",
-    "NOT_CONVERGED": "iteration limit reached; the best point found is given",
+    "NOT_CONVERGED": "iteration limit reached; the best point is in the map",
     "AT_BOUND": "a parameter lies on a bound of its range",
     "NO_SIGNAL": "no positive value; not estimated",
-    "INVALID_INPUT": "a value is not finite, or the transmit field is not known; not estimated",
-    "FAILED": "the estimate is not finite; not given",
+    "INVALID_INPUT": "a value is not finite, or the transmit field is unknown; not estimated",
+    "FAILED": "the estimate is not finite; NaN in the map",
 }
 
 
@@ -31,7 +31,7 @@ def notes(messages: Sequence[str], kind: str = "note") -> str:
 
 
 def protocol_rows(series: SeriesRecord) -> list[tuple[str, str]]:
-    """Return what is known of a series' acquisition, as name and value."""
+    """Return the acquisition of a series as names and values."""
     maps = "".join(f"; {name.upper()}: {file}" for name, file in series.covariates.items())
     rows = [("Files", f"{len(series.files)}, first: {series.files[0]}{maps}")]
     if series.acquisition is not None:
@@ -47,11 +47,11 @@ def status_table(counts: Mapping[str, int]) -> str:
         (name, f"{count:,}", f"{100 * count / total:.1f} %", STATUS_MEANING.get(name, ""))
         for name, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
-    return table(("Status", "Voxels", "Part", "Meaning"), rows)
+    return table(("Status", "Voxels", "Fraction", "Meaning"), rows)
 
 
 def overview_table(record: SubjectRecord) -> str:
-    """Return one row per fit: what was made, and how many voxels were estimated."""
+    """Return one row per fit: number of maps, voxels and fraction with status OK."""
     rows = []
     for fit in record.fits:
         total = sum(fit.status_counts.values())

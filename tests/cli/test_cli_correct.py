@@ -48,7 +48,7 @@ def read(path):
 def test_slopes_and_adjusted_values(tables, capsys):
     assert correct(tables, "--participants", tables / "participants.tsv") == 0
     output = capsys.readouterr().out
-    assert "1 of 30 rows of measures have no motion score and do not count: 00." in output
+    assert "1 of 30 rows of measures have no motion score and are left out: 00." in output
     assert "note holds no numbers" in output
     assert "participants.tsv has no column site." in output
     slopes = read(tables / "out/motion_slopes.tsv").set_index("measure")
@@ -93,19 +93,19 @@ def test_covariates_that_tell_nothing_are_named(tables, capsys):
     spoil("participants.tsv", lambda t: t.assign(site=t["diagnosis"] + "s", sex="F"))(tables)
     more = ["--participants", tables / "participants.tsv"]
     assert correct(tables, *more) == 0
-    assert "sex does not vary and is left out of the covariates." in capsys.readouterr().out
+    assert "sex is constant and is left out of the covariates." in capsys.readouterr().out
     assert correct(tables, *more, "--covariates", "site", "diagnosis") == 0
     slopes = read(tables / "out/motion_slopes.tsv")
     assert set(slopes["covariates"]) == {"site"}
-    assert set(slopes["note"]) == {"diagnosis follows from site and is left out"}
-    assert "diagnosis follows from site" in (tables / "out/motion_report.html").read_text()
+    assert set(slopes["note"]) == {"diagnosis is collinear with site and is left out"}
+    assert "diagnosis is collinear with site" in (tables / "out/motion_report.html").read_text()
 
 
 @pytest.mark.parametrize("word", ["inf", "-inf", "1e999"])
 def test_infinite_covariates_are_missing(tables, capsys, word):
     spoil("participants.tsv", lambda t: t.assign(iq=[*map(str, range(N - 1)), word]))(tables)
     assert correct(tables, "--participants", tables / "participants.tsv", "--covariates", "iq") == 0
-    assert f"iq '{word}' is no finite number: as if it were missing." in capsys.readouterr().out
+    assert f"iq '{word}' is not a finite number and counts as missing." in capsys.readouterr().out
     slopes = read(tables / "out/motion_slopes.tsv")
     assert set(slopes["covariates"]) == {"iq"}
     assert set(slopes["n"]) == {N - 2}
@@ -227,7 +227,7 @@ def text(name, content):
          ["--participants", "P"], 64, "--participants have no participant in common: sub-00 against sub-psub-00; use"),
         (None, ["--participants", "P", "--covariates", "iq"], 64, "participants.tsv has no column iq"),
         (spoil("participants.tsv", lambda t: t.assign(diagnosis="patient")),
-         ["--participants", "P", "--covariates", "age", "diagnosis"], 64, "--covariates: diagnosis does not vary"),
+         ["--participants", "P", "--covariates", "age", "diagnosis"], 64, "--covariates: diagnosis is constant"),
         (None, ["--covariates", "age"], 64, "name it with --participants"),
         (None, ["--reference", "-1"], 64, "must be 0 mm or more"),
         (lambda folder: (folder / "out").touch(), [], 73, "is a file; name a folder"),

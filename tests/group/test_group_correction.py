@@ -55,7 +55,7 @@ def test_missing_values_do_not_count(cohort):
     found = correct(measures, motion, np.arange(N), age)
     rows = found.slopes.set_index("measure")
     assert list(rows["n"]) == [N - 3, N - 2]
-    assert rows.loc["a", "note"] == "1 rows without a known age do not count"
+    assert rows.loc["a", "note"] == "1 rows without a known age are left out"
     assert rows.loc["a", "covariates"] == "age"
     assert list(found.adjusted["a"].isna()[:3]) == [True, True, False]
 
@@ -75,8 +75,8 @@ def test_covariates_that_tell_nothing_are_left_out(cohort):
     table = pd.DataFrame({"age": 30.0, "sex": sex, "site": np.where(sex == "F", "x", "y"), "empty": [None] * N})
     found = correct(measures, motion, np.arange(N), table)
     assert found.slopes["covariates"].iloc[0] == "sex"
-    notes = "age does not vary and is left out; empty does not vary and is left out; "
-    notes += "site follows from sex and is left out"
+    notes = "age is constant and is left out; empty is constant and is left out; "
+    notes += "site is collinear with sex and is left out"
     assert found.slopes["note"].iloc[0] == notes
     alone = correct(measures, motion, np.arange(N), table[["sex"]])
     assert found.lines["a"] == alone.lines["a"]
@@ -115,10 +115,10 @@ NOISE = np.random.default_rng(3).standard_normal(N)
     ("values", "motion", "covariates", "participants", "cause"),
     [
         (NOISE, ONES, NONE, np.arange(N), "all 40 motion scores are equal"),
-        (NOISE, RISING, RISING[:, None] * 3, np.arange(N), "follows from the covariates"),
+        (NOISE, RISING, RISING[:, None] * 3, np.arange(N), "linear combination of the covariates"),
         (np.where(RISING < 0.7, 1, NOISE), RISING, NONE, np.arange(N), "more than half of the values are equal"),
-        (RISING, RISING**2, RISING[:, None], np.arange(N), "no spread left"),
-        (2 + 3 * RISING, RISING, NONE, np.arange(N), "no spread left"),
+        (RISING, RISING**2, RISING[:, None], np.arange(N), "no spread is left"),
+        (2 + 3 * RISING, RISING, NONE, np.arange(N), "no spread is left"),
         (NOISE, RISING, np.eye(N)[:, :35], np.arange(N), "40 participants for 37 coefficients; at least 45 are needed"),
         (NOISE, RISING, NONE, np.arange(N) % (MIN_DEGREES + 1), "9 participants for 2 coefficients; at least 10"),
         ([], [], np.zeros((0, 0)), [], "no row has a value"),

@@ -131,8 +131,8 @@ def test_flags_are_few_in_what_the_model_can_follow(out):
         assert 0.01 < (flags[compared] > Reason.TYPICAL).mean() < 0.1
         np.testing.assert_array_equal(flags[compared] > Reason.TYPICAL, p_value[compared] <= LEVEL)
     page = (out / "sub-01.html").read_text()
-    assert "Voxels unlike all that was simulated" in page
-    assert "of the voxels are unlike all that was simulated; mostly" not in page
+    assert "Voxels unlike all simulated voxels" in page
+    assert "of the voxels are unlike all simulated voxels; main reason" not in page
 
 
 def test_debiased_maps_on_request(heads, out, tmp_path):

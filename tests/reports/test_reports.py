@@ -301,7 +301,7 @@ def test_certificate_is_shown(output: Path, axes: list[str]) -> None:
     (output / "logs" / "certificates" / "t1.json").unlink()
     assert "t1.json is not in the output folder" in build_subject_report(output, "01", None).read_text()
     with_truth(output)
-    assert "nothing tells the noise" in build_subject_report(output, "01", None).read_text()
+    assert "the noise of the series is unknown" in build_subject_report(output, "01", None).read_text()
 
 
 def flagged(output: Path, part: float) -> np.ndarray:
@@ -325,12 +325,12 @@ def test_flags_lead_where_they_are_many(output: Path, part: float) -> None:
     assert page.index("Out of distribution: T1") < page.index("T1map.nii.gz") or part < MANY
     assert ("flag.nii.gz" in page[: page.index("sub-01_T1map.nii.gz")]) == (part > MANY)
     summary = page[: page.index("Protocol as read")]
-    assert (f"{part:.0%} of the voxels are unlike all that was simulated; mostly: the model does not" in summary) == (
+    assert (f"{part:.0%} of the voxels are unlike all simulated voxels; main reason: the model does not" in summary) == (
         part > MOST
     )
     assert ("No voxel is flagged" in page) == (part == 0)
     assert ("10.0 %" in page) == (part == 0.1)
-    assert "0.50 times the noise that was measured" in page
+    assert "0.50 times the measured noise" in page
 
 
 def test_flags_in_the_group(output: Path) -> None:
@@ -342,7 +342,7 @@ def test_flags_in_the_group(output: Path) -> None:
     assert brain["n_unlike"] == int((flags == Reason.MISFIT).sum())
     assert sum(row["n_unlike"] for row in table.rows if row["tissue"] != "brain") == brain["n_unlike"]
     page = write_group_report(output, found, warnings).read_text()
-    assert page.count("sub-01, IRT1 t1 (nlls): 60%; mostly: the model does not fit") == 1
+    assert page.count("sub-01, IRT1 t1 (nlls): 60%; main reason: the model does not fit") == 1
     (output / "sub-01" / "anat" / "flag.nii.gz").write_bytes(b"damaged")
     found, (warning,) = aggregate(output)
     assert "flag.nii.gz cannot be read" in warning

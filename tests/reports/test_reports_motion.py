@@ -79,7 +79,7 @@ def test_page_without_air_and_without_file(tmp_path):
         (0.7, 0.4, "little"),
         (1.5, 0.4, "clear"),
         (3, 0.4, "strong"),
-        (3, 1.5, "cannot"),
+        (3, 1.5, "uncertain"),
     ],
     ids=["still", "little", "clear", "strong", "open"],
 )
