@@ -325,9 +325,9 @@ def test_flags_lead_where_they_are_many(output: Path, part: float) -> None:
     assert page.index("Out of distribution: T1") < page.index("T1map.nii.gz") or part < MANY
     assert ("flag.nii.gz" in page[: page.index("sub-01_T1map.nii.gz")]) == (part > MANY)
     summary = page[: page.index("Protocol as read")]
-    assert (f"{part:.0%} of the voxels are unlike all simulated voxels; main reason: the model does not" in summary) == (
-        part > MOST
-    )
+    assert (
+        f"{part:.0%} of the voxels are unlike all simulated voxels; main reason: the model does not" in summary
+    ) == (part > MOST)
     assert ("No voxel is flagged" in page) == (part == 0)
     assert ("10.0 %" in page) == (part == 0.1)
     assert "0.50 times the measured noise" in page
