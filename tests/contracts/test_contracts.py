@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import pickle
+from collections.abc import Callable
 from functools import cache
 from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
-import torch
 
 from qmri_bidsapp.core.acquisition import (
     Acquisition,
@@ -20,15 +19,14 @@ from qmri_bidsapp.core.acquisition import (
     SpoiledGradientEcho,
     T2Preparation,
 )
-from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.simulation import Noise
-from qmri_bidsapp.errors import ProtocolError, UsageError
+from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.evaluation.standards import even_directions
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators, load_models
+from qmri_bidsapp.testing import ESTIMATOR_CHECKS, MODEL_CHECKS, EstimatorCase, ModelCase
 from qmri_bidsapp.uncertainty.certificate import certify
 from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.moderation import moderate
@@ -128,17 +126,11 @@ def covariates(model: SignalModel, n: int, seed: int = 0) -> np.ndarray:
     return scale * np.random.default_rng(seed + 2).uniform(0.8, 1.2, (n, len(scale)))
 
 
-def columns(model: SignalModel, n: int, seed: int = 0) -> torch.Tensor:
-    """What `signal` takes: parameters and covariates."""
-    return model.with_covariates(torch.tensor(parameters(model, n, seed)), torch.tensor(covariates(model, n, seed)))
-
-
-def simulate(model: SignalModel, n: int, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Parameters, and signals with noise in per cent of the largest signal."""
-    acquisition = protocol(model)
-    signal = model.signal(columns(model, n, seed), acquisition).numpy()
-    scale = noise / 100 * signal.max() / np.sqrt(np.array(acquisition.n_averages))
-    return parameters(model, n, seed), signal + scale * np.random.default_rng(seed + 1).standard_normal(signal.shape)
+@cache
+def tissue(model_name: str, n: int = 500) -> ModelCase:
+    """A model, its protocol and n voxels that the protocol identifies well."""
+    model = get_model(model_name)
+    return ModelCase(model, protocol(model), parameters(model, n), covariates(model, n))
 
 
 def number(model: SignalModel, estimator_name: str, n: int) -> int:
@@ -147,60 +139,9 @@ def number(model: SignalModel, estimator_name: str, n: int) -> int:
 
 
 @pytest.mark.parametrize("name", MODELS)
-class TestModel:
-    def test_shape_and_dtype(self, name: str) -> None:
-        model = get_model(name)
-        for dtype in (torch.float32, torch.float64):
-            theta = columns(model, 6).to(dtype).reshape(2, 3, -1)
-            signal = model.signal(theta, protocol(model))
-            assert signal.shape == (2, 3, protocol(model).n_measurements)
-            assert signal.dtype == dtype
-            assert model.derive(theta).shape == (2, 3, len(model.derived))
-
-    def test_is_proportional_to_the_amplitude(self, name: str) -> None:
-        model = get_model(name)
-        theta = columns(model, 5)
-        doubled = theta.clone()
-        doubled[:, 0] *= 2
-        torch.testing.assert_close(model.signal(doubled, protocol(model)), 2 * model.signal(theta, protocol(model)))
-
-    def test_jacobian_agrees_with_automatic_differentiation(self, name: str) -> None:
-        model = get_model(name)
-        theta = columns(model, 20)
-        automatic = SignalModel.jacobian(model, theta, protocol(model))
-        assert automatic.shape == (20, protocol(model).n_measurements, len(model.parameters))
-        torch.testing.assert_close(model.jacobian(theta, protocol(model)), automatic, rtol=1e-6, atol=1e-8)
-
-    def test_does_not_depend_on_the_batch(self, name: str) -> None:
-        model = get_model(name)
-        theta = columns(model, 7)
-        torch.testing.assert_close(model.signal(theta, protocol(model))[3], model.signal(theta[3], protocol(model)))
-
-    def test_refuses_another_protocol_and_too_few_measurements(self, name: str) -> None:
-        model = get_model(name)
-        with pytest.raises(ProtocolError):
-            model.check(MultiEcho((0.01,)) if model.acquisition_type is not MultiEcho else InversionRecovery((0.1,)))
-        if model.acquisition_type in (MultiEcho, InversionRecovery):
-            with pytest.raises(ProtocolError, match="needs at least"):
-                model.check(model.acquisition_type((0.1,)))
-
-    def test_parameters_are_well_defined(self, name: str) -> None:
-        model = get_model(name)
-        everything = (*model.parameters, *model.derived, *model.covariates)
-        assert len({p.name for p in everything}) == len(everything)
-        assert model.needs
-        for parameter in everything:
-            assert parameter.bounds[0] < parameter.bounds[1]
-            assert parameter.scale > 0
-            assert parameter.description
-        for covariate in model.covariates:
-            assert covariate.bounds[0] < covariate.scale < covariate.bounds[1]
-
-    def test_covariates_are_neutral_unless_given(self, name: str) -> None:
-        model = get_model(name)
-        theta = torch.tensor(parameters(model, 4))
-        neutral = torch.tensor([[p.scale for p in model.covariates]] * 4)
-        torch.testing.assert_close(model.with_covariates(theta), model.with_covariates(theta, neutral))
+@pytest.mark.parametrize("check_part", MODEL_CHECKS, ids=lambda part: part.__name__)
+def test_model(name: str, check_part: Callable[[ModelCase], None]) -> None:
+    check_part(tissue(name))
 
 
 @cache
@@ -212,100 +153,10 @@ def fitted(model_name: str, estimator_name: str, device: str = "cpu") -> Estimat
 
 
 @pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
-class TestEstimator:
-    @staticmethod
-    def fitted(model_name: str, estimator_name: str):
-        return get_model(model_name), fitted(model_name, estimator_name)
-
-    def test_recovers_noise_free_parameters(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        if isinstance(estimator, TrainedEstimator):
-            pytest.skip("a posterior mean under noise is not exact without it; see the tests of each")
-        n = number(model, estimator_name, 500)
-        theta, signal = simulate(model, n)
-        maps = estimator.predict(signal, covariates=covariates(model, n))
-        scale = np.array([p.scale for p in model.parameters])
-        scale[0] = 100
-        error = np.abs(maps.estimate[:, : len(scale)] - theta) / scale
-        assert np.percentile(error, 99) < 5e-3
-        assert (maps.status == Status.OK).mean() > 0.99
-
-    def test_order_of_voxels_is_irrelevant_and_results_repeat(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        n = number(model, estimator_name, 300)
-        _, signal = simulate(model, n, noise=2.0)
-        order = np.random.default_rng(3).permutation(n)
-        known = covariates(model, n)
-        first = estimator.predict(signal, covariates=known)
-        second = estimator.predict(signal[order], covariates=known[order])
-        # Rounding differs with the batch; along what the data hardly determine, by a small part of the error bar.
-        difference = np.abs(second.estimate - first.estimate[order])
-        # An interior point ends anywhere within a small part of the range next to a bound, where there is no error bar.
-        margin = 2e-4 * np.array([p.scale for p in first.parameters]) if estimator_name == "interior-point" else 1e-6
-        expected = 2e-3 * np.abs(first.estimate) + 0.05 * np.nan_to_num(first.std) + margin
-        assert (difference <= expected[order]).all()
-        again = estimator.predict(signal, covariates=known)
-        np.testing.assert_array_equal(again.estimate, first.estimate)
-
-    def test_bad_voxels_are_flagged_and_isolated(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        _, signal = simulate(model, 10, noise=1.0)
-        # Where it is not given, spatial networks estimate one noise level from all voxels.
-        noise = 1.0 if isinstance(estimator, SpatialNetwork) else None
-        clean = estimator.predict(signal, noise_std=noise)
-        spoilt = signal.copy()
-        spoilt[2, 1], spoilt[5], spoilt[7] = np.nan, 0.0, np.inf
-        maps = estimator.predict(spoilt, noise_std=noise)
-        assert maps.status[[2, 5, 7]].tolist() == [
-            Status.INVALID_INPUT,
-            Status.NO_SIGNAL,
-            Status.INVALID_INPUT,
-        ]
-        assert np.isnan(maps.estimate[[2, 5, 7]]).all()
-        assert np.isnan(maps.std[[2, 5, 7]]).all()
-        others = [0, 1, 3, 4, 6, 8, 9]
-        # Rounding differs with the batch; along what the data hardly determine, by a small part of the error bar.
-        difference = np.abs(maps.estimate - clean.estimate)
-        expected = 1e-4 * np.abs(clean.estimate) + 0.01 * np.nan_to_num(clean.std) + 1e-7
-        assert (difference <= expected)[others].all()
-
-    def test_a_noise_of_zero_makes_no_estimate_exact(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        _, signal = simulate(model, 3, noise=1.0)
-        maps = estimator.predict(signal, noise_std=[0.0, np.nan, -1.0])
-        assert np.isfinite(maps.estimate).all()
-        assert not (maps.std == 0).any()
-
-    def test_scale_of_the_signal_only_scales_the_amplitude(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        _, signal = simulate(model, number(model, estimator_name, 50), noise=1.0)
-        first, second = estimator.predict(signal), estimator.predict(signal * 4096)
-        np.testing.assert_allclose(second.estimate[:, 0], 4096 * first.estimate[:, 0], rtol=1e-3)
-        np.testing.assert_allclose(second.estimate[:, 1:], first.estimate[:, 1:], rtol=1e-3, atol=1e-6)
-        if isinstance(estimator, SpatialNetwork):
-            assert np.isfinite(first.std).all()
-            np.testing.assert_allclose(second.std[:, 0], 4096 * first.std[:, 0], rtol=1e-2)
-            np.testing.assert_allclose(second.std[:, 1:], first.std[:, 1:], rtol=1e-2)
-
-    def test_survives_pickling(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        _, signal = simulate(model, number(model, estimator_name, 20), noise=1.0)
-        copy = pickle.loads(pickle.dumps(estimator))
-        np.testing.assert_array_equal(copy.predict(signal).estimate, estimator.predict(signal).estimate)
-
-    def test_wrong_shape_and_missing_protocol_are_refused(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        with pytest.raises(ValueError, match="must have shape"):
-            estimator.predict(np.ones((4, 99)))
-        with pytest.raises(ValueError, match=r"Covariates.*must have shape"):
-            estimator.predict(np.ones((4, protocol(model).n_measurements)), covariates=np.ones((4, 9)))
-        with pytest.raises(ProtocolError, match="call fit"):
-            get_estimator(estimator_name)(model).predict(np.ones((4, 5)))
-
-    def test_no_voxel_at_all(self, model_name: str, estimator_name: str) -> None:
-        model, estimator = self.fitted(model_name, estimator_name)
-        maps = estimator.predict(np.zeros((3, protocol(model).n_measurements)))
-        assert maps.counts() == {"NO_SIGNAL": 3}
+@pytest.mark.parametrize("check_part", ESTIMATOR_CHECKS, ids=lambda part: part.__name__)
+def test_estimator(model_name: str, estimator_name: str, check_part: Callable[[EstimatorCase], None]) -> None:
+    estimator = fitted(model_name, estimator_name)
+    check_part(EstimatorCase(estimator, tissue(model_name, number(estimator.model, estimator_name, 500))))
 
 
 def in_reasonable_time(pair: tuple[str, str], *, certified: bool = False) -> object:
@@ -355,7 +206,8 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     n_free = acquisition.n_measurements - len(model.parameters)
     if not known_noise and not estimator.std_from_residuals and n_free < 6:
         pytest.skip("too few residuals to estimate the noise of a single voxel")
-    middle, theta = parameters(model, 1, seed=5), columns(model, 1, seed=5)
+    middle, known = parameters(model, 1, seed=5), covariates(model, 1, seed=5)
+    theta = ModelCase(model, acquisition, middle, known).columns(1)
     clean = model.signal(theta, acquisition).numpy()
     # As many as a few seconds allow.
     n = 1_500 if model.opt_in or estimator_name == "mix" else 5_000
@@ -365,7 +217,7 @@ def test_standard_deviation_matches_the_empirical_one(model_name: str, estimator
     maps = estimator.predict(
         signal,
         noise_std=np.full(n, noise) if known_noise else None,
-        covariates=np.repeat(covariates(model, 1, seed=5), n, axis=0),
+        covariates=np.repeat(known, n, axis=0),
     )
     assert (maps.variance is not None) == estimator.std_from_residuals
     maps = moderate(maps, model, acquisition)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.test_contracts import PAIRS, covariates, fitted, simulate
+from contracts.test_contracts import PAIRS, fitted, tissue
 
 from qmri_bidsapp.estimators.learned.base import LearnedEstimator
-from qmri_bidsapp.registry import get_estimator, get_model
+from qmri_bidsapp.registry import get_estimator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
 def test_maps_agree_with_those_of_the_cpu(model_name: str, estimator_name: str) -> None:
     """Where the data hardly determine a parameter, to a small part of its standard deviation."""
-    model = get_model(model_name)
-    _, signal = simulate(model, 2000, noise=1.0)
+    case = tissue(model_name, 2000)
+    signal = case.signals(2000, noise=1.0)
     if issubclass(get_estimator(estimator_name), LearnedEstimator):
         pytest.skip("chance differs between devices, and the training with it")
     maps = [
-        fitted(model_name, estimator_name, device).predict(signal, noise_std=1.0, covariates=covariates(model, 2000))
+        fitted(model_name, estimator_name, device).predict(signal, noise_std=1.0, covariates=case.covariates)
         for device in ("cpu", "cuda:0")
     ]
     first, second = (item.estimate for item in maps)
