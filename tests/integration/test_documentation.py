@@ -12,6 +12,7 @@ from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.app.parser import parse
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.training import Training
+from qmri_bidsapp.registry import load_estimators
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 FOLDERS = ("tutorials", "how-to", "reference", "explanation", "validation")
@@ -81,3 +82,8 @@ def test_commands_can_be_parsed(page, tmp_path, monkeypatch):
 def test_every_page_is_in_the_index():
     listed = set(re.findall(r"^([a-z-]+/\w+)$", (PAGES / "index.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert listed == {name.removesuffix(".md") for name in NAMES if not name.startswith("tutorials/")}
+
+
+def test_every_estimator_is_described():
+    text = (PAGES / "reference/estimators.md").read_text(encoding="utf-8")
+    assert set(load_estimators()) <= set(re.findall(r"`([\w-]+)`", text))
