@@ -1,4 +1,4 @@
-"""Nodes of preprocessing: each loads images, calls one pure function of `preprocess` and saves."""
+"""Nodes of preprocessing: each loads images, calls one function of `preprocess` and saves."""
 
 from __future__ import annotations
 
@@ -16,22 +16,52 @@ from nipype.interfaces.base import (
 )
 
 
-class _Node(SimpleInterface):
-    """A simple interface that saves images into the node's working folder."""
+def defined(value: Any) -> Any:
+    """Return the value of an optional input, or None if it was not given."""
+    return value if isdefined(value) else None
 
-    def _save(self, image: Any, name: str, runtime: Any) -> str:
+
+def _load(path: str, ndim: int) -> Any:
+    from qmri_bidsapp.images.volumes import load_image
+
+    return load_image(path, ndim=ndim)
+
+
+class _Node(SimpleInterface):
+    """A node that saves images into its working folder."""
+
+    def _save(self, runtime: Any, name: str, image: Any, output: str = "out_file") -> None:
         from qmri_bidsapp.images.volumes import save_image
 
-        return str(save_image(image, Path(runtime.cwd) / name))
+        self._results[output] = str(save_image(image, Path(runtime.cwd) / name))
+
+    def _note(self, note: str | None) -> None:
+        self._results["notes"] = [note] if note else []
+
+
+class _ImageInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="3-D image, or 4-D series")
+
+
+class _MaskedInputSpec(_ImageInputSpec):
+    in_mask = File(exists=True, mandatory=True, desc="3-D mask on the grid of the image")
+
+
+class _ImageOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="uncompressed float32 image")
+
+
+class _NotedOutputSpec(_ImageOutputSpec):
+    notes = traits.List(traits.Str, desc="why the step, or a part of it, was left out, and what was assumed")
+
+
+class _MaskOutputSpec(TraitedSpec):
+    out_mask = File(exists=True, desc="uint8 mask")
 
 
 class _ImportInputSpec(BaseInterfaceInputSpec):
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="one image, or the images of a series in order")
     ndim = traits.Enum(3, 4, mandatory=True, desc="number of dimensions that the images must have")
-
-
-class _ImageOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="uncompressed float32 image")
 
 
 class ImportImages(_Node):
@@ -41,85 +71,63 @@ class ImportImages(_Node):
     output_spec = _ImageOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image, merge_series
+        from qmri_bidsapp.images.volumes import merge_series
 
         files = self.inputs.in_files
-        image = merge_series(files) if len(files) > 1 else load_image(files[0], ndim=self.inputs.ndim)
-        self._results["out_file"] = self._save(image, "imported.nii", runtime)
+        image = merge_series(files) if len(files) > 1 else _load(files[0], self.inputs.ndim)
+        self._save(runtime, "imported.nii", image)
         return runtime
 
 
 class _PolarityInputSpec(BaseInterfaceInputSpec):
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="magnitudes or real parts, by inversion time")
     complement = InputMultiObject(File(exists=True), mandatory=True, desc="phases or imaginary parts, in this order")
-    part = traits.Enum("phase", "imag", mandatory=True, desc="what the complement is")
+    part = traits.Enum("phase", "imag", mandatory=True, desc="whether the complement is phases or imaginary parts")
     unit = traits.Str(desc="Units of the phase")
-
-
-class _PolarityOutputSpec(_ImageOutputSpec):
-    notes = traits.List(traits.Str)
 
 
 class RestorePolarity(_Node):
     """Inversion-recovery images with their sign, as one uncompressed float32 file."""
 
     input_spec = _PolarityInputSpec
-    output_spec = _PolarityOutputSpec
+    output_spec = _NotedOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.images.volumes import merge_series
         from qmri_bidsapp.preprocess.polarity import signed_series
 
-        may_be_zero = self.inputs.part == "imag"
-        first = merge_series(self.inputs.in_files, may_be_zero=may_be_zero)
+        first = merge_series(self.inputs.in_files, may_be_zero=self.inputs.part == "imag")
         second = merge_series(self.inputs.complement, may_be_zero=True)
         image, note = signed_series(first, second, self.inputs.part, defined(self.inputs.unit))
-        self._results["out_file"] = self._save(image, "signed.nii", runtime)
-        self._results["notes"] = [note] if note else []
+        self._save(runtime, "signed.nii", image)
+        self._note(note)
         return runtime
 
 
-class _ImageInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True)
-
-
 class CorrectBias(_Node):
-    """N4 bias-field correction."""
+    """N4 bias-field correction of a T1w."""
 
     input_spec = _ImageInputSpec
     output_spec = _ImageOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.anat import correct_bias
 
-        image = correct_bias(load_image(self.inputs.in_file, ndim=3))
-        self._results["out_file"] = self._save(image, "biascorrected.nii", runtime)
+        self._save(runtime, "biascorrected.nii", correct_bias(_load(self.inputs.in_file, 3)))
         return runtime
 
 
-class _MaskOutputSpec(TraitedSpec):
-    out_mask = File(exists=True, desc="uint8 mask")
-
-
 class ExtractBrain(_Node):
-    """Brain mask of a T1w image."""
+    """Brain mask of a T1w."""
 
     input_spec = _ImageInputSpec
     output_spec = _MaskOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.anat import extract_brain
 
-        mask = extract_brain(load_image(self.inputs.in_file, ndim=3))
-        self._results["out_mask"] = self._save(mask, "brainmask.nii", runtime)
+        self._save(runtime, "brainmask.nii", extract_brain(_load(self.inputs.in_file, 3)), "out_mask")
         return runtime
-
-
-class _SegmentTissuesInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True)
-    in_mask = File(exists=True, mandatory=True)
 
 
 class _SegmentTissuesOutputSpec(TraitedSpec):
@@ -127,93 +135,71 @@ class _SegmentTissuesOutputSpec(TraitedSpec):
 
 
 class SegmentTissues(_Node):
-    """Grey matter, white matter and cerebrospinal fluid of a T1w image."""
+    """Grey matter, white matter and cerebrospinal fluid of a T1w."""
 
-    input_spec = _SegmentTissuesInputSpec
+    input_spec = _MaskedInputSpec
     output_spec = _SegmentTissuesOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.anat import segment_tissues
 
-        dseg = segment_tissues(
-            load_image(self.inputs.in_file, ndim=3),
-            load_image(self.inputs.in_mask, ndim=3),
-        )
-        self._results["out_dseg"] = self._save(dseg, "tissues.nii", runtime)
+        dseg = segment_tissues(_load(self.inputs.in_file, 3), _load(self.inputs.in_mask, 3))
+        self._save(runtime, "tissues.nii", dseg, "out_dseg")
         return runtime
 
 
-class _SeriesInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="4-D series")
-
-
-class _StepOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="4-D series")
-    notes = traits.List(traits.Str, desc="why the step, or a part of it, was left out")
-
-
-class _AlignOutputSpec(_StepOutputSpec):
+class _AlignOutputSpec(_NotedOutputSpec):
     motion = traits.List(desc="(n_volumes, 6): rotation, radian, and translation, mm")
 
 
 class AlignSeries(_Node):
-    """Rigid alignment of the images of a relaxometry series."""
+    """Rigid alignment of the images of a series."""
 
-    input_spec = _SeriesInputSpec
+    input_spec = _ImageInputSpec
     output_spec = _AlignOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.relaxometry import align
 
-        image, motion, note = align(load_image(self.inputs.in_file, ndim=4))
-        self._results["out_file"] = self._save(image, "aligned.nii", runtime)
+        image, motion, note = align(_load(self.inputs.in_file, 4))
+        self._save(runtime, "aligned.nii", image)
         self._results["motion"] = motion.tolist()
-        self._results["notes"] = [note] if note else []
+        self._note(note)
         return runtime
 
 
 class SeriesMask(_Node):
     """Brain mask from the series itself."""
 
-    input_spec = _SeriesInputSpec
+    input_spec = _ImageInputSpec
     output_spec = _MaskOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.masks import series_mask
 
-        mask = series_mask(load_image(self.inputs.in_file, ndim=4))
-        self._results["out_mask"] = self._save(mask, "seriesmask.nii", runtime)
+        self._save(runtime, "seriesmask.nii", series_mask(_load(self.inputs.in_file, 4)), "out_mask")
         return runtime
 
 
-class _FieldmapInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="3-D map of the transmit field")
-    factor = traits.Float(desc="from stored values to effective over nominal flip angle; without it, values tell")
+class _FieldmapInputSpec(_ImageInputSpec):
+    factor = traits.Float(
+        desc="from stored values to effective over nominal flip angle; without it, it is derived from the values"
+    )
     reference = File(exists=True, mandatory=True, desc="4-D series")
 
 
-class _FieldmapOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="3-D relative transmit field on the grid of the series; NaN where not known")
-    notes = traits.List(traits.Str)
-
-
 class ResampleFieldmap(_Node):
-    """Relative transmit field on the grid of a series."""
+    """Relative transmit field on the grid of a series; NaN where it is unknown."""
 
     input_spec = _FieldmapInputSpec
-    output_spec = _FieldmapOutputSpec
+    output_spec = _NotedOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.fieldmaps import onto_grid, relative_field
 
-        field, note = relative_field(load_image(self.inputs.in_file, ndim=3), defined(self.inputs.factor))
-        image = onto_grid(field, load_image(self.inputs.reference, ndim=4))
-        self._results["out_file"] = self._save(image, "b1.nii", runtime)
-        self._results["notes"] = [note] if note else []
+        field, note = relative_field(_load(self.inputs.in_file, 3), defined(self.inputs.factor))
+        self._save(runtime, "b1.nii", onto_grid(field, _load(self.inputs.reference, 4)))
+        self._note(note)
         return runtime
 
 
@@ -230,29 +216,24 @@ class _TransferOutputSpec(_MaskOutputSpec):
 
 
 class TransferLabels(_Node):
-    """Brain mask and tissues of the T1w, on the grid of a series."""
+    """Brain mask and tissues of the T1w on the grid of a series."""
 
     input_spec = _TransferInputSpec
     output_spec = _TransferOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.masks import series_reference, transfer
 
-        labels = [load_image(name, ndim=3) for name in (self.inputs.in_mask, self.inputs.in_dseg)]
-        reference = series_reference(load_image(self.inputs.reference, ndim=4))
-        (mask, dseg), note = transfer(load_image(self.inputs.t1w, ndim=3), labels, reference)
-        self._results["out_mask"] = self._save(mask, "mask.nii", runtime)
-        self._results["out_dseg"] = self._save(dseg, "tissues.nii", runtime)
-        self._results["notes"] = [note] if note else []
+        inputs = self.inputs
+        labels = [_load(name, 3) for name in (inputs.in_mask, inputs.in_dseg)]
+        (mask, dseg), note = transfer(_load(inputs.t1w, 3), labels, series_reference(_load(inputs.reference, 4)))
+        self._save(runtime, "mask.nii", mask, "out_mask")
+        self._save(runtime, "tissues.nii", dseg, "out_dseg")
+        self._note(note)
         return runtime
 
 
-class _MaskedInputSpec(_SeriesInputSpec):
-    in_mask = File(exists=True, mandatory=True, desc="where the values are needed")
-
-
-class _DenoiseOutputSpec(_StepOutputSpec):
+class _DenoiseOutputSpec(_NotedOutputSpec):
     noise_std = File(desc="3-D standard deviation of the noise; undefined where the step was skipped")
 
 
@@ -265,16 +246,14 @@ class DenoiseDiffusion(_Node):
     def _run_interface(self, runtime: Any) -> Any:
         import nibabel as nib
 
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.dwi import denoise
 
-        source = load_image(self.inputs.in_file, ndim=4)
-        image, noise_std, note = denoise(source, mask=load_image(self.inputs.in_mask, ndim=3))
-        self._results["out_file"] = self._save(image, "denoised.nii", runtime)
+        source = _load(self.inputs.in_file, 4)
+        image, noise_std, note = denoise(source, mask=_load(self.inputs.in_mask, 3))
+        self._save(runtime, "denoised.nii", image)
         if noise_std is not None:
-            noise_image = nib.Nifti1Image(noise_std, source.affine)
-            self._results["noise_std"] = self._save(noise_image, "noise.nii", runtime)
-        self._results["notes"] = [note] if note else []
+            self._save(runtime, "noise.nii", nib.Nifti1Image(noise_std, source.affine), "noise_std")
+        self._note(note)
         return runtime
 
 
@@ -286,20 +265,19 @@ class UnringDiffusion(_Node):
     """Gibbs unringing."""
 
     input_spec = _UnringInputSpec
-    output_spec = _StepOutputSpec
+    output_spec = _NotedOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.dwi import unring
 
-        source, mask = load_image(self.inputs.in_file, ndim=4), load_image(self.inputs.in_mask, ndim=3)
-        image, note = unring(source, mask=mask, n_threads=self.inputs.n_threads)
-        self._results["out_file"] = self._save(image, "unringed.nii", runtime)
-        self._results["notes"] = [note] if note else []
+        inputs = self.inputs
+        image, note = unring(_load(inputs.in_file, 4), mask=_load(inputs.in_mask, 3), n_threads=inputs.n_threads)
+        self._save(runtime, "unringed.nii", image)
+        self._note(note)
         return runtime
 
 
-class _AlignDiffusionInputSpec(_SeriesInputSpec):
+class _AlignDiffusionInputSpec(_ImageInputSpec):
     b_value = traits.List(traits.Float, mandatory=True, desc="(n_volumes,) s/mm2")
     direction = traits.List(mandatory=True, desc="(n_volumes, 3) unit vectors, FSL convention")
 
@@ -317,21 +295,11 @@ class AlignDiffusion(_Node):
     def _run_interface(self, runtime: Any) -> Any:
         import numpy as np
 
-        from qmri_bidsapp.images.volumes import load_image
         from qmri_bidsapp.preprocess.dwi import align
 
-        image, direction, motion, note = align(
-            load_image(self.inputs.in_file, ndim=4),
-            np.asarray(self.inputs.b_value),
-            np.asarray(self.inputs.direction),
-        )
-        self._results["out_file"] = self._save(image, "aligned.nii", runtime)
-        self._results["direction"] = direction.tolist()
-        self._results["motion"] = motion.tolist()
-        self._results["notes"] = [note] if note else []
+        b_value, direction = np.asarray(self.inputs.b_value), np.asarray(self.inputs.direction)
+        image, direction, motion, note = align(_load(self.inputs.in_file, 4), b_value, direction)
+        self._save(runtime, "aligned.nii", image)
+        self._results.update(direction=direction.tolist(), motion=motion.tolist())
+        self._note(note)
         return runtime
-
-
-def defined(value: Any) -> Any:
-    """Return the value of an optional input, or None where it was not given."""
-    return value if isdefined(value) else None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.relaxometry import apply
-from qmri_bidsapp.preprocess.rigid import MIN_SLICES, Rigid, register
+from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, Rigid, register
 
 #: MP-PCA needs a patch of this depth, and enough volumes for a spectrum of noise.
 MIN_DENOISE_SLICES = 5
@@ -161,11 +161,11 @@ def align(
     volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
     shells = Diffusion(tuple(b_value), tuple(map(tuple, direction))).shells()
     means = [make_image(data[..., shell].mean(axis=3), image) for shell in shells]
-    motions = [Rigid(np.eye(4))] * len(volumes)
+    motions = [IDENTITY] * len(volumes)
     for mean, shell in zip(means, shells, strict=True):
-        to_lowest = Rigid(np.eye(4)) if mean is means[0] else register(means[0], mean, effort="near")
+        to_lowest = IDENTITY if mean is means[0] else register(means[0], mean, effort="near")
         for index in shell:
-            within = register(mean, volumes[index], effort="quick") if len(shell) > 1 else Rigid(np.eye(4))
+            within = register(mean, volumes[index], effort="quick") if len(shell) > 1 else IDENTITY
             motions[index] = Rigid(within.matrix @ to_lowest.matrix)
     aligned, motion, note = apply(image, volumes, means[0], motions)
     return aligned, rotate_directions(direction, motion, image.affine), motion, note
