@@ -20,7 +20,8 @@ from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiE
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
-from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, SpatialNetwork
+from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
+from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference
 from qmri_bidsapp.estimators.spatial.recipe import N_HELD_OUT
 from qmri_bidsapp.estimators.spatial.trials import draw_scene, estimate_with, measure, per_voxel
 from qmri_bidsapp.images.label_maps import load_heads

@@ -209,7 +209,7 @@ def _with_weights(
     UsageError
         If an estimator has no weights and is not trained during the run.
     """
-    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
     from qmri_bidsapp.registry import get_estimator, get_model
 
     kept, refused = [], []
@@ -286,7 +286,7 @@ def _bundle_fits(
 
 def weights_for(config: Config, model: SignalModel, estimator: type[Estimator]) -> Path | None:
     """Return the weights that the run gives to an estimator, if any: those asked for, or that come with the program."""
-    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
     from qmri_bidsapp.estimators.trained import TrainedEstimator
 
     if not issubclass(estimator, TrainedEstimator):

@@ -21,7 +21,7 @@ from qmri_bidsapp.estimators.learned.examples import SNR
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.polynomial import PolynomialRegression
 from qmri_bidsapp.estimators.learned.training import Training
-from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
+from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
 from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.registry import load_estimators
 

@@ -106,7 +106,7 @@ def test_a_network_for_one_protocol_begins_as_the_general_one(labels, tmp_path, 
     capsys.readouterr()
     start = ("--start-from", str(tmp_path / "other"))
     assert run("specific", *start, *times, "--seed", "2") == 64
-    assert "is of another training" in capsys.readouterr().err
+    assert "belongs to another training" in capsys.readouterr().err
     assert run("fourth", "--start-from", str(tmp_path / "specific"), "--times", "0.01", "0.03", "0.05", "0.2") == 64
     assert "rim-t2 has protocol echo_time [0.01, 0.03, 0.05, 0.1]. Train" in capsys.readouterr().err
     assert not (tmp_path / "fourth").exists()

@@ -26,7 +26,7 @@ from qmri_bidsapp.estimators.spatial.estimators import RecurrentInference, Resid
 from qmri_bidsapp.estimators.spatial.patches import draw_batch
 from qmri_bidsapp.estimators.spatial.recurrent import RecurrentInferenceMachine
 from qmri_bidsapp.estimators.spatial.residual import ResidualNetwork
-from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Slices
 from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, draw_scene, measure
 from qmri_bidsapp.estimators.spatial.virtual_heads import label_phantom, structures_of
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
@@ -151,7 +151,7 @@ def test_the_brightest_image_is_found_under_noise(add_noise) -> None:
     inside = torch.ones(2, 60, 60, dtype=torch.bool)
     inside[:, :20] = False
     signals[:, :20] = 9
-    series = Series(ECHOES, signals, inside, torch.full((1, 1, 1), 0.5), add_noise is add_rician)
+    series = Slices(ECHOES, signals, inside, torch.full((1, 1, 1), 0.5), add_noise is add_rician)
     assert float(brightest(series, per_slice=False)) == pytest.approx(0.7, rel=0.05)
     assert brightest(series, per_slice=True).shape == (2,)
 
@@ -238,9 +238,9 @@ def test_weights_without_a_head_give_the_same_estimates_and_no_standard_deviatio
     np.testing.assert_array_equal(first.estimate, second.estimate)
     assert np.isnan(first.std).all()
     assert np.isfinite(second.std).mean() > 0.9
-    assert without.provenance().endswith("These weights tell no standard deviations.")
+    assert without.provenance().endswith("These weights provide no standard deviations.")
     assert "no standard deviations" not in whole.provenance()
-    assert first.std_kind == "none: the weights do not tell it"
+    assert first.std_kind == "none: the weights do not provide it"
     assert "learned" in second.std_kind
     assert "learned" in RecurrentInference.std_kind
 

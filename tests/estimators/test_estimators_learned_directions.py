@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from qmri_bidsapp.core.prior import Empirical
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import WeightsError
-from qmri_bidsapp.estimators.learned.examples import simulate
+from qmri_bidsapp.estimators.learned.examples import simulate_voxels
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
@@ -114,7 +114,7 @@ def test_every_prior_is_turned_at_random():
     rng = np.random.default_rng(0)
     subjects = [rng.uniform([0.1, 0.4, 0.1, 10, -20], [0.2, 0.6, 0.3, 20, 20], (1000, 5)) for _ in range(3)]
     prior, noise = Empirical(model.parameters[1:], subjects), Noise("gaussian", (SNR, SNR))
-    theta = simulate(model, standard("noddi"), prior, noise, 2**13, np.random.default_rng(1), "cpu").theta
+    theta = simulate_voxels(model, standard("noddi"), prior, noise, 2**13, np.random.default_rng(1), "cpu").theta
     axis = unit_vector(theta[:, 4:])
     torch.testing.assert_close(axis.T @ axis / len(axis), torch.eye(3).double() / 3, atol=0.02, rtol=0)
     assert 0.39 < theta[:, 2].min() < theta[:, 2].max() < 0.61

@@ -22,14 +22,14 @@ from qmri_bidsapp.estimators.spatial.recurrent import (
     SPREAD_SCALE,
     WINDOW,
     RecurrentInferenceMachine,
-    evidence,
     first_guess,
+    likelihood_features,
     peak,
     window_sum,
 )
 from qmri_bidsapp.estimators.spatial.residual import ResidualNetwork
-from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
-from qmri_bidsapp.estimators.spatial.training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Slices
+from qmri_bidsapp.estimators.spatial.training import CHECKPOINT, TrainingOptions, learning_rate, loss_of, train_on_heads
 from qmri_bidsapp.estimators.spatial.trials import PROTOCOLS, phantom_errors, phantom_std
 from qmri_bidsapp.estimators.spatial.virtual_heads import label_phantom, structures_of
 from qmri_bidsapp.models.relaxometry import GradientEchoT2star, InversionRecoveryT1, SpinEchoT2
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a machine of full size that has hardly been trained."""
     folder = tmp_path_factory.mktemp("rim")
     options = TrainingOptions(n_iterations=3, n_protocols=2, n_patches=1, size=16)
-    trained = train(lambda: RecurrentInferenceMachine(T2), T2, [HEAD], options, identity=IDENTITY)
+    trained = train_on_heads(lambda: RecurrentInferenceMachine(T2), T2, [HEAD], options, identity=IDENTITY)
     save_weights(folder / "weights", trained.network.state_dict(), IDENTITY, {})
     return folder / "weights"
 
@@ -71,14 +71,14 @@ def test_evidence_agrees_with_automatic_derivatives(signed: bool, is_rician: boo
     rng = torch.Generator().manual_seed(0)
     signals = torch.rand(1, 2, 3, 4, generator=rng)
     normal = torch.randn(1, 2, 3, 3, generator=rng).requires_grad_()
-    series = Series(acquisition, signals, torch.ones(1, 2, 3, dtype=torch.bool), torch.full((1, 1, 1), 0.1), is_rician)
+    series = Slices(acquisition, signals, torch.ones(1, 2, 3, dtype=torch.bool), torch.full((1, 1, 1), 0.1), is_rician)
     expected = T1.signal(coordinates.physical(normal), acquisition)
     log_likelihood = -(signals - expected).square() / (2 * 0.1**2)
     if is_rician:
         # p(m) = m / sigma^2 exp(-(m^2 + f^2) / (2 sigma^2)) I0(m f / sigma^2); I0(x) = exp(x) i0e(x).
         log_likelihood = log_likelihood + torch.special.i0e(signals * expected / 0.1**2).log()
     (score,) = torch.autograd.grad(log_likelihood.sum(), normal)
-    found = evidence(T1, coordinates, series, normal)
+    found = likelihood_features(T1, coordinates, series, normal)
     jacobian = torch.autograd.functional.jacobian(
         lambda value: T1.signal(coordinates.physical(value), acquisition), normal[0, 1, 2]
     )
@@ -94,7 +94,7 @@ def test_the_first_guess_is_the_posterior_mean() -> None:
     coordinates = Coordinates(T2)
     truth = torch.tensor([1.0, 0.09])
     signals = T2.signal(truth, ECHOES) + 0.1 * torch.tensor([0.3, -1.0, 0.5, 0.8, -0.2, 0.1])
-    series = Series(
+    series = Slices(
         ECHOES, signals.view(1, 1, 1, -1), torch.ones(1, 1, 1, dtype=torch.bool), torch.full((1, 1, 1), 0.1), False
     )
     axis = torch.linspace(-6, 6, 401)
@@ -106,7 +106,7 @@ def test_the_first_guess_is_the_posterior_mean() -> None:
     torch.testing.assert_close(first_guess(T2, coordinates, series)[0, 0, 0], expected, rtol=0.02, atol=0.02)
 
 
-def slices_of(t1: torch.Tensor, factor: float, noise: float, is_rician: bool = False) -> Series:
+def slices_of(t1: torch.Tensor, factor: float, noise: float, is_rician: bool = False) -> Slices:
     """Slices of tissue, their last columns outside, at the 31 inversion times; one seed."""
     acquisition, rng = PROTOCOLS["t1"]["31"], torch.Generator().manual_seed(0)
     amplitude = 0.65 + 0.1 * torch.rand(t1.shape, generator=rng)
@@ -118,10 +118,10 @@ def slices_of(t1: torch.Tensor, factor: float, noise: float, is_rician: bool = F
     inside[:, :, 25:] = False
     # Voxels outside have another factor.
     signals[:, :, 25:] = T1.signal(torch.tensor([0.7, 1.84, 1.0]), acquisition)
-    return Series(acquisition, signals, inside, torch.full((1, 1, 1), noise), is_rician)
+    return Slices(acquisition, signals, inside, torch.full((1, 1, 1), noise), is_rician)
 
 
-def guess_of(series: Series) -> torch.Tensor:
+def guess_of(series: Slices) -> torch.Tensor:
     coordinates = Coordinates(T1)
     return coordinates.physical(first_guess(T1, coordinates, series))
 
@@ -226,7 +226,7 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_training_lowers_the_error_on_fresh_patches() -> None:
-    network = train(small_machine, T2, [HEAD], SMALL, identity=IDENTITY).network
+    network = train_on_heads(small_machine, T2, [HEAD], SMALL, identity=IDENTITY).network
     batch = draw_batch(T2, [HEAD], (99,), n_protocols=4, n_patches=2, size=24)
     with torch.no_grad():
         before, after = (float(loss_of(machine(batch.series)[-1:], batch)) for machine in (small_machine(), network))
@@ -235,7 +235,7 @@ def test_training_lowers_the_error_on_fresh_patches() -> None:
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     options = TrainingOptions(n_iterations=4, n_protocols=1, n_patches=1, size=16)
-    whole = train(small_machine, T2, [HEAD], options, identity=IDENTITY)
+    whole = train_on_heads(small_machine, T2, [HEAD], options, identity=IDENTITY)
     stop = RuntimeError("stop")
 
     def interrupt(row: dict[str, float]) -> None:
@@ -243,8 +243,10 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path: Path)
             raise stop
 
     with pytest.raises(RuntimeError, match="stop"):
-        train(small_machine, T2, [HEAD], options, identity=IDENTITY, folder=tmp_path, every=2, report=interrupt)
-    resumed = train(small_machine, T2, [HEAD], options, identity=IDENTITY, folder=tmp_path, every=2)
+        train_on_heads(
+            small_machine, T2, [HEAD], options, identity=IDENTITY, folder=tmp_path, every=2, report=interrupt
+        )
+    resumed = train_on_heads(small_machine, T2, [HEAD], options, identity=IDENTITY, folder=tmp_path, every=2)
     assert whole.planned == resumed.planned == [[0, 4]]
     for name, value in whole.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0)
@@ -257,7 +259,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     def weights(seed: int) -> torch.Tensor:
         chosen = replace(options, seed=seed)
         build = lambda: ResidualNetwork(T2, 6, (8, 6))  # noqa: E731
-        network = train(build, T2, [HEAD], chosen, identity=identity, protocol=ECHOES).network
+        network = train_on_heads(build, T2, [HEAD], chosen, identity=identity, protocol=ECHOES).network
         return torch.cat([value.flatten() for value in network.state_dict().values()])
 
     first, same, other = map(weights, (0, 0, 1))
@@ -273,7 +275,7 @@ def test_a_training_goes_on_longer_but_not_as_another(tmp_path: Path) -> None:
     ) -> list[list[int]]:
         chosen = replace(options, **changes)
         facts = {"identity": identity, "label_maps": label_maps}
-        return train(small_machine, T2, [HEAD], chosen, folder=tmp_path, **facts).planned
+        return train_on_heads(small_machine, T2, [HEAD], chosen, folder=tmp_path, **facts).planned
 
     assert go_on() == [[0, 1]]
     assert go_on(n_iterations=2) == [[0, 1], [1, 2]]
@@ -353,7 +355,7 @@ def test_foreign_or_damaged_weights_are_refused(folder: Path, tmp_path: Path, mo
     with pytest.raises(WeightsError, match="SHA-256"):
         RecurrentInference(T2, weights=damaged).fit(ECHOES)
     save_weights(tmp_path / "other", {"last.weight": torch.ones(2)}, IDENTITY, {})
-    with pytest.raises(WeightsError, match="not those of this network"):
+    with pytest.raises(WeightsError, match="belong to another network"):
         RecurrentInference(T2, weights=tmp_path / "other").fit(ECHOES)
 
 

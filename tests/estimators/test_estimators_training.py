@@ -9,7 +9,7 @@ from torch import nn
 from qmri_bidsapp.errors import UsageError, WeightsError
 from qmri_bidsapp.estimators.learned import training
 from qmri_bidsapp.estimators.learned.optimisers import FTRL
-from qmri_bidsapp.estimators.learned.training import OPTIMISERS, PENALISED, Training, train
+from qmri_bidsapp.estimators.learned.training import OPTIMISERS, PENALISED, Training, train_network
 
 
 def network() -> nn.Linear:
@@ -32,7 +32,7 @@ def loss_of(layer: nn.Linear):
 def run(layer: nn.Linear, seed: int = 0, **options) -> nn.Linear:
     checkpoint, progress = options.pop("checkpoint", None), options.pop("progress", None)
     chance = torch.Generator().manual_seed(seed)
-    train(layer, loss_of(layer), Training(**options), chance, progress=progress, checkpoint=checkpoint)
+    train_network(layer, loss_of(layer), Training(**options), chance, progress=progress, checkpoint=checkpoint)
     return layer
 
 
@@ -81,7 +81,7 @@ def test_reports_progress_and_divergence():
     assert seen[1][1] < seen[0][1]
     layer = network()
     with pytest.raises(UsageError, match="the loss of step 1 is nan"):
-        train(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=50), torch.Generator())
+        train_network(layer, lambda _: layer.weight.sum() * torch.nan, Training(steps=50), torch.Generator())
     with pytest.raises(UsageError, match="must be positive, got 0"):
         Training(learning_rate=0)
 
@@ -99,7 +99,7 @@ def test_parts_have_their_own_optimisers_and_a_checkpoint_holds_both(tmp_path, m
     def trained(layer: nn.Linear, **options) -> nn.Linear:
         optimisers = (FTRL([layer.weight], 0.1), torch.optim.Adam([layer.bias], 0.01))
         chance = torch.Generator().manual_seed(0)
-        train(layer, loss_of(layer), Training(steps=100), chance, optimisers=optimisers, **options)
+        train_network(layer, loss_of(layer), Training(steps=100), chance, optimisers=optimisers, **options)
         return layer
 
     def stop(step: int, value: float) -> None:

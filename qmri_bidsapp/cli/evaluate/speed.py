@@ -107,7 +107,7 @@ def _voxels(name: str) -> tuple[SignalModel, Acquisition, Callable[[int], Signal
 
 def _measure_estimators(name: str, device: str, seconds: float, threads: int) -> Iterator[tuple[str, float]]:
     """Yield voxels per second of each estimator that supports the model."""
-    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
     from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.evaluation.speed.speed import in_slices, measure
     from qmri_bidsapp.registry import load_estimators

@@ -11,7 +11,7 @@ from qmri_bidsapp.errors import UsageError
 
 if TYPE_CHECKING:
     from qmri_bidsapp.core.acquisition import Acquisition
-    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
     from qmri_bidsapp.models.base import SignalModel
 
 #: Default number of iterations, and of iterations between checkpoints.

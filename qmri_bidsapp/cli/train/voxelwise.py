@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
     from qmri_bidsapp.artifacts.weights import key_of
     from qmri_bidsapp.bids.earlier_fits import find_fits
     from qmri_bidsapp.estimators.learned.base import LearnedEstimator
-    from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
+    from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
     from qmri_bidsapp.registry import get_estimator, get_model
 
     model, kind = get_model(arguments.what), get_estimator(arguments.estimator)

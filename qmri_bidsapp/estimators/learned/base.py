@@ -19,7 +19,7 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise, reference
 from qmri_bidsapp.errors import PriorError, QmriError, UsageError, WeightsError
-from qmri_bidsapp.estimators.learned.examples import SNR, Draw, Examples, default_noise, simulate
+from qmri_bidsapp.estimators.learned.examples import SNR, Draw, Examples, default_noise, simulate_voxels
 from qmri_bidsapp.estimators.learned.features import Features
 from qmri_bidsapp.estimators.learned.scaling import Scaling
 from qmri_bidsapp.estimators.learned.targets import Targets
@@ -185,7 +185,7 @@ class LearnedEstimator(TrainedEstimator, VoxelwiseEstimator):
         seed : int
             The same seed gives the same weights on a processor; not negative.
         progress, checkpoint
-            As for `training.train`.
+            As for `training.train_network`.
 
         Raises
         ------
@@ -307,7 +307,7 @@ class LearnedEstimator(TrainedEstimator, VoxelwiseEstimator):
         told = self.recipe(self.acquisition_, seed)
         n = told["n_combinations"]
         training, unseen = (
-            simulate(self.model, self.acquisition_, self.prior_, self.noise_, size, rng, self.device)
+            simulate_voxels(self.model, self.acquisition_, self.prior_, self.noise_, size, rng, self.device)
             for size in (n, min(n, N_VALIDATION))
         )
         examples = Examples(self.model, training, self._features, self._targets)

@@ -34,7 +34,7 @@ def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
     return Noise(noise_kind(acquisition, floor_removed=acquisition.noise_floor_removed), SNR)
 
 
-def simulate(
+def simulate_voxels(
     model: SignalModel,
     acquisition: Acquisition,
     prior: Prior,

@@ -16,7 +16,7 @@ from typing_extensions import Self, Unpack
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned.base import TRAINED_ON_SIMULATIONS, Common, LearnedEstimator
 from qmri_bidsapp.estimators.learned.examples import Draw
-from qmri_bidsapp.estimators.learned.training import Training, train
+from qmri_bidsapp.estimators.learned.training import Training, train_network
 from qmri_bidsapp.models.base import SignalModel
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
@@ -114,7 +114,7 @@ class MultilayerPerceptron(LearnedEstimator):
             spread = squared.detach() / variance + variance.log()
             return (squared + 0.5 * SPREAD_WEIGHT * spread).mean()
 
-        train(
+        train_network(
             self._network,
             loss,
             self.training,

@@ -78,7 +78,7 @@ class Training:
         return kind(parameters, lr=usual if self.learning_rate is None else self.learning_rate, **penalties)
 
 
-def train(
+def train_network(
     network: nn.Module,
     loss: Callable[[torch.Generator], torch.Tensor],
     training: Training,

@@ -1,4 +1,4 @@
-"""Standard deviations of a spatial network's errors: a small head on what the frozen network knows."""
+"""Standard deviations of a spatial network's errors, from a small head on features of the frozen network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from qmri_bidsapp.estimators.spatial.slices import Series
+from qmri_bidsapp.estimators.spatial.slices import Slices
 from qmri_bidsapp.models.base import SignalModel
 
 #: Features of the hidden layers.
@@ -19,14 +19,14 @@ MAX_INPUT = 4.0
 LOG_RANGE = (-9.0, 3.0)
 #: Half the width of a 95 % interval, in standard deviations.
 HALF_WIDTH = 1.96
-#: Begins the names of its tensors among the weights.
+#: Prefix of the names of the head's tensors in a file of weights.
 PREFIX = "error_head."
-#: What maps say of their standard deviations where weights have no head.
-NO_HEAD = "none: the weights do not tell it"
+#: `std_kind` of maps from weights without a head.
+NO_HEAD = "none: the weights do not provide it"
 
 
 class SliceNetwork(nn.Module, ABC):
-    """A network from series of slices to normalised parameters, which tells what its errors follow from.
+    """A network from series of slices to normalised parameters, with the features that predict its errors.
 
     Attributes
     ----------
@@ -39,21 +39,21 @@ class SliceNetwork(nn.Module, ABC):
     n_known: int
 
     @abstractmethod
-    def forward(self, batch: list[Series]) -> list[torch.Tensor]:
+    def forward(self, batch: list[Slices]) -> list[torch.Tensor]:
         """Return the normalised parameters after every step, (n_slices, n_parameters, height, width) each."""
 
     @abstractmethod
-    def known(self, batch: list[Series]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last normalised parameters, and what their errors follow from, (n_slices, n_known, ...)."""
+    def known(self, batch: list[Slices]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last normalised parameters, and features that predict their errors, (n_slices, n_known, ...)."""
 
 
 class ErrorHead(nn.Module):
-    """Tells every voxel the standard deviations of its errors, on its own, from `known` of a network.
+    """Estimates the standard deviations of each voxel's errors from `SliceNetwork.known` of the same voxel.
 
     Parameters
     ----------
     n_known : int
-        Features that the network gives.
+        Number of features.
     n_parameters : int
 
     Attributes
@@ -61,9 +61,9 @@ class ErrorHead(nn.Module):
     input_mean, input_std : Tensor
         (n_known,) of the features.
     factor : Tensor
-        (n_parameters,), by which standard deviations are multiplied so that 95 % intervals cover 95 %.
+        (n_parameters,) factors of the standard deviations, calibrated so that 95 % intervals cover 95 %.
     lowest_snr : Tensor
-        () lowest `brightest` of the training.
+        () lowest ratio of `brightest` to the noise in the training.
     """
 
     input_mean: torch.Tensor
@@ -88,7 +88,7 @@ class ErrorHead(nn.Module):
     def forward(self, known: torch.Tensor) -> torch.Tensor:
         """Return the logarithm of the standard deviations of normalised parameters, (n, n_parameters, height, width).
 
-        `factor` is not in it.
+        `factor` is not included.
         """
         mean, std = (values.view(-1, 1, 1) for values in (self.input_mean, self.input_std))
         log_std: torch.Tensor = self.layers(((known - mean) / std).clamp(-MAX_INPUT, MAX_INPUT))
@@ -100,21 +100,21 @@ class ErrorHead(nn.Module):
         return std
 
 
-def brightest(series: Series, *, per_slice: bool) -> torch.Tensor:
-    """Return the root mean square signal of the brightest image, the power of the noise taken away.
+def brightest(series: Slices, *, per_slice: bool) -> torch.Tensor:
+    """Return the root mean square signal of the brightest image, corrected for the power of the noise.
 
     Parameters
     ----------
-    series : Series
+    series : Slices
     per_slice : bool
-        Whether each slice counts on its own, (n_slices,), or all together, ().
+        Whether to return a value for each slice, (n_slices,), or one for all, ().
     """
     start = int(per_slice)
     inside = series.inside.flatten(start)
     number = inside.sum(-1).clamp(min=1)
-    # One image at a time, to hold no second copy of a whole series.
+    # Image by image, to avoid a second copy of the whole series.
     power = [(image.flatten(start).square() * inside).sum(-1) / number for image in series.signals.unbind(-1)]
-    # The median, so that a few voxels whose noise is said to be large do not darken all others.
+    # The median, so that a few voxels with a large stated noise do not determine the value of all.
     noise = series.noise_std.expand(series.inside.shape).where(series.inside, torch.nan).flatten(start).nanmedian(-1)
     floor = noise.values.square() * (1 + series.is_rician)
     return (torch.stack(power).amax(0) - floor).clamp(min=0).sqrt()
@@ -126,6 +126,6 @@ def join_head(network: nn.Module, head: ErrorHead) -> dict[str, torch.Tensor]:
 
 
 def split_head(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return the tensors of the network and those of its head, empty if it has none; see `join_head`."""
+    """Split the tensors of `join_head` into those of the network and those of its head, which may be none."""
     head = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
     return {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}, head

@@ -1,4 +1,4 @@
-"""Training of the error head of a spatial network, on the frozen network, and its calibration."""
+"""Training and calibration of the error head of a frozen spatial network."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from qmri_bidsapp.artifacts.checkpoints import read_facts, restore_checkpoint, s
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.spatial.error_head import HALF_WIDTH, ErrorHead, SliceNetwork, brightest
 from qmri_bidsapp.estimators.spatial.patches import PATCH_SIZE, SNR_SIGNAL, Batch, draw_batch
-from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Slices
 from qmri_bidsapp.estimators.spatial.training import LOG, MAX_GRADIENT
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.solvers.gradient_descent import descend, one_thread, plateau, seeded
 
 CHECKPOINT = "head.safetensors"
-#: Shares of all iterations over which the learning rate rises at the beginning and falls to zero at the end.
+#: Shares of the iterations during which the learning rate rises at the beginning and falls to zero at the end.
 WARM_UP_SHARE = 0.02
 DECAY_SHARE = 0.5
-#: One iteration of so many shows voxels without neighbours, and so many of each series.
+#: Every `ALONE_EVERY`-th iteration uses voxels without neighbours, `N_ALONE` of each series.
 ALONE_EVERY = 4
 N_ALONE = 256
-#: Signal-to-noise ratios at which coverage is told.
+#: Signal-to-noise ratios at which coverage is measured.
 SNRS = (3, 5, 10, 20, 50, 100)
-#: What begins the seeds of the batches of each purpose, so that none is drawn twice.
+#: First element of the seeds of the batches for each purpose, so that no batch is drawn twice.
 TRAINING, CALIBRATION, VALIDATION = 1_000_001, 1_000_002, 1_000_003
 
 
@@ -46,11 +46,11 @@ class HeadOptions:
     learning_rate : float
         Of Adam, after the warm-up and before the decay.
     n_series : int
-        Patches of a batch, each of a protocol of its own.
+        Patches of a batch, each with its own protocol.
     size : int
         Voxels along a side of a patch.
     n_calibration, n_validation : int
-        Batches that tell the factor, and, at each SNR, the coverage.
+        Number of batches for the factor, and for the coverage at each SNR.
     seed : int
         Of weights and batches.
     """
@@ -76,25 +76,25 @@ def train_head(
     every: int = 250,
     report: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> ErrorHead:
-    r"""Train the error head of a network, which stays as it is, or go on with it.
+    r"""Train the error head of a network, or continue from the checkpoint in a folder. The network does not change.
 
-    What falls is the Gaussian negative log-likelihood of the network's errors :math:`e`, :math:`\ln s + e^2 / 2 s^2`
-    (Nix and Weigend 1994, IEEE ICNN 1:55): mean over the voxels of a patch, then over patches and parameters.
+    The loss is the Gaussian negative log-likelihood of the network's errors :math:`e`, :math:`\ln s + e^2 / 2 s^2`
+    (Nix and Weigend 1994, IEEE ICNN 1:55), averaged over the voxels of a patch, then over patches and parameters.
 
     Parameters
     ----------
     network : SliceNetwork
         Ready for use.
     model, heads, folder, protocol, every, report
-        As for `spatial_training.train`. A checkpoint of another network, other options or other facts is not used.
+        As for `training.train_on_heads`. A checkpoint of another network, other options or other facts is ignored.
     options : HeadOptions
     facts : dict, optional
-        Plain data that must be the same for a checkpoint to be gone on from.
+        Plain data that a checkpoint must have to be used.
 
     Returns
     -------
     ErrorHead
-        Ready for use; its factor is one, see `calibrate`.
+        Ready for use, with a factor of one; see `calibrate`.
     """
     n_iterations = options.n_iterations
 
@@ -137,7 +137,7 @@ def calibrate(
     *,
     protocol: Acquisition | None = None,
 ) -> None:
-    """Set the factor by which intervals of 1.96 standard deviations hold the truth in 95 % of the voxels of heads."""
+    """Set the head's factor so that intervals of 1.96 standard deviations cover the truth in 95 % of the voxels."""
     with one_thread():
         ratios = torch.cat(
             [
@@ -184,7 +184,7 @@ def error_ratios(network: SliceNetwork, head: ErrorHead, model: SignalModel, bat
 
 
 def alone(batch: Batch, model: SignalModel, rng: np.random.Generator) -> Batch:
-    """Return `N_ALONE` voxels of each series, each as a slice of its own with its largest signal as the unit."""
+    """Return `N_ALONE` voxels of each series, each as its own slice with its largest signal as the unit."""
     coordinates = Coordinates(model)
     counts = torch.split(batch.counts, [len(series.signals) for series in batch.series])
     truths = torch.split(batch.truth, [len(series.signals) for series in batch.series])
@@ -200,7 +200,7 @@ def alone(batch: Batch, model: SignalModel, rng: np.random.Generator) -> Batch:
         theta[:, :1] /= unit
         inside = torch.ones(N_ALONE, 1, 1, dtype=torch.bool)
         voxels = (signals / unit).view(N_ALONE, 1, 1, -1)
-        series_of.append(Series(series.acquisition, voxels, inside, noise.view(-1, 1, 1), series.is_rician))
+        series_of.append(Slices(series.acquisition, voxels, inside, noise.view(-1, 1, 1), series.is_rician))
         truth_of.append(coordinates.normal(theta).view(N_ALONE, -1, 1, 1))
     truth = torch.cat(truth_of)
     return Batch(series_of, truth, torch.ones(len(truth), 1, 1, dtype=torch.bool))
@@ -214,7 +214,7 @@ def _draw(
     seed: tuple[int, ...],
     noise_std: float | None = None,
 ) -> Batch:
-    """Return a batch of patches, each of a series of its own."""
+    """Return a batch of patches, each of its own series."""
     return draw_batch(
         model,
         heads,
@@ -249,7 +249,7 @@ def _loss(network: SliceNetwork, head: ErrorHead, batch: Batch, iteration: int, 
 
 
 def _restore(path: Path, head: ErrorHead, optimiser: torch.optim.Optimizer, told: dict[str, Any]) -> int:
-    """Take up the state of a checkpoint of the same training, if there is one; return the iterations done."""
+    """Restore the state of a checkpoint of the same training, if there is one; return the iterations done."""
     if not path.exists():
         return 0
     facts = read_facts(path)

@@ -1,4 +1,4 @@
-"""Training patches: virtual heads seen through drawn or given protocols, with noise."""
+"""Training patches: simulated measurements of virtual heads with drawn or given protocols and noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition, InversionRecovery, MultiEcho
 from qmri_bidsapp.core.noise import add_gaussian, add_rician
-from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Slices
 from qmri_bidsapp.estimators.spatial.virtual_heads import (
     BRAIN_STRUCTURES,
     BROAD,
@@ -23,47 +23,46 @@ from qmri_bidsapp.estimators.spatial.virtual_heads import (
 )
 from qmri_bidsapp.models.base import SignalModel
 
-#: Side of a patch, voxels, and range of the noise, relative to A of cerebrospinal fluid, for SNR 100 to 3 (Sabidussi et
-#: al. 2021, section 4.2).
+#: Side of a patch, voxels; range of the noise, relative to A of cerebrospinal fluid; and the SNR range that results
+#: (Sabidussi et al. 2021, section 4.2).
 PATCH_SIZE = 40
 NOISE_RANGE = (0.0065, 0.255)
 SNR_RANGE = (3.0, 100.0)
-#: Share of patches whose structures have values of no particular tissue, so that phantoms and disease are not foreign.
+#: Share of patches with structures of no particular tissue, so that networks also meet phantoms and disease.
 BROAD_SHARE = 0.2
-#: Amplitude, of white matter in the paper's Table 1, over the noise is the SNR.
+#: Signal in the definition of the SNR: amplitude of white matter in the paper's Table 1.
 SNR_SIGNAL = RELAXATION_STATISTICS["wm"].a[0]
-#: Standard deviation of the logarithm of what the scale and the noise of a series are mistaken by.
+#: Standard deviations of the logarithmic errors of the scale and of the noise that the network is given.
 SCALE_ERROR = 0.2
 NOISE_ERROR = 0.05
-#: Quantity of `draw_values` that each parameter is.
+#: Quantity of `draw_values` that corresponds to each parameter.
 QUANTITIES = {"m0": "a", "s0": "a", "inversion_factor": "b", "t1": "t1", "t2": "t2"}
 #: Number of measurements of drawn protocols.
 N_MEASUREMENTS = (4, 36)
 #: Shortest and longest first time, and shortest and longest last time, of drawn protocols, s.
 FIRST_TIME: dict[type[Acquisition], tuple[float, float]] = {InversionRecovery: (0.02, 0.4), MultiEcho: (0.005, 0.03)}
 LAST_TIME: dict[type[Acquisition], tuple[float, float]] = {InversionRecovery: (0.7, 6.0), MultiEcho: (0.06, 0.4)}
-#: Share of drawn inversion recoveries whose polarity was restored, and of those with as many and as short inversion
-#: times as within one heart beat.
+#: Share of drawn inversion recoveries with restored polarity, and of those with inversion times as within one heart
+#: beat.
 SIGNED_SHARE = 0.15
 HEART_BEAT_SHARE = 0.4
 
 
 class Batch(NamedTuple):
-    """Series and the truth: normalised parameters (n, n_parameters, height, width) where `counts` (n, height, width).
+    """Slices and the truth: normalised parameters (n, n_parameters, height, width) where `counts` (n, height, width).
 
     The patches of all series follow each other.
     """
 
-    series: list[Series]
+    series: list[Slices]
     truth: torch.Tensor
     counts: torch.Tensor
 
 
 def draw_protocol(model: SignalModel, rng: np.random.Generator) -> Acquisition:
-    """Draw inversion times or echo times as are in use.
+    """Draw inversion times or echo times of the kinds in use.
 
-    They begin within `FIRST_TIME` and end within `LAST_TIME`. Between them they are evenly spaced, or evenly in their
-    logarithm, or something between.
+    They begin within `FIRST_TIME` and end within `LAST_TIME`, with a spacing between even and logarithmic.
     """
     low, high = np.log(N_MEASUREMENTS)
     n_measurements = round(np.exp(rng.uniform(low, high)))
@@ -88,14 +87,14 @@ def _between(low: float, high: float, rng: np.random.Generator) -> float:
 def _times(
     first: float, last: float, n_times: int, rng: np.random.Generator, evenness: float | None = None
 ) -> tuple[float, ...]:
-    """Return times between two limits; evenness 1 spaces them evenly, 0 their logarithms; None draws it."""
+    """Return times between two limits, s; evenness 1 spaces them evenly, 0 logarithmically, None draws it."""
     share = rng.uniform() if evenness is None else evenness
     even, geometric = np.linspace(first, last, n_times), np.geomspace(first, last, n_times)
     return tuple(np.round(share * even + (1 - share) * geometric, 5).tolist())
 
 
 def describe(model: SignalModel, protocol: Acquisition | None = None) -> dict[str, Any]:
-    """Return what patches are drawn from, as plain data for the card of weights.
+    """Return the distribution of the patches, as plain data for the card of weights.
 
     Parameters
     ----------
@@ -153,15 +152,15 @@ def draw_batch(
     heads : sequence of ndarray
         Structures of heads, see `virtual_heads.draw_patch`.
     seed : sequence of int
-        Of everything random: the same seed gives the same batch.
+        The same seed gives the same batch.
     n_protocols, n_patches : int
         Number of protocols, and of patches for each.
     size : int
         Voxels along each side of a patch.
     protocol : Acquisition, optional
-        Instead of drawn ones.
+        Used for all; drawn if not given.
     noise_std : float, optional
-        Of all patches, relative to the amplitude of cerebrospinal fluid; drawn for each where not given.
+        Of all patches, relative to the amplitude of cerebrospinal fluid; drawn for each if not given.
     """
     rng = np.random.default_rng(list(seed))
     coordinates = Coordinates(model)
@@ -182,9 +181,9 @@ def _draw_series(
     size: int,
     rng: np.random.Generator,
     noise_std: float | None,
-) -> tuple[Series, torch.Tensor, torch.Tensor]:
+) -> tuple[Slices, torch.Tensor, torch.Tensor]:
     """Return the patches of one protocol, their normalised parameters, and which voxels count."""
-    # Magnitudes are Rician; data from Gaussian noise on top of them are met as well, in the literature's experiments.
+    # Real magnitudes are Rician, but experiments in the literature add Gaussian noise to them.
     is_rician = not acquisition.has_sign and bool(rng.uniform() < 0.5)
     add_noise = add_rician if is_rician else add_gaussian
     drawn = []
@@ -195,7 +194,7 @@ def _draw_series(
             np.stack([values[QUANTITIES[parameter.name]] for parameter in model.parameters], axis=-1)
         )
         tissue = torch.as_tensor(structures > 0)
-        # A division by a relaxation time of zero, in air, has no meaning; the amplitude is zero there.
+        # In air the relaxation time is zero, by which the signal divides; the amplitude is zero there.
         clean = torch.where(tissue.unsqueeze(-1), model.signal(theta, acquisition), 0.0).numpy()
         sigma = _between(*NOISE_RANGE, rng) if noise_std is None else noise_std
         signals = torch.as_tensor(add_noise(clean, sigma, rng), dtype=torch.float32)
@@ -206,4 +205,4 @@ def _draw_series(
         noise = sigma / unit * float(np.exp(NOISE_ERROR * rng.standard_normal()))
         drawn.append((signals / unit, inside, noise, coordinates.normal(theta), tissue & inside))
     signals, inside, noise, truth, counts = (torch.stack(part) for part in zip(*drawn, strict=True))
-    return Series(acquisition, signals, inside, noise.view(-1, 1, 1), is_rician), truth, counts
+    return Slices(acquisition, signals, inside, noise.view(-1, 1, 1), is_rician), truth, counts

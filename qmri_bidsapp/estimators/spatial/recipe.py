@@ -17,11 +17,11 @@ from qmri_bidsapp.artifacts.weights import save_weights
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.errors import OutputError
 from qmri_bidsapp.estimators.likelihood.varpro import VariableProjection
+from qmri_bidsapp.estimators.spatial.base import SpatialNetwork
 from qmri_bidsapp.estimators.spatial.error_head import ErrorHead, SliceNetwork, join_head
 from qmri_bidsapp.estimators.spatial.error_training import HeadOptions, calibrate, coverage, train_head
-from qmri_bidsapp.estimators.spatial.estimators import SpatialNetwork
 from qmri_bidsapp.estimators.spatial.patches import describe
-from qmri_bidsapp.estimators.spatial.training import TrainingOptions, check_checkpoint, train
+from qmri_bidsapp.estimators.spatial.training import TrainingOptions, check_checkpoint, train_on_heads
 from qmri_bidsapp.estimators.spatial.trials import (
     PROTOCOLS,
     Trial,
@@ -30,7 +30,7 @@ from qmri_bidsapp.estimators.spatial.trials import (
     estimate_with,
     phantom_errors,
     phantom_std,
-    simulate,
+    simulate_trial,
 )
 from qmri_bidsapp.models.base import SignalModel
 
@@ -155,7 +155,7 @@ def make_weights(recipe: Recipe, heads: Sequence[Head], folder: Path, report: Re
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "baseline.json").write_text(json.dumps(validation.baseline) + "\n")
-        trained = train(
+        trained = train_on_heads(
             lambda: recipe.kind.build(recipe.model, recipe.shown) if first is None else first.network(),
             recipe.model,
             split.training,
@@ -209,7 +209,9 @@ class _Validation:
 
     def __init__(self, recipe: Recipe, held_out: Sequence[Head]) -> None:
         self._model = recipe.model
-        self._trials = {snr: simulate(recipe.model, held_out, recipe.shown, snr, seed=VALIDATION_SEED) for snr in SNRS}
+        self._trials = {
+            snr: simulate_trial(recipe.model, held_out, recipe.shown, snr, seed=VALIDATION_SEED) for snr in SNRS
+        }
         self.baseline = {f"varpro_snr{snr}": self._least_squares(trial) for snr, trial in self._trials.items()}
         self.last: dict[str, float] = {}
 

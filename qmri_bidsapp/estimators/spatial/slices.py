@@ -1,4 +1,4 @@
-"""What spatial networks work with: series of images of a slice, and normalised parameters."""
+"""Input and output of spatial networks: slices of a series, and normalised parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.models.base import SignalModel
 
-#: For each parameter whether its logarithm is used, centre and width: the origin and unit of its normalised form.
+#: For each parameter: whether its logarithm is used, and the origin and unit of its normalised form.
 #: Amplitudes are relative to the typical signal of the series, relaxation times in s.
 NORMAL_FORMS: dict[str, tuple[bool, float, float]] = {
     "m0": (False, 1.0, 0.4),
@@ -21,8 +21,8 @@ NORMAL_FORMS: dict[str, tuple[bool, float, float]] = {
 }
 
 
-class Series(NamedTuple):
-    """Slices, or patches of slices, of one protocol.
+class Slices(NamedTuple):
+    """Slices, or patches of slices, of one series.
 
     Attributes
     ----------
@@ -30,11 +30,11 @@ class Series(NamedTuple):
     signals : Tensor
         (n_slices, height, width, n_measurements), in units of the typical signal; finite.
     inside : Tensor
-        (n_slices, height, width) bool, which voxels hold a measurement; the others tell the network nothing.
+        (n_slices, height, width) bool, which voxels hold a measurement; the network ignores the others.
     noise_std : Tensor
         (n_slices, 1, 1), or with the height and width, standard deviation of the noise, in the same unit.
     is_rician : bool
-        Whether the signals are magnitudes with Rice's distribution; otherwise their noise is Gaussian.
+        Whether the signals are magnitudes with Rician noise; otherwise the noise is Gaussian.
     """
 
     acquisition: Acquisition
@@ -45,12 +45,12 @@ class Series(NamedTuple):
 
 
 class Coordinates:
-    """Normalised parameters of a model, zero at the centre of what tissue has and about one standard deviation wide.
+    """Normalised parameters of a model: zero at the typical value of tissue, with a standard deviation of about one.
 
     Parameters
     ----------
     model : SignalModel
-        Whose parameters are all among `NORMAL_FORMS`.
+        With all parameters in `NORMAL_FORMS`.
     device : str
     """
 
@@ -68,11 +68,11 @@ class Coordinates:
         return torch.where(self.is_log, value.clamp(max=10).exp(), value).clamp(self._low, self._high)
 
     def is_free(self, theta: torch.Tensor) -> torch.Tensor:
-        """Return which parameters, (..., n_parameters) in the unit of `physical`, are not on a bound."""
+        """Return which parameters, (..., n_parameters) in their units, are not on a bound."""
         return (theta > self._low) & (theta < self._high)
 
     def normal(self, theta: torch.Tensor) -> torch.Tensor:
-        """Return normalised parameters, the inverse of `physical`; those of a time of zero are those of its bound."""
+        """Return normalised parameters, the inverse of `physical`; values beyond a bound are moved onto it."""
         value = theta.clamp(self._low, self._high)
         return (torch.where(self.is_log, value.log(), value) - self.centre) / self.width
 
@@ -82,7 +82,7 @@ class Coordinates:
 
 
 def supports_coordinates(model: SignalModel) -> bool:
-    """Tell whether all parameters of a model have a normalised form."""
+    """Return whether all parameters of a model have a normalised form, and it has no covariates."""
     return not model.covariates and all(parameter.name in NORMAL_FORMS for parameter in model.parameters)
 
 

@@ -26,14 +26,14 @@ from qmri_bidsapp.solvers.gradient_descent import descend, one_thread, plateau, 
 
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
-#: Shares of all iterations over which the learning rate rises at the beginning and falls to zero at the end.
+#: Shares of the iterations during which the learning rate rises at the beginning and falls to zero at the end.
 WARM_UP_SHARE = 0.01
 DECAY_SHARE = 0.3
-#: Errors of a patch, in normalised parameters, that are not worth lowering.
+#: Error of a patch, in normalised parameters, below which the loss hardly falls.
 ERROR_FLOOR = 0.01
 #: Largest norm of the gradient.
 MAX_GRADIENT = 1.0
-#: Share of the average of weights that each iteration keeps.
+#: Weight of the average so far in the moving average of the network's weights.
 MEMORY = 0.999
 
 
@@ -44,7 +44,7 @@ class TrainingOptions:
     Attributes
     ----------
     n_iterations : int
-        Of all; a run that is resumed may be given another number, which moves the decay of the learning rate.
+        In all. A resumed run may have another number, which moves the decay of the learning rate.
     learning_rate : float
         Of Adam, after the warm-up and before the decay.
     n_protocols, n_patches, size : int
@@ -52,7 +52,7 @@ class TrainingOptions:
     seed : int
         Of weights and batches.
     start_from : str or None
-        SHA-256 of the weights that are the first ones; None for random ones.
+        SHA-256 of the initial weights; None for random ones.
     """
 
     n_iterations: int = 5_000
@@ -65,16 +65,16 @@ class TrainingOptions:
 
 
 class Trained(NamedTuple):
-    """A network, its weights averaged over the iterations, and what it took.
+    """A trained network, with weights averaged over the iterations.
 
     Attributes
     ----------
     network : SliceNetwork
         Ready for use.
     iterations : int
-        That were done.
-    planned : list of (int, int)
-        From which iteration on how many were planned in all, which decides the learning rate.
+        Done in all.
+    planned : list of [int, int]
+        Iteration at which a run began, and iterations planned from there in all, which determine the learning rate.
     """
 
     network: SliceNetwork
@@ -82,7 +82,7 @@ class Trained(NamedTuple):
     planned: list[list[int]]
 
 
-def train(
+def train_on_heads(
     build: Callable[[], SliceNetwork],
     model: SignalModel,
     heads: Sequence[npt.NDArray[np.uint8]],
@@ -96,30 +96,30 @@ def train(
     every: int = 250,
     report: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> Trained:
-    """Train a network, or go on with it.
+    """Train a network, or continue from the checkpoint in a folder.
 
     Parameters
     ----------
     build : callable
-        Returns the network, which maps a list of series to the normalised parameters after each of its steps.
+        Returns the untrained network.
     model : SignalModel
     heads : sequence of ndarray
         Structures of the heads to train on.
     options : TrainingOptions
     identity : dict
-        What the network is, as plain data: a checkpoint of another is refused.
+        Identity of the network, as plain data. A checkpoint with another identity is refused.
     label_maps : dict, optional
-        SHA-256 of the label maps of each set, of training and of validation: a checkpoint of others is refused.
+        SHA-256 of the label maps of the training and of the validation set. A checkpoint with others is refused.
     folder : Path, optional
-        Where a checkpoint and a log are kept; training goes on from the checkpoint that is there.
+        Receives a checkpoint and a log; training continues from a checkpoint in it.
     protocol : Acquisition, optional
-        The only one; without it protocols are drawn.
+        The only protocol; drawn for each batch if not given.
     validate : callable, optional
-        Takes the averaged network, ready for use, and returns what is to be logged.
+        Takes the averaged network, ready for use, and returns entries for the log.
     every : int
         Iterations between checkpoints.
     report : callable
-        Is given each row of the log.
+        Receives each row of the log.
 
     Raises
     ------
@@ -171,18 +171,18 @@ def train(
 def check_checkpoint(
     folder: Path, identity: dict[str, Any], options: TrainingOptions, label_maps: dict[str, str] | None = None
 ) -> dict[str, Any] | None:
-    """Return what the checkpoint in a folder says of its training, if there is one, which `train` would go on from.
+    """Return the plain data of the checkpoint from which `train_on_heads` would continue; None if there is none.
 
     Parameters
     ----------
     folder, identity, options, label_maps
-        As for `train`.
+        As for `train_on_heads`.
 
     Raises
     ------
     WeightsError
-        If it cannot be read, or is of another network, other label maps, or other options than the number of
-        iterations.
+        If it cannot be read, or belongs to another network, other label maps, or options that differ in more than the
+        number of iterations.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -191,14 +191,14 @@ def check_checkpoint(
     same = asdict(replace(options, n_iterations=facts["options"]["n_iterations"]))
     if (facts["identity"], facts["options"]) != (json.loads(json.dumps(identity)), same):
         raise WeightsError(
-            f"{path} is of another training ({facts['identity']['estimator']} for "
+            f"{path} belongs to another training ({facts['identity']['estimator']} for "
             f"{facts['identity']['model']['name']}, {facts['options']}): choose another folder."
         )
     known, given = (maps or {} for maps in (facts.get("label_maps"), label_maps))
     if differing := sorted(name for name in {*known, *given} if known.get(name) != given.get(name)):
         raise WeightsError(
-            f"{path} is of a training with other label maps ({', '.join(differing)}): go on with those that it began "
-            "with, in the same order, or choose another folder."
+            f"{path} belongs to a training with other label maps ({', '.join(differing)}): continue with the original "
+            "ones, in the same order, or choose another folder."
         )
     return facts
 
@@ -211,13 +211,13 @@ class _Run(NamedTuple):
     optimiser: torch.optim.Optimizer
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return what a checkpoint holds beside the optimiser."""
+        """Return the modules of a checkpoint."""
         return {"network": self.network, "average": self.average}
 
     def restore(
         self, folder: Path, identity: dict[str, Any], options: TrainingOptions, label_maps: dict[str, str] | None
     ) -> tuple[int, list[list[int]]]:
-        """Take up the state of a checkpoint, if there is one; return the iterations done, and `Trained.planned`."""
+        """Restore the state of a checkpoint, if there is one; return the iterations done and `Trained.planned`."""
         facts = check_checkpoint(folder, identity, options, label_maps)
         if facts is None:
             return 0, []
@@ -226,9 +226,9 @@ class _Run(NamedTuple):
 
 
 def loss_of(steps: list[torch.Tensor], batch: Batch) -> torch.Tensor:
-    """Return the error of the normalised parameters: root mean square of a patch, mean of patches, parameters, steps.
+    """Return the root mean square error of normalised parameters in a patch, averaged over patches, parameters, steps.
 
-    The root keeps patches of much noise, whose errors are large whatever the network does, from deciding alone.
+    The root keeps noisy patches, whose errors are large in any case, from dominating the loss.
     """
     counts = batch.counts.unsqueeze(1)
     n_voxels = counts.sum((-1, -2)).clamp(min=1)

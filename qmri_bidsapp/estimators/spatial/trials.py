@@ -1,4 +1,4 @@
-"""Errors of relaxation times on slices of virtual heads, whatever estimated them."""
+"""Simulated measurements of virtual heads, and the errors of any estimator on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qmri_bidsapp.core.noise import add_gaussian, add_rician
 from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.spatial.error_head import ErrorHead, SliceNetwork
 from qmri_bidsapp.estimators.spatial.patches import QUANTITIES, SNR_SIGNAL
-from qmri_bidsapp.estimators.spatial.slices import Coordinates, Series, typical_signal
+from qmri_bidsapp.estimators.spatial.slices import Coordinates, Slices, typical_signal
 from qmri_bidsapp.estimators.spatial.virtual_heads import (
     BRAIN_STRUCTURES,
     crop,
@@ -29,7 +29,7 @@ PHANTOM_SNR = 20.0
 #: Side of a slice, voxels.
 SLICE_SIZE = 96
 
-#: Their inversion times, ms; the 25 add two to the 23.
+#: Inversion times of the protocols with 23 and 31, ms; the one with 25 adds two to the 23.
 _MS_23 = "172 204 237 270 303 335 368 401 434 467 499 532 565 598 630 663 696 729 761 794 827 860 893"
 _MS_31 = (
     "139 166 193 219 246 272 299 325 352 379 405 432 458 485 511 538 565 591 618 644 671 697 724 751 777 804 838 857 "
@@ -46,7 +46,7 @@ PROTOCOLS: dict[str, dict[str, Acquisition]] = {
 
 
 class Scene(NamedTuple):
-    """What is measured: slices of tissue.
+    """Slices of tissue to be measured.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Scene(NamedTuple):
 
     @property
     def brain(self) -> npt.NDArray[np.bool_]:
-        """Which voxels are estimated, (n_slices, height, width)."""
+        """Voxels to estimate, (n_slices, height, width)."""
         return np.isin(self.structures, BRAIN_STRUCTURES)
 
     @property
@@ -85,7 +85,7 @@ class Trial(NamedTuple):
     noise_std : float
         In the unit of the signals.
     is_rician : bool
-        Whether the signals are magnitudes with Rician noise; otherwise it is Gaussian.
+        Whether the signals are magnitudes with Rician noise; otherwise the noise is Gaussian.
     """
 
     acquisition: Acquisition
@@ -102,11 +102,11 @@ class Errors(NamedTuple):
     Attributes
     ----------
     error : float
-        Of the absolute error.
+        Absolute error.
     bias : float
-        Of the bias, with its sign (Sabidussi et al. 2021, eq. 7).
+        Bias, with its sign (Sabidussi et al. 2021, eq. 7).
     cv : float
-        Of the coefficient of variation over repetitions (their eq. 8).
+        Coefficient of variation over repetitions (their eq. 8).
     """
 
     error: float
@@ -114,7 +114,7 @@ class Errors(NamedTuple):
     cv: float
 
 
-def simulate(
+def simulate_trial(
     model: SignalModel,
     heads: Sequence[npt.NDArray[np.uint8]],
     acquisition: Acquisition,
@@ -128,7 +128,7 @@ def simulate(
     Parameters
     ----------
     model : SignalModel
-        Of `PROTOCOLS`.
+        One with `PROTOCOLS`.
     heads : sequence of ndarray
         Structures, cropped to the brain, with z the last axis.
     acquisition : Acquisition
@@ -136,14 +136,14 @@ def simulate(
         `SNR_SIGNAL` over the standard deviation of the noise.
     n_repetitions : int
     seed : int
-        The tissue's values depend on nothing else.
+        Of tissue values and noise; the tissue values depend only on it and the heads.
     """
     rng = np.random.default_rng(seed)
     return measure(model, draw_scene(model, heads, rng), acquisition, snr, rng, n_repetitions=n_repetitions)
 
 
 def draw_scene(model: SignalModel, heads: Sequence[npt.NDArray[np.uint8]], rng: np.random.Generator) -> Scene:
-    """Draw tissue for the middle axial slice of each head; see `simulate`."""
+    """Draw tissue for the middle axial slice of each head; see `simulate_trial`."""
     structures = np.stack([_middle(head[..., head.shape[2] // 2]) for head in heads])
     values = [draw_values(part, rng) for part in structures]
     maps = [np.stack([part[QUANTITIES[parameter.name]] for part in values]) for parameter in model.parameters]
@@ -160,7 +160,7 @@ def measure(
     n_repetitions: int = 1,
     is_rician: bool = False,
 ) -> Trial:
-    """Return repeated measurements of a scene, with Gaussian noise or as magnitudes; see `simulate`."""
+    """Return repeated measurements of a scene, with Gaussian noise or as magnitudes; see `simulate_trial`."""
     signal = model.signal(torch.as_tensor(scene.theta), acquisition).numpy()
     clean = np.where((scene.structures > 0)[..., None], signal, 0)
     noise_std = SNR_SIGNAL / snr
@@ -179,12 +179,12 @@ def estimate_with(estimator: Estimator, trial: Trial) -> npt.NDArray[np.float64]
     """Return the relaxation times of the brain's voxels, (n_repetitions, n_voxels), from a fitted estimator."""
     position = len(estimator.model.parameters) - 1
     mask = np.moveaxis(trial.brain, 0, -1)
-    # The voxels in the order of the mask, and from it back to that of the slices.
+    # From the order of the voxels in the mask back to that in the slices.
     order = np.moveaxis(np.arange(trial.brain.size).reshape(trial.brain.shape), 0, -1)[mask].argsort()
     found = []
     for signals in trial.signals:
         voxels = np.moveaxis(signals, 0, 2)[mask]
-        # A slice of each head: far apart, so that they do not touch.
+        # Slices of different heads are far apart, so that they are not taken for neighbours.
         maps = estimator.predict_volume(voxels, mask, spacing=(1.0, 1.0, 1e3), noise_std=trial.noise_std)
         found.append(maps.estimate[order, position].astype(float))
     return np.stack(found)
@@ -201,14 +201,14 @@ def estimate_by_network(network: nn.Module, model: SignalModel, trial: Trial) ->
     return np.stack(found)
 
 
-def _series_of(trial: Trial) -> Iterator[Series]:
-    """Return what a network is shown of each repetition."""
+def _series_of(trial: Trial) -> Iterator[Slices]:
+    """Yield each repetition as the input of a network."""
     inside = torch.as_tensor(trial.brain)
     for values in trial.signals:
         signals = torch.as_tensor(values)
         unit = typical_signal(signals, inside)
         noise = (trial.noise_std / unit).expand(len(signals), 1, 1)
-        yield Series(trial.acquisition, signals / unit, inside, noise, trial.is_rician)
+        yield Slices(trial.acquisition, signals / unit, inside, noise, trial.is_rician)
 
 
 def per_voxel(
@@ -219,7 +219,7 @@ def per_voxel(
     Parameters
     ----------
     estimates : ndarray
-        (n_repetitions, n_voxels); one that failed makes both infinite.
+        (n_repetitions, n_voxels); a failed one (not finite) makes both results infinite.
     truth : ndarray
         (n_voxels,).
     """
@@ -231,7 +231,7 @@ def per_voxel(
 
 
 def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
-    """Return the errors of estimates, (n_repetitions, n_voxels); those that failed count as infinite."""
+    """Return the errors of estimates, (n_repetitions, n_voxels); failed ones (not finite) count as infinite."""
     truth = trial.truth[trial.brain].astype(float)
     values = np.where(np.isfinite(estimates), estimates, np.inf)
     bias, cv = per_voxel(estimates, truth)
@@ -241,18 +241,18 @@ def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
 
 def _phantom(model: SignalModel, acquisition: Acquisition) -> Trial:
     """Return measurements of a head of ellipsoids at `PHANTOM_SNR`."""
-    return simulate(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
+    return simulate_trial(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
 
 
 def phantom_errors(network: nn.Module, model: SignalModel, acquisition: Acquisition) -> Errors:
-    """Return the errors of a network on a head of ellipsoids at `PHANTOM_SNR`: what its card is checked against."""
+    """Return the errors of a network on a head of ellipsoids at `PHANTOM_SNR`, against which its card is checked."""
     trial = _phantom(model, acquisition)
     return errors_of(estimate_by_network(network, model, trial), trial)
 
 
 @torch.no_grad()
 def phantom_std(network: SliceNetwork, head: ErrorHead, model: SignalModel, acquisition: Acquisition) -> list[float]:
-    """Return the median standard deviation of each normalised parameter on the same head, from a network's head."""
+    """Return the median standard deviation of each normalised parameter on the same phantom, from an error head."""
     stds = []
     for series in _series_of(_phantom(model, acquisition)):
         _, known = network.known([series])

@@ -17,7 +17,7 @@ class RelaxationStatistics(NamedTuple):
     a: tuple[float, float]
 
 
-#: Sabidussi et al. 2021, Table 1; its one standard deviation of A is taken as that of all tissues.
+#: Sabidussi et al. 2021, Table 1. It states one standard deviation of A, which is used for all tissues.
 RELAXATION_STATISTICS = {
     "csf": RelaxationStatistics((3.5, 0.3), (2.0, 0.3), (1.0, 0.3)),
     "gm": RelaxationStatistics((1.4, 0.3), (0.11, 0.03), (0.85, 0.3)),
@@ -30,9 +30,9 @@ RELAXATION_STATISTICS = {
     "marrow": RelaxationStatistics((0.58, 0.1), (0.05, 0.02), (0.8, 0.3)),
 }
 
-#: Labels of SynthSeg's training maps (Billot et al. 2023), which are FreeSurfer's inside the brain, by structure: both
-#: sides have the same tissue, and structures of one tissue have values of their own. Where labels join two tissues,
-#: one is drawn. Outside the brain the labels have no published names; place and neighbours tell what they hold.
+#: Structures by their labels in SynthSeg's training maps (Billot et al. 2023), which are FreeSurfer's inside the brain,
+#: and their tissue. Both sides form one structure; each structure draws its own values. Where a label joins two
+#: tissues, one is drawn. Labels outside the brain have no published names; they were identified by position.
 STRUCTURES: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = (
     ((2, 41), ("wm",)),  # cerebral white matter
     ((3, 42), ("gm",)),  # cerebral cortex
@@ -56,17 +56,17 @@ STRUCTURES: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = (
     ((515,), ("skull",)),  # bone, next to the fluid around the brain
     ((516,), ("marrow",)),  # enclosed by bone
 )
-#: Structures of the brain itself, from whose voxels the centres of patches are drawn.
+#: Structures of the brain itself; the centres of patches are drawn from their voxels.
 BRAIN_STRUCTURES = tuple(range(1, 13))
 
-#: Normal draws further from the mean, in standard deviations, are drawn in again; nothing lies under this share of it.
+#: Largest distance from the mean, in standard deviations, of a draw, and smallest value as a share of the mean.
 MAX_DEVIATION = 2.5
 MIN_SHARE = 0.2
-#: Largest relative standard deviation of a value within a structure; each patch has its own.
+#: Largest relative standard deviation of a quantity within a structure; it is drawn for each patch.
 MAX_TEXTURE = 0.06
 #: Standard deviation of the half-normal 2 - B.
 INVERSION_SPREAD = 0.2
-#: Limits of T1 and T2, s, and of A, from which structures of no particular tissue are drawn.
+#: Ranges of T1 and T2, s, and of A for structures of no particular tissue.
 BROAD = {"t1": (0.1, 5.0), "t2": (0.01, 3.0), "a": (0.2, 1.6)}
 
 
@@ -81,7 +81,7 @@ def structures_of(labels: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        If a label is not known.
+        If a label is unknown.
     """
     values = np.asarray(labels).astype(np.int64)
     table = np.full(max(int(values.max(initial=0)), 0) + 1, 255, dtype=np.uint8)
@@ -98,7 +98,7 @@ def structures_of(labels: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 def crop(structures: npt.NDArray[np.uint8], margin: int = 20) -> npt.NDArray[np.uint8]:
-    """Return the box around the brain, with a margin in voxels where the volume goes that far."""
+    """Return the box around the brain, with a margin in voxels as far as the volume extends."""
     inside = np.argwhere(np.isin(structures, BRAIN_STRUCTURES))
     low, high = np.maximum(inside.min(0) - margin, 0), inside.max(0) + margin + 1
     return structures[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
@@ -109,7 +109,7 @@ def draw_values(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Draw maps of A, B, T1 and T2 for one patch.
 
-    A structure has one value of each quantity, drawn for the patch, around which voxels vary; B is the same everywhere
+    Each structure has one value of each quantity, drawn for the patch; voxels vary around it. B is the same everywhere
     (Sabidussi et al. 2021, section 4.2).
 
     Parameters
@@ -118,7 +118,7 @@ def draw_values(
         Of any shape, from `structures_of`.
     rng : numpy.random.Generator
     broad : bool
-        Draw each structure's values from wide ranges, whatever its tissue: log-uniform T1 and T2, uniform A.
+        Draw the values of all structures from wide ranges: log-uniform T1 and T2, uniform A.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def _truncated_normal(moments: Sequence[tuple[float, float]], rng: np.random.Gen
 
 
 def draw_patch(heads: Sequence[npt.NDArray[np.uint8]], size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return a (size, size) patch of a slice, in any of the three orientations, its centre in the brain.
+    """Return a (size, size) patch of a slice in any of the three orientations, centred in the brain.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def draw_patch(heads: Sequence[npt.NDArray[np.uint8]], size: int, rng: np.random
 def label_phantom(shape: Iterable[int] = (64, 72, 64)) -> npt.NDArray[np.int16]:
     """Return labels of a head of ellipsoids, for tests: skin, skull, fluid, cortex, white matter, ventricles, thalami.
 
-    The cortex is folded by a wave, so that it is as thin, relative to the head, as a real one.
+    The cortex is folded by a wave, so that its thickness relative to the head is realistic.
     """
     axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
