@@ -22,7 +22,7 @@ from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.network_input import GRID, reorient, resample
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
-from qmri_bidsapp.motion.training.accuracy import Case, agreement, disturb
+from qmri_bidsapp.motion.training.accuracy import Case, agreement, simulate_levels
 from qmri_bidsapp.motion.training.rendering import draw_contrast, render
 from qmri_bidsapp.motion.training.samples import label_head
 
@@ -79,7 +79,7 @@ def score_head(
     for spacing in sorted({spacing for spacing, _ in CONDITIONS}):
         coarse, voxel_size = coarsen(volume, size, spacing)
         levels = [noise for other, noise in CONDITIONS if other == spacing]
-        for moved, upright, score in disturb(coarse, np.diag([*voxel_size, 1.0]), per_head, rng, GRID):
+        for moved, upright, score in simulate_levels(coarse, np.diag([*voxel_size, 1.0]), per_head, rng, GRID):
             for noise in levels:
                 try:
                     result = scorer.score(add_noise(moved, noise, rng), upright)

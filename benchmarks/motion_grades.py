@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qmri_bidsapp.evaluation.motion_score import as_in_the_app, find_heads
+from qmri_bidsapp.evaluation.motion_score import apply_bias_correction, find_volumes
 from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.network_input import GRID
 from qmri_bidsapp.motion.qc_head import cross_validate
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
-from qmri_bidsapp.motion.training.accuracy import disturb
+from qmri_bidsapp.motion.training.accuracy import simulate_levels
 from qmri_bidsapp.preprocess.anat import correct_bias
 
 LIMITS, RATER = (0.75, 2.0), 0.3
@@ -38,12 +38,14 @@ def main() -> None:
     arguments = parser.parse_args()
     scorer = MotionScorer.load(arguments.motion_weights)
     embeddings, scores, heads = [], [], []
-    for number, path in enumerate(find_heads(arguments.heads)):
+    for number, path in enumerate(find_volumes(arguments.heads)):
         image = load_image(path, ndim=3)
         volume = torch.from_numpy(np.ascontiguousarray(np.nan_to_num(image.dataobj)))
         rng = np.random.default_rng([arguments.seed, number])
-        for moved, upright, score in disturb(volume, image.affine, arguments.per_head, rng, GRID):
-            embeddings.append(scorer.score(as_in_the_app(moved, upright, scorer, correct_bias), upright).embedding)
+        for moved, upright, score in simulate_levels(volume, image.affine, arguments.per_head, rng, GRID):
+            embeddings.append(
+                scorer.score(apply_bias_correction(moved, upright, scorer, correct_bias), upright).embedding
+            )
             scores.append(score)
             heads.append(path.name)
         print(f"{path.name}: {len(heads)} images", flush=True)

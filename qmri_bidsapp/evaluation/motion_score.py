@@ -17,7 +17,7 @@ from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.network_input import GRID
 from qmri_bidsapp.motion.scorer import MotionScorer
-from qmri_bidsapp.motion.training.accuracy import Case, agreement, disturb
+from qmri_bidsapp.motion.training.accuracy import Case, agreement, simulate_levels
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Evaluation:
         return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
-def find_heads(folder: Path) -> list[Path]:
+def find_volumes(folder: Path) -> list[Path]:
     """Return the volumes of a folder and of those in it.
 
     Raises
@@ -114,9 +114,9 @@ def evaluate(
             volume = torch.from_numpy(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32), posinf=0, neginf=0))
             affine = np.asarray(image.affine, dtype=np.float64)
             rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            for level, (moved, upright, score) in enumerate(disturb(volume, affine, per_head, rng, GRID)):
+            for level, (moved, upright, score) in enumerate(simulate_levels(volume, affine, per_head, rng, GRID)):
                 report(f"head {number}/{len(paths)}, image {level + 1}/{per_head + 1}: {name}")
-                seen = as_in_the_app(moved, upright, scorer, correct_bias)
+                seen = apply_bias_correction(moved, upright, scorer, correct_bias)
                 _add(found, name, score, seen, upright, scorer)
         except InputError as error:
             found.skipped[name] = str(error)
@@ -141,7 +141,7 @@ def _add(
     found.scores.append((result.mean, result.low, result.high))
 
 
-def as_in_the_app(
+def apply_bias_correction(
     volume: torch.Tensor,
     affine: Floats,
     scorer: MotionScorer,

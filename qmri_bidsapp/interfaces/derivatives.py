@@ -206,7 +206,7 @@ class _SaveScoreInputSpec(_SaveInputSpec):
     sidecar = traits.Dict(mandatory=True, desc="further fields of the file")
 
 
-class SaveScore(SimpleInterface):
+class SaveMotionScore(SimpleInterface):
     """Save the distribution of a motion score."""
 
     input_spec = _SaveScoreInputSpec

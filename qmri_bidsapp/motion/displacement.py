@@ -64,7 +64,7 @@ def rms_deviation(
     return rms
 
 
-def motion_score(rotation_vectors: npt.ArrayLike, translations: npt.ArrayLike) -> float:
+def mean_deviation(rotation_vectors: npt.ArrayLike, translations: npt.ArrayLike) -> float:
     """Return the mean deviation between successive poses.
 
     Parameters

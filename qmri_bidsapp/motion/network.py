@@ -117,18 +117,18 @@ class SFCN(nn.Module):
             means.append(self.features(both).float().mean((2, 3)).unflatten(0, part.shape[:2]).mean(1))
         return torch.cat(means, dim=1)
 
-    def hide(self, features: Tensor) -> Tensor:
+    def hidden(self, features: Tensor) -> Tensor:
         """Return the layer before the last, (n, hidden), from what `embed` gives."""
         hidden: Tensor = self.head[:-1](features)
         return hidden
 
     def from_hidden(self, hidden: Tensor) -> Tensor:
-        """Return the log-probability of every bin, (n, bin), from what `hide` gives."""
+        """Return the log-probability of every bin, (n, bin), from what `hidden` gives."""
         return torch.log_softmax(self.head[-1](hidden).float(), dim=1)
 
     def from_features(self, features: Tensor) -> Tensor:
         """Return the log-probability of every bin, (n, bin), from what `embed` gives."""
-        return self.from_hidden(self.hide(features))
+        return self.from_hidden(self.hidden(features))
 
     def embed(self, image: Tensor) -> Tensor:
         """Return the mean features of evenly spaced planes; (n, x, y, z) -> (n, feature)."""
@@ -150,7 +150,7 @@ class SFCN(nn.Module):
         return self.from_features(self.embed(image))
 
 
-def middle_of(n: int) -> tuple[int, int]:
+def plane_range(n: int) -> tuple[int, int]:
     """Return the first plane, and the one after the last, of those that the network looks at, of `n`."""
     return round(MIDDLE[0] * n), round(MIDDLE[1] * n)
 
@@ -159,7 +159,7 @@ def planes_of(image: Tensor) -> list[Tensor]:
     """Return every `STEP`-th plane of each orientation; (n, x, y, z) -> three of (n, plane, height, width)."""
     planes = []
     for axis in range(3):
-        first, end = middle_of(image.shape[axis + 1])
+        first, end = plane_range(image.shape[axis + 1])
         planes.append(image.movedim(axis + 1, 1)[:, first:end:STEP])
     return planes
 

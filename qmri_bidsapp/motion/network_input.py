@@ -27,7 +27,7 @@ AIR = 8.0
 #: Least area of a head's cross-section, mm2: finds the vertex.
 LEAST_AREA = 2000.0
 #: Intensity from which a voxel is of the head, in units of the 99th percentile: above that of strong ghosts in air.
-PART_OF_HEAD = 0.3
+HEAD_THRESHOLD = 0.3
 #: Brightest value that the network sees, in units of the head's 99th percentile.
 BRIGHTEST = 1.5
 
@@ -125,7 +125,7 @@ def find_head(volume: Tensor, voxel_size: Sequence[float], grid: Grid) -> Floats
     pooled = torch.nn.functional.avg_pool3d(volume[None], steps, ceil_mode=True)[0]
     coarse = [size * step for size, step in zip(voxel_size, steps, strict=True)]
     head = (
-        pooled > PART_OF_HEAD * torch.quantile(pooled.flatten()[:: max(1, pooled.numel() // 200_000)], 0.99)
+        pooled > HEAD_THRESHOLD * torch.quantile(pooled.flatten()[:: max(1, pooled.numel() // 200_000)], 0.99)
     ).double()
     slices = torch.nonzero(head.sum((0, 1)) * coarse[0] * coarse[1] > LEAST_AREA).flatten()
     if len(slices) == 0:

@@ -114,7 +114,7 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
         )
         for port, field in enumerate(("preproc", "mask", "dseg"), start=1):
             wf.connect(anat_wf, f"outputnode.{field}", _merge(wf, save, f"save_anat_{index}_files"), f"in{port}")
-        if subject_plan.scoring is not None:
+        if subject_plan.motion_weights is not None:
             _add_score(wf, config, subject_plan, group, anat_wf, index)
     for index, item in enumerate(subject_plan.series, start=len(anat)):
         if not item.fits:
@@ -128,14 +128,16 @@ def _add_score(
     wf: Workflow, config: Config, subject_plan: SubjectPlan, group: InputGroup, anat_wf: Workflow, index: int
 ) -> None:
     """Add the motion score of a T1w and its sink."""
-    from qmri_bidsapp.interfaces.derivatives import SaveScore
+    from qmri_bidsapp.interfaces.derivatives import SaveMotionScore
 
-    scoring = subject_plan.scoring
-    assert scoring is not None
-    inputs = save_inputs(group, str(config.bids_dir), scoring)
+    motion_weights = subject_plan.motion_weights
+    assert motion_weights is not None
+    inputs = save_inputs(group, str(config.bids_dir), motion_weights)
     what = f"{group.name} motion score"
-    save = _sink(config, subject_plan, SaveScore, f"save_motion_{index}", what, ("motion_scores", f"{index}"), **inputs)
-    add_motion(wf, anat_wf, group, save, scoring, n_threads=config.omp_nthreads, name=f"motion_{index}")
+    save = _sink(
+        config, subject_plan, SaveMotionScore, f"save_motion_{index}", what, ("motion_scores", f"{index}"), **inputs
+    )
+    add_motion(wf, anat_wf, group, save, motion_weights, n_threads=config.omp_nthreads, name=f"motion_{index}")
 
 
 def _merge(wf: Workflow, save: Any, name: str) -> Any:

@@ -268,9 +268,9 @@ def _write_subject_record(config: Config, item: SubjectPlan) -> None:
     ]
     problems += [ProblemRecord(message) for message in item.errors]
     notes = [f"{part.group.name} was left out: no chosen model applies." for part in item.series if not part.fits]
-    if item.t1w and item.scoring is None:
+    if item.t1w and item.motion_weights is None:
         notes.append(why_no_score(config))
     record = gather_record(record_dir(config, item.subject), item.subject, __version__, problems, notes)
     write_record(record, Path(config.derivatives_dir))
-    if item.scoring is not None:
-        write_scans(Path(config.derivatives_dir), record.motion_scores, item.scoring.about)
+    if item.motion_weights is not None:
+        write_scans(Path(config.derivatives_dir), record.motion_scores, item.motion_weights.about)

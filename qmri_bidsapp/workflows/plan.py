@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qmri_bidsapp.errors import ProtocolError, WeightsError
-from qmri_bidsapp.workflows.motion_score import find_scoring
+from qmri_bidsapp.workflows.motion_score import find_motion_weights
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qmri_bidsapp.estimators.base import Estimator
     from qmri_bidsapp.estimators.trained import TrainedEstimator
     from qmri_bidsapp.models.base import SignalModel
-    from qmri_bidsapp.workflows.motion_score import Scoring
+    from qmri_bidsapp.workflows.motion_score import MotionWeights
 
 NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
 NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
@@ -72,15 +72,15 @@ class SubjectPlan:
         Quantitative series.
     errors : tuple of str
         Why a model that was asked for cannot be fitted.
-    scoring : Scoring or None
-        With what the motion score of each T1w is made.
+    motion_weights : MotionWeights or None
+        Files that T1w images are scored with; None without motion scores.
     """
 
     inputs: SubjectInputs
     t1w: tuple[InputGroup, ...]
     series: tuple[SeriesPlan, ...]
     errors: tuple[str, ...] = ()
-    scoring: Scoring | None = None
+    motion_weights: MotionWeights | None = None
 
     @property
     def subject(self) -> str:
@@ -122,7 +122,7 @@ class SubjectPlan:
         """Return lines that say what was found and what will be done."""
         lines = [f"sub-{self.subject}"]
         for group in self.t1w:
-            score = ", motion score" if self.scoring else ""
+            score = ", motion score" if self.motion_weights else ""
             lines.append(f"  {group.name}: bias correction, brain mask, tissues{score}")
         for item in self.series:
             t1w = self.t1w_for(item.group)
@@ -147,8 +147,8 @@ def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPl
     UsageError
         If a model or estimator is not known, or weights of the motion score cannot be used.
     """
-    scoring = find_scoring(config)
-    return tuple(replace(_plan_subject(config, subject), scoring=scoring) for subject in subjects)
+    motion_weights = find_motion_weights(config)
+    return tuple(replace(_plan_subject(config, subject), motion_weights=motion_weights) for subject in subjects)
 
 
 def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:

@@ -71,14 +71,14 @@ def test_command_names_what_it_skips_and_repeats(heads, weights, tmp_path, capsy
 def test_figures_are_those_of_a_perfect_and_of_a_biased_scorer(heads, monkeypatch):
     truth: list[float] = []
     bias = 0.0
-    real = motion.disturb
+    real = motion.simulate_levels
 
     def noted(*arguments):
         for moved, upright, score in real(*arguments):
             truth.append(score)
             yield moved, upright, score
 
-    monkeypatch.setattr(motion, "disturb", noted)
+    monkeypatch.setattr(motion, "simulate_levels", noted)
 
     def network(_image: torch.Tensor) -> tuple[torch.Tensor, None]:
         return soft_labels(torch.tensor([truth[-1] + bias])).clamp_min(1e-9).log(), None
@@ -93,7 +93,7 @@ def test_figures_are_those_of_a_perfect_and_of_a_biased_scorer(heads, monkeypatc
     figures = {}
     for bias in (0.0, 0.4):
         scorer = MotionScorer(network, lambda volume, _affine: volume, bias_corrected=bias > 0)
-        found = motion.evaluate(motion.find_heads(heads), heads, scorer, per_head=5, seed=3, **quiet)
+        found = motion.evaluate(motion.find_volumes(heads), heads, scorer, per_head=5, seed=3, **quiet)
         figures[bias] = found.figures()
     assert len(corrected) == 12  # N4 only for weights that were trained so
     assert figures[0.0]["r2"] > 0.99

@@ -19,7 +19,7 @@ from qmri_bidsapp.bids.scans_table import write_scans
 from qmri_bidsapp.errors import InputMissingError, UsageError, WeightsError
 from qmri_bidsapp.group.motion_correction import scan_scores
 from qmri_bidsapp.group.motion_scores import group_scores
-from qmri_bidsapp.interfaces.derivatives import SaveScore
+from qmri_bidsapp.interfaces.derivatives import SaveMotionScore
 from qmri_bidsapp.interfaces.motion_score import ScoreMotion
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
@@ -58,7 +58,7 @@ def save(tmp_path: Path, found: dict, subject: str = "01") -> MotionScoreRecord:
     record = MotionScoreRecord("ses-a T1w", image, distribution)
     folder, sidecar = tmp_path / "records", {"WeightsSHA256": "abc"}
     file = str(step_file(folder, "motion_scores", "0"))
-    SaveScore(found=found, record=record, record_file=file, out_dir=str(tmp_path / "out"), sidecar=sidecar).run()
+    SaveMotionScore(found=found, record=record, record_file=file, out_dir=str(tmp_path / "out"), sidecar=sidecar).run()
     return gather_record(folder, subject, "0", (), ()).motion_scores[0]
 
 

@@ -9,8 +9,8 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, soft_labels, summarise
 from qmri_bidsapp.motion.network_input import Grid
 from qmri_bidsapp.motion.training import pool
-from qmri_bidsapp.motion.training.accuracy import Case, agreement, agreement_by_domain, disturbed_cases, predict
-from qmri_bidsapp.motion.training.pool import KEPT_PLANES, Part, Simulator, store
+from qmri_bidsapp.motion.training.accuracy import Case, agreement, agreement_by_domain, predict, simulated_cases
+from qmri_bidsapp.motion.training.pool import N_PLANES, PlaneSet, Simulator, to_bytes
 from qmri_bidsapp.motion.training.samples import (
     BANDS,
     N_PROFILE,
@@ -21,7 +21,7 @@ from qmri_bidsapp.motion.training.samples import (
     profile_of,
 )
 from qmri_bidsapp.motion.training.simulation import LINEAR, Motion, still
-from qmri_bidsapp.motion.training.trainer import Settings, Trainer, train, vary_planes
+from qmri_bidsapp.motion.training.trainer import Settings, Trainer, augment_planes, train
 
 SMALL = Grid(6.0, (32, 32, 40), ((2, 2), (2, 2), (4, 2)))
 ARCHITECTURE = Architecture(channels=(8, 8, 8, 8, 8, 8), hidden=16)
@@ -123,9 +123,9 @@ def test_a_checkpoint_of_other_settings_is_refused(heads: list[Head], tmp_path: 
 def test_simulated_images_are_kept_remade_and_forgotten(heads: list[Head], tmp_path: Path) -> None:
     with _simulator(heads, tmp_path, kept=2).running() as parts_for:
         first, last = parts_for(1)
-        assert first.x.shape == (4, KEPT_PLANES, 32, 40)
-        assert first.y.shape == (4, KEPT_PLANES, 32, 40)
-        assert first.z.shape == (4, KEPT_PLANES, 32, 32)
+        assert first.x.shape == (4, N_PLANES, 32, 40)
+        assert first.y.shape == (4, N_PLANES, 32, 40)
+        assert first.z.shape == (4, N_PLANES, 32, 32)
         assert len(first.scores) == len(first.profiles) == 4
         later, _ = parts_for(2)
         assert later is last
@@ -134,7 +134,7 @@ def test_simulated_images_are_kept_remade_and_forgotten(heads: list[Head], tmp_p
         _same(parts_for(1)[0], first)
 
 
-def _same(one: Part, other: Part) -> None:
+def _same(one: PlaneSet, other: PlaneSet) -> None:
     for name, value in vars(one).items():
         np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
 
@@ -150,7 +150,7 @@ def test_processes_side_by_side_make_the_same_as_one(heads: list[Head], tmp_path
 
 def test_stored_images_keep_what_is_dark() -> None:
     image = torch.linspace(0, 1.5, 1000).reshape(10, 10, 10)
-    back = 1.5 * (store(image).astype(float) / 255) ** 2
+    back = 1.5 * (to_bytes(image).astype(float) / 255) ** 2
     error = np.abs(back - image.numpy())
     assert error.max() < 0.007
     assert error[image.numpy() < 0.02].max() < 0.001
@@ -166,14 +166,14 @@ def test_kept_planes_are_those_of_the_middle(
         [part] = parts_for(0)
     for planes in (part.x, part.y, part.z):
         assert (planes.max(axis=(2, 3)) > 100).all()
-    varied = vary_planes(part, 0, np.random.default_rng(0))
+    varied = augment_planes(part, 0, np.random.default_rng(0))
     assert [plane.shape for plane in varied] == [(1, 32, 40), (1, 32, 40), (1, 32, 32)]
     assert all(plane.max() > 0.5 for plane in varied)
 
 
-def _part(images: torch.Tensor, scores: torch.Tensor) -> Part:
-    x, y, z = (store(images.movedim(axis, 1)) for axis in (1, 2, 3))
-    return Part(x, y, z, scores.numpy(), scores.numpy()[:, None] / 4 * np.ones(N_PROFILE, dtype=np.float32))
+def _part(images: torch.Tensor, scores: torch.Tensor) -> PlaneSet:
+    x, y, z = (to_bytes(images.movedim(axis, 1)) for axis in (1, 2, 3))
+    return PlaneSet(x, y, z, scores.numpy(), scores.numpy()[:, None] / 4 * np.ones(N_PROFILE, dtype=np.float32))
 
 
 def _noisy_stripes(n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,7 +194,7 @@ def test_training_learns(tmp_path: Path) -> None:
     mean, _, _ = predict(trainer.average, list(images))
     assert np.abs(mean - scores.numpy()).mean() < 0.5  # 1 mm without learning
     with torch.no_grad():
-        profile = trainer.profile(trainer.network.eval().hide(trainer.network.embed(images)))
+        profile = trainer.profile(trainer.network.eval().hidden(trainer.network.embed(images)))
     assert 4 * (profile - scores[:, None] / 4).abs().mean() < 0.5
 
 
@@ -259,7 +259,7 @@ def test_figures_of_agreement() -> None:
 
 def test_cases_hold_the_volume_as_it_came_and_every_level() -> None:
     volume, affine = _ball()
-    cases = disturbed_cases("a", "real", volume, affine, 4, np.random.default_rng(0), SMALL)
+    cases = simulated_cases("a", "real", volume, affine, 4, np.random.default_rng(0), SMALL)
     assert cases[0].score == 0
     assert [int(case.score) for case in cases[1:]] == [0, 1, 2, 3]
     mean, lower, upper = predict(SFCN(ARCHITECTURE), [case.image for case in cases])

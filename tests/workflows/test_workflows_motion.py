@@ -16,7 +16,7 @@ from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.network import SFCN, Architecture
 from qmri_bidsapp.workflows.base import init_subject_wf, plan
 from qmri_bidsapp.workflows.methods import describe_methods
-from qmri_bidsapp.workflows.motion_score import NO_WEIGHTS, find_scoring
+from qmri_bidsapp.workflows.motion_score import NO_WEIGHTS, find_motion_weights
 
 ENTITIES = (("ses", "a"),)
 T1W = InputGroup(kind="T1w", subject="01", entities=ENTITIES, files=("/raw/sub-01/x_T1w.nii.gz",))
@@ -73,7 +73,7 @@ def test_only_its_own_sink_waits_for_a_score(weights, folder, source, tmp_path):
 def test_without_weights_it_is_said_and_the_run_goes_on(tmp_path):
     chosen = config(tmp_path)
     item = planned(chosen)
-    assert item.scoring is None
+    assert item.motion_weights is None
     assert not [pair for pair in edges(init_subject_wf(chosen, item)) if "motion" in "".join(pair)]
     assert "[@jenkinson]" not in describe_methods(chosen)
     assert "--motion-weights" in NO_WEIGHTS
@@ -81,13 +81,13 @@ def test_without_weights_it_is_said_and_the_run_goes_on(tmp_path):
 
 def test_weights_are_checked_before_any_work(weights, tmp_path):
     digest = scorer.MotionScorer.load(weights).sha256
-    assert find_scoring(config(motion_weights=weights, motion_weights_sha256=digest)).sha256 == digest
+    assert find_motion_weights(config(motion_weights=weights, motion_weights_sha256=digest)).sha256 == digest
     with pytest.raises(WeightsError, match="it is another file"):
-        find_scoring(config(motion_weights=weights, motion_weights_sha256="0" * 64))
+        find_motion_weights(config(motion_weights=weights, motion_weights_sha256="0" * 64))
     (tmp_path / "head").mkdir()
     with pytest.raises(WeightsError):
-        find_scoring(config(motion_weights=weights, qc_head=tmp_path / "head"))
-    assert find_scoring(config(no_motion_score=True)) is None
+        find_motion_weights(config(motion_weights=weights, qc_head=tmp_path / "head"))
+    assert find_motion_weights(config(no_motion_score=True)) is None
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     LOGGER.info("\nFound series and planned steps:")
     for item in plans:
         LOGGER.info("%s", "\n".join(item.describe()))
-    if any(item.t1w and item.scoring is None for item in plans):
+    if any(item.t1w and item.motion_weights is None for item in plans):
         LOGGER.info("%s", why_no_score(config))
     _describe_output(config, description)
     return plans

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from qmri_bidsapp.evaluation.motion_score import evaluate, find_heads
+    from qmri_bidsapp.evaluation.motion_score import evaluate, find_volumes
     from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
     from qmri_bidsapp.preprocess.anat import correct_bias
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not weights.exists():
         raise InputMissingError(f"There are no weights at {weights}; choose weights with --motion-weights.")
     torch.set_num_threads(threads)
-    paths = find_heads(arguments.heads)
+    paths = find_volumes(arguments.heads)
     scorer = MotionScorer.open(weights, arguments.motion_weights_sha256)
     print(f"{len(paths)} files; {1 + arguments.per_head} images per file; weights {scorer.sha256[:12]}", flush=True)
     found = evaluate(

@@ -39,17 +39,17 @@ class Case:
     score: float
 
 
-def disturbed_cases(
+def simulated_cases(
     head: str, domain: str, volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid = GRID
 ) -> list[Case]:
-    """Return the network's inputs for a T1w volume as it came, and with fresh motion; see `disturb`."""
+    """Return the network's inputs for a T1w volume as it came, and with fresh motion; see `simulate_levels`."""
     return [
         Case(head, domain, prepare(moved, upright, grid).half(), score)
-        for moved, upright, score in disturb(volume, affine, n, rng, grid)
+        for moved, upright, score in simulate_levels(volume, affine, n, rng, grid)
     ]
 
 
-def disturb(
+def simulate_levels(
     volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid
 ) -> Iterator[tuple[Tensor, Floats, float]]:
     """Yield a T1w volume as it came, and with fresh motion of `n` levels from 0 to 4 mm.

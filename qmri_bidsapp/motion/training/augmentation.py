@@ -137,7 +137,7 @@ def deform(volume: Tensor, anatomy: Anatomy, extent: Floats, shape: tuple[int, i
     return functional.grid_sample(volume[None, None].float(), coordinates, mode=mode, align_corners=False)[0, 0]
 
 
-def vary_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
+def augment_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
     """Apply contrast, sharpness and flip; the shape is changed by `deform`.
 
     Parameters
@@ -160,7 +160,7 @@ def vary_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
     return image.flip(0) if anatomy.flip else image
 
 
-def vary_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisition, grid: Grid) -> Tensor:
+def augment_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisition, grid: Grid) -> Tensor:
     """Apply receive field, noise and blanking, and cut out what the network sees.
 
     Parameters

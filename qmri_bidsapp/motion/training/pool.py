@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from qmri_bidsapp.artifacts.atomic import atomic_file
-from qmri_bidsapp.motion.network import middle_of
+from qmri_bidsapp.motion.network import plane_range
 from qmri_bidsapp.motion.network_input import BRIGHTEST, GRID, Grid
 from qmri_bidsapp.motion.training.samples import Head, draw_samples
 
 #: Folder of the files, within that of a training.
 FOLDER = "samples"
-#: Planes that are kept of each orientation of an image.
-KEPT_PLANES = 12
+#: Planes kept of each orientation of an image.
+N_PLANES = 12
 
 Planes: TypeAlias = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class PlaneSet:
     """Images of a round.
 
     Attributes
     ----------
     x, y, z : ndarray
-        (image, plane, height, width) planes across each axis, as `store` gives them.
+        (image, plane, height, width) planes across each axis, as `to_bytes` gives them.
     scores : ndarray
         (image,) mm.
     profiles : ndarray
@@ -52,7 +52,7 @@ class Part:
         return len(self.scores)
 
 
-def store(planes: Tensor) -> Planes:
+def to_bytes(planes: Tensor) -> Planes:
     """Return planes as bytes, finer where they are dark: ghosts in air must not drown in rounding."""
     return (255 * (planes / BRIGHTEST).sqrt()).round().to(torch.uint8).cpu().numpy()
 
@@ -90,10 +90,10 @@ class Simulator:
         self._heads, self._grid, self._folder, self._seed = heads, grid, directory / FOLDER, seed
         self._heads_per_round, self._samples_per_head, self._kept = heads_per_round, samples_per_head, kept
         self._n_processes = 1 if heads[0].volume.is_cuda else n_processes
-        self._parts: dict[int, Part] = {}
+        self._parts: dict[int, PlaneSet] = {}
 
     @contextmanager
-    def running(self) -> Iterator[Callable[[int], list[Part]]]:
+    def running(self) -> Iterator[Callable[[int], list[PlaneSet]]]:
         """Give a function that returns the parts that are used in a round."""
         self._folder.mkdir(exist_ok=True)
         arguments = (self._heads, self._grid)
@@ -105,7 +105,7 @@ class Simulator:
         with ProcessPoolExecutor(self._n_processes, context, initializer=_begin_process, initargs=arguments) as others:
             yield lambda number: self._up_to(number, others.map)
 
-    def _up_to(self, number: int, apply: Callable[..., Any]) -> list[Part]:
+    def _up_to(self, number: int, apply: Callable[..., Any]) -> list[PlaneSet]:
         first = max(0, number + 1 - self._kept)
         for old in [key for key in self._parts if key < first]:
             del self._parts[old]
@@ -116,20 +116,22 @@ class Simulator:
                 self._parts[key] = self._make(key, apply) if part is None else part
         return list(self._parts.values())
 
-    def _read(self, number: int) -> Part | None:
+    def _read(self, number: int) -> PlaneSet | None:
         path = self._file(number)
         if not path.exists():
             return None
         with np.load(path) as stored:
-            return Part(**stored)
+            return PlaneSet(**stored)
 
-    def _make(self, number: int, apply: Callable[..., Any]) -> Part:
+    def _make(self, number: int, apply: Callable[..., Any]) -> PlaneSet:
         seeds = [[self._seed, number, i] for i in range(self._heads_per_round)]
         parts = list(apply(_simulate, seeds, [self._samples_per_head] * len(seeds)))
-        whole = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Part)}
+        whole = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(PlaneSet)
+        }
         with atomic_file(self._file(number)) as temporary:
             np.savez(temporary, **whole)
-        return Part(**whole)
+        return PlaneSet(**whole)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:05d}.npz"
@@ -148,17 +150,17 @@ def _begin_process(heads: Sequence[Head], grid: Grid) -> None:
     _begin(heads, grid)
 
 
-def _simulate(seed: Sequence[int], n: int) -> Part:
+def _simulate(seed: Sequence[int], n: int) -> PlaneSet:
     rng = np.random.default_rng(seed)
     planes: list[list[Planes]] = [[], [], []]
     scores, profiles = [], []
     for image, score, profile in draw_samples(_SHARED["heads"], n, rng, _SHARED["grid"]):
         for axis, kept in enumerate(planes):
-            first, end = middle_of(image.shape[axis])
+            first, end = plane_range(image.shape[axis])
             # One of each of as many equal parts.
-            places = first + (np.arange(KEPT_PLANES) + rng.uniform(size=KEPT_PLANES)) * (end - first) / KEPT_PLANES
-            kept.append(store(image.movedim(axis, 0)[places.astype(int).tolist()]))
+            places = first + (np.arange(N_PLANES) + rng.uniform(size=N_PLANES)) * (end - first) / N_PLANES
+            kept.append(to_bytes(image.movedim(axis, 0)[places.astype(int).tolist()]))
         scores.append(score)
         profiles.append(profile)
     x, y, z = (np.stack(kept) for kept in planes)
-    return Part(x, y, z, np.array(scores, dtype=np.float32), np.stack(profiles).astype(np.float32))
+    return PlaneSet(x, y, z, np.array(scores, dtype=np.float32), np.stack(profiles).astype(np.float32))

@@ -22,10 +22,10 @@ from qmri_bidsapp.motion.head_axes import mean_heads
 from qmri_bidsapp.motion.network import SFCN
 from qmri_bidsapp.motion.network_input import GRID
 from qmri_bidsapp.motion.scorer import load_network, save_scorer
-from qmri_bidsapp.motion.training.accuracy import Case, disturbed_cases
+from qmri_bidsapp.motion.training.accuracy import Case, simulated_cases
 from qmri_bidsapp.motion.training.augmentation import NOISE, NOISY, RESOLUTION, Anatomy
 from qmri_bidsapp.motion.training.pool import Simulator
-from qmri_bidsapp.motion.training.samples import RENDERED, STILL, Head, appear, image_head, label_head
+from qmri_bidsapp.motion.training.samples import RENDERED, STILL, Head, image_head, image_of, label_head
 from qmri_bidsapp.motion.training.simulation import MAX_SCORE, MOVEMENTS
 from qmri_bidsapp.motion.training.trainer import Settings, Trainer, train
 
@@ -232,8 +232,8 @@ def _cases(files: Sequence[HeadFile], seed: int, levels: Mapping[str, int], read
             head = label_head(item.path.name, volume, affine, GRID)
             # Undeformed, and as sharp as images of 1.2 mm.
             plain = Anatomy(None, np.eye(3), flip=False, gamma=1.0, resolution=np.full(3, 1.2), taper=0.3)
-            volume, affine = appear(head, plain, rng, GRID), np.diag([GRID.spacing] * 3 + [1.0])
-        cases += disturbed_cases(item.path.name, item.domain, volume, affine, levels[item.domain], rng, GRID)
+            volume, affine = image_of(head, plain, rng, GRID), np.diag([GRID.spacing] * 3 + [1.0])
+        cases += simulated_cases(item.path.name, item.domain, volume, affine, levels[item.domain], rng, GRID)
         report(f"  images with and without motion: {item.path.name}")
     return cases
 

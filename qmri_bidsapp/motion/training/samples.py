@@ -13,11 +13,11 @@ from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.network_input import Grid, find_head, reorient, resample, scale
 from qmri_bidsapp.motion.training.augmentation import (
     Anatomy,
+    augment_acquisition,
+    augment_head,
     deform,
     draw_acquisition,
     draw_anatomy,
-    vary_acquisition,
-    vary_head,
 )
 from qmri_bidsapp.motion.training.rendering import classes_of, draw_contrast, render
 from qmri_bidsapp.motion.training.simulation import MAX_SCORE, Motion, apply_motion, draw_motion, still
@@ -89,7 +89,7 @@ def label_head(name: str, labels: Tensor, affine: Floats, grid: Grid) -> Head:
     return Head(name, RENDERED, turned.to(torch.uint8), np.full(3, LABEL_SPACING), middle, intensity)
 
 
-def appear(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -> Tensor:
+def image_of(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -> Tensor:
     """Return an image of a head in the larger space of the grid."""
     shape, spacing = grid.work_shape, grid.spacing
     extent = spacing * np.array(shape)
@@ -107,7 +107,7 @@ def appear(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -
         volume = resample(volume.float(), size, centre, shape, spacing)
     volume = volume.clamp_min(0)
     volume = volume / torch.quantile(volume[::3, ::3, ::3].flatten(), 0.99)
-    return vary_head(volume, anatomy, spacing)
+    return augment_head(volume, anatomy, spacing)
 
 
 def profile_of(motion: Motion) -> Floats:
@@ -164,7 +164,7 @@ def draw_samples(
     # acquired: any acquisition may be simulated. Where they are coarser, nothing would be disturbed beyond.
     coarse = np.where(head.voxel_size > COARSER * grid.spacing, head.voxel_size, 0)
     anatomy = replace(anatomy, resolution=np.maximum(anatomy.resolution, coarse))
-    base = appear(head, anatomy, rng, grid)
+    base = image_of(head, anatomy, rng, grid)
     empty = base < EMPTY
     for _ in range(n):
         resolution = anatomy.resolution.tolist()
@@ -172,4 +172,4 @@ def draw_samples(
         moved = apply_motion(base, motion, [grid.spacing] * 3, centre=grid.head_centre().tolist())
         acquisition = draw_acquisition(rng, grid)
         blank = empty if domain == "stripped" or acquisition.keep_zeros else None
-        yield scale(vary_acquisition(moved, blank, acquisition, grid)), motion.score, profile_of(motion)
+        yield scale(augment_acquisition(moved, blank, acquisition, grid)), motion.score, profile_of(motion)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from qmri_bidsapp.motion.displacement import RADIUS, Floats, motion_score, rms_deviation, rotation_matrix
+from qmri_bidsapp.motion.displacement import RADIUS, Floats, mean_deviation, rms_deviation, rotation_matrix
 
 #: Orders of the slow phase-encoding loop: from one end of k-space to the other, or outwards from its centre.
 LINEAR, CENTRIC = "linear", "centric"
@@ -66,7 +66,7 @@ class Motion:
     @property
     def score(self) -> float:
         """Mean deviation between successive poses (Jenkinson 1999), mm."""
-        return motion_score(self.rotations, self.translations)
+        return mean_deviation(self.rotations, self.translations)
 
     def pose_at(self, frequency: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
         """Return the pose in which each plane of k-space is acquired.
@@ -145,7 +145,7 @@ def draw_motion(
     rotations = share * np.degrees(poses[0] / (np.sqrt(0.4) * RADIUS))
     translations = (1 - share) * poses[1]
     for _ in range(6):  # nearly linear: one step almost suffices
-        scale = target / motion_score(rotations, translations)
+        scale = target / mean_deviation(rotations, translations)
         rotations, translations = scale * rotations, scale * translations
         if target == 0:
             break

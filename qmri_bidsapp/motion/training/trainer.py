@@ -20,7 +20,7 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels
 from qmri_bidsapp.motion.network_input import BRIGHTEST
 from qmri_bidsapp.motion.training.accuracy import Case, agreement_by_domain, predict
-from qmri_bidsapp.motion.training.pool import Part, Simulator
+from qmri_bidsapp.motion.training.pool import PlaneSet, Simulator
 from qmri_bidsapp.motion.training.samples import N_PROFILE
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
@@ -111,12 +111,12 @@ class Trainer:
         """Steps of all rounds that are done."""
         return self.round * self.settings.steps_per_round
 
-    def train_round(self, parts: Sequence[Part], n_rounds: int) -> tuple[float, float]:
+    def train_round(self, parts: Sequence[PlaneSet], n_rounds: int) -> tuple[float, float]:
         """Follow the gradients of one round; return the mean losses of scores and of profiles.
 
         Parameters
         ----------
-        parts : sequence of Part
+        parts : sequence of PlaneSet
             Equally long.
         n_rounds : int
             Of the whole training, which the learning rate goes by.
@@ -128,13 +128,13 @@ class Trainer:
             torch.manual_seed(int(rng.integers(2**31)))  # dropout
             chosen = rng.integers(len(parts) * len(parts[0]), size=self.settings.images_per_step)
             places = [(parts[i // len(parts[0])], i % len(parts[0])) for i in chosen]
-            varied = [vary_planes(part, i, rng) for part, i in places]
+            varied = [augment_planes(part, i, rng) for part, i in places]
             planes = [torch.from_numpy(np.stack(same)).to(self.device) for same in zip(*varied, strict=True)]
             scores, profiles = (
                 torch.from_numpy(np.stack([getattr(part, name)[i] for part, i in places])).to(self.device)
                 for name in ("scores", "profiles")
             )
-            losses.append(self._follow(planes, soft_labels(scores), profiles, self._rate(step, n_rounds)))
+            losses.append(self._update(planes, soft_labels(scores), profiles, self._rate(step, n_rounds)))
         self.round += 1
         of_scores, of_profiles = np.mean(losses, axis=0).tolist()
         return of_scores, of_profiles
@@ -145,12 +145,12 @@ class Trainer:
         left = 1 - step / (n_rounds * self.settings.steps_per_round)
         return self.settings.learning_rate * rise * min(1.0, 2 * left)
 
-    def _follow(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> tuple[float, float]:
+    def _update(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> tuple[float, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         # Half precision takes a third of the time on processors that have it; statistics and losses stay in single.
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            hidden = self.network.hide(self.network.embed_planes(planes))
+            hidden = self.network.hidden(self.network.embed_planes(planes))
             log_probability, profile = self.network.from_hidden(hidden), self.profile(hidden)
         loss = nn.functional.kl_div(log_probability, target, reduction="batchmean")
         of_profile = nn.functional.mse_loss(profile.float(), profiles)
@@ -210,7 +210,7 @@ class Trainer:
             stream.write(json.dumps(line | entry) + "\n")
 
 
-def vary_planes(part: Part, image: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
+def augment_planes(part: PlaneSet, image: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
     """Return a plane of each orientation of a stored image, (1, height, width), with other contrast, side and noise."""
     side, gamma, factor = rng.uniform() < 0.5, float(np.exp(rng.normal(0, 0.15))), rng.uniform(0.8, 1.1)
     noise = float(np.exp(rng.uniform(np.log(0.002), np.log(0.03)))) if rng.uniform() < 0.5 else 0.0

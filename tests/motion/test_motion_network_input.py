@@ -6,7 +6,7 @@ import torch
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.network_input import Grid, find_head, prepare, reorient, resample
-from qmri_bidsapp.motion.training.augmentation import RESOLUTION, Anatomy, draw_acquisition, draw_anatomy, vary_head
+from qmri_bidsapp.motion.training.augmentation import RESOLUTION, Anatomy, augment_head, draw_acquisition, draw_anatomy
 from qmri_bidsapp.motion.training.rendering import classes_of, draw_contrast, render
 
 GRID = Grid(2.0, (88, 104, 88), ((4, 4), (4, 4), (20, 4)))
@@ -88,9 +88,9 @@ def test_sharpness_is_drawn_and_applied_without_regard_to_motion() -> None:
     assert np.median(resolution.min(axis=1)) == pytest.approx(np.sqrt(np.prod(RESOLUTION)), rel=0.1)
     volume = torch.rand(24, 24, 24)
     same = Anatomy(None, np.eye(3), flip=False, gamma=1.0, resolution=np.full(3, 1.0), taper=0.1)
-    torch.testing.assert_close(vary_head(volume, same, 2.0), volume)
+    torch.testing.assert_close(augment_head(volume, same, 2.0), volume)
     coarse = dataclasses.replace(same, resolution=np.array([4.0, 1.0, 1.0]))
-    power = torch.fft.rfftn(vary_head(volume, coarse, 2.0)).abs()
+    power = torch.fft.rfftn(augment_head(volume, coarse, 2.0)).abs()
     # Frequencies beyond 1 / (2 * 4 mm) are gone from the first axis (but for the cut at zero).
     assert power[7:17, 1:6, 1:6].mean() < 0.05 * power[1:4, 1:6, 1:6].mean()
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from qmri_bidsapp.motion.displacement import RADIUS, motion_score, rms_deviation, rotation_matrix
+from qmri_bidsapp.motion.displacement import RADIUS, mean_deviation, rms_deviation, rotation_matrix
 
 
 def test_rotation_matrices_agree_with_scipy() -> None:
@@ -41,10 +41,10 @@ def test_deviation_is_the_integral_over_the_sphere(seed: int) -> None:
 
 def test_score_is_the_mean_over_successive_poses() -> None:
     shifts = np.array([[0, 0, 0], [3, 4, 0], [3, 4, 2], [3, 4, 2.0]])
-    assert motion_score(np.zeros((4, 3)), shifts) == pytest.approx((5 + 2 + 0) / 3)
+    assert mean_deviation(np.zeros((4, 3)), shifts) == pytest.approx((5 + 2 + 0) / 3)
     # Rotation by the angle a about an axis: sqrt(2/5) R * 2 sin(a/2).
     turn = np.array([[0, 0, 0], [0, 6.0, 0]])
-    assert motion_score(turn, np.zeros((2, 3))) == pytest.approx(np.sqrt(0.4) * RADIUS * 2 * np.sin(np.radians(3)))
+    assert mean_deviation(turn, np.zeros((2, 3))) == pytest.approx(np.sqrt(0.4) * RADIUS * 2 * np.sin(np.radians(3)))
 
 
 def test_score_does_not_depend_on_the_pose_that_the_image_shows() -> None:
@@ -54,5 +54,5 @@ def test_score_does_not_depend_on_the_pose_that_the_image_shows() -> None:
     relative = rotations @ rotations[2].T
     moved = shifts - relative @ shifts[2]
     deviations = rms_deviation(relative[:-1], moved[:-1], relative[1:], moved[1:])
-    assert deviations.mean() == pytest.approx(motion_score(vectors, shifts))
-    assert motion_score(vectors[:1], shifts[:1]) == 0
+    assert deviations.mean() == pytest.approx(mean_deviation(vectors, shifts))
+    assert mean_deviation(vectors[:1], shifts[:1]) == 0
