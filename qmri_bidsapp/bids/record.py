@@ -1,4 +1,4 @@
-"""The record of a participant: what a run made, as typed fields; `record_files` reads and writes it.
+"""The record of a participant: the results of a run as typed fields; `record_files` reads and writes it.
 
 Reports, group tables and training distributions start from the record. Paths of results are relative to the output
 folder, paths of inputs to the input data set.
@@ -116,7 +116,7 @@ class FitRecord:
     series, kind, model, estimator : str
         Name and BIDS suffix of the series, registry names.
     model_title, model_reference, estimator_title, std_kind : str
-        Texts of the report.
+        Texts for the report.
     status : str
         Status map.
     maps : tuple of MapRecord
@@ -154,7 +154,7 @@ class FitRecord:
 
 @dataclass(frozen=True)
 class TruthMaps:
-    """What the certificate says about one parameter: expected bias, 5 to 95 % range of the truth, and more on request.
+    """Certificate maps of one parameter: expected bias, 5 to 95 % range of the truth, and more on request.
 
     `debiased` needs ``--debias``; `interval_low` and `interval_high`, the limits of the conformal 95 % interval,
     need a learned estimator.
@@ -171,14 +171,14 @@ class TruthMaps:
 
 @dataclass(frozen=True)
 class TruthRecord:
-    """What the certificate of an estimator says about the maps of a fit.
+    """The certificate maps of a fit.
 
     Attributes
     ----------
     series, model, estimator : str
         As in the `FitRecord`.
     certificate : str or None
-        None where the noise of the series is unknown: then there are no maps either.
+        None if the noise of the series is unknown; then there are no maps either.
     maps : tuple of TruthMaps
     trust, flag, p_value : str or None
         Maps of `Trust`, of `Reason`, and of the p-values of the flags.
@@ -248,7 +248,7 @@ class MotionScoreRecord:
     image, distribution : str
         Preprocessed T1w; file of the distribution.
     weights, weights_sha256, qc_head_sha256 : str
-        What scored it; `qc_head_sha256` is empty without a quality-control head.
+        Weights of the scorer; `qc_head_sha256` is empty without a quality-control head.
     score : MotionScoreValues or None
         None where the image was refused.
     refusal : str
@@ -270,7 +270,7 @@ class MotionScoreRecord:
 
 @dataclass(frozen=True)
 class ProblemRecord:
-    """Something about the data that the user should know; `severity` is ``"error"``, ``"warning"`` or ``"note"``."""
+    """A problem or remark about the data; `severity` is ``"error"``, ``"warning"`` or ``"note"``."""
 
     message: str
     kind: str = ""
@@ -280,7 +280,7 @@ class ProblemRecord:
 
 @dataclass(frozen=True)
 class SubjectRecord:
-    """All that a run made for one participant.
+    """All results of a run for one participant.
 
     Attributes
     ----------
@@ -308,7 +308,7 @@ class SubjectRecord:
         return next(item for item in self.series if item.name == fit.series)
 
     def truth_of(self, fit: FitRecord) -> TruthRecord | None:
-        """Return what a certificate says about a fit, None without one."""
+        """Return the certificate maps of a fit, None without any."""
         identity = (fit.series, fit.model, fit.estimator)
         return next((item for item in self.truths if (item.series, item.model, item.estimator) == identity), None)
 

@@ -1,4 +1,4 @@
-"""Names of results in the output folder, made from the entities of a series and from what a file holds."""
+"""Names of results in the output folder, made from the entities of a series and the content of a file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.core.parameters import Parameter
 
-#: Suffixes that more than one model writes: the model is part of their ``desc``.
+#: Suffixes that several models write: ``desc`` then contains the model.
 SHARED_SUFFIXES = ("S0map",)
 #: Labels of tissue segmentations.
 TISSUE_LABELS = {"GM": 1, "WM": 2, "CSF": 3}
-#: What a map of a parameter holds -> ending of its ``desc``.
+#: Content of a map of a parameter -> ending of its ``desc``.
 ENDINGS = {
     "estimate": "",
     "std": "std",
@@ -27,7 +27,7 @@ ENDINGS = {
     "truth_high": "truthhigh",
     "debiased": "debiased",
 }
-#: Maps that only a certificate or a posterior gives.
+#: Contents that need a certificate or a posterior.
 FURTHER_MAPS = tuple(name for name in ENDINGS if name not in ("estimate", "std"))
 
 
@@ -44,13 +44,13 @@ def result_name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **en
 
 
 def companion(image: str, extension: str) -> str:
-    """Return the name of the file that belongs to a ``.nii.gz``, with this extension."""
+    """Return the name of the file beside a ``.nii.gz`` with this extension, such as its sidecar."""
     return image.removesuffix(".nii.gz") + extension
 
 
 @dataclass(frozen=True)
 class FitNames:
-    """Names of all that one fit may write.
+    """Names of all files that one fit may write.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class FitNames:
     estimator : str
         Label in ``desc``, see `Estimator.label`.
     is_alone : bool
-        Whether the model is fitted by no other estimator: then estimates of relaxometry need no ``desc``.
+        Whether no other estimator fits the model: then estimates of relaxometry need no ``desc``.
     clashing : frozenset of str
         BIDS suffixes that another model of the same subject would write under the same name.
     """
@@ -118,9 +118,9 @@ class FitNames:
         return result_name(self.group, suffix, desc=f"{self.estimator}{ending}")
 
     def further(self, parameters: Iterable[Parameter]) -> set[str]:
-        """Return every name but those of estimates, standard deviations, status and evidence.
+        """Return the names of all maps that need a certificate or a posterior.
 
-        What of these an earlier run left, and this one does not write, is out of date.
+        Those that this run does not write are out of date if an earlier run left them.
         """
         found = {self.of(parameter, what) for parameter in parameters for what in FURTHER_MAPS}
         return found | {self.trust, self.flag, self.p_value}

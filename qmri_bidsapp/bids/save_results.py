@@ -1,4 +1,4 @@
-"""Results of the steps of a run, put into the output folder under their names, with their sidecars."""
+"""Saving of results: images under their names in the output folder, with their sidecars."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FitSidecars:
 
 @dataclass(frozen=True)
 class TruthSidecars:
-    """Sidecars of what a certificate says about a fit; `maps` in the order of `TruthRecord.map_files`."""
+    """Sidecars of the certificate maps of a fit; `maps` in the order of `TruthRecord.map_files`."""
 
     maps: Sequence[Sidecar]
     trust: Sidecar
@@ -40,7 +40,7 @@ class TruthSidecars:
 
 
 def save_images(files: Sequence[str], names: Sequence[str], sidecars: Sequence[Sidecar], out_dir: str) -> None:
-    """Save images under names relative to the output folder; what is there and unchanged is left untouched."""
+    """Save images under names relative to the output folder; unchanged files keep their time stamp."""
     for source, name, sidecar in zip(files, names, sidecars, strict=True):
         save_image(source, out_dir, name, sidecar)
 
@@ -85,7 +85,7 @@ def save_fit(
     Parameters
     ----------
     record : FitRecord
-        Names of the maps; ``training`` joins all sidecars but that of the status.
+        Names of the maps. ``training`` is added to all sidecars but that of the status.
     sidecars : FitSidecars
     estimates, stds, posterior : sequences of str
         Files, in the order of the record.
@@ -115,9 +115,9 @@ def save_truth(
     training: Mapping[str, Any],
     out_dir: str,
 ) -> TruthRecord:
-    """Save what a certificate says about a fit, and the certificate; return the record, which now names it.
+    """Save the certificate of a fit and the maps that follow from it; return the record with its name.
 
-    Without a certificate the maps of an earlier run are removed instead.
+    Without a certificate, remove the maps of an earlier run instead.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ def save_truth(
     flags : sequence of str
         Files of reasons and of p-values.
     certificate : str
-        File of its summary, empty without one.
+        File of the summary of the certificate; empty without a certificate.
     training : mapping
-        Fields about a learned estimator, which join all sidecars.
+        Fields about a learned estimator, added to all sidecars.
     out_dir : str
     """
     from qmri_bidsapp.uncertainty.inverse import Trust
@@ -164,7 +164,7 @@ def save_truth(
 
 
 def _certificate_fields(summary: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the sidecar fields that say which certificate a map follows from."""
+    """Return the sidecar fields that identify the certificate of a map."""
     identity = summary["identity"]
     noise, spread = identity["noise"], identity["spread"]
     level = noise["snr"][0]
@@ -183,7 +183,7 @@ def _save_labels(source: str, name: str, sidecar: Sidecar, values: type[IntEnum]
 
 
 def remove_images(names: Sequence[str], out_dir: str) -> None:
-    """Remove images that an earlier run may have left, with what belongs to them."""
+    """Remove images that an earlier run may have left, with their sidecars and tables."""
     for name in names:
         for extension in (".nii.gz", ".json", ".tsv"):
             Path(out_dir, companion(name, extension)).unlink(missing_ok=True)

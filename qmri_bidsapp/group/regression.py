@@ -278,7 +278,6 @@ def correct(
     Correction
         P-values are corrected over all measures by Benjamini and Hochberg (1995).
     """
-    known = motion.notna()
     reference = float(motion.median()) if reference is None else reference
     names = np.asarray(participants)
     table = pd.DataFrame(index=measures.index) if covariates is None else covariates
@@ -286,36 +285,43 @@ def correct(
     lines: dict[str, Slope] = {}
     rows = []
     for name, values in measures.items():
-        counted = known & values.notna()
-        varying = table.columns[(table[counted].nunique() > 1).to_numpy()]
-        index = np.flatnonzero(counted & table[varying].notna().all(axis=1))
-        # Code only the categories that occur in the regression.
-        coded, used = code_covariates(table.iloc[index])
-        notes = []
-        if lost := int(counted.sum()) - len(index):
-            notes.append(f"{lost} rows without a known {' or '.join(map(str, varying))} are left out")
-        notes += [f"{column} is constant and is left out" for column in table if column not in used]
-        row: dict[str, Any] = {"measure": name, "covariates": ", ".join(dict.fromkeys(used)), "n": len(index)}
-        row["n_participants"] = len(np.unique(names[index]))
-        try:
-            line = regress(values.iloc[index], motion.iloc[index], coded, names[index])
-        except ValueError as error:
-            notes.append(f"no slope: {error}")
-        else:
+        row, line = _correct_one(values, motion, names, table)
+        rows.append({"measure": name, **row})
+        if line is not None:
             lines[str(name)] = line
-            kept = list(dict.fromkeys(used[k] for k in line.kept))
-            row["covariates"] = ", ".join(kept)
-            notes += [
-                f"{column} is collinear with {row['covariates']} and is left out"
-                for column in dict.fromkeys(used)
-                if column not in kept
-            ]
             adjusted[name] = values - line.slope * (motion - reference)
-            row |= {"slope": line.slope, "slope_low": line.low, "slope_high": line.high, "p_value": line.p_value}
-            row |= {"standard_error": line.standard_error, "degrees_of_freedom": line.degrees}
-        rows.append({**row, "note": "; ".join(notes)})
     slopes = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     tested = slopes["p_value"].notna()
     if tested.any():
         slopes.loc[tested, "p_fdr"] = stats.false_discovery_control(slopes.loc[tested, "p_value"].astype(float))
     return Correction(slopes, adjusted, lines, reference)
+
+
+def _correct_one(
+    values: pd.Series[float], motion: pd.Series[float], participants: npt.NDArray[Any], covariates: pd.DataFrame
+) -> tuple[dict[str, Any], Slope | None]:
+    """Regress one measure on motion; return its row of the table of slopes, and the slope, if there is one."""
+    counted = motion.notna() & values.notna()
+    varying = covariates.columns[(covariates[counted].nunique() > 1).to_numpy()]
+    index = np.flatnonzero(counted & covariates[varying].notna().all(axis=1))
+    # Code only the categories that occur in the regression.
+    coded, used = code_covariates(covariates.iloc[index])
+    notes = []
+    if lost := int(counted.sum()) - len(index):
+        notes.append(f"{lost} rows without a known {' or '.join(map(str, varying))} are left out")
+    notes += [f"{column} is constant and is left out" for column in covariates if column not in used]
+    row: dict[str, Any] = {"covariates": ", ".join(dict.fromkeys(used)), "n": len(index)}
+    row["n_participants"] = len(np.unique(participants[index]))
+    line = None
+    try:
+        line = regress(values.iloc[index], motion.iloc[index], coded, participants[index])
+    except ValueError as error:
+        notes.append(f"no slope: {error}")
+    else:
+        kept = list(dict.fromkeys(used[k] for k in line.kept))
+        row["covariates"] = ", ".join(kept)
+        collinear = (column for column in dict.fromkeys(used) if column not in kept)
+        notes += [f"{column} is collinear with {row['covariates']} and is left out" for column in collinear]
+        row |= {"slope": line.slope, "slope_low": line.low, "slope_high": line.high, "p_value": line.p_value}
+        row |= {"standard_error": line.standard_error, "degrees_of_freedom": line.degrees}
+    return {**row, "note": "; ".join(notes)}, line

@@ -1,6 +1,6 @@
-"""Nodes that put results into the output folder, and note in the record what they made.
+"""Nodes that save results into the output folder and add them to the record.
 
-They always run: a file that is there and unchanged is left untouched, a file that was deleted by hand comes back.
+They always run: unchanged files are left untouched, deleted files are restored.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from qmri_bidsapp.interfaces.preprocess import defined
 
 class _SaveInputSpec(BaseInterfaceInputSpec):
     out_dir = traits.Str(mandatory=True, desc="output folder")
-    record_file = traits.Str(mandatory=True, desc="where the record of this step goes")
+    record_file = traits.Str(mandatory=True, desc="file for this step's part of the record")
 
 
 class _RecordOutputSpec(TraitedSpec):
-    record_file = traits.Str(desc="the record that was written")
+    record_file = traits.Str(desc="the part of the record that was written")
 
 
 class _SaveImagesInputSpec(_SaveInputSpec):
@@ -158,7 +158,9 @@ class SaveFit(SimpleInterface):
 
 
 class _SaveTruthInputSpec(_SaveInputSpec):
-    record = traits.Instance(TruthRecord, mandatory=True, desc="names of the files, as if there were a certificate")
+    record = traits.Instance(
+        TruthRecord, mandatory=True, desc="names of all files, written only if there is a certificate"
+    )
     sidecars = traits.Instance(TruthSidecars, mandatory=True)
     maps = traits.List(File(exists=True), mandatory=True, desc="see `ReadTruth`; likewise the next seven")
     trust = traits.Str(mandatory=True)
@@ -172,7 +174,7 @@ class _SaveTruthInputSpec(_SaveInputSpec):
 
 
 class SaveTruth(SimpleInterface):
-    """Save what a certificate says about the maps of a fit; apart from `SaveFit`, which never waits for it."""
+    """Save the certificate maps of a fit; a node of its own, so that `SaveFit` does not wait for the certificate."""
 
     input_spec = _SaveTruthInputSpec
     output_spec = _RecordOutputSpec

@@ -1,4 +1,4 @@
-"""Running the graph: workers, progress, crash files, records, and clean-up."""
+"""Execution of the graph: workers, progress, crash files, records and clean-up."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from qmri_bidsapp.workflows.workers import Workers
 
 LOGGER = logging.getLogger("qmri_bidsapp")
-#: Seconds between two looks at the workers; nipype's default of 2 s would dominate short nodes.
+#: Seconds between polls of the workers; the default of nipype, 2 s, would dominate short nodes.
 POLL_SECONDS = 0.05
-#: What every worker needs: loaded once in the fork server, not once per worker.
+#: Modules that every worker needs, loaded once in the fork server instead of once per worker.
 PRELOADED = ["nibabel", "nipype.pipeline.engine", "torch", "qmri_bidsapp.registry"]
 NIPYPE_SETTINGS = """[logging]
 workflow_level = ERROR
@@ -45,7 +45,7 @@ check_version = false
 
 
 class ProgressLike(Protocol):
-    """What shows the user how far the run is."""
+    """Shows the progress of the run to the user."""
 
     def start(self, subject: str, step: str) -> None:
         """Note that a step begins."""
@@ -59,12 +59,12 @@ class ProgressLike(Protocol):
 
 @dataclass
 class RunResult:
-    """What became of the subjects.
+    """Outcome of a run.
 
     Attributes
     ----------
     failed : dict
-        Subject -> its crash files, sorted; subjects without a failure are absent.
+        Participant -> its crash files, sorted; participants without a failure are absent.
     """
 
     failed: dict[str, list[str]] = field(default_factory=dict)
@@ -73,14 +73,14 @@ class RunResult:
 def run(
     config: Config, plans: tuple[SubjectPlan, ...], make_progress: Callable[[dict[str, int]], ProgressLike]
 ) -> RunResult:
-    """Run every subject; a failed step stops what depends on it, and nothing else.
+    """Run every participant; a failed step stops only the steps that depend on it.
 
     Parameters
     ----------
     config : Config
     plans : tuple of SubjectPlan
     make_progress : callable
-        Given subject -> number of steps, returns what shows the user how far the run is.
+        Participant -> number of steps, to the object that shows the progress.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def run(
     Raises
     ------
     KeyboardInterrupt
-        Passed on after the workers were stopped.
+        Raised again after the workers were stopped.
     """
     crash_dirs = {item.subject: Path(config.log_dir) / f"sub-{item.subject}" / config.run_id for item in plans}
     for item in plans:
@@ -103,7 +103,7 @@ def run(
         if crashes:
             result.failed[item.subject] = crashes
         _write_subject_record(config, item)
-    # A run that was cut short leaves subjects without a crash that are not done either.
+    # If the run stopped at the first crash, participants without a crash are unfinished too.
     is_complete = not (config.stop_on_first_crash and result.failed)
     if config.clean_workdir and is_complete:
         for item in plans:
@@ -128,14 +128,14 @@ def _run_workflow(
     crash_dirs: dict[str, Path],
 ) -> None:
     _configure_nipype(config)
-    # Not before: loading nipype reads its settings.
+    # Import only now: nipype reads its settings on import.
     from qmri_bidsapp.workflows.workers import Workers
 
     wf = init_qmri_wf(config, plans, crash_dirs)
     plugin, plugin_args = _plugin(config)
     plugin_args["status_callback"] = _Callback(wf, plans, make_progress, crash_dirs)
     workers = Workers(plugin_args) if plugin == "MultiProc" else None
-    # Nipype collects garbage before each step: without all that is loaded by now, 0.2 s of every step is saved.
+    # Nipype collects garbage before each step. Exempting all objects loaded so far saves 0.2 s per step.
     gc.freeze()
     try:
         wf.run(plugin=workers or plugin, plugin_args=plugin_args)
@@ -143,7 +143,7 @@ def _run_workflow(
         _stop_workers(workers)
         raise
     except Exception as error:
-        # nipype raises once all that could run has run; a crash file tells more about each failure.
+        # Nipype raises after all steps that could run; the crash files have the details.
         if not any(folder.glob("crash-*") for folder in crash_dirs.values()):
             raise
         LOGGER.debug("Nipype ended with: %s", error)
@@ -154,7 +154,7 @@ def _run_workflow(
 
 
 def _configure_nipype(config: Config) -> None:
-    """Set nipype up here and, through the environment, in the workers."""
+    """Configure nipype in this process and, through the environment, in the workers."""
     settings = Path(config.work_dir) / "nipype"
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "nipype.cfg").write_text(NIPYPE_SETTINGS)
@@ -174,12 +174,12 @@ def _configure_nipype(config: Config) -> None:
     levels = {f"{name}_level": "ERROR" for name in ("workflow", "interface", "utils")}
     nipype_config.update_config({"execution": execution, "logging": levels})
     nipype_logging.update_logging(nipype_config)
-    # Crashes are reported by our own lines, with the cause; nipype would repeat them with a page of traceback.
+    # The app reports crashes in one line each; nipype would repeat them with the traceback.
     logging.getLogger("nipype.workflow").setLevel(logging.CRITICAL)
 
 
 def _plugin(config: Config) -> tuple[str, dict[str, Any]]:
-    """Return nipype's plugin and its arguments: those of the user's file, or workers on this machine."""
+    """Return the plugin of nipype and its arguments: from the file of the user, or workers on this machine."""
     if config.use_plugin:
         import yaml
 
@@ -197,17 +197,17 @@ def _plugin(config: Config) -> tuple[str, dict[str, Any]]:
 
 
 def _stop_workers(workers: Workers | None) -> None:
-    """End the worker processes, and what they started, without waiting for their tasks."""
+    """End the worker processes and their children without waiting for their tasks."""
     import psutil
 
     if workers:
         workers.stop()
-    # The fork server's own helper ends by itself; killed, it would be started again and complain.
+    # The resource tracker of the fork server ends by itself; killed, it would restart and complain.
     parents = [child for child in psutil.Process().children() if not _is_resource_tracker(child)]
     doomed = list(parents)
     with contextlib.suppress(psutil.NoSuchProcess):
         for parent in parents:
-            # Stopped, the fork server cannot start one more worker while they are counted.
+            # A suspended fork server cannot start another worker meanwhile.
             parent.suspend()
             doomed += parent.children(recursive=True)
     for process in doomed:
@@ -226,7 +226,7 @@ def _is_resource_tracker(process: Any) -> bool:
 
 
 class _Callback:
-    """Turns nipype's events into progress and into one log per subject."""
+    """Turns events of nipype into progress and one log per participant."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Callback:
         self._logs = {subject: folder.with_suffix(".log") for subject, folder in crash_dirs.items()}
 
     def __call__(self, node: Any, status: str) -> None:
-        """Take one event: ``start``, ``end`` or ``exception``."""
+        """Handle one event: ``start``, ``end`` or ``exception``."""
         title = getattr(node, "title", None)
         if title is None:
             return

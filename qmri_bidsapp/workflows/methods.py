@@ -1,4 +1,4 @@
-"""The methods text: what the graphs of this version do, in sentences that can go into a paper."""
+"""The methods text: what this version of the workflow does, in sentences for a paper."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _MOTION = (
     " The motion during the acquisition of each T1-weighted image was estimated by a fully convolutional network "
     "[@peng] trained on simulated motion, as the mean deviation between successive poses [@jenkinson]."
 )
-#: What is said of the inverse reading.
+#: Sentences on the certificate.
 _CERTIFICATE = (
     "For each protocol, estimator and noise level, voxels were simulated with parameters from a stated prior "
     "(plausible tissue, all alike, unless maps say otherwise) and estimated; maps of the expected bias and of the 5 to "
     "95 % range of the truth come from the simulated voxels with the most similar estimates, after linear regression "
     "within the neighbourhood [@beaumont]. Sinks of the parameter space [@gyori] are listed in the reports. Voxels "
-    "that are unlike the simulated ones in misfit, in the scatter over directions, by a single image or in the space "
-    "of signals are flagged (p <= 0.05 by rank among simulated voxels of a like signal-to-noise ratio)."
+    "that differ from the simulated ones in misfit, in the scatter over directions, in a single image or in the space "
+    "of signals are flagged (p <= 0.05 by rank among simulated voxels of similar signal-to-noise ratio)."
 )
 
 
 def _fitted(config: Config) -> tuple[list[SignalModel], list[type[Estimator]]]:
-    """Return the models that the app can fit, in the order of the text, and the estimators asked for by name."""
+    """Return the models that the app can fit, in the order of the text, and the estimators requested by name."""
     from qmri_bidsapp.fitting.choice import AUTO, named_models
     from qmri_bidsapp.registry import get_estimator, get_model
 
@@ -45,7 +45,7 @@ def _fitted(config: Config) -> tuple[list[SignalModel], list[type[Estimator]]]:
 
 
 def bibliography(config: Config) -> str:
-    """Return the BibTeX entries that the models and estimators of a run bring with them."""
+    """Return the BibTeX entries of the models and estimators of a run."""
     models, estimators = _fitted(config)
     return "\n".join([*(model.bibliography for model in models), *(item.bibliography for item in estimators)])
 
@@ -61,7 +61,7 @@ def describe_methods(config: Config) -> str:
             " Where the protocol allowed it, models with a fibre direction were fitted with as many bundles as each "
             "voxel has directions, up to three, found by multi-tissue constrained spherical deconvolution [@msmt]. "
             f"Peaks of the orientation distribution below {ABSOLUTE_PEAK:g} of that of a single fibre, below "
-            f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one did not count "
+            f"{RELATIVE_PEAK:g} of the highest or within {MIN_SEPARATION:g} degrees of a higher one were discarded "
             "[@peaks]."
         )
     special = "".join(f" {estimator.methods}" for estimator in estimators if estimator.methods)
@@ -77,14 +77,14 @@ The images of each relaxometry series were aligned rigidly by mutual information
 {MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not resampled. Diffusion series
 were denoised by MP-PCA [@mppca], corrected for the Rician noise floor [@rician] and cleared of Gibbs ringing [@gibbs]
 with DIPY [@dipy], then aligned in the same way, and the gradient directions were rotated accordingly [@bmatrix]. No
-correction of susceptibility or eddy-current distortion was made. Mask and tissues were brought from the T1-weighted
+correction of susceptibility or eddy-current distortion was made. Mask and tissues were transferred from the T1-weighted
 image to each series by rigid registration; without a T1-weighted image the mask came from the series itself
-(threshold of Otsu [@otsu], opening, largest part).
+(Otsu threshold [@otsu], opening, largest component).
 
 {fits} Unless maps say otherwise, non-linear models were fitted by least squares within bounds with the
 Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
 the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, and, of an orientation dispersion index,
-the expected error over the truths that may have made the estimate; the noise level in them is from the residuals,
+the expected error over the truths compatible with the estimate; the noise level in them is from the residuals,
 moderated over the voxels of a series [@moderation], or, for denoised diffusion series, from MP-PCA.{special} Voxels
 whose estimate is on a bound, did not converge or failed are marked in a status map.{trust}
 """

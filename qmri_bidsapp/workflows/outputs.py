@@ -1,4 +1,4 @@
-"""Names, sidecars and record entries of everything that a subject's workflow saves."""
+"""Names, sidecars and records of all files that the workflow of a participant saves."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ CONFORMAL = {
     "not where flagged"
     for key, side in (("low", "Lower"), ("high", "Upper"))
 }
-#: How standard deviations of skewed parameters are obtained, see `estimators.profile`.
+#: Origin of the standard deviations of skewed parameters, see `estimators.likelihood.skewed_errors`.
 EXPECTED_ERROR = "expected error over the truths that may have made the estimate"
-#: What is done to standard deviations of estimators that are `std_from_residuals`, see `uncertainty.moderation`.
+#: Treatment of standard deviations of estimators with `std_from_residuals`, see `uncertainty.moderation`.
 MODERATED = "noise, where residuals tell it, moderated over the series, with the quantile of Student's t"
 READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
 
 def desc_meanings() -> dict[str, str]:
-    """Return label -> meaning of every ``desc`` that a run may write, whatever it finds and is asked for."""
+    """Return label -> meaning of every ``desc`` that any run may write, independent of its data and options."""
     from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
     meanings = {}
@@ -122,7 +122,7 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     copied = {name: known.get(name, default) for name, default in row.copied}
     shared = {name: value for name, value in copied.items() if value is not None}
     fields = image_fields(row, group.acquisition)  # type: ignore[arg-type]
-    # A file, and its phase or imaginary part, where there is one.
+    # The sources of a file are its magnitude and, if used, its phase or imaginary part.
     for index, (sidecar, own) in enumerate(zip(sidecars, fields, strict=True)):
         sidecar.update({**own, **shared, "Sources": sidecar["Sources"][index :: len(group.files)]})
     return {
@@ -160,7 +160,7 @@ def orientation_outputs(item: SeriesPlan, bids_dir: str) -> dict[str, Any]:
 
 
 def fit_names(item: SeriesPlan, model_name: str, estimator_name: str, clashing: frozenset[str]) -> FitNames:
-    """Return the names of all that one fit may write; see `FitNames` for `clashing`."""
+    """Return the names of all files that one fit may write; see `FitNames` for `clashing`."""
     from qmri_bidsapp.registry import get_estimator
 
     is_alone = sum(name == model_name for name, _ in item.fits) == 1
@@ -212,9 +212,25 @@ def fit_outputs(
         maps=tuple(map_record(p, names, has_posterior=estimator.has_posterior) for p in saved),
         log_evidence=names.log_evidence if estimator.has_posterior else None,
     )
+    unknown = "" if has_residuals else f". Not known: {NO_RESIDUALS}"
+    std_texts = [
+        f"Standard deviation ({kind}{moderated}) of: {p.description}{unknown}" for p, kind in std_kinds.items()
+    ]
+    return record, _fit_sidecars(group, bids_dir, record, estimator, maps_used, std_texts)
+
+
+def _fit_sidecars(
+    group: InputGroup,
+    bids_dir: str,
+    record: FitRecord,
+    estimator: type[Estimator],
+    maps_used: list[str],
+    std_texts: list[str],
+) -> FitSidecars:
+    """Return the sidecars of a fit, given the URIs of the maps that it used and descriptions of the deviations."""
     fields = {
         "EstimationAlgorithm": estimator.title,
-        "EstimationReference": f"Model: {model.reference}. Estimator: {estimator.reference}",
+        "EstimationReference": f"Model: {record.model_reference}. Estimator: {estimator.reference}",
     }
 
     def sidecar(description: str, unit: str) -> dict[str, Any]:
@@ -222,23 +238,20 @@ def fit_outputs(
         found["Sources"] += maps_used
         return found
 
-    unknown = "" if has_residuals else f". Not known: {NO_RESIDUALS}"
-    posterior = [sidecar(f"{text} of: {p.description}", p.unit) for text in INTERVAL.values() for p in saved]
+    maps = record.maps
+    posterior = [sidecar(f"{text} of: {p.description}", p.unit) for text in INTERVAL.values() for p in maps]
     posterior.append(sidecar(LOG_EVIDENCE, "arbitrary"))
-    description = f"Outcome of the estimation ({title}, {estimator.title}) in each voxel"
-    return record, FitSidecars(
-        estimates=[sidecar(p.description, p.unit) for p in saved],
-        stds=[
-            sidecar(f"Standard deviation ({kind}{moderated}) of: {p.description}{unknown}", p.unit)
-            for p, kind in std_kinds.items()
-        ],
+    description = f"Outcome of the estimation ({record.model_title}, {estimator.title}) in each voxel"
+    return FitSidecars(
+        estimates=[sidecar(p.description, p.unit) for p in maps],
+        stds=[sidecar(text, p.unit) for text, p in zip(std_texts, maps, strict=True)],
         posterior=posterior if estimator.has_posterior else [],
         status=_sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
     )
 
 
 def _std_kind(estimator: type[Estimator], parameter: Parameter) -> str:
-    """Return how the standard deviations of a parameter are obtained."""
+    """Return the origin of the standard deviations of a parameter."""
     from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 
     is_expected = parameter.is_skewed and issubclass(estimator, NonLinearLeastSquares)
@@ -263,7 +276,7 @@ def certified_parameters(model_name: str) -> tuple[Parameter, ...]:
 def truth_outputs(
     record: FitRecord, sidecars: FitSidecars, names: FitNames, *, debias: bool
 ) -> tuple[TruthRecord, TruthSidecars]:
-    """Return the record of what a certificate will say about a fit, and the sidecars of its files.
+    """Return the record of the certificate maps of a fit, not yet made, and the sidecars of their files.
 
     Parameters
     ----------
@@ -272,7 +285,7 @@ def truth_outputs(
         Both from `fit_outputs`.
     names : FitNames
     debias : bool
-        Whether there are maps of the estimate less its expected bias.
+        Whether to write maps of the estimate minus its expected bias.
     """
     from qmri_bidsapp.registry import get_estimator
     from qmri_bidsapp.uncertainty.ood import LEVEL

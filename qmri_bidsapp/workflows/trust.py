@@ -1,4 +1,4 @@
-"""The steps that say how far a fit can be trusted."""
+"""The nodes that certify a fit: certificate, expected bias, range of the truth and flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from nipype.pipeline.engine import Workflow
 
-#: What a certificate depends on and the fit node knows.
+#: Inputs that the certificate shares with the fit.
 _SHARED = ("acquisition", "model", "estimator", "seed", "device", "use_gpu", "n_threads", "weights", "weights_digest")
 
 
@@ -23,7 +23,7 @@ def add_trust(
     samples: Path | None,
     covariates_are_known: bool,
 ) -> tuple[Any, Any]:
-    """Add the nodes that certify the estimator of a fit, and read its maps back to the truth.
+    """Add the nodes that certify the estimator of a fit and apply the certificate to its maps.
 
     Parameters
     ----------
@@ -31,20 +31,20 @@ def add_trust(
     fit : Node
         `Fit`.
     save : Node
-        `SaveTruth`. Nothing that saves the fit depends on these nodes.
+        `SaveTruth`. The node that saves the fit does not depend on these nodes.
     cache : Path
-        Folder of all certificates, which all subjects share.
+        Folder of all certificates, shared by all participants.
     prior : str
         Name of the distribution of the truth.
     samples : Path or None
-        What it is made from; None for the uniform one.
+        File of the parameters that define it; None for the uniform distribution.
     covariates_are_known : bool
-        Whether the fit is given maps of the model's covariates.
+        Whether the fit gets maps of the covariates of the model.
 
     Returns
     -------
     certify, read : Node
-        The weights of the former, the mask and the covariates of the latter are to be connected.
+        The caller connects the weights of `certify`, and the mask and the covariates of `read`.
     """
     from nipype.interfaces.base import isdefined
     from nipype.pipeline.engine import Node
