@@ -1,4 +1,4 @@
-"""What an estimator returns: estimates, standard deviations and a status for every voxel."""
+"""Results of an estimator: estimates, standard deviations and a status for every voxel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Status(IntEnum):
     OUTSIDE = 0  #: not in the mask
     OK = 1
     NOT_CONVERGED = 2  #: the iteration limit was reached; the estimate is the best point found
-    AT_BOUND = 3  #: at least one parameter lies on a bound; its standard deviation is NaN
+    AT_BOUND = 3  #: at least one parameter is on a bound; its standard deviation is NaN
     NO_SIGNAL = 4  #: all values are zero or negative
     INVALID_INPUT = 5  #: a value is NaN or infinite
     FAILED = 6  #: the estimate is not finite
@@ -34,7 +34,7 @@ class ParameterMaps:
     Attributes
     ----------
     parameters : tuple of Parameter
-        What the columns are: the model's parameters, then its derived ones.
+        Parameters of the columns: the model's, then its derived ones.
     estimate : ndarray
         (n_voxels, n_parameters) float32, in each parameter's unit; NaN where the estimation failed.
     std : ndarray
@@ -44,12 +44,12 @@ class ParameterMaps:
     status : ndarray
         (n_voxels,) uint8, values of `Status`.
     lower, upper : ndarray or None
-        (n_voxels, n_parameters) float32, limits of the central 95 % interval, from estimators that know the posterior.
+        (n_voxels, n_parameters) float32, limits of the central 95 % interval, from estimators with a posterior.
     log_evidence : ndarray or None
-        (n_voxels,) float32, natural logarithm of the density of the voxel's measurements, from such estimators.
+        (n_voxels,) float32, natural logarithm of the density of the voxel's measurements, from the same.
     variance : ndarray or None
-        (n_voxels,) float32, noise variance of one raw measurement that each voxel's own residuals tell, with the root
-        of which `std` goes; NaN where the noise was given. None from estimators that take it from elsewhere.
+        (n_voxels,) float32, noise variance of one raw measurement, estimated from each voxel's own residuals; `std` is
+        proportional to its root. NaN where the noise was given; None from estimators that do not use residuals.
     """
 
     parameters: tuple[Parameter, ...]
@@ -68,7 +68,7 @@ class ParameterMaps:
             raise ValueError(f"Estimate {self.estimate.shape} and std {self.std.shape} must both have shape {shape}.")
 
     def fill(self, index: slice | npt.NDArray[np.intp], part: ParameterMaps) -> None:
-        """Put the maps of some voxels, from the same estimator, into their places."""
+        """Write the maps of some voxels, from the same estimator, to their places."""
         for name in _BY_VOXEL:
             values = getattr(self, name)
             if values is not None:

@@ -1,4 +1,4 @@
-"""What a model estimates: names, units, bounds."""
+"""Parameters of models: names, units, bounds; directions; named tissues."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Parameter:
     display_range : tuple of float or None
         Range of the colour bar in reports, in `unit`; None: 2nd to 98th percentile of the map.
     is_periodic : bool
-        Whether the bounds are one turn, as of an angle: nothing ends there.
+        Whether the bounds are one turn of an angle, so that an estimate may cross them.
     is_uniform : bool
-        Whether plausible values are spread evenly over the bounds, however wide their range: those of an index, say.
+        Whether plausible values are uniform between the bounds, however wide their range, as for an index.
     is_skewed : bool
-        Whether the signal tells less and less of it along its range, so that errors are skewed: the standard deviation
-        that holds at the estimate is not that of the truths it may stand for.
+        Whether the signal depends on it less and less along its range, so that errors are skewed: the standard
+        deviation at the estimate differs from the spread of the true values that lead to this estimate.
     saved : bool
-        Whether the app writes a map of it; what is no quantity of its own is left to the Python interface.
+        Whether the app writes a map of it. Parameters that mean nothing by themselves are returned in Python only.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Parameter:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether the range is positive and wide, so that even steps are those of the logarithm."""
+        """Whether the range is positive and wide, so that grids take even steps of the logarithm."""
         low, high = self.bounds
         return low > 0 and high / low > 20
 
     @property
     def is_scale(self) -> bool:
-        """Whether plausible values are spread evenly in their logarithm."""
+        """Whether plausible values are uniform in their logarithm."""
         return self.is_logarithmic and not self.is_uniform
 
     @property
@@ -88,12 +88,12 @@ class NamedTissue:
 
 @dataclass(frozen=True)
 class Directional:
-    """Parameters that turn with the tissue.
+    """Parameters that rotate with the tissue.
 
     Attributes
     ----------
     first : int
-        Position of the first of them among the model's parameters; they follow one another.
+        Position of the first of them among the model's parameters; the others follow it.
     kind : {"axis", "rank-2", "rank-4"}
         Polar angle and azimuth of an axis (degrees), or the distinct elements of a symmetric tensor in voxel axes, in
         the order of `models.tensor` and `models.kurtosis`.

@@ -1,4 +1,4 @@
-"""Training distributions: which tissue parameters a learned estimator meets, and how often."""
+"""Priors: distributions of tissue parameters, for training and for certificates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Array = npt.NDArray[np.float64]
 
 #: Bins of the histogram along each of two parameters (Gyori et al. 2021, section 2.3.3).
 N_BINS = 500
-#: Width of kernels relative to the standard deviation of each parameter: much less than the distance of tissues, which
-#: Scott's rule, made for a single normal cluster, would smear.
+#: Width of kernels relative to the standard deviation of each parameter: much less than the distance between tissues,
+#: which Scott's rule, made for a single normal cluster, would blur.
 BANDWIDTH = 0.05
-#: Fewest subjects, and fewest voxels of all of them, that tell a distribution.
+#: Smallest number of subjects, and of voxels in all of them, for an empirical distribution.
 MIN_SUBJECTS = 3
 MIN_VOXELS = 2000
-#: Proposals of rejection sampling that are made at a time, and most rounds of them.
+#: Proposals per round of rejection sampling, and largest number of rounds.
 N_PROPOSALS = 2**18
 MAX_ROUNDS = 10_000
 
@@ -34,7 +34,7 @@ class Prior(ABC):
     Parameters
     ----------
     parameters : sequence of Parameter
-        What is drawn, in this order; for a model all but the amplitude.
+        Parameters that are drawn, in this order; all of a model but the amplitude.
 
     Attributes
     ----------
@@ -53,11 +53,11 @@ class Prior(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return plain data that tell this distribution from any other."""
+        """Return plain data that identify this distribution."""
 
 
 class Uniform(Prior):
-    """Every value alike, independently; of wide positive ranges, every value of the logarithm.
+    """Independent uniform distributions, of the logarithm where the range is positive and wide.
 
     Parameters
     ----------
@@ -96,11 +96,11 @@ class Uniform(Prior):
 
 
 class Empirical(Prior):
-    """The density of parameter combinations that were found in subjects.
+    """Density of the parameter combinations found in subjects.
 
     For two parameters as Gyori et al. (2021, section 2.3.3): a histogram of 500 by 500 bins, cubic interpolation
     between their centres, and rejection sampling. For any other number a density estimate by Gaussian kernels
-    (scikit-learn) of a width of `BANDWIDTH` standard deviations; what falls out of bounds is drawn again.
+    (scikit-learn) of a width of `BANDWIDTH` standard deviations; draws out of bounds are repeated.
 
     Parameters
     ----------
@@ -157,11 +157,10 @@ class Empirical(Prior):
         }
 
     def _histogram(self) -> Any:
-        """Return what makes one round of rejection sampling.
+        """Return the function that makes one round of rejection sampling.
 
-        Proposals fall into each bin in proportion to the largest value that the density may take there: values that
-        pile up on a bound, as fits do, would else make nearly all of them in vain. A spline is nowhere above the
-        largest of its coefficients nearby.
+        Proposals fall into each bin in proportion to an upper bound of the density there, the largest of the spline's
+        coefficients nearby. With uniform proposals nearly all would be rejected where fits pile up on a bound.
         """
         from scipy.ndimage import map_coordinates, maximum_filter, spline_filter
 
@@ -182,7 +181,7 @@ class Empirical(Prior):
         return propose
 
     def _kernels(self) -> Any:
-        """Return what draws a round from the kernel density estimate."""
+        """Return the function that draws a round from the kernel density estimate."""
         from sklearn.neighbors import KernelDensity
 
         scale = self._samples.std(axis=0) + np.finfo(float).tiny
@@ -196,7 +195,7 @@ class Empirical(Prior):
 
 
 class Mixed(Prior):
-    """Half of the draws from one distribution, half from another (Gyori et al. 2021, section 2.3.3).
+    """Mixture of two distributions in equal parts (Gyori et al. 2021, section 2.3.3).
 
     Parameters
     ----------
@@ -225,14 +224,14 @@ class Mixed(Prior):
 
 
 def make_prior(name: str, default: Prior, samples: Sequence[Array]) -> Prior:
-    """Return the distribution of a name that users know.
+    """Return the prior of a name, as users type it.
 
     Parameters
     ----------
     name : str
-        ``"uniform"``, ``"mixed"`` or, with any ending that tells a tissue, ``"healthy"``.
+        ``"uniform"``, ``"mixed"``, or ``"healthy"`` with any suffix that names a tissue.
     default : Prior
-        That of the model, which ``"uniform"`` stands for, and the first part of ``"mixed"``.
+        Default prior of the model: the prior ``"uniform"``, and the first part of ``"mixed"``.
     samples : sequence of ndarray
         As for `Empirical`; not used for ``"uniform"``.
 
@@ -249,7 +248,7 @@ def make_prior(name: str, default: Prior, samples: Sequence[Array]) -> Prior:
 
 
 def _check_range(parameter: Parameter, limits: tuple[float, float]) -> tuple[float, float]:
-    """Return a range of a parameter; PriorError unless it lies within the bounds."""
+    """Return a range of a parameter; PriorError unless it is within the bounds."""
     low, high = float(limits[0]), float(limits[1])
     lowest, highest = parameter.bounds
     if not lowest <= low < high <= highest:

@@ -1,12 +1,12 @@
-r"""The noise of magnitudes: likelihood and Fisher information of Rice's distribution, and of means of such magnitudes.
+r"""Noise of magnitudes: likelihood and Fisher information of Rice's distribution and of means of such magnitudes.
 
 A magnitude m of a signal S with Gaussian noise of standard deviation sigma in its real and in its imaginary part has
 
 .. math:: p(m) = \frac{m}{\sigma^2} \exp\left(-\frac{m^2 + S^2}{2 \sigma^2}\right) I_0\left(\frac{m S}{\sigma^2}\right)
 
 (Gudbjartsson and Patz 1995, Magn Reson Med 34:910, eq. 1). Everything here is in units of sigma: magnitudes
-x = m / sigma and signals s = S / sigma, not negative. A cost is twice the negative log-likelihood, but for a term that
-does not depend on s, and not negative.
+x = m / sigma and signals s = S / sigma, not negative. A cost is twice the negative log-likelihood up to a term that
+does not depend on s, and is not negative.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-#: Beyond these the expansions for large arguments are as exact as single precision, and the closed forms are not.
+#: Beyond these, expansions for large arguments are exact to single precision, and the closed forms are not.
 LARGE_PRODUCT = 50.0
 LARGE_SIGNAL = 12.0
-#: Magnitude from which on the expansion of the lowest cost is good enough to be left off.
+#: Magnitude above which the expansion of the lowest cost is accurate enough to be subtracted.
 BRIGHT = 3.0
 #: Nodes of the table of the Fisher information, over s / (1 + s).
 N_NODES = 1024
@@ -47,7 +47,7 @@ class MagnitudeNoise(Protocol):
         """Return the Fisher information."""
 
     def misfit(self, x: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the squares of the values amount to, and to what they should amount if sigma is right."""
+        """Return the squared deviations, and their expected values if sigma is right."""
 
 
 class Magnitude:
@@ -59,7 +59,7 @@ class Magnitude:
     def cost(self, x: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cost, (x - s)^2 - 2 ln(e^{-xs} I0(xs)), and half its derivative, s - x I1(xs) / I0(xs).
 
-        Nearly all of its lowest value at large x is left off: small numbers keep their digits.
+        Nearly all of its lowest value at large x is subtracted, so that small differences keep their digits.
         """
         product = x * s
         scaled_i0 = torch.special.i0e(product)
@@ -79,8 +79,8 @@ class Magnitude:
     def misfit(self, x: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (x - s)^2, and 2 - 2 xs (1 - I1(xs) / I0(xs)).
 
-        With s the maximum of the likelihood, equal sums of the two make that of sigma as well (its derivative is zero;
-        Sijbers et al. 1998). What should be is 1 for large s, and 2 for s = 0.
+        Where s maximises the likelihood and the two sums are equal, sigma maximises it as well, since the derivative is
+        zero (Sijbers et al. 1998). The expected value is 1 for large s, and 2 for s = 0.
         """
         product = x * s
         small = product.clamp(max=LARGE_PRODUCT)
@@ -90,12 +90,12 @@ class Magnitude:
 
 
 class MeanMagnitude:
-    """The mean of n magnitudes of the same signal: nearly Gaussian, with the mean and variance of Rice's distribution.
+    """Mean of n magnitudes of the same signal: nearly Gaussian, with the mean and variance of Rice's distribution.
 
     Parameters
     ----------
     n_averages : Tensor
-        (m,) n for each value. Values and signals are given times its square root, as everywhere in least squares.
+        (m,) n of each value. Values and signals are multiplied by its square root, as everywhere in least squares.
     """
 
     def __init__(self, n_averages: torch.Tensor) -> None:
@@ -125,7 +125,7 @@ class MeanMagnitude:
         )
 
     def misfit(self, x: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return squares relative to the variance, and one: Pearson's statistic."""
+        """Return squares relative to the variance, Pearson's statistic, and their expected value, one."""
         mean, _, variance, _ = rice_moments(s / self._root)
         return (x - self._root * mean).square() / variance, torch.ones_like(x)
 
@@ -158,12 +158,12 @@ class Columns:
         return Information(*self._join([noise.information(s[:, columns]) for columns, noise in self._kinds]))
 
     def misfit(self, x: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return squares and what they should be, (n, n_measurements) each."""
+        """Return squares and their expected values, (n, n_measurements) each."""
         squares, expected = self._join([noise.misfit(x[:, columns], s[:, columns]) for columns, noise in self._kinds])
         return squares, expected
 
     def _join(self, parts: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor]:
-        """Return the columns of all kinds in their order."""
+        """Return the columns of all kinds in the order of the measurements."""
         if len(parts) == 1:
             return list(parts[0])
         return [torch.cat(values, dim=-1)[:, self._back] for values in zip(*parts, strict=True)]

@@ -29,7 +29,7 @@ class Noise:
         Rician: of the magnitude of a signal with such noise in the real and the imaginary part.
     snr : tuple of float
         Lowest and highest ratio of a voxel's reference signal (see `reference`) to the standard deviation; the
-        logarithm is uniform between them. Infinite for none.
+        logarithm is uniform between them. Infinite for no noise.
     """
 
     kind: NoiseKind
@@ -44,7 +44,7 @@ class Noise:
             raise PriorError("A range of signal-to-noise ratios must be finite.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, which JSON can hold: an infinite ratio is text."""
+        """Return plain data for JSON; an infinite ratio becomes text."""
         return {"kind": self.kind, "snr": [value if math.isfinite(value) else str(value) for value in self.snr]}
 
     @classmethod
@@ -99,7 +99,7 @@ def _normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def reference(signal: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-    """Return what a voxel's signals are divided by, in training and in use alike, (n, 1).
+    """Return the reference by which a voxel's signals are divided, in training and in use, (n, 1).
 
     Parameters
     ----------
@@ -120,12 +120,12 @@ def reference(signal: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
 
 
 class Simulation:
-    """Noise-free signals of a prior, to which noise is added anew whenever they are drawn.
+    """Noise-free signals of a prior; every draw adds new noise.
 
     Parameters
     ----------
     theta : Tensor
-        (n, n_columns) float64, what `signal` takes.
+        (n, n_columns) float64, the argument of `signal`.
     signal : callable
         Takes (n, n_columns) parameters, returns (n, n_measurements) noise-free signals.
     acquisition : Acquisition
@@ -139,7 +139,7 @@ class Simulation:
         (n, n_measurements) float32.
     """
 
-    #: Voxels whose signals are computed at a time.
+    #: Batch size of the computation of signals.
     BATCH = 2**14
 
     def __init__(
@@ -159,7 +159,7 @@ class Simulation:
         return len(self.clean)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return which voxels were drawn (n,), their noisy signals (n, n_measurements), and their noise (n, 1).
+        """Return the index of n random voxels (n,), their noisy signals (n, n_measurements), and their noise (n, 1).
 
         The noise is the standard deviation of one raw measurement, in the unit of the signals.
         """
@@ -167,6 +167,6 @@ class Simulation:
         return index, *self.measure(index, generator)
 
     def measure(self, index: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return noisy signals and the noise of some voxels, as `draw` does."""
+        """Return noisy signals and the noise of the given voxels; see `draw`."""
         sigma = self.noise.levels(len(index), generator) * self._reference[index]
         return self.noise.add(self.clean[index], sigma, self.acquisition, generator), sigma

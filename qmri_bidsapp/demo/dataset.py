@@ -1,4 +1,4 @@
-"""Writing the demo data set, with its truth."""
+"""Write the demo data set and its truth."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ series.
 def write_demo(
     out_dir: Path, *, seed: int = 0, t1w_voxel: float = T1W_VOXEL, series_voxel: float = SERIES_VOXEL
 ) -> Path:
-    """Write a BIDS data set of two subjects, whole or not at all.
+    """Write a BIDS data set of two subjects; an interrupted call leaves nothing behind.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def write_demo(
             _write_subject(out_dir, index, seed, t1w_voxel, series_voxel)
         _write_top_files(out_dir, seed)
     except BaseException as error:
-        # An interrupted data set must not look like a whole one to the next command.
+        # The next command must not take an interrupted data set for a complete one.
         for item in out_dir.iterdir():
             shutil.rmtree(item) if item.is_dir() else item.unlink()
         if isinstance(error, OSError):
@@ -196,7 +196,7 @@ def _write_truth(folder: Path, name: str, head: Head, factor: npt.NDArray[np.flo
 
 
 def _write_series(stem: Path, data: npt.NDArray[np.float64], affine: Affine, sequence: Mapping[str, Any]) -> None:
-    """Write an image of the simulated scanner, rounded as a scanner does, with its sidecar."""
+    """Write an image as a scanner does, rounded to integers, with its sidecar."""
     kind = stem.name.rpartition("_")[2]
     _write_image(stem, np.rint(data), affine, np.int16)
     _write_json(stem.with_suffix(".json"), {**SCANNER, **sequence, "SimulatedSNR": signals.SNR[kind]})
@@ -208,7 +208,7 @@ def _write_image(stem: Path, data: npt.NDArray[Any], affine: Affine, dtype: type
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
-    # nibabel leaves the time out of compressed files, so that the same data give the same bytes.
+    # nibabel writes no time into compressed files, so that the same data give the same bytes.
     nib.save(image, stem.with_suffix(".nii.gz"))
 
 

@@ -1,4 +1,4 @@
-"""Simulated heads: tissues from the MNI152 maps that nilearn brings, parameters with known truth."""
+"""Simulated heads: tissues from the MNI152 maps of nilearn, parameters with known truth."""
 
 from __future__ import annotations
 
@@ -64,8 +64,7 @@ SUBJECT_SPREAD, SMOOTH_SPREAD, SMOOTH_LENGTH, VOXEL_SPREAD = 0.02, 0.05, 9.0, 0.
 #: waves of the warp (mm) and their shortest and longest length (mm).
 ROTATION, SHIFT, SCALING = 4.0, 2.0, 0.04
 N_WAVES, WAVE_AMPLITUDE, WAVE_LENGTH = 4, 1.0, (70.0, 140.0)
-#: Layers around the brain, each with its outer border, mm. Below a height there are neck and face: muscle to
-#: the outside.
+#: Layers around the brain, each with its outer border, mm. Below a height, neck and face have muscle outside.
 LAYERS = (("csf", 3.0), ("bone", 5.0), ("marrow", 8.0), ("bone", 10.0))
 SCALP_BORDER, MUSCLE_BORDER, LOW = 15.0, 18.0, -28.0
 
@@ -147,7 +146,7 @@ def grid(voxel_size: float) -> tuple[npt.NDArray[np.float64], tuple[int, int, in
 
 
 def to_mni(affine: npt.NDArray[np.float64], shape: Sequence[int], rng: np.random.Generator) -> Volume:
-    """Return (3, x, y, z), mm: where in MNI space each voxel of a subject lies.
+    """Return the MNI coordinates of each voxel of a subject, (3, x, y, z) mm.
 
     Subjects differ in pose, in size along each axis, and by a smooth warp, a sum of waves whose gradient is
     far below 1, so that it does not fold.
@@ -174,7 +173,7 @@ def tissue_fractions(points: Volume, voxel_size: float) -> dict[str, Volume]:
     Parameters
     ----------
     points : ndarray
-        (3, x, y, z), mm, where voxels lie in MNI space.
+        (3, x, y, z) MNI coordinates, mm.
     voxel_size : float
         mm.
     """
@@ -199,7 +198,7 @@ def tissue_fractions(points: Volume, voxel_size: float) -> dict[str, Volume]:
         fractions[name] += within(outer) - within(inner)
     outside = np.where(low, within(MUSCLE_BORDER), within(SCALP_BORDER)) - within(borders[-1])
     fractions["muscle"], fractions["scalp"] = np.where(low, outside, 0), np.where(low, 0, outside)
-    # Whatever lies within the innermost layer and is no brain tissue is CSF.
+    # The rest of the innermost layer, outside brain tissue, is CSF.
     inside = within(borders[1])
     share = np.minimum(1.0, inside / np.maximum(gm + wm, 1e-6))
     fractions["gm"], fractions["wm"] = gm * share, wm * share
@@ -248,7 +247,7 @@ def _mean_parameters(fractions: dict[str, Volume], rng: np.random.Generator) -> 
     for name in ("t1", "t2", "fraction", "diffusivity"):
         power = -1 if name in RELAXATION_TIMES else 1
         total = np.sum([protons[key] * subject[key, name] ** power for key in TISSUE_PROPERTIES], axis=0)
-        # In air, where nothing gives a signal, any value would do.
+        # In air, which has no signal, the value does not matter.
         mean = np.divide(total, density, out=np.ones_like(total), where=density > 1e-3)
         parameters[name] = mean**power
     return parameters

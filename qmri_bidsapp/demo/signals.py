@@ -32,7 +32,7 @@ POOL_T1, POOL_T2, DOT_FRACTION = (0.25, 3.0), (0.015, 0.30), 0.4
 
 
 def t1w(head: Head, rng: np.random.Generator) -> Array:
-    """Return a T1-weighted image, (x, y, z), with a smooth bias field of a few tens of per cent."""
+    """Return a T1-weighted image, (x, y, z), with a smooth bias field of a few tens of percent."""
     position = _position(head)
     bias = np.exp(np.tensordot(rng.uniform(-0.12, 0.12, 3), position, axes=1) - 0.12 * (position**2).sum(0))
     signal = GAIN * head.parameters["t1w"] * bias
@@ -89,7 +89,7 @@ def fibre_attenuation(fraction: Array, diffusivity: Array, fibres: Array, acquis
         E(b, g) = \frac1n \sum_i v\, e^{-b \lambda (g \cdot u_i)^2}
                   + (1 - v)\, e^{-b \lambda_\perp - b (\lambda - \lambda_\perp) (g \cdot u_i)^2}
 
-    Its mean over all g is the model's signal, whatever the fibre directions.
+    Its mean over all g is the model's signal for any fibre directions.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def gradient_table(rng: np.random.Generator) -> Diffusion:
 
 
 def noise_level(kind: str, head: Head, signal: Array) -> float:
-    """Return the standard deviation of the noise that gives the stated SNR in grey and white matter."""
+    """Return the standard deviation of the noise for the SNR of a series in grey and white matter."""
     return float(signal[np.isin(head.dseg, (1, 2))].mean()) / SNR[kind]
 
 

@@ -20,7 +20,7 @@ def _tortuous(values: Values) -> torch.Tensor:
 
 
 class ActiveAx(Composition):
-    r"""Free water, water that is trapped, parallel cylinders of one diameter, and tortuous space around them.
+    r"""Free water, trapped water, parallel cylinders of one diameter, and tortuous space around them.
 
     .. math::
         S = S_0 \left[ f_w e^{-b d_w} + (1 - f_w) \left( f_t + (1 - f_t) \left( v A_{cyl}(a)

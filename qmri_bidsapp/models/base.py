@@ -37,23 +37,23 @@ class SignalModel(ABC):
     tissues : tuple of NamedTissue
         Tissues and abnormalities with published parameters; a certificate shows how the estimator reproduces them.
     parameters : tuple of Parameter
-        What is estimated. The first is the signal's amplitude: the signal is proportional to it.
+        Estimated parameters. The first is the amplitude: the signal is proportional to it.
     derived : tuple of Parameter
-        What follows from the parameters by `derive`.
+        Quantities that `derive` computes from the parameters.
     covariates : tuple of Parameter
-        What is known of a voxel from another map, such as the transmit field; not estimated. ``scale`` is the
-        neutral value, which holds where there is no map; a value out of ``bounds`` is no measurement. In `theta`
-        they are columns after the parameters.
+        Quantities of a voxel that come from another map, such as the transmit field, and are not estimated. ``scale``
+        is the neutral value, used where there is no map; values out of ``bounds`` are invalid. In `theta` they are the
+        columns after the parameters.
     directional : tuple of Directional
-        Parameters that turn with the tissue: angles, elements of tensors.
+        Parameters that rotate with the tissue: angles, elements of tensors.
     smooth : str or None
-        Name of a parameter that varies smoothly over space, whatever the tissue, where that is known of one.
+        Name of a parameter that varies smoothly over space, independent of tissue, if there is one.
     acquisition_type : type
-        Protocol that `signal` takes.
+        Type of the protocol that `signal` takes.
     bids_suffixes : tuple of str
         BIDS suffixes of the series that the model is fitted to.
     needs : str
-        What `check` asks of a protocol, in words.
+        What `check` requires of a protocol, in words.
     opt_in : bool
         Whether ``auto`` leaves the model out, so that it is fitted only when named. Set for models that need data
         acquired for them, which the protocol alone cannot show.
@@ -77,10 +77,10 @@ class SignalModel(ABC):
 
     @property
     def mixing(self) -> tuple[int, ...]:
-        """Positions of the shares that mix signals: with all other parameters known, the signal is linear in them.
+        """Positions of the fractions that mix signals: with all other parameters known, the signal is linear in them.
 
-        Each is a share, between 0 and 1, of what those before it leave; a single one may have other bounds. None by
-        default.
+        Each is the fraction, between 0 and 1, of what the ones before it leave; a single one may have other bounds.
+        None by default.
         """
         return ()
 
@@ -104,8 +104,8 @@ class SignalModel(ABC):
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         """Return the derivatives of the signal by the parameters, (..., n_measurements, n_parameters).
 
-        This is automatic differentiation. Models override it with a closed form where that pays; this one is then
-        the test's oracle. `theta` is as in `signal`.
+        The base class uses automatic differentiation. Models override it with a closed form where that is faster; the
+        contract tests compare the two. `theta` is as in `signal`.
         """
         flat = theta.reshape(-1, theta.shape[-1])
         _, jacobian = derivatives(lambda value: self.signal(value, acquisition), flat)
@@ -123,10 +123,10 @@ class SignalModel(ABC):
         return torch.cat([parameters, covariates], dim=-1) if self.covariates else parameters
 
     def default_prior(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> Prior:
-        """Return the distribution of plausible tissue of which nothing else is known, for training.
+        """Return the distribution of plausible tissue, for training and for certificates.
 
-        The base class draws every parameter but the amplitude uniformly within its bounds; models whose bounds admit
-        what no tissue can be override it. Whatever is drawn is then turned at random: directions are not for a prior.
+        The base class draws every parameter but the amplitude uniformly within its bounds. Models override it where
+        the bounds admit implausible tissue. Draws are rotated at random afterwards, so that a prior has no directions.
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class SignalModel(ABC):
         Raises
         ------
         PriorError
-            If a name is unknown or that of a direction, or a range is not within the bounds.
+            If a name is unknown or belongs to a direction, or a range is not within the bounds.
         """
         turning = {self.parameters[i].name for part in self.directional for i in part.columns}
         if named := sorted(turning & set(ranges or {})):
@@ -144,19 +144,19 @@ class SignalModel(ABC):
         return Uniform(self.parameters[1:], ranges)
 
     def canonical(self, parameters: torch.Tensor) -> torch.Tensor:
-        """Return (..., n_parameters) that mean the same, in the one form in which they are reported."""
+        """Return (..., n_parameters) equivalent parameters in the unique form in which they are reported."""
         return parameters
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return (n,) labels of the parts of parameter space, each with a minimum of its own, that `theta` lies in.
+        """Return the label of the basin of each point, (n,): a part of parameter space with a minimum of its own.
 
-        Estimators that start from a grid of n points then start once from each promising part. `theta` is as in
-        `signal`, (n, n_parameters + n_covariates).
+        Estimators that start from a grid of n points start once in each promising basin. `theta` is as in `signal`,
+        (n, n_parameters + n_covariates).
         """
         return torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
-        """Return the protocol that the model uses of a series, and how the series' values lead to it.
+        """Return the protocol that the model uses of a series, and the matrix that reduces the series to it.
 
         Returns
         -------
@@ -171,8 +171,8 @@ class SignalModel(ABC):
     def check(self, acquisition: Acquisition) -> None:
         """Raise ProtocolError if the protocol cannot identify the parameters.
 
-        The base class asks for the right type and for at least as many distinct measurements as parameters;
-        subclasses add what their physics needs.
+        The base class requires the right type and at least as many measurements as parameters; subclasses add what
+        their physics needs.
         """
         if not isinstance(acquisition, self.acquisition_type):
             raise ProtocolError(
@@ -199,7 +199,7 @@ class SeparableModel(SignalModel):
     Attributes
     ----------
     nonlinear : tuple of int
-        Positions of the non-linear parameters among `parameters`; at most two.
+        Positions of the non-linear parameters in `parameters`; at most two.
     """
 
     nonlinear: ClassVar[tuple[int, ...]]
@@ -219,9 +219,9 @@ class SeparableModel(SignalModel):
         Returns
         -------
         functions : list of Tensor
-            Each (n_measurements, n_voxels), or (n_measurements, 1) where it depends on no parameter.
+            Each (n_measurements, n_voxels), or (n_measurements, 1) if it depends on no parameter.
         slopes : list of (int, Tensor)
-            For each non-linear parameter the one function that depends on it, and its derivative,
+            For each non-linear parameter, the position of the one function that depends on it, and its derivative,
             (n_measurements, n_voxels).
         """
 
@@ -238,7 +238,7 @@ class SeparableModel(SignalModel):
         """
 
     def signs(self, signals: torch.Tensor, acquisition: Acquisition) -> torch.Tensor | None:
-        """Return the signs that a magnitude may have lost, (n_patterns, n_voxels, n_measurements).
+        """Return candidates for the signs that a magnitude lost, (n_patterns, n_voxels, n_measurements).
 
         Parameters
         ----------
@@ -249,6 +249,6 @@ class SeparableModel(SignalModel):
         Returns
         -------
         Tensor or None
-            None: no sign is lost.
+            None if no sign is lost.
         """
         return None

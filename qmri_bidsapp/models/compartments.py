@@ -1,4 +1,4 @@
-"""Compartments of tissue: what each one does to the diffusion-weighted signal.
+"""Compartments of tissue and their diffusion-weighted signals.
 
 A compartment's quantities (diffusivities, diameter, dispersion) are each set to a number, to a `Parameter`, which is
 then estimated and shared by all compartments that name it, or to a function of the estimated parameters. Names and
@@ -56,19 +56,19 @@ ODI = Parameter(
 )
 
 #: Roots of the derivative of the Bessel function J1. The terms of the sum over them fall with the sixth power of
-#: the root; those left out are less than 1e-8 of the sum for diameters up to 20 micrometres.
+#: the root; the neglected ones are less than 1e-8 of the sum for diameters up to 20 micrometres.
 _BESSEL_ROOTS = jnp_zeros(1, 20)
 
 
 class Encoding(NamedTuple):
-    """What distinguishes measurements but for their direction, and the series in which signals are developed.
+    """Settings of measurements except their direction, and the Legendre series that represents signals.
 
     Attributes
     ----------
     b_value : Tensor
         (n_encodings, 1) s/mm2.
     small_delta, large_delta : Tensor or None
-        (n_encodings, 1) s; None where the model does not ask for them.
+        (n_encodings, 1) s; None if the model does not need them.
     series : Series
         With the dtype and device of the computation.
     """

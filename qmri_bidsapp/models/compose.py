@@ -44,12 +44,11 @@ class Composition(SignalModel):
 
     .. math:: S(b, g) = S_0 \sum_n p_n \sum_k f_k A_k(b, g \cdot \mu_n)
 
-    A subclass names its compartments; parameters follow. The volume fractions f_k are parameterised one
-    inside the other: the first compartment's fraction, the second's share of what the first leaves, and so
-    on; the last takes the rest. All shares lie between 0 and 1. With several bundles, the oriented
-    compartments are divided among them in the fractions p_n, parameterised in the same way; whatever else
-    describes the tissue is common to them. Without a bundle, fibres point in all directions alike: the signal is
-    the mean over the sphere of that of one bundle, and dispersion, which is complete, is not estimated.
+    A subclass names its compartments; the parameters follow. The volume fractions f_k are nested: the fraction of
+    the first compartment, the share of the second in what the first leaves, and so on; the last takes the rest. All
+    shares are between 0 and 1. Several bundles divide the oriented compartments in the fractions p_n, nested in the
+    same way, and have all other parameters in common. Without a bundle, fibres point in all directions alike: the
+    signal is the mean over the sphere of the signal of one bundle, and dispersion, which is complete, is not estimated.
 
     Order of the parameters: s0, shares, the compartments' own, shares of the bundles, then polar angle and
     azimuth (voxel axes) of each bundle.
@@ -59,17 +58,16 @@ class Composition(SignalModel):
     compartments : tuple of Compartment
         In the order in which they take their share.
     shares : tuple of Parameter
-        One for each compartment but the last, where the usual names are not wanted; volume fractions are
-        then not derived.
+        One for each compartment but the last, in place of the usual names; volume fractions are then not derived.
     n_bundles : int
         Fibre directions; see `with_bundles`.
     tissue : tuple of Parameter
-        Shares and parameters of the compartments. They are the columns of theta after s0 and before the bundles',
-        without a bundle all but dispersion.
+        Shares and parameters of the compartments. They are the columns of theta between s0 and those of the bundles;
+        without a bundle, all but dispersion.
     needs_timing : bool
         Whether the signal depends on duration and separation of the gradient pulses.
     largest_diffusivity : float
-        Bound on every diffusivity along fibres, mm2/s: it decides the length of the Legendre series.
+        Upper bound of every diffusivity along fibres, mm2/s; it sets the length of the Legendre series.
 
     Examples
     --------
@@ -141,7 +139,7 @@ class Composition(SignalModel):
 
     @property
     def mixing(self) -> tuple[int, ...]:
-        """The shares on which no quantity of a compartment depends, as a diffusivity does by tortuosity."""
+        """The shares that no quantity of a compartment depends on; tortuosity ties one to a diffusivity."""
         used = _names_used(self._origin)
         return tuple(i for i in range(1, len(self.compartments)) if self.parameters[i].name not in used)
 
@@ -187,7 +185,7 @@ class Composition(SignalModel):
     def series_and_slopes(self, tissue: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `series` and its derivatives, (n, n_encodings, n_tissue, n_terms).
 
-        The derivatives are automatic; models override them with a closed form where that pays.
+        The derivatives are automatic; models override them with a closed form where that is faster.
         """
         coefficients, slopes = derivatives(lambda value: self.series(value, layout), tissue)
         return coefficients, slopes.movedim(-1, -2)
@@ -206,7 +204,7 @@ class Composition(SignalModel):
         return (s0 * result.squeeze(-2)).reshape(*theta.shape[:-1], acquisition.n_measurements)
 
     def jacobian(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return the derivative, (..., n_measurements, n_parameters), closed but for `series_and_slopes`."""
+        """Return the derivative, (..., n_measurements, n_parameters), in closed form except for `series_and_slopes`."""
         flat = theta.reshape(-1, theta.shape[-1])
         layout = self.layout(acquisition, theta)
         s0, tissue, shares, angles = self._split(flat)
@@ -217,7 +215,7 @@ class Composition(SignalModel):
         rows = torch.cat([coefficients.unsqueeze(-2), slopes, by_cosine.unsqueeze(-2)], dim=-2)
         mu, rotation = unit_vector(angles), turns(angles)
         tables = [along(rows, mu[:, n], layout) for n in range(self.n_bundles)]
-        # Sums over the bundles from the n-th on, and what of the fibres they share.
+        # Sums over the bundles from the n-th on, and the fraction of the fibres in them.
         total = tables[-1][:, :-1] if tables else over_sphere(rows[..., :-1, :], layout)
         by_share: list[torch.Tensor] = []
         remaining = torch.cat([torch.ones_like(s0), (1 - shares).cumprod(-1)], dim=-1)[..., None, None]
@@ -260,7 +258,7 @@ class Composition(SignalModel):
         return torch.cat([_later_fractions(shares) for shares in (volumes, bundles)], dim=-1)
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for b = 0, two shells of six directions (or as many on several b-values), and pulse timings."""
+        """Require b = 0, two shells of six directions (or as many on several b-values), and pulse timings."""
         super().check(acquisition)
         diffusion = cast(Diffusion, acquisition)
         shells = diffusion.shells()

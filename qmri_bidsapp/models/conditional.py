@@ -1,4 +1,4 @@
-"""A model one of whose parameters is known."""
+"""A model with one of its parameters known."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from qmri_bidsapp.models.base import SignalModel
 
 
 def conditional(model: SignalModel, position: int, neutral: float) -> SignalModel:
-    """Return a model with a parameter as its last covariate.
+    """Return a model in which one parameter is the last covariate.
 
     Parameters
     ----------
     model : SignalModel
     position : int
-        Of the parameter among the model's parameters; not that of the amplitude.
+        Position of the parameter among the model's parameters; not the amplitude, 0.
     neutral : float
-        Value where none is given, in the parameter's unit.
+        Value of the covariate where none is given, in the parameter's unit.
     """
     others = tuple(index for index in range(len(model.parameters)) if index != position)
     known = replace(model.parameters[position], scale=neutral)

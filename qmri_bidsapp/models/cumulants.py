@@ -1,4 +1,4 @@
-"""Models whose logarithm is linear in their parameters, and what the diffusion cumulants share."""
+"""Models whose logarithm is linear in their parameters; cumulant expansions of the diffusion signal."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class LogLinearModel(SignalModel):
 
     .. math:: \ln S = X\, (\ln S_0, \theta_1, \dots, \theta_k)^T
 
-    Subclasses give the matrix; signal, Jacobian and the test of the protocol follow from it.
+    Subclasses define the matrix; signal, Jacobian and the check of the protocol follow from it.
 
     Attributes
     ----------
     max_condition : float
-        Condition number of the matrix, columns scaled to one, above which a protocol leaves the parameters open.
+        Largest condition number of the matrix, with columns scaled to one, at which a protocol determines the
+        parameters.
     """
 
     max_condition: ClassVar[float] = 1e3
@@ -45,7 +46,7 @@ class LogLinearModel(SignalModel):
         return torch.cat([attenuation, theta[..., :1, None] * attenuation * matrix], dim=-1)
 
     def is_determined_by(self, acquisition: Acquisition) -> bool:
-        """Tell whether a protocol lets all parameters be found."""
+        """Return whether a protocol determines all parameters."""
         matrix = self.design_matrix(acquisition)
         if len(matrix) < matrix.shape[1]:
             return False
@@ -59,8 +60,8 @@ class CumulantExpansion(LogLinearModel):
     Attributes
     ----------
     max_b_value : float
-        s/mm2, up to which the polynomial holds in tissue: volumes above it are left out where the others
-        determine the parameters.
+        s/mm2 up to which the polynomial holds in tissue. Volumes above it are left out if the others determine the
+        parameters.
     """
 
     max_b_value: ClassVar[float]
@@ -68,16 +69,16 @@ class CumulantExpansion(LogLinearModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
-        """Leave out volumes above `max_b_value` where the others determine the parameters."""
+        """Leave out volumes above `max_b_value` if the others determine the parameters."""
         if isinstance(acquisition, Diffusion):
-            # Scanners write b-values that vary a little within a shell, which must not be torn apart.
+            # Recorded b-values vary a little within a shell, which must stay together.
             reduced, matrix = acquisition.up_to(self.max_b_value + B0_THRESHOLD)
             if reduced.n_measurements < acquisition.n_measurements and self.is_determined_by(reduced):
                 return reduced, matrix
         return acquisition, None
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for a gradient table that determines all parameters."""
+        """Require a gradient table that determines all parameters."""
         super().check(acquisition)
         if not self.is_determined_by(acquisition):
             raise ProtocolError(

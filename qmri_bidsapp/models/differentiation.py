@@ -1,4 +1,4 @@
-"""Automatic derivatives of functions that treat one voxel like the other."""
+"""Automatic derivatives of functions that treat all voxels alike."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from threading import Lock
 
 import torch
 
-#: The level of forward differentiation is the process's, not the thread's: one thread at a time.
+#: Forward differentiation keeps its nesting level per process, not per thread: only one thread may use it.
 _FORWARD = Lock()
 
 

@@ -21,12 +21,12 @@ MAX_B_VALUE = 1050.0
 B_TOLERANCE = 1.0
 #: Perfusion is gone from the signal above this b-value, s/mm2.
 PERFUSION_B_VALUE = 200.0
-#: Largest b-value (s/mm2) that can stand for the signal without weighting.
+#: Largest b-value (s/mm2) that counts as unweighted.
 MAX_BASELINE = 10.0
-#: Diffusion is slower, pseudodiffusion faster, mm2/s: with a common range the two compartments could change
-#: places. Free water at body temperature has 0.003, capillaries of brain about 0.01.
+#: Border between diffusion, slower, and pseudodiffusion, faster, mm2/s: with a common range the two compartments
+#: could be exchanged. Free water at body temperature has 0.003, capillaries of brain about 0.01.
 DIFFUSIVITY_LIMIT = 4e-3
-#: Pseudodiffusivity (mm2/s) that parts the minima of the cost, the middle of the range in logarithm.
+#: Pseudodiffusivity (mm2/s) that separates the minima of the cost, the logarithmic middle of the range.
 BASIN_BORDER = 0.02
 
 
@@ -41,9 +41,9 @@ class IntravoxelIncoherentMotion(SeparableModel):
     reference: ClassVar[str] = "Le Bihan et al. 1988, Radiology 168:497"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting"),
-        # Above one half the fast part would be the greater one, in no tissue perfusion.
+        # In no tissue does perfusion make up more than half of the signal.
         Parameter("perfusion_fraction", "1", (0.0, 0.5), 0.1, "Perfusion fraction f", None, (0.0, 0.3)),
-        # At 0.1 mm2/s perfusion is gone at b = 10 s/mm2: faster ones look all the same.
+        # At 0.1 mm2/s perfusion is gone at b = 10 s/mm2: faster ones cannot be distinguished.
         Parameter(
             "pseudodiffusivity",
             "mm2/s",
@@ -115,7 +115,7 @@ class IntravoxelIncoherentMotion(SeparableModel):
         return torch.stack([blood + tissue, blood / (blood + tissue), *nonlinear], dim=-1)
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Tell slow from fast pseudodiffusion: noise can make either explain a small perfusion fraction."""
+        """Separate slow from fast pseudodiffusion: with noise, either can explain a small perfusion fraction."""
         return (theta[:, 2] > BASIN_BORDER).long()
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
@@ -128,7 +128,7 @@ class IntravoxelIncoherentMotion(SeparableModel):
         return kept, matrix[:, :n_kept]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for b = 0 and for two b-values on either side of `PERFUSION_B_VALUE`."""
+        """Require b = 0 and two b-values on either side of `PERFUSION_B_VALUE`."""
         if not isinstance(acquisition, SphericalMean):
             raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
         lowest = min(acquisition.b_value, default=np.inf)

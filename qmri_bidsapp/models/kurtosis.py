@@ -130,8 +130,8 @@ class DiffusionKurtosis(CumulantExpansion):
     def default_prior(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> Prior:
         """Return the tensors of three Gaussian compartments; see `SignalModel.default_prior`.
 
-        As of tissue for which the expansion holds, the signal falls along every direction up to `max_b_value`: K is at
-        most 3 / (b D) there (Tabesh et al. 2011, equation 6).
+        Only draws for which the expansion holds are kept: the signal falls along every direction up to `max_b_value`,
+        so that K is at most 3 / (b D) (Tabesh et al. 2011, equation 6).
         """
         return GaussianCompartments(self.parameters[1:], _cumulants, 3, ranges=ranges, is_plausible=_is_falling)
 
@@ -148,7 +148,7 @@ def _cumulants(fractions: npt.NDArray[np.float64], tensors: npt.NDArray[np.float
 
 
 def _is_falling(elements: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Tell which tissue's signals fall up to the largest b-value along every direction."""
+    """Return whose signals fall along every direction up to the largest b-value, (n,) bool."""
     direction = torch.as_tensor(_quadrature()[0])
     diffusion, kurtosis = elements[:, :6], elements[:, 6:]
     slope = DiffusionKurtosis.max_b_value * kurtosis @ quartic_form(direction).T.numpy()
@@ -160,8 +160,8 @@ def _quadrature() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the directions (n, 3) and the weights (n,) of a mean over all directions.
 
     Gauss-Legendre nodes in the cosine to the pole, equal steps around it: exact for polynomials in g of
-    degree below 2 `N_POLAR`. A direction counts as its opposite, so that half a turn is enough. Tensors are not kept,
-    as they may belong to a transform.
+    degree below 2 `N_POLAR`. Opposite directions are equivalent, so that half a turn is enough. The cache holds arrays,
+    not tensors, as a tensor may belong to a transform.
     """
     cosine, polar_weight = np.polynomial.legendre.leggauss(N_POLAR)
     azimuth = np.arange(N_POLAR) * np.pi / N_POLAR

@@ -13,7 +13,7 @@ from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.models.compartments import Encoding
 from qmri_bidsapp.models.legendre import basis
 
-#: Axes closer than this are one: cosine of one degree.
+#: Axes closer than one degree count as one: its cosine.
 _SAME_DIRECTION = 0.99985
 
 
@@ -73,6 +73,6 @@ def sort(
 
 
 def n_distinct_axes(direction: npt.NDArray[np.float64]) -> int:
-    """Return the number of axes among (n, 3) unit vectors that are not one another's repetition."""
+    """Return the number of distinct axes among (n, 3) unit vectors."""
     same = np.abs(direction @ direction.T) > _SAME_DIRECTION
     return int(np.sum(~np.any(np.tril(same, -1), axis=1)))

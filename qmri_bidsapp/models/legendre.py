@@ -1,7 +1,7 @@
 """Even functions of a cosine as Legendre series, and the moments of the Watson distribution.
 
 The signal of an axially symmetric fibre depends on the direction of measurement only through the cosine x of the
-angle between the two, and is even in it: a handful of coefficients stands for any number of directions.
+angle between the two, and is even in it: a handful of coefficients describes any number of directions.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Series(NamedTuple):
 
 
 def n_terms(exponent: float) -> int:
-    """Return how many terms represent exp(-y x^2), 0 <= y <= exponent, within `TRUNCATION_ERROR`.
+    """Return the number of terms that represent exp(-y x^2), 0 <= y <= exponent, within `TRUNCATION_ERROR`.
 
     The Chebyshev coefficients of the exponential are 2 exp(-y/2) I_k(y/2) (Abramowitz and Stegun 1964, 9.6.34); an
-    interpolating series is off by at most about twice the first that it leaves out.
+    interpolating series errs by at most about twice the first neglected term.
     """
     orders = np.arange(2, 400)
     return int(orders[np.argmax(4 * ive(orders, exponent / 2) < TRUNCATION_ERROR)])
@@ -92,7 +92,7 @@ def basis(cosine: torch.Tensor, terms: int) -> torch.Tensor:
     """Return (n, terms, m) polynomials of cosines (n, m), which `Series.to_basis` refers to.
 
     They are Chebyshev's T_k(2 x^2 - 1), with signs + + - - + + ... for which their recurrence,
-    T_k = 2 u T_(k-1) - T_(k-2), is a single multiplication and addition; this is where most time goes.
+    T_k = 2 u T_(k-1) - T_(k-2), is a single multiplication and addition; most of the time is spent here.
     """
     argument = 2 * cosine.square() - 1
     values = [torch.ones_like(argument), argument]

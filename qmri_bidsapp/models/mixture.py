@@ -1,4 +1,4 @@
-"""A model seen as a mixture: signals in amounts that cannot be negative, given the non-linear parameters."""
+"""A model as a mixture: given the non-linear parameters, signals in non-negative amounts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Mixture:
     .. math:: S = \sum_i c_i\, \phi_i(\alpha), \quad c_i \ge 0
 
     With all parameters known but the amplitude and the shares of `SignalModel.mixing`, the signal is the amplitude
-    times a convex combination of the signals with these shares on their bounds: there is one such corner, φ, for the
-    first of them that is on the upper one, and a last one where none is.
+    times a convex combination of signals with the shares on their bounds. Each corner φ has a different share as the
+    first on its upper bound; in the last corner none is.
 
     Parameters
     ----------
@@ -29,8 +29,8 @@ class Mixture:
     Attributes
     ----------
     linear : tuple of int
-        Positions of the linear shares among the model's parameters, in their order; beside them the amplitude, the
-        first parameter, is linear.
+        Positions of the linear shares among the model's parameters, in their order. The amplitude, the first
+        parameter, is linear as well.
     nonlinear : tuple of int
         Positions of all others.
     """
@@ -76,7 +76,7 @@ class Mixture:
 
 
 class _Recorder(dict[str, torch.Tensor]):
-    """Values that remember which of them were asked for."""
+    """Values that record which of them were read."""
 
     def __init__(self, values: dict[str, torch.Tensor]) -> None:
         super().__init__(values)
@@ -88,7 +88,7 @@ class _Recorder(dict[str, torch.Tensor]):
 
 
 def names_used(compartments: Sequence[Compartment], tissue: Sequence[Parameter]) -> frozenset[str]:
-    """Return the names of the parameters on which some compartment's own signal depends."""
+    """Return the names of the parameters that the signal of any compartment depends on."""
     value = torch.ones(1, 1)
     recorder = _Recorder({p.name: p.scale / 2 * value for p in tissue})
     constants = series(4, value)

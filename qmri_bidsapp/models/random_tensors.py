@@ -1,4 +1,4 @@
-"""Plausible tensors: those of tissue of a few Gaussian compartments with axes of their own."""
+"""Plausible tensors: tissue of a few Gaussian compartments with axes of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 LARGEST = Parameter("largest_eigenvalue", "mm2/s", (2e-4, 3e-3), 1e-3, "Diffusivity along a compartment's first axis")
 #: Share of the compartments that have the axes of the first.
 ALIGNED = 0.5
-#: Most rounds in which draws that are not plausible are made again.
+#: Largest number of rounds in which implausible draws are repeated.
 MAX_ROUNDS = 1000
 
 
@@ -25,19 +25,19 @@ class GaussianCompartments(Prior):
     """Cumulants of a sum of Gaussian compartments.
 
     The largest eigenvalue of each compartment is uniform, and the two others are uniform below it. Volume fractions are
-    uniform on the simplex. Axes are turned at random, those of half of the compartments in common.
+    uniform on the simplex. Axes are rotated at random; half of the compartments share the axes of the first.
 
     Parameters
     ----------
     parameters : sequence of Parameter
-        What `elements` returns.
+        The parameters that `elements` returns.
     elements : callable
         Takes (n, n_compartments) fractions and (n, n_compartments, 3, 3) tensors, returns (n, n_parameters).
     n_compartments : int
     ranges : mapping, optional
         ``"largest_eigenvalue"`` -> (lowest, highest) in mm2/s; the bounds of `LARGEST` where not given.
     is_plausible : callable, optional
-        Takes (n, n_parameters), returns (n,) bool; other draws are made again.
+        Takes (n, n_parameters), returns (n,) bool; the other draws are repeated.
     """
 
     name: str = "uniform"

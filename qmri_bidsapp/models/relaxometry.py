@@ -18,7 +18,7 @@ AMPLITUDE_BOUNDS = (0.0, 20.0)
 #: of 2 would turn noise of the extrapolation into bias of T1.
 INVERSION_BOUNDS = (0.5, 3.0)
 
-#: The null of an inversion recovery lies within so many images of the smallest magnitude.
+#: The null of an inversion recovery is within this number of images of the smallest magnitude.
 NULL_REACH = 2
 TISSUE_SOURCE = "Sabidussi et al. 2021, Table 1"
 
@@ -104,14 +104,14 @@ class InversionRecoveryT1(SeparableModel):
         columns = (recovery, -m0 * decay, -m0 * factor * decay * times / t1.square())
         if acquisition.has_sign:
             return torch.stack(columns, dim=-1)
-        # At m0 = 0, the lower bound, the derivative from above counts: a sign of zero would hold the fit.
+        # At m0 = 0, the lower bound, use the derivative from above: with a sign of zero the fit would not move.
         sign = torch.sign(recovery) * torch.where(m0 < 0, -1.0, 1.0)
         return torch.stack([sign * column for column in columns], dim=-1)
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Return how many images lie before the null.
+        """Return the number of images before the null.
 
-        The magnitude hides their sign, and each count has a minimum of its own.
+        The magnitude hides their sign, and each number has a minimum of its own.
         """
         if acquisition.has_sign:
             return super().basins(theta, acquisition)
@@ -134,8 +134,8 @@ class InversionRecoveryT1(SeparableModel):
     def signs(self, signals: torch.Tensor, acquisition: Acquisition) -> torch.Tensor | None:
         """Return the signs for a null at either side of the smallest magnitudes.
 
-        The images before the null are negative. Noise can move the smallest magnitude away from the null, so
-        that its neighbourhood counts.
+        Images before the null are negative. Noise can move the smallest magnitude away from the null, so that nulls
+        near it are tried as well.
         """
         if acquisition.has_sign:
             return None
@@ -153,13 +153,13 @@ class InversionRecoveryT1(SeparableModel):
         return 1 / theta[..., 2:3]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for three distinct inversion times."""
+        """Require three distinct inversion times."""
         super().check(acquisition)
         _distinct(_plain_times(acquisition), 3, self.name, "InversionTime")
 
 
 class _MonoExponential(SeparableModel):
-    """A exp(-TE / T): the shape that T2 and T2* share."""
+    """A exp(-TE / T), the decay of T2 and T2*."""
 
     acquisition_type: ClassVar[type[Acquisition]] = MultiEcho
     needs: ClassVar[str] = "2 distinct echo times"
@@ -194,7 +194,7 @@ class _MonoExponential(SeparableModel):
         return 1 / theta[..., 1:2]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for two distinct echo times."""
+        """Require two distinct echo times."""
         super().check(acquisition)
         _distinct(_plain_times(acquisition), 2, self.name, "EchoTime")
 
@@ -332,7 +332,7 @@ class PreparedT2(SeparableModel):
         return 1 / theta[..., 1:2]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for three distinct preparation times."""
+        """Require three distinct preparation times."""
         super().check(acquisition)
         _distinct(_plain_times(acquisition), 3, self.name, "the preparation time")
 

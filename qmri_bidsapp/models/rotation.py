@@ -1,7 +1,7 @@
-"""Rotations of tissue: of the directions of fibres, and of symmetric tensors.
+"""Rotations of tissue: fibre directions and symmetric tensors.
 
-A symmetric tensor of even rank is the same as a homogeneous polynomial of a direction, and this as a series of
-spherical harmonics of even degree up to the rank (Descoteaux et al. 2006, Magn Reson Med 56:395): its values along
+A symmetric tensor of even rank is equivalent to a homogeneous polynomial of a direction, which is a series of
+spherical harmonics of even degree up to the rank (Descoteaux et al. 2006, Magn Reson Med 56:395). Its values along
 enough directions determine its elements.
 """
 
@@ -35,7 +35,7 @@ def real_harmonics(
     polar, azimuth : ndarray
         (n_directions,) angles, radian.
     highest : int
-        Highest degree; they come by ascending degree, orders from the lowest negative one.
+        Highest degree. Columns ascend by degree, and within a degree by order, from the lowest negative one.
     """
     harmonics = []
     for degree in range(0, highest + 1, 2):
@@ -47,7 +47,7 @@ def real_harmonics(
 
 @lru_cache(maxsize=8)
 def _tables(rank: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return directions (n_points, 3), and from values along them elements and harmonics, (n_elements, n_points)."""
+    """Return directions (n_points, 3) and matrices from values along them to elements and to harmonics."""
     x = (np.arange(N_POINTS) + 0.5) / N_POINTS
     azimuth = np.pi * (3 - np.sqrt(5)) * np.arange(N_POINTS)
     radius = np.sqrt(1 - x**2)
@@ -58,7 +58,7 @@ def _tables(rank: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
 
 
 def rotation_of_elements(rotation: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return what turns the elements of a tensor.
+    """Return the matrix that rotates the elements of a tensor.
 
     Parameters
     ----------
@@ -69,14 +69,14 @@ def rotation_of_elements(rotation: torch.Tensor, rank: int) -> torch.Tensor:
     Returns
     -------
     Tensor
-        (n, n_elements, n_elements); times the elements along the old axes, those along the new ones.
+        (n, n_elements, n_elements); its product with the elements in the old axes are the elements in the new ones.
     """
     direction, to_elements, _ = (torch.as_tensor(table).to(rotation) for table in _tables(rank))
     return to_elements @ FORMS[rank](direction @ rotation)
 
 
 def harmonics_of_elements(rotation: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return what makes spherical harmonics about the first new axis of elements along the old axes.
+    """Return the matrix from elements in the old axes to spherical harmonics about the first new axis.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def harmonics_of_elements(rotation: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def turn(model: SignalModel, theta: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Return tissue that is turned.
+    """Return rotated tissue.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Spherical mean technique: neurite fraction and diffusivity, whatever the fibre orientations."""
+"""Spherical mean technique: neurite fraction and diffusivity, independent of fibre orientations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qmri_bidsapp.models.base import SeparableModel
 SERIES_LIMIT = 0.05
 #: Diffusivity of free water at body temperature, mm2/s (Gyori et al. 2021, section 2.3.1).
 FREE_DIFFUSIVITY = 3.0e-3
-#: b-value, s/mm2, below which the signals of compartments are hardly told apart.
+#: b-value, s/mm2, below which the signals of the compartments hardly differ.
 HIGH_B_VALUE = 1400.0
 #: Fewest directions of a shell.
 MIN_DIRECTIONS = 6
@@ -104,7 +104,7 @@ class SphericalMeanTechnique(SeparableModel):
         return s0 * (fraction * stick_mean(x) + (1 - fraction) * extra)
 
     def signal_of_fibres(self, theta: torch.Tensor, axes: torch.Tensor, acquisition: Diffusion) -> torch.Tensor:
-        """Return the series of which `signal` is the powder average, whatever the fibres (Kaden et al. 2016).
+        """Return the series of which `signal` is the powder average, for any fibres (Kaden et al. 2016).
 
         Parameters
         ----------
@@ -158,7 +158,7 @@ class SphericalMeanTechnique(SeparableModel):
         return acquisition, None
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for b = 0 and two shells, of at least six directions each, one of them of a high b-value."""
+        """Require b = 0 and two shells of at least six directions each, one of them of a high b-value."""
         if not isinstance(acquisition, SphericalMean):
             raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
         shells = [b for b in acquisition.b_value if b > 0]

@@ -92,7 +92,7 @@ class VariableFlipAngleT1(SignalModel):
         return 1 / theta[..., 1:2]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for two distinct flip angles, and for no magnetization transfer pulse."""
+        """Require two distinct flip angles and no magnetization transfer pulse."""
         super().check(acquisition)
         protocol = _protocol(acquisition)
         if any(protocol.mt_pulse):
@@ -201,7 +201,7 @@ class MagnetizationTransferSaturation(SignalModel):
         return 1 / theta[..., 1:2]
 
     def check(self, acquisition: Acquisition) -> None:
-        """Ask for an image with the pulse and for two flip angles without it."""
+        """Require an image with the pulse and two flip angles without it."""
         super().check(acquisition)
         protocol = _protocol(acquisition)
         if not any(protocol.mt_pulse):

@@ -10,12 +10,12 @@ from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.models.compartments import Compartment, Cylinder, Dot, Zeppelin
 from qmri_bidsapp.models.compose import Composition
 
-#: Diameter, mm, that parts the minima of the cost.
+#: Diameter, mm, that separates the minima of the cost.
 BASIN_BORDER = 1e-2
 
 
 class ZeppelinCylinderDot(Composition):
-    r"""Water that is trapped, parallel cylinders of one diameter, and Gaussian diffusion around them.
+    r"""Trapped water, parallel cylinders of one diameter, and Gaussian diffusion around them.
 
     .. math::
         S = S_0 \left[ f_t + (1 - f_t) \left( v A_{cyl}(d, a)
@@ -46,6 +46,6 @@ class ZeppelinCylinderDot(Composition):
     """
 
     def basins(self, theta: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
-        """Tell thin cylinders from thick ones: thick ones in slow surroundings look like thin ones in fast."""
+        """Separate thin from thick cylinders: thick ones in slow surroundings look like thin ones in fast ones."""
         diameter = [parameter.name for parameter in self.parameters].index("diameter")
         return (theta[:, diameter] > BASIN_BORDER).long()
