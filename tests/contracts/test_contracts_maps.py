@@ -32,9 +32,10 @@ N_VOXELS = 6
 
 
 def is_repeatable(model_name: str, estimator_name: str) -> bool:
-    """Whether a fit depends on nothing that was trained on this machine."""
-    kind = get_estimator(estimator_name)
-    if not kind.supports(get_model(model_name)):
+    """Whether both are of this package, and the fit depends on nothing that was trained on this machine."""
+    model, kind = get_model(model_name), get_estimator(estimator_name)
+    ours = all(name.startswith("qmri_bidsapp.") for name in (type(model).__module__, kind.__module__))
+    if not ours or not kind.supports(model):
         return False
     return not issubclass(kind, TrainedEstimator) or model_name in WITH_WEIGHTS.get(estimator_name, ())
 
@@ -84,17 +85,17 @@ def rounded(values: np.ndarray, digits: int = 5) -> list[Any]:
 
 def write() -> None:
     """Fit again and store; inputs stay, and models without one get theirs."""
-    from test_contracts import covariates, protocol, simulate  # this folder is on the path of a script
+    from test_contracts import tissue  # this folder is on the path of a script
 
     known = stored() if STORED.exists() else {"inputs": {}}
     for name in sorted({name for name, _ in PAIRS} - set(known["inputs"])):
-        model = get_model(name)
-        _, signals = simulate(model, N_VOXELS, noise=1.0)
+        case = tissue(name, N_VOXELS)
+        signals = case.signals(N_VOXELS, noise=1.0)
         known["inputs"][name] = {
-            "protocol": protocol(model).to_dict(),
+            "protocol": case.acquisition.to_dict(),
             "noise_std": float(f"{0.01 * signals.max():.3g}"),
             "signals": rounded(signals),
-            "covariates": rounded(covariates(model, N_VOXELS)),
+            "covariates": rounded(case.covariates),
         }
     maps = {}
     for model_name, estimator_name in PAIRS:
