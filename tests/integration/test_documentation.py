@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from qmri_bidsapp.registry import load_estimators
 PAGES = Path(__file__).resolve().parents[2] / "docs"
 FOLDERS = ("tutorials", "how-to", "reference", "explanation", "validation")
 NAMES = sorted(path.relative_to(PAGES).as_posix() for folder in FOLDERS for path in (PAGES / folder).glob("*.md"))
+
+#: Entry-point groups, which are no modules.
+GROUPS = {f"qmri_bidsapp.{group}" for group in ("estimators", "kinds", "models")}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -87,3 +91,12 @@ def test_every_page_is_in_the_index():
 def test_every_estimator_is_described():
     text = (PAGES / "reference/estimators.md").read_text(encoding="utf-8")
     assert set(load_estimators()) <= set(re.findall(r"`([\w-]+)`", text))
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_names_and_files_on_a_page_exist(page):
+    text = (PAGES / page).read_text(encoding="utf-8")
+    for name in set(re.findall(r"\bqmri_bidsapp(?:\.(?!json)\w+)+", text)) - GROUPS:
+        resolve_name(name)
+    for path in set(re.findall(r"\b(?:tests|benchmarks|training|qmri_bidsapp)/[\w/]+\.\w+", text)):
+        assert (PAGES.parent / path).exists(), path
