@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from qmri_bidsapp.core.acquisition import MultiEcho
-from qmri_bidsapp.registry import get_estimator, get_model
-from qmri_bidsapp.uncertainty.moderation import moderate
+from qmri_bidsapp.fitting.series import fit_series, make_estimator
 
 ECHOES = MultiEcho((0.0125, 0.025, 0.05, 0.08, 0.12, 0.2))
 N_VOXELS = 10_000
@@ -28,9 +27,9 @@ def coverage(estimator: str, times: tuple[float, float], noise: np.ndarray) -> t
     truth = rng.uniform(*times, len(noise))
     clean = np.exp(-np.array(ECHOES.echo_time) / truth[:, None])
     error = rng.standard_normal(clean.shape) + 1j * rng.standard_normal(clean.shape)
-    model = get_model("t2")
-    maps = get_estimator(estimator)(model).fit(ECHOES).predict(np.abs(clean + noise[:, None] * error))
-    std = moderate(maps, model, ECHOES).std[:, 1]
+    series = np.abs(clean + noise[:, None] * error)[:, None, None]
+    maps = fit_series(make_estimator("t2", estimator), series, np.ones(series.shape[:3], dtype=bool), ECHOES).maps
+    std = maps.std[:, 1]
     inside = np.abs(maps.estimate[:, 1] - truth) < 1.96 * std
     is_known = np.isfinite(std)
     return 100 * inside[is_known].mean(), 100 * (~is_known).mean(), inside
