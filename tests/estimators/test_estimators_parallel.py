@@ -1,9 +1,10 @@
-"""Chunks of voxels in threads."""
+"""Chunks of voxels in threads, and the numbers of threads that torch keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import current_thread, main_thread
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, current_thread, main_thread
 
 import numpy as np
 import pytest
@@ -66,3 +67,44 @@ def test_maps_do_not_depend_on_the_number_of_threads(n_threads: int) -> None:
     parts = [VariableProjection(model).fit(acquisition).predict(part) for part in np.split(signals, 10)]
     np.testing.assert_allclose(maps.estimate, np.concatenate([part.estimate for part in parts]), rtol=1e-3)
     assert (maps.status == np.concatenate([part.status for part in parts])).all()
+
+
+def threads_of_a_new_thread() -> int:
+    """The number of threads that torch uses in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+def test_no_other_thread_is_limited_while_chunks_are_worked_on(n_threads: int) -> None:
+    """The pool of the test is one of the callers; its numbers of threads, and those of new threads, stay."""
+    inside, checked = Barrier(n_threads + 1), Barrier(n_threads + 1)
+    limits = []
+
+    def work(part: slice) -> None:
+        inside.wait(30)
+        limits.append(torch.get_num_threads())
+        checked.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(for_each_chunk, work, n_threads, 1, "cpu")
+        inside.wait(30)
+        seen = (torch.get_num_threads(), threads_of_a_new_thread())
+        checked.wait(30)
+        call.result()
+        assert pool.submit(torch.get_num_threads).result() == n_threads
+    assert seen == (n_threads, n_threads)
+    assert limits == [1] * n_threads
+    assert (torch.get_num_threads(), threads_of_a_new_thread()) == (n_threads, n_threads)
+
+
+def test_predictions_that_run_at_once_are_those_that_run_alone(n_threads: int) -> None:
+    model, acquisition = get_model("t2"), standard("t2")
+    estimator = VariableProjection(model).fit(acquisition)
+    parts = np.split(simulate(model, acquisition, 2000), 8)
+    alone = [estimator.predict(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(estimator.predict, parts))
+    for first, second in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(second.estimate, first.estimate)
+        np.testing.assert_array_equal(second.std, first.std)
+    assert (torch.get_num_threads(), threads_of_a_new_thread()) == (n_threads, n_threads)
