@@ -174,16 +174,25 @@ class SignalModel(ABC):
         The base class requires the right type and at least as many measurements as parameters; subclasses add what
         their physics needs.
         """
-        if not isinstance(acquisition, self.acquisition_type):
-            raise ProtocolError(
-                f"Model {self.name} needs a {self.acquisition_type.__name__} protocol, "
-                f"got {type(acquisition).__name__}."
-            )
+        self._check_type(acquisition)
         if acquisition.n_measurements < len(self.parameters):
             raise ProtocolError(
                 f"Model {self.name} needs at least {len(self.parameters)} measurements, "
                 f"got {acquisition.n_measurements}; add the missing ones or leave the model out with --models."
             )
+
+    def _check_type(self, acquisition: Acquisition) -> None:
+        """Raise ProtocolError unless the protocol is of `acquisition_type`; name `adapt` if that makes it so."""
+        needed, got = self.acquisition_type.__name__, type(acquisition).__name__
+        if isinstance(acquisition, self.acquisition_type):
+            return
+        if isinstance(self.adapt(acquisition)[0], self.acquisition_type):
+            raise ProtocolError(
+                f"Model {self.name} is fitted to a {needed} protocol, which follows from this {got} series: call "
+                "`protocol, matrix = model.adapt(acquisition)`, use `protocol` in place of the series and "
+                "`signals @ matrix` in place of its signals; or call `qmri_bidsapp.fit`, which takes the series."
+            )
+        raise ProtocolError(f"Model {self.name} needs a {needed} protocol, got {got}.")
 
 
 class SeparableModel(SignalModel):

@@ -129,8 +129,8 @@ class IntravoxelIncoherentMotion(SeparableModel):
 
     def check(self, acquisition: Acquisition) -> None:
         """Require b = 0 and two b-values on either side of `PERFUSION_B_VALUE`."""
-        if not isinstance(acquisition, SphericalMean):
-            raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
+        self._check_type(acquisition)
+        assert isinstance(acquisition, SphericalMean)
         lowest = min(acquisition.b_value, default=np.inf)
         n_low = sum(lowest < b <= PERFUSION_B_VALUE for b in acquisition.b_value)
         n_high = sum(b >= PERFUSION_B_VALUE for b in acquisition.b_value)

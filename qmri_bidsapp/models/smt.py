@@ -159,8 +159,8 @@ class SphericalMeanTechnique(SeparableModel):
 
     def check(self, acquisition: Acquisition) -> None:
         """Require b = 0 and two shells of at least six directions each, one of them of a high b-value."""
-        if not isinstance(acquisition, SphericalMean):
-            raise ProtocolError(f"Model {self.name} needs a diffusion series, got {type(acquisition).__name__}.")
+        self._check_type(acquisition)
+        assert isinstance(acquisition, SphericalMean)
         shells = [b for b in acquisition.b_value if b > 0]
         if 0.0 not in acquisition.b_value or len(shells) < 2:
             raise ProtocolError(

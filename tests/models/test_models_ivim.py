@@ -62,5 +62,5 @@ def test_protocols_that_leave_perfusion_open_are_refused(b_values: tuple[float, 
 
 
 def test_other_series_are_refused() -> None:
-    with pytest.raises(ProtocolError, match="needs a diffusion series"):
+    with pytest.raises(ProtocolError, match="needs a SphericalMean protocol, got"):
         MODEL.check(MODEL.adapt(MultiEcho((0.01, 0.02)))[0])
