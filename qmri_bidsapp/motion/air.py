@@ -1,4 +1,4 @@
-"""Signal in the air beside the head, by slice: where ghosts and ringing of motion are seen without a network."""
+"""Signal in the air beside the head, by slice: shows ghosts and ringing without a network."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter, l
 
 from qmri_bidsapp.motion.displacement import Floats
 
-#: Smoothing before the threshold, and air next to the head that does not count, mm.
+#: Smoothing before the threshold, and width of the excluded border about the head, mm.
 SMOOTHING, BORDER = 2.0, 10.0
-#: Threshold, over the 99th percentile.
+#: Intensity above which a voxel belongs to the head, in units of the 99th percentile of the smoothed image. Ghosts may
+#: count: only the largest connected part is the head.
 THRESHOLD = 0.12
-#: Side of the square about a voxel, in the slice, that was blanked if all of it is zero.
+#: A voxel counts as blanked if this square about it, in the slice, is zero: side in voxels.
 BLANK = 5
 #: Least number of voxels of air in a slice.
 LEAST_AIR = 200
@@ -21,8 +22,8 @@ LEAST_AIR = 200
 def signal_in_air(volume: npt.NDArray[np.floating], voxel_size: Floats) -> Floats:
     """Return the mean signal in the air of each axial slice, in percent of the head's median.
 
-    Voxels whose neighbours are all zero do not count: they were blanked. Flow, wrap-around and noise are seen as well
-    as motion, and N4 or a normalisation of the scanner scale the air as they scale the head.
+    Voxels whose neighbours are all zero are excluded: they were blanked. Flow, wrap-around and noise add signal as
+    motion does, and N4 or a normalisation by the scanner scales air and head alike.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def signal_in_air(volume: npt.NDArray[np.floating], voxel_size: Floats) -> Float
     Returns
     -------
     ndarray
-        (z,); NaN where a slice holds no head, or too little air.
+        (z,); NaN where a slice contains no head, or too little air.
     """
     smooth = gaussian_filter(np.nan_to_num(volume).astype(np.float32), SMOOTHING / voxel_size)
     parts, _ = label(smooth > THRESHOLD * np.quantile(smooth, 0.99))

@@ -1,7 +1,7 @@
-"""Is this a T1w of a whole head? Cheap looks at a volume before it is scored.
+"""Is this a T1w of a whole head? Fast checks of a volume before it is scored.
 
-What cannot be a head is refused; what is odd is said. The limits were set on heads of five scanners, with and without
-skull, still and moved by up to 4 mm: they lie beyond all of these.
+A volume that cannot be a head is refused; an unusual one gives warnings. The limits lie beyond all heads that they were
+set on: five scanners, with and without skull, without motion and with up to 4 mm.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.network_input import LEAST_AREA
 
-#: Voxels longer than the first are coarser than most in training, than the second refused, mm.
+#: Voxels longer than the first give a warning, than the second are refused, mm: most training images are finer.
 COARSE, TOO_COARSE = 2.5, 4.0
-#: Axes further than this from those of the head are said, degree.
+#: Axes tilted further than this from those of the head give a warning, degree.
 OBLIQUE = 20.0
-#: A head is at least this wide and long, and at most; and reaches this far below the vertex, mm.
+#: Least and largest width and length of a head, and least extent below the vertex, mm.
 WIDTH, LENGTH, HEIGHT = (110.0, 200.0), (130.0, 260.0), 110.0
-#: Depth of the middle of the brain below the vertex, and radius of the ball that is looked at, mm.
+#: Intensity above which a voxel belongs to the outline of the head, in units of the 99th percentile. Lower than
+#: `network_input.HEAD_THRESHOLD`, which must exclude ghosts to place the head: dim skin counts, as in the limits above,
+#: and ghosts shall be noticed, since they reach the edge of the volume.
+OUTLINE_THRESHOLD = 0.15
+#: Depth of the middle of the brain below the vertex, and radius of the ball about it that is checked, mm.
 DEPTH, BALL = 70.0, 35.0
-#: Range of the 5 to 95 % intensities in the ball over their median: below the first refused, below the second said.
+#: Least range of the 5 to 95 % intensities in the ball over their median; less is refused, and gives a warning.
 FLAT, LITTLE_CONTRAST = 0.1, 0.35
-#: White matter is brightest and the commonest: intensities in the ball have a tail to the dark side.
+#: Largest skewness of the intensities in the ball: white matter is brightest and most common, so their tail is dark.
 DARK_TAIL = -0.25
-#: Brightness of the surroundings over that of the ball.
+#: Largest brightness of the surroundings over that of the ball.
 BRIGHT_AIR = 0.5
-#: By how much another axis may look more like a mirror than left-right does.
+#: How much more symmetric than left-right another axis may be: difference of the correlations with the mirror image.
 MIRROR = 0.05
 
 
 def check_shape(volume: Tensor, affine: Floats) -> tuple[Tensor, list[str]]:
-    """Refuse what cannot be a T1w by its shape and header.
+    """Refuse a volume whose shape or header cannot be that of a T1w.
 
     Parameters
     ----------
     volume : Tensor
-        (i, j, k) in any unit; further axes of length one do not count.
+        (i, j, k) in any unit; further axes of length one are dropped.
     affine : ndarray
         (4, 4) voxel to mm.
 
@@ -71,11 +75,11 @@ def check_shape(volume: Tensor, affine: Floats) -> tuple[Tensor, list[str]]:
         part = 1 - finite.double().mean().item()
         if part > 0.9:
             raise InputError(f"{part:.0%} of the T1w's voxels are NaN: exclude it.")
-        warnings.append(f"{part:.2g} of the voxels are NaN; they count as zero.")
+        warnings.append(f"{100 * part:.2g} % of the voxels are NaN; they count as zero.")
         data = torch.where(finite, data, 0.0)
     negative = float((-data.clamp_max(0)).sum() / data.abs().sum().clamp_min(1e-12))
     if negative > 0.1:
-        warnings.append("Many values are negative, and count as zero: a magnitude image has none.")
+        warnings.append("Many values are negative; they count as zero, since a magnitude image has none.")
     data = data.clamp_min(0)
     if float(data.max()) == float(data.min()):
         raise InputError("The T1w image is empty: all voxels are equal.")
@@ -95,7 +99,7 @@ def check_shape(volume: Tensor, affine: Floats) -> tuple[Tensor, list[str]]:
 
 
 def check_head(volume: Tensor, voxel_size: Floats, centre: Floats) -> list[str]:
-    """Say what is odd about a head, and refuse what is none.
+    """Return warnings about an unusual head, and refuse a volume that is not a head.
 
     Parameters
     ----------
@@ -104,7 +108,7 @@ def check_head(volume: Tensor, voxel_size: Floats, centre: Floats) -> list[str]:
     voxel_size : ndarray
         (3,) mm.
     centre : ndarray
-        (3,) mm, of the upper head, as found by `score.find_head`.
+        (3,) mm, of the upper head, from `network_input.find_head`.
 
     Returns
     -------
@@ -114,13 +118,12 @@ def check_head(volume: Tensor, voxel_size: Floats, centre: Floats) -> list[str]:
     Raises
     ------
     InputError
-        If the surroundings are bright, or nothing is seen inside.
+        If the surroundings are bright, the brain is not in the volume, or there is no contrast inside.
     """
     steps = [max(1, round(4 / size)) for size in voxel_size]
     pooled = avg_pool3d(volume[None], steps, ceil_mode=True)[0].double().numpy()
     coarse = voxel_size * steps
-    # Threshold and vertex as in `find_head`.
-    head = pooled > 0.15 * np.quantile(pooled, 0.99)
+    head = pooled > OUTLINE_THRESHOLD * np.quantile(pooled, 0.99)
     area = head.sum((0, 1)) * coarse[0] * coarse[1]
     top = int(np.flatnonzero(area > min(LEAST_AREA, 0.99 * area.max())).max())
     middle = np.array([centre[0], centre[1], top * coarse[2] - DEPTH])
@@ -131,41 +134,45 @@ def check_head(volume: Tensor, voxel_size: Floats, centre: Floats) -> list[str]:
     typical = float(np.median(inside))
     edges = np.concatenate([pooled[[0, -1]].ravel(), pooled[:, [0, -1]].ravel(), pooled[:, :, -1].ravel()])
     if typical <= 0 or np.median(edges) > BRIGHT_AIR * typical:
-        raise InputError("What surrounds the head is not darker than the head: this is no T1w, or it is inverted.")
+        raise InputError("The surroundings are not darker than the head: this is not a T1w, or it is inverted.")
     low, high = np.percentile(inside, [5, 95])
     contrast = (high - low) / typical
     if contrast < FLAT:
-        raise InputError("Nothing is to be seen inside, as in a phantom: there is no brain to score.")
+        raise InputError("There is no contrast inside, as in a phantom: there is no brain to score.")
     warnings = _extent(head[:, :, max(0, top + 1 - round(100 / coarse[2])) : top + 1], coarse)
     if (top + 1) * coarse[2] < HEIGHT:
         warnings.append(f"Only {(top + 1) * coarse[2]:.0f} mm below the vertex are in the volume.")
     if top == pooled.shape[2] - 1:
         warnings.append("The vertex is not in the volume, or the image is full of ghosts.")
     if contrast < LITTLE_CONTRAST:
-        warnings.append("There is little contrast inside the head: is it a phantom?")
+        warnings.append("The contrast inside the head is low: is it a phantom?")
     if skew(inside) > DARK_TAIL:
         warnings.append(
-            "Where the middle of the brain should be, bright white matter does not prevail: the contrast is not that "
-            "of a T1w, the axes are not those of the header, or the head was not found."
+            "Bright white matter does not dominate where the middle of the brain should be: the contrast is not that "
+            "of a T1w, the axes differ from the header, or the head was not found."
         )
     box = _around(pooled, middle, coarse, voxel_size, 60.0)
     mirrored = [_mirrored(box, axis) for axis in range(3)]
     if mirrored[0] + MIRROR < max(mirrored[1:]):
-        warnings.append("Left and right differ more than front and back: part of a head, or axes not as in the header.")
+        warnings.append(
+            "Left and right differ more than front and back: part of the head, or a header with other axes."
+        )
     return warnings
 
 
 def _extent(head: npt.NDArray[np.bool_], coarse: Floats) -> list[str]:
-    """Compare width and length of the upper head with those of heads."""
+    """Return warnings if width or length of the upper head is outside its limits."""
     warnings = []
     for axis, name, (least, most) in ((0, "wide", WIDTH), (1, "long", LENGTH)):
         profile = head.sum(axis=tuple(other for other in range(3) if other != axis))
         filled = np.flatnonzero(profile > 0.05 * profile.max())
         extent = float((filled[-1] - filled[0] + 1) * coarse[axis])
         if extent < least:
-            warnings.append(f"The head is only {extent:.0f} mm {name}: part of it is missing, or it is no human head.")
+            warnings.append(
+                f"The head is only {extent:.0f} mm {name}: part of it is missing, or it is not a human head."
+            )
         elif extent > most:
-            warnings.append(f"The head is {extent:.0f} mm {name}, more than any: is the voxel size right?")
+            warnings.append(f"The head is {extent:.0f} mm {name}, more than any human head: is the voxel size correct?")
     return warnings
 
 
@@ -179,7 +186,7 @@ def _around(pooled: Floats, middle: Floats, coarse: Floats, voxel_size: Floats, 
 
 
 def _mirrored(box: Floats, axis: int) -> float:
-    """Return how much a cube is like its mirror image: their correlation where both are known."""
+    """Return the correlation of a cube with its mirror image, where both are in the volume."""
     flipped = np.flip(box, axis)
     both = np.isfinite(box) & np.isfinite(flipped)
     return float(np.corrcoef(box[both], flipped[both])[0, 1]) if both.sum() > 100 else 0.0

@@ -1,11 +1,11 @@
-"""How far a head moved: the root-mean-square deviation between rigid transforms (Jenkinson 1999)."""
+"""Displacement of the head: root-mean-square deviation between rigid transforms (Jenkinson 1999)."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-#: Radius of the sphere that stands for a head, mm (Jenkinson 1999).
+#: Radius of the sphere that models a head, mm (Jenkinson 1999).
 RADIUS = 80.0
 
 Floats = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ def rms_deviation(
 
 
 def mean_deviation(rotation_vectors: npt.ArrayLike, translations: npt.ArrayLike) -> float:
-    """Return the mean deviation between successive poses.
+    """Return the mean deviation between successive poses: the true motion score.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How far an embedding lies from those of the training images, as a p-value."""
+"""Distance of an embedding from those of the training images, as a p-value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEAN, PRECISION, DISTANCES = "familiarity.mean", "familiarity.precision", "famil
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """Mahalanobis distance, and its distribution over training images that its statistics do not come from.
+    """Mahalanobis distance of an embedding, and its cross-validated distribution over the training images.
 
     Attributes
     ----------
@@ -38,18 +38,18 @@ class Familiarity:
 
     @classmethod
     def learn(cls, embeddings: Tensor, groups: Sequence[int]) -> Familiarity:
-        """Find the statistics of embeddings.
+        """Estimate the distribution of embeddings.
 
-        The distances are found by cross-validation: those of each fifth of the groups from the statistics of the
-        others. Distances of the images that the covariance was made from would be too small, and new images of the
-        same kind too often called strange. The covariance is shrunk as by Ledoit and Wolf (2004).
+        The distances are cross-validated: those of each fifth of the groups use mean and covariance of the others.
+        Distances of the images behind the covariance would be too small, and the p-values of new images too low. The
+        covariance is shrunk (Ledoit and Wolf 2004).
 
         Parameters
         ----------
         embeddings : Tensor
             (n, feature).
         groups : sequence of int
-            (n,) what belongs together: the head.
+            (n,) head that the image shows.
 
         Raises
         ------
@@ -58,7 +58,7 @@ class Familiarity:
         """
         values, labels = embeddings.double().cpu().numpy(), np.asarray(groups)
         if len(np.unique(labels)) < N_FOLDS:
-            raise UsageError(f"Statistics of embeddings need at least {N_FOLDS} heads.")
+            raise UsageError(f"Statistics of embeddings need at least {N_FOLDS} heads, got {len(np.unique(labels))}.")
         distances = np.empty(len(values))
         for rest, part in GroupKFold(N_FOLDS).split(values, groups=labels):
             distances[part] = _squared_distance(values[part], *_statistics(values[rest]))
@@ -67,7 +67,7 @@ class Familiarity:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Familiarity:
-        """Return what `to_tensors` gave."""
+        """Return the instance that `to_tensors` stored."""
         return cls(*(tensors[name].double() for name in (MEAN, PRECISION, DISTANCES)))
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class Familiarity:
         return {MEAN: self.mean, PRECISION: self.precision, DISTANCES: self.distances}
 
     def p_value(self, embedding: Tensor) -> float:
-        """Return the part of training images that lie as far out, (feature,) -> p; at least 1 / (n + 1)."""
+        """Return the share of training images at least as far from the mean, (feature,) -> p; at least 1 / (n + 1)."""
         distance = _squared_distance(embedding.double().cpu().numpy()[None], self.mean.numpy(), self.precision.numpy())
         n = len(self.distances)
         if not np.isfinite(distance[0]):

@@ -1,4 +1,4 @@
-"""SFCN (Peng et al. 2021) on planes: a small network that gives a distribution over the motion score."""
+"""SFCN (Peng et al. 2021) on planes: a small network that predicts a distribution over the motion score."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Centres of the first and last bin are half a bin inside these, mm; scores lie between 0 and 4.
+#: Outer edges of the first and last bin, mm; scores lie between 0 and 4.
 LOWEST, HIGHEST = -0.5, 4.5
 N_BINS = 50
-#: Planes that the network looks at: their part of the volume along each axis, and every how many-th in use.
+#: Planes of the input: limits along each axis, in units of its length, and step between planes at inference.
 MIDDLE, STEP = (0.15, 0.85), 3
 
 
@@ -24,11 +24,11 @@ class Architecture:
     Attributes
     ----------
     channels : tuple of int
-        Of the convolutions of planes; each but the last halves the plane.
+        Channels of the convolutions of planes; each but the last halves the plane.
     hidden : int
-        Of the layer before the last.
+        Width of the layer before the last.
     dropout : float
-        Before the last layer.
+        Rate before the last layer.
     """
 
     channels: tuple[int, ...] = (16, 32, 64, 96, 96, 48)
@@ -84,13 +84,13 @@ def summarise(log_probability: Tensor, coverage: float = 0.9) -> tuple[Tensor, T
 
 
 class SFCN(nn.Module):
-    """Convolution, normalisation, pooling, rectification, five times, on planes; then one value per bin.
+    """Five blocks of convolution, normalisation, pooling and rectification on planes; then one value per bin.
 
-    The published network convolves the whole volume. This one looks at planes, sagittal, coronal and axial: two of the
-    three orientations hold the axis along which motion leaves its ghosts, and a plane has all of the volume's
-    resolution at a hundredth of its cost. What planes of an orientation have in common, the mean of their features, is
-    the embedding. Beside the image it sees the image's square root, in which ghosts in air stand out.
-    The first convolution halves the plane itself, without pooling: at full size it would take half of the time.
+    The published network convolves the whole volume. This one convolves sagittal, coronal and axial planes: two of the
+    three orientations contain the axis along which motion causes ghosts, and a plane has the full resolution of the
+    volume at a hundredth of its cost. The embedding is the mean of the features of the planes of each orientation. A
+    second channel is the square root of the image, in which ghosts in air stand out. The first convolution has a
+    stride of two instead of pooling: at full size it would take half of the time.
     """
 
     def __init__(self, architecture: Architecture | None = None) -> None:
@@ -118,16 +118,16 @@ class SFCN(nn.Module):
         return torch.cat(means, dim=1)
 
     def hidden(self, features: Tensor) -> Tensor:
-        """Return the layer before the last, (n, hidden), from what `embed` gives."""
+        """Return the layer before the last, (n, hidden), from embeddings."""
         hidden: Tensor = self.head[:-1](features)
         return hidden
 
     def from_hidden(self, hidden: Tensor) -> Tensor:
-        """Return the log-probability of every bin, (n, bin), from what `hidden` gives."""
+        """Return the log-probability of every bin, (n, bin), from the layer before the last."""
         return torch.log_softmax(self.head[-1](hidden).float(), dim=1)
 
     def from_features(self, features: Tensor) -> Tensor:
-        """Return the log-probability of every bin, (n, bin), from what `embed` gives."""
+        """Return the log-probability of every bin, (n, bin), from embeddings."""
         return self.from_hidden(self.hidden(features))
 
     def embed(self, image: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class SFCN(nn.Module):
         Parameters
         ----------
         image : Tensor
-            (n, x, y, z) scaled as by `score.scale`.
+            (n, x, y, z) from `network_input.prepare`.
 
         Returns
         -------
@@ -151,7 +151,7 @@ class SFCN(nn.Module):
 
 
 def plane_range(n: int) -> tuple[int, int]:
-    """Return the first plane, and the one after the last, of those that the network looks at, of `n`."""
+    """Return the first plane of the input, and the one after the last, of an axis with `n` planes."""
     return round(MIDDLE[0] * n), round(MIDDLE[1] * n)
 
 

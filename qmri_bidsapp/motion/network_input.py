@@ -1,8 +1,8 @@
-"""From a T1w volume to the network's input; the same code in training and in use.
+"""The network's input from a T1w volume; training and inference share this code.
 
 A volume is interpolated exactly once, by a windowed sinc, onto a grid about the head. Its axes are permuted and
 flipped towards right, anterior and superior, never rotated: ghosts lie along the axes of the acquisition. The bias
-field is left in (training varies it), so that nothing slow and nothing that motion disturbs comes before the network.
+field stays in (training varies it): its correction is slow, and motion affects it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from torch import Tensor
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.displacement import Floats
 
-#: Lobes of the windowed sinc, on each side.
+#: Lobes of the windowed sinc on each side.
 LOBES = 6
-#: Height of the part of a head that tells where it lies, mm below the vertex.
+#: Height of the upper head, from which the position of the head is determined, mm below the vertex.
 UPPER_HEAD = 100.0
 #: Air above the vertex, mm.
 AIR = 8.0
-#: Least area of a head's cross-section, mm2: finds the vertex.
+#: Least area of an axial section of a head, mm2: the uppermost such section is the vertex.
 LEAST_AREA = 2000.0
-#: Intensity from which a voxel is of the head, in units of the 99th percentile: above that of strong ghosts in air.
+#: Intensity above which a voxel belongs to the head, in units of the 99th percentile. Above that of strong ghosts in
+#: air, so that motion does not shift the input; see `checks.OUTLINE_THRESHOLD` for the outline.
 HEAD_THRESHOLD = 0.3
 #: Brightest value that the network sees, in units of the head's 99th percentile.
 BRIGHTEST = 1.5
@@ -34,7 +35,7 @@ BRIGHTEST = 1.5
 
 @dataclass(frozen=True)
 class Grid:
-    """What the network sees, and the larger space in which training samples are made.
+    """Grid of the network's input, and the larger grid on which training samples are simulated.
 
     Attributes
     ----------
@@ -43,7 +44,7 @@ class Grid:
     shape : tuple of int
         (x, y, z) of the network's input, about the head.
     margin : tuple of (int, int)
-        Voxels before and after on each axis, in the larger space.
+        Voxels that the larger grid adds before and after on each axis.
     """
 
     spacing: float
@@ -52,16 +53,16 @@ class Grid:
 
     @property
     def work_shape(self) -> tuple[int, int, int]:
-        """Shape of the larger space."""
+        """Shape of the larger grid."""
         x, y, z = (n + before + after for n, (before, after) in zip(self.shape, self.margin, strict=True))
         return x, y, z
 
     def work_centre(self, centre: Floats) -> Floats:
-        """Return the centre of the larger space, mm, for that of the network's input."""
+        """Return the centre of the larger grid, (3,) mm, from the centre of the network's input."""
         return centre + self.spacing * np.array([(after - before) / 2 for before, after in self.margin])
 
     def head_centre(self) -> Floats:
-        """Return the voxel, in the larger space, that is the middle of the network's input."""
+        """Return the voxel of the larger grid at the centre of the network's input, (3,)."""
         return np.array([before + (n - 1) / 2 for n, (before, _) in zip(self.shape, self.margin, strict=True)])
 
 
@@ -88,7 +89,7 @@ def reorient(volume: Tensor, affine: Floats) -> tuple[Tensor, Floats]:
     Raises
     ------
     InputError
-        If the affine has no volume.
+        If the affine is singular.
     """
     size = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
@@ -101,12 +102,12 @@ def reorient(volume: Tensor, affine: Floats) -> tuple[Tensor, Floats]:
 
 
 def find_head(volume: Tensor, voxel_size: Sequence[float], grid: Grid) -> Floats:
-    """Return the centre of the network's input: middle of the upper head, below the vertex.
+    """Return the centre of the network's input, from the middle of the upper head and the vertex.
 
     Parameters
     ----------
     volume : Tensor
-        (x, y, z), oriented as by `reorient`.
+        (x, y, z) from `reorient`.
     voxel_size : sequence of float
         mm.
     grid : Grid
@@ -129,7 +130,7 @@ def find_head(volume: Tensor, voxel_size: Sequence[float], grid: Grid) -> Floats
     ).double()
     slices = torch.nonzero(head.sum((0, 1)) * coarse[0] * coarse[1] > LEAST_AREA).flatten()
     if len(slices) == 0:
-        raise InputError("The T1w image holds nothing as large as a head.")
+        raise InputError("The T1w image contains nothing as large as a head.")
     top = int(slices.max())
     upper = head[:, :, max(0, top - round(UPPER_HEAD / coarse[2])) : top + 1]
     middle = [_middle(upper.sum((1, 2))) * coarse[0], _middle(upper.sum((0, 2))) * coarse[1]]
@@ -139,7 +140,7 @@ def find_head(volume: Tensor, voxel_size: Sequence[float], grid: Grid) -> Floats
 
 
 def _middle(profile: Tensor) -> float:
-    """Return the mean of the 3rd and 97th percentile of a distribution over positions."""
+    """Return the mean of the 3rd and 97th percentile of positions with these weights."""
     cumulated = torch.cumsum(profile, 0) / profile.sum()
     ends = torch.searchsorted(cumulated, torch.tensor([0.03, 0.97], dtype=cumulated.dtype, device=cumulated.device))
     return float(ends.double().mean())
@@ -162,13 +163,13 @@ def resample(
     voxel_size : sequence of float
         mm.
     centre : sequence of float
-        Where the middle of the grid lies, mm from the centre of the first voxel.
+        Centre of the grid, mm from the centre of the first voxel.
     shape : sequence of int
-        Of the grid.
+        Shape of the grid.
     spacing : float
-        Of the grid, mm.
+        Spacing of the grid, mm.
     band : float
-        Voxel size whose Nyquist frequency ends the band, mm, where larger than that of both grids.
+        Voxel size whose Nyquist frequency limits the band, mm, where larger than that of both grids.
 
     Returns
     -------
@@ -187,7 +188,7 @@ def resample(
 
 
 def scale(volume: Tensor) -> Tensor:
-    """Divide by the 99th percentile and cut to [0, 1.5]; (..., x, y, z)."""
+    """Divide by the 99th percentile and clip to [0, `BRIGHTEST`]; (..., x, y, z)."""
     sample = volume[..., ::3, ::3, ::3].flatten(-3)
     bright = torch.quantile(sample, 0.99, dim=-1)[..., None, None, None]
     return (volume / bright.clamp_min(1e-12)).clamp(0, BRIGHTEST)

@@ -1,7 +1,7 @@
 """A lab's own quality grades from the embedding of the motion network, with few labels.
 
-The grades are ordinal: one hidden layer leads to K - 1 outputs, the probabilities that the grade is above each but the
-last (Frank and Hall 2001). Grades count as equally common, so that a rare bad one is not overlooked.
+The grades are ordinal: a network with one hidden layer has K - 1 outputs, the probabilities that the grade is above
+each grade but the last (Frank and Hall 2001). All grades have the same weight, so that rare bad ones count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qmri_bidsapp.artifacts.weights import load_weights, save_weights, sha256_of
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.motion.displacement import Floats
 
-#: Hidden units, and strength of weight decay: labels are few.
+#: Hidden units, and strength of the L2 penalty: labels are few.
 HIDDEN, ALPHA = 16, 1.0
 MAX_FOLDS = 5
 MAX_ITERATIONS = 500
@@ -32,18 +32,18 @@ MAX_ITERATIONS = 500
 
 @dataclass(frozen=True, eq=False)
 class QualityHead:
-    """A trained network, as plain arrays.
+    """A trained network in plain arrays.
 
     Attributes
     ----------
     grades : tuple of float
         Ascending.
     mean, scale : ndarray
-        (feature,) by which embeddings are standardised.
+        (feature,) mean and standard deviation that embeddings are standardised with.
     weights, offsets : tuple of ndarray
-        Of the hidden layer and of the output.
+        Of the hidden layer, (feature, hidden) and (hidden,), and of the output, (hidden, K - 1) and (K - 1,).
     sha256 : str
-        Of the file it was loaded from.
+        Of the file of weights; empty before it is saved.
     """
 
     grades: tuple[float, ...]
@@ -64,7 +64,7 @@ class QualityHead:
         """
         known = np.unique(grades)
         if len(known) < 2:
-            raise UsageError("A quality-control head needs at least two grades.")
+            raise UsageError(f"A quality-control head needs at least two grades, got {len(known)}.")
         mean, scale = embeddings.mean(0), embeddings.std(0)
         scale = np.where(scale > 1e-12, scale, 1.0)
         above = (grades[:, None] > known[None, :-1]).astype(int)
@@ -94,7 +94,7 @@ class QualityHead:
         return {f"{grade:g}": float(value) for grade, value in zip(self.grades, found, strict=True)}
 
     def save(self, folder: Path, motion_sha256: str, notes: Mapping[str, Any]) -> None:
-        """Write weights and card; `motion_sha256` is that of the network whose embeddings these are."""
+        """Write weights and card; `motion_sha256` belongs to the network whose embeddings the head was trained on."""
         tensors = {
             "mean": self.mean,
             "scale": self.scale,
@@ -108,12 +108,12 @@ class QualityHead:
 
     @classmethod
     def load(cls, folder: Path, motion_sha256: str) -> QualityHead:
-        """Read what `save` wrote.
+        """Read a head that `save` wrote.
 
         Raises
         ------
         WeightsError
-            If it is damaged, or for embeddings of another network.
+            If it is damaged, or was trained on embeddings of another network.
         """
         tensors, notes = load_weights(folder, _identity(motion_sha256))
         arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
@@ -132,7 +132,7 @@ def _identity(motion_sha256: str) -> dict[str, Any]:
 
 
 def cross_validate(embeddings: Floats, grades: Floats, subjects: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-    """Return how well grades are told of subjects that were not in training.
+    """Return the accuracy of the predicted grades of subjects that were not in training.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def cross_validate(embeddings: Floats, grades: Floats, subjects: Sequence[str], 
     Returns
     -------
     dict
-        ``balanced_accuracy`` (by chance: one over the number of grades), ``f1`` by grade, ``confusion`` (rows: the
+        ``balanced_accuracy`` (random guesses: one over the number of grades), ``f1`` by grade, ``confusion`` (rows: the
         lab's grades, columns: those predicted), ``mean_absolute_error`` in steps between grades, ``grades``, ``n``,
         ``n_subjects``, ``folds``.
 
@@ -161,7 +161,7 @@ def cross_validate(embeddings: Floats, grades: Floats, subjects: Sequence[str], 
     fewest = min(len(np.unique(people[grades == grade])) for grade in known)
     if fewest < 2:
         scarce = [f"{grade:g}" for grade in known if len(np.unique(people[grades == grade])) < 2]
-        raise UsageError(f"Grades {', '.join(scarce)} have one subject each: at least two are needed to validate.")
+        raise UsageError(f"Validation needs at least two subjects of each grade, got one of grade {', '.join(scarce)}.")
     folds = min(MAX_FOLDS, fewest)
     place = np.searchsorted(known, grades)
     predicted = np.zeros(len(grades), dtype=int)

@@ -65,7 +65,7 @@ def test_two_grades_and_too_few():
     with pytest.raises(UsageError, match="two grades"):
         QualityHead.learn(embeddings, np.ones(80))
     scarce = np.where(np.arange(80) == 0, 5.0, two)
-    with pytest.raises(UsageError, match="Grades 5"):
+    with pytest.raises(UsageError, match="of grade 5"):
         cross_validate(embeddings, scarce, subjects)
 
 

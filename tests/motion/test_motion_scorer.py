@@ -209,6 +209,15 @@ TURNS_OF_REAL_HEADS = TURNS | {
 }
 
 
+def test_ghosts_in_air_do_not_shift_the_input_but_are_noticed():
+    # Between the thresholds of `find_head` (0.3 of the 99th percentile) and of the outline (0.15).
+    level = 0.22 * torch.quantile(HEAD.flatten()[::7], 0.99)
+    ghosts = torch.where(HEAD < 5, level, HEAD)
+    size = [2.4, 2.4, 2.4]
+    np.testing.assert_allclose(find_head(ghosts, size, GRID), find_head(HEAD, size, GRID))
+    assert "full of ghosts" in warnings_of(ghosts, AFFINE)
+
+
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS)
 def test_axes_that_are_not_those_of_the_header_are_said(folder, turn):
     volume, affine = made_up_head(3.0, seed=1)
