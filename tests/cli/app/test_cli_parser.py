@@ -206,7 +206,7 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
 
 
 def test_every_option_in_the_documentation_exists():
-    repository = Path(__file__).resolve().parents[2]
+    repository = Path(__file__).resolve().parents[3]
     known = _options(build_parser()) | _options(tools.build_parser())
     # Options of docker, apptainer, sbatch, pip and the benchmarks.
     foreign = {"--cohorts", "--only", "--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}

@@ -14,7 +14,7 @@ import pytest
 
 from qmri_bidsapp.evaluation.standards import standard
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 def load(name: str) -> ModuleType:
