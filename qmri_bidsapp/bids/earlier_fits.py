@@ -1,4 +1,4 @@
-"""What an earlier run of the app found: protocols of its fits, and the parameters of its voxels."""
+"""Results of an earlier run of the app: protocols of its fits, and parameters of its voxels."""
 
 from __future__ import annotations
 

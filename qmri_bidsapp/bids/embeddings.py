@@ -31,7 +31,7 @@ class GradedImages:
     motion_sha256 : str
         Of the weights that the embeddings come from.
     notes : list of str
-        What was left out.
+        Participants that were left out.
     """
 
     embeddings: npt.NDArray[np.float64]

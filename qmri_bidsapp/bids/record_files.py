@@ -47,7 +47,7 @@ def record_files(out_dir: Path, subjects: Sequence[str] = ()) -> list[Path]:
 
 
 def step_file(folder: Path, part: str, step: str) -> Path:
-    """Return where a step notes its part of the record; `part` is a key of `STEPS`, `step` tells steps apart."""
+    """Return the file of one step; `part` is a key of `STEPS`, `step` distinguishes the steps of a part."""
     if part not in STEPS:
         raise ValueError(f"Parts of a record are {', '.join(STEPS)}; got {part!r}.")
     return folder / f"{part}-{step}.json"

@@ -14,10 +14,10 @@ from qmri_bidsapp.bids.tables import read_table
 #: Column of ``scans.tsv`` -> field of `MotionScoreValues`.
 COLUMNS = {"motion_score": "mean", "motion_score_low": "low", "motion_score_high": "high", "motion_score_p": "p_value"}
 _TEXTS = {
-    "motion_score": "Mean deviation between successive poses of the head (Jenkinson 1999) during the T1w, as estimated",
+    "motion_score": "Estimated mean deviation between successive poses of the head (Jenkinson 1999) during the T1w",
     "motion_score_low": "Lower limit of the 90 % interval of motion_score",
     "motion_score_high": "Upper limit of the 90 % interval of motion_score",
-    "motion_score_p": "Part of the images that the network was trained on that are as unusual; small: do not trust "
+    "motion_score_p": "Fraction of the training images of the network that are as unusual; if small, do not trust "
     "motion_score",
 }
 GRADE = "motion_grade_"

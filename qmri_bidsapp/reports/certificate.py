@@ -192,8 +192,8 @@ def _about(summary: Mapping[str, Any]) -> str:
     about = (
         f"Ranges and expected bias: from {identity['n']:,} simulated voxels of this protocol, {noise['kind']} noise, "
         f"signal-to-noise ratio {level / spread:.3g} to {level * spread:.3g}; prior of the truth: "
-        f"{identity['prior']['name']}. Figures and sinks: from as many of all plausible tissue, signal-to-noise ratio "
-        f"{level:g}"
+        f"{identity['prior']['name']}. Figures and sinks: from the same number of voxels of all plausible "
+        f"tissue, signal-to-noise ratio {level:g}"
     )
     failed = summary["n_failed"]
     return about + (f" ({failed:,} could not be estimated)." if failed else ".")

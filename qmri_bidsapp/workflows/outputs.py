@@ -68,15 +68,15 @@ def desc_meanings() -> dict[str, str]:
         endings = {ENDINGS[what]: text for what, text in maps.items()}
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
-        meanings[f"{name}trust"] = f"What the certificate says in each voxel of: {estimator.title}"
-        meanings[f"{name}flag"] = f"Voxels unlike all that was simulated for: {estimator.title}"
+        meanings[f"{name}trust"] = f"Verdict of the certificate in each voxel of: {estimator.title}"
+        meanings[f"{name}flag"] = f"Voxels unlike all simulated voxels of: {estimator.title}"
         for model in filter(estimator.supports, map(get_model, load_models())):
             if any(kinds[suffix].map_suffix for suffix in model.bids_suffixes):
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
-            meanings[f"{name}{model.name}trust"] = f"What the certificate says in each voxel of: {of}"
-            meanings[f"{name}{model.name}flag"] = f"Voxels unlike all that was simulated for: {of}"
+            meanings[f"{name}{model.name}trust"] = f"Verdict of the certificate in each voxel of: {of}"
+            meanings[f"{name}{model.name}flag"] = f"Voxels unlike all simulated voxels of: {of}"
             meanings |= {f"{name}{model.name}{ending}": f"{text}: {of}" for ending, text in endings.items()}
     return meanings
 

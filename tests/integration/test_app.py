@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.dataset import validate
+from qmri_bidsapp.bids.record_files import read_record, record_file
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.demo.dataset import write_demo
@@ -79,19 +80,19 @@ def test_maps_agree_with_the_truth(bids: Path, finished: Path) -> None:
 
 
 def test_every_map_has_a_standard_deviation_a_unit_and_a_reference(finished: Path) -> None:
-    record = json.loads((finished / "out" / "logs" / "sub-02.json").read_text())
-    assert {fit["model"] for fit in record["fits"]} == {"t1", "t2", "smt", "tensor", "kurtosis", "noddi"}
-    kurtosis = next(fit for fit in record["fits"] if fit["model"] == "kurtosis")
-    assert {"mk", "ak", "rk", "fa"} <= {item["parameter"] for item in kurtosis["maps"]}
-    assert "vxxxx" not in {item["parameter"] for item in kurtosis["maps"]}
-    for fit in record["fits"]:
-        assert sum(fit["status_counts"].values()) > 1000
-        for item in fit["maps"]:
-            sidecar = json.loads((finished / "out" / item["estimate"].replace(".nii.gz", ".json")).read_text())
-            assert sidecar["Units"] == item["unit"]
+    record = read_record(record_file(finished / "out", "02"))
+    assert {fit.model for fit in record.fits} == {"t1", "t2", "smt", "tensor", "kurtosis", "noddi"}
+    kurtosis = next(fit for fit in record.fits if fit.model == "kurtosis")
+    assert {"mk", "ak", "rk", "fa"} <= {item.parameter for item in kurtosis.maps}
+    assert "vxxxx" not in {item.parameter for item in kurtosis.maps}
+    for fit in record.fits:
+        assert sum(fit.status_counts.values()) > 1000
+        for item in fit.maps:
+            sidecar = json.loads((finished / "out" / item.estimate.replace(".nii.gz", ".json")).read_text())
+            assert sidecar["Units"] == item.unit
             assert sidecar["EstimationReference"]
             assert sidecar["Sources"][0].startswith("bids:raw:sub-02/")
-            assert (np.nan_to_num(read(finished / "out" / item["std"])) >= 0).all()
+            assert (np.nan_to_num(read(finished / "out" / item.std)) >= 0).all()
 
 
 def test_output_is_valid_bids(finished: Path) -> None:
@@ -109,10 +110,10 @@ def test_every_desc_is_described(finished: Path) -> None:
 
 def test_report_shows_every_map_and_works_offline(finished: Path) -> None:
     page = (finished / "out" / "sub-01.html").read_text()
-    record = json.loads((finished / "out" / "logs" / "sub-01.json").read_text())
-    for fit in record["fits"]:
-        for item in fit["maps"]:
-            assert item["estimate"] in page
+    record = read_record(record_file(finished / "out", "01"))
+    for fit in record.fits:
+        for item in fit.maps:
+            assert item.estimate in page
     assert "No T1w: the mask comes from the series" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     for name in (finished / "out" / "sub-01" / "figures").glob("*.svg"):

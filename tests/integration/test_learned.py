@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qmri_bidsapp.bids.record_files import read_record, record_file
 from qmri_bidsapp.cli import tools
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
@@ -105,8 +106,8 @@ def test_training_in_the_app_on_the_fits_of_an_earlier_run(fitted, short_trainin
     (tmp_path / "linear.yml").write_text("plugin: Linear")
     options = ["--estimators", "mlp", "--prior", "mixed", "--use-plugin", str(tmp_path / "linear.yml")]
     app(bids, out, *options)
-    record = json.loads((out / "logs" / "sub-03.json").read_text())
-    assert [fit["estimator"] for fit in record["fits"]] == ["mlp", "nlls"]
+    record = read_record(record_file(out, "03"))
+    assert [fit.estimator for fit in record.fits] == ["mlp", "nlls"]
     folders = sorted((out.parent / "work").glob("*/weights/*/card.json"))
     cards = [json.loads(path.read_text()) for path in folders]
     assert sorted(card["identity"]["protocol"]["echo_time"][-1] for card in cards) == [0.15, 0.16]

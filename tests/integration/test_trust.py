@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import qmri_bidsapp as qmri
+from qmri_bidsapp.bids.record_files import read_record, record_file
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import LEVEL, Reason
@@ -107,8 +108,8 @@ def test_the_fit_does_not_wait_for_its_certificate(heads, tmp_path):
         app(heads[0], tmp_path / "out", "--participant-label", "01")
     assert (tmp_path / "out" / "sub-01" / "anat" / "sub-01_T2map.nii.gz").is_file()
     assert not list((tmp_path / "out").rglob("*truthlow*.nii.gz"))
-    record = json.loads((tmp_path / "out" / "logs" / "sub-01.json").read_text())
-    assert (len(record["fits"]), record["truths"]) == (1, [])
+    record = read_record(record_file(tmp_path / "out", "01"))
+    assert (len(record.fits), record.truths) == (1, ())
     # What was made before is made again where it is gone.
     folder.unlink()
     app(heads[0], tmp_path / "out", "--participant-label", "01")
@@ -152,8 +153,8 @@ def test_nothing_of_it_on_request(heads, out, tmp_path):
     assert "sub-01_T2map.nii.gz" in names
     assert not [name for name in names if "bias" in name or "truth" in name or "trust" in name or "certificate" in name]
     assert not [name for name in names if "flag" in name]
-    record = json.loads((tmp_path / "out" / "logs" / "sub-01.json").read_text())
-    assert record["truths"] == []
+    record = read_record(record_file(tmp_path / "out", "01"))
+    assert record.truths == ()
     np.testing.assert_array_equal(
         load(tmp_path / "out" / "sub-01" / "anat" / "sub-01_T2map.nii.gz"),
         load(out / "sub-01" / "anat" / "sub-01_T2map.nii.gz"),

@@ -216,11 +216,13 @@ class TestGroup:
         assert found == []
         assert "run the participant again" in warning
 
-    def test_a_damaged_record_is_a_warning(self, output: Path) -> None:
-        (output / "logs" / "sub-02.json").write_text("{")
+    @pytest.mark.parametrize("text", ["{", '{"subject": "02", "series": [], "fits": []}'], ids=["damaged", "older"])
+    def test_a_record_that_cannot_be_read_is_a_warning(self, output: Path, text: str) -> None:
+        (output / "logs" / "sub-02.json").write_text(text)
         save(output / "sub-01" / "anat" / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
         found, (warning,) = aggregate(output)
         assert "sub-02.json" in warning
+        assert warning.endswith("run participant sub-02 again.")
         assert [table.missing for table in found] == [["sub-02"], ["sub-02"]]
 
     def test_differences_of_protocol_are_told(self, output: Path) -> None:
