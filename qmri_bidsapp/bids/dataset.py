@@ -176,7 +176,7 @@ def _index(bids_dir: Path, subjects_left_out: tuple[str, ...]) -> BIDSLayout:
 
 
 def _save_database(layout: BIDSLayout, database_dir: Path) -> None:
-    """Save an index whole: half of one, left by an interruption, would be taken for all there is."""
+    """Save a complete index or none: pybids would take a partial one, left by an interruption, as complete."""
     try:
         with atomic_file(database_dir / DATABASE) as temporary:
             # pybids takes the folder; the file's name is its own.
@@ -192,7 +192,7 @@ def _read_database(bids_dir: Path, database_dir: Path) -> BIDSLayout:
     # pybids takes the data set's folder from the database, whatever it is given.
     try:
         layout = BIDSLayout(bids_dir, validate=False, database_path=database_dir)
-        reason = "" if Path(layout.root) == bids_dir else f"it is of {layout.root}"
+        reason = "" if Path(layout.root) == bids_dir else f"it belongs to {layout.root}"
     except (ValueError, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0]
     if reason:

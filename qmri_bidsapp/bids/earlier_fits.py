@@ -108,10 +108,10 @@ def tissue_of(prior: str) -> str | None:
 
 
 def samples(fits: list[FoundFit], model: SignalModel, tissue: str | None) -> list[npt.NDArray[np.float64]]:
-    """Return the parameters of each subject but the amplitude, from its first fit that is not itself learned.
+    """Return the parameters of each subject without the amplitude, from its first fit by an untrained estimator.
 
-    Subjects of different folders are different ones, whatever their labels. Voxels at a bound count: a fraction of
-    zero is healthy, even if a relaxation time at its bound, as of a vessel, is not.
+    Equal labels in different folders are different subjects. Voxels at a bound are included: a fraction of zero occurs
+    in healthy tissue, although a relaxation time at its bound, as in a vessel, does not.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Maps of the transmit field (``fmap/*_TB1map``): which one belongs to a series, and what its values mean."""
+"""Maps of the transmit field (``fmap/*_TB1map``): the choice for a series, and the unit of the values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 #: ``Units`` of the sidecar -> factor from stored values to effective over nominal flip angle. BIDS recommends "percent
 #: multiplicative factors" and names the unit "arbitrary", which says neither 100 nor 1.
 UNIT_FACTORS = {"percent": 0.01, "%": 0.01, "p.u.": 0.01, "1": 1.0, "fraction": 1.0, "ratio": 1.0}
-UNTOLD_UNITS = ("", "arbitrary", "a.u.")
+UNSPECIFIED_UNITS = ("", "arbitrary", "a.u.")
 ANGLE_UNITS = ("degree", "degrees", "deg")
 
 
 @dataclass(frozen=True)
 class CovariateMap:
-    """A map of what a model wants to know of each voxel.
+    """A map of a known quantity that a model uses in each voxel.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class CovariateMap:
     file : str
         Absolute path.
     factor : float or None
-        Stored values times this are in the covariate's unit; None: the values themselves must tell.
+        Factor from stored values to the covariate's unit; None: to be derived from the values.
     """
 
     name: str
@@ -40,14 +40,14 @@ class CovariateMap:
 
 
 def choose_b1(candidates: Sequence[BIDSFile], session: str | None, files: Sequence[str]) -> list[BIDSFile]:
-    """Return the maps of the transmit field that may serve a series, the best first.
+    """Return the maps of the transmit field that apply to a series, the best first.
 
     Parameters
     ----------
     candidates : sequence of BIDSFile
         All of the subject.
     session : str or None
-        Of the series. The field depends on how the head lies: a map of another session does not serve.
+        Session of the series. The field depends on the position of the head: a map of another session does not apply.
     files : sequence of str
         The series. Maps whose ``IntendedFor`` names one of them come alone.
     """
@@ -63,7 +63,7 @@ def _intended(sidecar: Mapping[str, Any]) -> set[str]:
 
 
 def read_b1(path: str, sidecar: Mapping[str, Any]) -> CovariateMap:
-    """Return a map of the transmit field, with the meaning of its values.
+    """Return a map of the transmit field, with the factor to relative values.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def read_b1(path: str, sidecar: Mapping[str, Any]) -> CovariateMap:
         If ``Units`` is not known, or is an angle without the nominal one in ``FlipAngle``.
     """
     unit = str(sidecar.get("Units", "")).strip().lower()
-    if unit in UNTOLD_UNITS:
+    if unit in UNSPECIFIED_UNITS:
         return CovariateMap("b1", path)
     if unit in UNIT_FACTORS:
         return CovariateMap("b1", path, UNIT_FACTORS[unit])

@@ -1,4 +1,4 @@
-"""What names and headers of files say."""
+"""Labels in file names, and checks of image headers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from qmri_bidsapp.errors import InputError
 
 
 def labels_of(path: str | Path) -> dict[str, str]:
-    """Return BIDS key -> label as they stand in a file name; pybids would turn ``run-01`` into the number 1."""
+    """Return BIDS key -> label of a file name, as written; pybids would turn ``run-01`` into the number 1."""
     return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
 
 
 def open_image(path: str) -> Any:
-    """Return an image, of which only the header has been read; InputError if it is none."""
+    """Open an image and read its header only; InputError if it is no image."""
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
 

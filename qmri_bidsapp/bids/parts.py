@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Complement:
-    """What makes a series complex.
+    """Images that make a series complex.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Complement:
 
 
 def split_parts(members: Sequence[BIDSFile], axis: str) -> tuple[list[BIDSFile], list[BIDSFile], str | None]:
-    """Part the images of a series from those that complete them.
+    """Separate the images of a series from their phase or imaginary parts.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def split_parts(members: Sequence[BIDSFile], axis: str) -> tuple[list[BIDSFile],
     complement : list of BIDSFile
         Imaginary parts or phases in the same order; empty where they do not cover the images.
     note : str or None
-        Why what is there cannot be used.
+        Why phase or imaginary parts are not used.
 
     Raises
     ------

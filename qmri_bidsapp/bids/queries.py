@@ -124,7 +124,7 @@ def _grouped(files: Iterable[BIDSFile], kind: Kind) -> list[tuple[tuple[tuple[st
 
 
 def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
-    """Return the images of the first echo, which T2* weights least, and what was left out."""
+    """Return the images of the first echo, the least T2*-weighted one, and a note on what was left out."""
     echoes = [int(item.entities.get("echo", 0)) for item in members]
     kept = [item for item, echo in zip(members, echoes, strict=True) if echo == min(echoes)]
     if len(kept) == len(members):
@@ -207,7 +207,7 @@ def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], proble
         chosen = maps[0]
         if len(maps) > 1:
             message = (
-                f"{len(maps)} TB1maps may serve {group.name}: {Path(chosen.path).name} is used; "
+                f"{len(maps)} TB1maps apply to {group.name}: {Path(chosen.path).name} is used; "
                 "name another with IntendedFor or --bids-filter-file."
             )
             problems.append(Problem(group.subject, group.kind, chosen.path, message, severity="note"))
@@ -215,7 +215,7 @@ def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], proble
             check_headers([chosen.path], ndim=3)
             b1 = read_b1(chosen.path, chosen.get_metadata())
         except InputError as error:
-            message = f"{group.name} is left out for its map of the transmit field: {error}"
+            message = f"{group.name} is left out because of its map of the transmit field: {error}"
             problems.append(Problem(group.subject, group.kind, chosen.path, message))
             continue
         found.append(replace(group, covariates=(b1,)))

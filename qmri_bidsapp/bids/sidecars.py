@@ -1,4 +1,4 @@
-"""From sidecar fields and gradient tables to protocols, and back to sidecar fields."""
+"""Protocols from sidecar fields and gradient tables, and sidecar fields from protocols."""
 
 from __future__ import annotations
 

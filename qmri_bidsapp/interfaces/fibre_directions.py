@@ -1,4 +1,4 @@
-"""The node that finds number and directions of fibres."""
+"""Node: number and directions of fibres."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _OrientationInputSpec(BaseInterfaceInputSpec):
 class _OrientationOutputSpec(TraitedSpec):
     images = traits.List(File(exists=True), desc="number of fibres (x, y, z), and directions")
     directions = File(exists=True, desc="(x, y, z, 9): x, y and z of one fibre after the other; NaN where absent")
-    notes = traits.List(traits.Str, desc="what was taken for granted")
+    notes = traits.List(traits.Str, desc="assumptions that were made")
 
 
 class FindOrientations(SimpleInterface):

@@ -53,9 +53,9 @@ def denoise(
     data = np.asarray(image.dataobj, dtype=np.float32)
     inside = _surroundings(mask)
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        # dipy divides by zero where the mask leaves voxels out, and advises larger patches, which blur more.
+        # dipy divides by zero outside the mask, and recommends larger patches, which blur more.
         warnings.filterwarnings("ignore", message="Number of samples")
-        # One undefined value would spoil every patch that it is in: it counts as zero there, and stays undefined.
+        # One undefined value would invalidate every patch around it: it is zero there, and undefined in the result.
         denoised, noise_std = mppca(
             np.where(np.isfinite(data), data, 0), mask=inside, patch_radius=2, return_sigma=True
         )
@@ -118,7 +118,7 @@ def unring(image: nib.Nifti1Image, *, mask: nib.Nifti1Image, n_threads: int = 1)
 
 
 def _surroundings(mask: nib.Nifti1Image) -> npt.NDArray[np.bool_]:
-    """Return the mask and two voxels around it, which alignment may move into it."""
+    """Return the mask dilated by two voxels, which alignment may move into it."""
     from scipy import ndimage
 
     return np.asarray(ndimage.binary_dilation(np.asarray(mask.dataobj) > 0, iterations=2))

@@ -22,40 +22,40 @@ Array = npt.NDArray[np.float64]
 MAX_FIBRES = 3
 #: Spherical harmonics of order 8 resolve crossings of 45 degrees (Tournier et al. 2007, NeuroImage 35:1459).
 MAX_ORDER = 8
-#: Coefficients of order 4, the least that can show a crossing.
+#: Number of coefficients of order 4, the lowest order that can show a crossing.
 MIN_DIRECTIONS = 15
-#: A peak is at least this part of the highest one, and this far from every higher one, degree.
+#: Smallest height of a peak relative to the highest one, and smallest angle to every higher one, degree.
 RELATIVE_PEAK = 0.25
 MIN_SEPARATION = 30.0
-#: A peak is at least this part of that of a single fibre that fills the voxel. Jeurissen et al. 2013 (Hum Brain Mapp
-#: 34:2747) use a tenth; noise in simulated grey matter at SNR 30 reaches this.
+#: Smallest height of a peak relative to that of a single fibre that fills the voxel. Jeurissen et al. 2013 (Hum Brain
+#: Mapp 34:2747) use a tenth; noise in simulated grey matter at SNR 30 reaches this.
 ABSOLUTE_PEAK = 0.15
-#: Voxels that a response is the mean of.
+#: Number of voxels that a response is averaged over.
 N_RESPONSE_VOXELS = 300
-#: Largest b-value, s/mm2, of the tensor that tells the tissues apart.
+#: Largest b-value, s/mm2, of the tensor fit that separates the tissues.
 TENSOR_B_VALUE = 1500.0
 #: Mean diffusivity above which a voxel is fluid, mm2/s, and fractional anisotropy below which it is isotropic.
 FLUID_DIFFUSIVITY = 2.0e-3
 ISOTROPIC_FA = 0.2
 #: Diffusivity of free water at body temperature, mm2/s.
 FREE_WATER = 3.0e-3
-#: Voxels that are deconvolved at a time.
+#: Voxels per batch.
 CHUNK_SIZE = 8192
 
 
 class Orientations(NamedTuple):
-    """What the deconvolution finds.
+    """Result of the deconvolution.
 
     Attributes
     ----------
     n_fibres : ndarray
-        (x, y, z) float32, 0 to 3; NaN out of the mask and where a value is not finite.
+        (x, y, z) float32, 0 to 3; NaN outside the mask and where a value is not finite.
     directions : ndarray
         (x, y, z, 3, 3) float32, fibres by descending amplitude, each a vector in the frame of the gradient directions
         whose length is the amplitude of the orientation distribution relative to that of a single coherent fibre;
         NaN where absent.
     notes : list of str
-        What was taken for granted.
+        Assumptions that were made.
     """
 
     n_fibres: npt.NDArray[np.float32]
@@ -82,7 +82,7 @@ class Responses(NamedTuple):
 
 
 def refusal(acquisition: Diffusion) -> str | None:
-    """Return why a protocol cannot tell fibre directions apart; None if it can."""
+    """Return why a protocol cannot resolve fibre directions; None if it can."""
     n_directions = _n_axes(acquisition)
     if n_directions >= MIN_DIRECTIONS and min(acquisition.b_value) <= B0_THRESHOLD:
         return None
@@ -156,7 +156,7 @@ def estimate_responses(
     -------
     responses : Responses
     notes : list of str
-        Which tissue was not found, and what was taken instead.
+        Which tissue was not found, and what was assumed instead.
     """
     fa, md, axis = _tensor(signals, acquisition)
 
@@ -216,7 +216,7 @@ def _zonal_response(signals: npt.NDArray[np.floating], axis: Array, acquisition:
 
 
 def design_matrix(acquisition: Diffusion, responses: Responses) -> Array:
-    """Return (n_measurements, n_tissues + n_harmonics): what each isotropic tissue and each harmonic contribute.
+    """Return the contributions of isotropic tissues and harmonics, (n_measurements, n_tissues + n_harmonics).
 
     By the addition theorem, a distribution with coefficients f_lm gives the signal
     sum r_l 4 pi / (2 l + 1) f_lm Y_lm, with r_l the Legendre coefficients of the response.
@@ -260,7 +260,7 @@ def deconvolve(
     for first in range(0, len(signals), CHUNK_SIZE):
         part = slice(first, first + CHUNK_SIZE)
         coefficients = non_negative_least_squares(design, signals[part].astype(float) / responses.scale, constraint)
-        # The sensitivity of the coil, which differs from voxel to voxel, cancels in the fraction of the whole.
+        # The sensitivity of the coil differs from voxel to voxel; it cancels in the fraction of the total.
         total = coefficients[:, :n_isotropic].sum(axis=1) + np.sqrt(4 * np.pi) * coefficients[:, n_isotropic]
         highest = np.maximum(total, np.finfo(float).tiny) * _highest_peak(order)
         amplitude = np.ascontiguousarray(coefficients[:, n_isotropic:] @ finer.T) / highest[:, None]

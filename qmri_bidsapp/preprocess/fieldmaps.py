@@ -9,14 +9,14 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.rigid import IDENTITY, resample
 
-#: A relative field whose median lies outside cannot be one, whatever the unit.
+#: Range of plausible medians of a relative field.
 PLAUSIBLE = (0.3, 3.0)
 #: Share of a voxel's neighbourhood, by linear weights, that must hold values.
 MIN_WEIGHT = 1e-3
 
 
 def relative_field(image: nib.Nifti1Image, factor: float | None) -> tuple[nib.Nifti1Image, str | None]:
-    """Return the field as effective over nominal flip angle; zero where the map holds nothing.
+    """Return the field as effective over nominal flip angle; zero where the map has no value.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def relative_field(image: nib.Nifti1Image, factor: float | None) -> tuple[nib.Ni
     image : Nifti1Image
         (x, y, z) float32.
     note : str or None
-        How the values were taken, where the sidecar does not say.
+        How the values were interpreted, where the sidecar has no unit.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def relative_field(image: nib.Nifti1Image, factor: float | None) -> tuple[nib.Ni
 def onto_grid(image: nib.Nifti1Image, reference: nib.Nifti1Image) -> nib.Nifti1Image:
     """Interpolate a field linearly on the grid of a series, by the headers.
 
-    Voxels of zero hold nothing: they have no part in the interpolation, so that a masked map keeps its values at its
-    rim.
+    Voxels of zero have no value and are left out of the interpolation, so that a masked map keeps its values at its
+    edge.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def onto_grid(image: nib.Nifti1Image, reference: nib.Nifti1Image) -> nib.Nifti1I
     Returns
     -------
     Nifti1Image
-        (x, y, z) float32; NaN where the map holds nothing.
+        (x, y, z) float32; NaN where the map has no value.
 
     Raises
     ------

@@ -12,14 +12,14 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, register, resample
 
-#: If more than this part of the in-plane border is bright, the field of view lies within the head.
+#: If a larger fraction of the in-plane border is bright, the field of view lies within the head.
 INSIDE_HEAD = 0.25
-#: Radius of the opening that parts scalp from brain, mm.
+#: Radius of the opening that separates scalp from brain, mm.
 OPENING_RADIUS = 6.0
 
 
 def series_reference(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Return the median magnitude of a 4-D series over its volumes, (x, y, z): anatomy without the noise of one."""
+    """Return the median magnitude of a 4-D series over its volumes, (x, y, z)."""
     return make_image(np.median(np.abs(np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))), axis=3), image)
 
 
@@ -65,13 +65,13 @@ def series_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def _border_fraction(bright: npt.NDArray[np.bool_]) -> float:
-    """Return the bright part of the in-plane border of the field of view."""
+    """Return the bright fraction of the in-plane border of the field of view."""
     edges = (bright[0].ravel(), bright[-1].ravel(), bright[:, 0].ravel(), bright[:, -1].ravel())
     return float(np.concatenate(edges).mean())
 
 
 def _largest_after_opening(bright: npt.NDArray[np.bool_], zooms: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Part the brain from scalp and skull slice by slice, and keep the largest piece."""
+    """Separate the brain from scalp and skull slice by slice, and keep the largest component."""
     from scipy import ndimage
 
     pixel = float(zooms[:2].mean())

@@ -1,4 +1,4 @@
-"""Sign of inversion-recovery signals, which a magnitude hides, from their phase."""
+"""Sign of inversion-recovery signals, which magnitudes lack, from their phase."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qmri_bidsapp.images.volumes import make_image
 
 #: Stored value of the phase pi, where ``Units`` is "arbitrary": numbers of 12 bits cover one circle or two.
 HALF_CIRCLES = (4096.0, 2048.0)
-#: Share of the signal's energy that may contradict an inversion recovery before the user is told.
+#: Share of the signal's energy that may contradict an inversion recovery before a note says so.
 MAX_CONTRADICTION = 0.1
 
 
@@ -31,8 +31,8 @@ def signed_series(
     part : str
         ``"phase"`` or ``"imag"``: what `second` is.
     unit : str or None
-        ``Units`` of the phase: ``"rad"``, ``"degree"``, or ``"arbitrary"`` or None, where its range tells, and, between
-        one circle and two, the reading under which the signal rises with the inversion time.
+        ``Units`` of the phase: ``"rad"`` or ``"degree"``. For ``"arbitrary"`` or None the range of the values
+        decides; if it fits one circle and two, the unit under which the signal rises with the inversion time.
 
     Returns
     -------

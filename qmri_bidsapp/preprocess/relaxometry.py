@@ -16,7 +16,7 @@ from qmri_bidsapp.preprocess.rigid import (
     resample,
 )
 
-#: Motion below this part of a voxel is not corrected: interpolation would blur more than it mends.
+#: Motion below this fraction of a voxel is not corrected: interpolation would blur more than alignment gains.
 NEGLIGIBLE = 0.2
 
 

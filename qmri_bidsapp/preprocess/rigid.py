@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 #: ANTs and ITK count millimetres along left, posterior, superior; nibabel along right, anterior, superior.
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-#: Fewer slices than this cannot fix the through-plane motion.
+#: Fewer slices than this do not determine the through-plane motion.
 MIN_SLICES = 8
 #: A head cannot have moved further within a series; a larger result is a failed registration.
 MAX_ROTATION = np.deg2rad(15.0)
 MAX_TRANSLATION = 15.0
 SEED = 1
-#: Voxels that the metric looks at: at least a quarter, in small images all.
+#: Number of voxels that the metric samples; at least a quarter of the image, all of a small one.
 N_SAMPLES = 25_000
 #: How registrations proceed. "far": between series, from the centres of mass. "near": within a series whose contrast
 #: changes, from the header. "quick": within a series of one contrast, at half the resolution, several times faster.
@@ -69,7 +69,7 @@ class Rigid:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether a head can have moved so, seen from the centre of its own image."""
+        """Whether the rotation is one that a head can make within a series."""
         from scipy.spatial.transform import Rotation
 
         return float(Rotation.from_matrix(self.matrix[:3, :3]).magnitude()) <= MAX_ROTATION

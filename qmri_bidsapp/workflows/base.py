@@ -1,4 +1,4 @@
-"""The whole graph: one workflow per subject, side by side."""
+"""The whole graph: one workflow per subject."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
     from qmri_bidsapp.bids.inputs import InputGroup
+    from qmri_bidsapp.bids.record import TruthRecord
+    from qmri_bidsapp.bids.save_results import TruthSidecars
     from qmri_bidsapp.config import Config
 
 __all__ = [
@@ -52,12 +54,12 @@ def cache_dir(config: Config) -> Path:
 
 
 def samples_file(config: Config, model_name: str) -> Path | None:
-    """Return the file of what a training distribution is made from, in this run; None for a uniform one."""
+    """Return the file of samples that the training distribution of this run is made from; None for a uniform one."""
     return None if config.prior == "uniform" else cache_dir(config) / "priors" / config.run_id / f"{model_name}.npz"
 
 
 def record_dir(config: Config, subject: str) -> Path:
-    """Return the folder where the steps of a subject note what they made."""
+    """Return the folder of the records that the steps of a subject write."""
     return cache_dir(config) / "records" / f"sub-{subject}"
 
 
@@ -218,80 +220,91 @@ def _add_fit(
     step: str,
     resources: Resources,
 ) -> None:
-    """Add what belongs to a fit: training or weights, covariates, certificate and sinks."""
-    from qmri_bidsapp.artifacts.weights import digest_of
-    from qmri_bidsapp.estimators.learned.base import LearnedEstimator
-    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveTruth
-    from qmri_bidsapp.registry import get_estimator, get_model
+    """Add covariates, certificate, training or weights, and the sink of a fit."""
+    from qmri_bidsapp.interfaces.derivatives import SaveFit
 
     model, estimator = fit.inputs.model, fit.inputs.estimator
-    series_wf = wf.get_node(f"{item.node_name}_wf")
     clashing = subject_plan.clashing(item, model)
-    what = f"{item.group.name} {model} ({estimator})"
-    has_covariates = bool(item.group.covariates and get_model(model).covariates)
     record, sidecars = fit_outputs(item, model, estimator, str(config.bids_dir), clashing)
     names = fit_names(item, model, estimator, clashing)
     written = {file for entry in record.maps for file in (entry.estimate, entry.std)} | set(record.posterior_files)
+    if _has_covariates(item, model):
+        wf.connect(wf.get_node(f"{item.node_name}_wf"), "outputnode.covariates", fit, "covariates")
     certify = None
     if item.objection_to_certificate(model, estimator) is None and not config.no_certificate:
-        truth, truth_sidecars = truth_outputs(record, sidecars, names, debias=config.debias)
-        written |= set(truth.files)
-        name = f"save_{fit.name.replace('fit_', 'truth_', 1)}"
-        save_truth = _sink(
-            config,
-            subject_plan,
-            SaveTruth,
-            name,
-            f"{what} truth",
-            ("truths", step),
-            record=truth,
-            sidecars=truth_sidecars,
-        )
-        samples = samples_file(config, model) if _has_samples(item, model) else None
-        certify, read = add_trust(
-            wf,
-            fit,
-            save_truth,
-            cache=cache_dir(config) / "certificates",
-            prior=config.prior,
-            samples=samples,
-            covariates_are_known=has_covariates,
-        )
-        read.inputs.trait_set(debias=config.debias, with_intervals=has_intervals(get_estimator(estimator)))
-        wf.connect(series_wf, "outputnode.mask", read, "in_mask")
-        if has_covariates:
-            wf.connect(series_wf, "outputnode.covariates", read, "covariates")
-    if has_covariates:
-        wf.connect(series_wf, "outputnode.covariates", fit, "covariates")
-    weights = weights_for(config, get_model(model), get_estimator(estimator))
-    if weights is not None:
-        fit.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
-        if certify is not None:
-            certify.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
-    elif issubclass(get_estimator(estimator), LearnedEstimator):
-        train = init_train_node(
-            fit, cache_dir(config) / "weights", resources, config.prior, samples_file(config, model)
-        )
-        wf.connect([(train, taker, [("weights", "weights")]) for taker in (fit, certify) if taker is not None])
+        truth = truth_outputs(record, sidecars, names, debias=config.debias)
+        written |= set(truth[0].files)
+        certify = _add_certificate(wf, config, subject_plan, item, fit, step, truth)
+    _add_weights(wf, config, fit, certify, resources)
     # What an earlier run wrote beyond this run's files would contradict the new maps.
     obsolete = sorted(names.further(certified_parameters(model)) - written)
-    save = _sink(
-        config,
-        subject_plan,
-        SaveFit,
-        f"save_{fit.name}",
-        what,
-        ("fits", step),
-        record=record,
-        sidecars=sidecars,
-        obsolete=obsolete,
-    )
+    what = f"{item.group.name} {model} ({estimator})"
+    inputs = {"record": record, "sidecars": sidecars, "obsolete": obsolete}
+    save = _sink(config, subject_plan, SaveFit, f"save_{fit.name}", what, ("fits", step), **inputs)
     results = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
     wf.connect([(fit, save, [(name, name) for name in results])])
 
 
+def _add_certificate(
+    wf: Workflow,
+    config: Config,
+    subject_plan: SubjectPlan,
+    item: SeriesPlan,
+    fit: Any,
+    step: str,
+    truth: tuple[TruthRecord, TruthSidecars],
+) -> Any:
+    """Add the certificate of a fit, what is read from it, and its sink; return the node that certifies."""
+    from qmri_bidsapp.interfaces.derivatives import SaveTruth
+    from qmri_bidsapp.registry import get_estimator
+
+    model, estimator = fit.inputs.model, fit.inputs.estimator
+    what, name = f"{item.group.name} {model} ({estimator}) truth", f"save_{fit.name.replace('fit_', 'truth_', 1)}"
+    inputs = {"record": truth[0], "sidecars": truth[1]}
+    save = _sink(config, subject_plan, SaveTruth, name, what, ("truths", step), **inputs)
+    has_covariates = _has_covariates(item, model)
+    certify, read = add_trust(
+        wf,
+        fit,
+        save,
+        cache=cache_dir(config) / "certificates",
+        prior=config.prior,
+        samples=samples_file(config, model) if _has_samples(item, model) else None,
+        covariates_are_known=has_covariates,
+    )
+    read.inputs.trait_set(debias=config.debias, with_intervals=has_intervals(get_estimator(estimator)))
+    series_wf = wf.get_node(f"{item.node_name}_wf")
+    wf.connect(series_wf, "outputnode.mask", read, "in_mask")
+    if has_covariates:
+        wf.connect(series_wf, "outputnode.covariates", read, "covariates")
+    return certify
+
+
+def _add_weights(wf: Workflow, config: Config, fit: Any, certify: Any, resources: Resources) -> None:
+    """Give the nodes of a trained estimator their weights, or add the node that trains it."""
+    from qmri_bidsapp.artifacts.weights import digest_of
+    from qmri_bidsapp.registry import get_estimator, get_model
+
+    model, estimator = fit.inputs.model, fit.inputs.estimator
+    takers = [node for node in (fit, certify) if node is not None]
+    weights = weights_for(config, get_model(model), get_estimator(estimator))
+    if weights is not None:
+        for node in takers:
+            node.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
+    elif is_learned(estimator):
+        cache, samples = cache_dir(config) / "weights", samples_file(config, model)
+        train = init_train_node(fit, cache, resources, config.prior, samples)
+        wf.connect([(train, node, [("weights", "weights")]) for node in takers])
+
+
+def _has_covariates(item: SeriesPlan, model: str) -> bool:
+    from qmri_bidsapp.registry import get_model
+
+    return bool(item.group.covariates and get_model(model).covariates)
+
+
 def _has_samples(item: SeriesPlan, model: str) -> bool:
-    """Tell whether a run's training distribution is gathered for a model: where an estimator of it learns."""
+    """Return whether a model has a learned estimator, so that samples for its training distribution are gathered."""
     return any(name == model and is_learned(estimator) for name, estimator in item.fits)
 
 

@@ -1,4 +1,4 @@
-"""What will be done for each subject: decided from plain data, before any work starts."""
+"""Plan of the work for each subject, decided from plain data before any work starts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from qmri_bidsapp.models.base import SignalModel
     from qmri_bidsapp.workflows.motion_score import MotionWeights
 
-NO_FIELD = "no TB1map: the transmit field is taken as 1; an error of x in it is one of about 2x in T1"
-NO_RESIDUALS = "as many parameters as images leave no residual that would tell the noise"
+NO_FIELD = "no TB1map: the transmit field is assumed to be 1; a relative error x in it causes one of about 2x in T1"
+NO_RESIDUALS = "with as many parameters as images there are no residuals to estimate the noise from"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SeriesPlan:
         return "".join(char if char.isalnum() else "_" for char in self.group.name).lower()
 
     def has_residuals(self, model_name: str) -> bool:
-        """Whether the fit of a model has residuals, from which the noise is estimated where nothing else tells it."""
+        """Whether the noise of a fit can be estimated from its residuals; in diffusion it is known without them."""
         from qmri_bidsapp.registry import get_model
 
         model = get_model(model_name)
@@ -52,7 +52,7 @@ class SeriesPlan:
         from qmri_bidsapp.registry import get_estimator
 
         if get_estimator(estimator_name).is_spatial:
-            return f"{estimator_name} works on images, and single simulated voxels say nothing of it"
+            return f"{estimator_name} works on images; single simulated voxels cannot certify it"
         if (model_name, estimator_name) in self.bundle_fits:
             return "the number of bundles differs from voxel to voxel"
         return None if self.has_residuals(model_name) else NO_RESIDUALS
@@ -93,7 +93,7 @@ class SubjectPlan:
         return not self.t1w and not any(item.fits for item in self.series)
 
     def t1w_for(self, group: InputGroup) -> InputGroup | None:
-        """Return the T1w that a series takes its mask from: of its session, or the first of the subject."""
+        """Return the T1w from which a series takes its mask: that of its session, or the first of the subject."""
         session = dict(group.entities).get("ses")
         same_session = [t1w for t1w in self.t1w if dict(t1w.entities).get("ses") == session]
         return next(iter(same_session or self.t1w), None)
@@ -119,7 +119,7 @@ class SubjectPlan:
         return frozenset(suffixes(model_name) & set().union(*others))
 
     def describe(self) -> list[str]:
-        """Return lines that say what was found and what will be done."""
+        """Return lines that list the series found and the work planned for them."""
         lines = [f"sub-{self.subject}"]
         for group in self.t1w:
             score = ", motion score" if self.motion_weights else ""
@@ -248,7 +248,7 @@ def _with_classical(
 
 
 def is_learned(estimator: str) -> bool:
-    """Tell whether an estimator has weights that are trained for a protocol."""
+    """Return whether an estimator has weights that are trained for a protocol."""
     from qmri_bidsapp.estimators.learned.base import LearnedEstimator
     from qmri_bidsapp.registry import get_estimator
 

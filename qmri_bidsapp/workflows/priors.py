@@ -1,4 +1,4 @@
-"""What learned estimators are trained on during a run: the fits that an earlier one left in the output folder."""
+"""Training distributions of learned estimators from the fits of an earlier run in the output folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gather_samples(config: Config, plans: tuple[SubjectPlan, ...]) -> None:
     UsageError
         If no learned estimator was chosen, or there are too few participants or voxels.
     InputMissingError
-        If there is no fit, or no tissue segmentation where one tissue was asked for.
+        If there is no fit, or no tissue segmentation although one tissue was requested.
     """
     import numpy as np
 
@@ -36,7 +36,7 @@ def gather_samples(config: Config, plans: tuple[SubjectPlan, ...]) -> None:
         return
     chosen = [item.rpartition(":")[2] for item in config.estimators if item != AUTO]
     if not any(map(is_learned, chosen)):
-        raise UsageError(f"--prior {config.prior} is of no use: no estimator is trained; name one with --estimators.")
+        raise UsageError(f"--prior {config.prior} has no effect: no estimator is trained; name one with --estimators.")
     pairs = [pair for item in plans for series in item.series for pair in series.fits]
     for name in dict.fromkeys(name for name, estimator in pairs if is_learned(estimator)):
         model, file = get_model(name), samples_file(config, name)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a node may use.
+    """Resources of a node.
 
     Attributes
     ----------
     n_threads : int
-        Threads of a step that can use several.
+        Threads of steps that use several.
     device : str
         Torch device of the fits.
     """
@@ -31,7 +31,7 @@ class Resources:
 
 
 def _node(interface: Any, name: str, title: str, *, n_procs: int = 1, mem_gb: float = 0.5, **inputs: Any) -> Any:
-    """Return a node; `title`, the subject's only one of its kind, is what the user sees while it runs."""
+    """Return a node; `title`, unique within a subject, is shown while it runs."""
     from nipype.pipeline.engine import Node
 
     node = Node(interface(**inputs), name=name, n_procs=n_procs, mem_gb=mem_gb)
@@ -109,47 +109,22 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     from qmri_bidsapp.interfaces import preprocess as nodes
 
-    row, series = item.group.row, item.group.name
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
     fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "covariates"]
     outputnode = _identity("outputnode", fields)
     mem_gb = max(0.5, 4 * item.group.size_gb)
     notes = Node(Merge(4), name="notes")
-    files, complement = list(item.group.files), item.group.complement
-    if complement is None:
-        load = _node(nodes.ImportImages, "load", f"read {series}", mem_gb=mem_gb, in_files=files, ndim=row.ndim)
-    else:
-        load = _node(
-            nodes.RestorePolarity,
-            "load",
-            f"read {series}, polarity",
-            mem_gb=3 * mem_gb,
-            in_files=files,
-            complement=list(complement.files),
-            part=complement.part,
-        )
-        if complement.unit is not None:
-            load.inputs.unit = complement.unit
-        wf.connect(load, "notes", notes, "in3")
-    if row.is_diffusion:
+    load = _load_node(wf, item, notes, mem_gb)
+    if item.group.row.is_diffusion:
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
     else:
-        last = _node(nodes.AlignSeries, "align", f"{series} alignment", mem_gb=mem_gb)
+        last = _node(nodes.AlignSeries, "align", f"{item.group.name} alignment", mem_gb=mem_gb)
         wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
-    for covariate in item.group.covariates:
-        field = _node(nodes.ResampleFieldmap, covariate.name, f"{row.suffix} transmit field", in_file=covariate.file)
-        if covariate.factor is not None:
-            field.inputs.factor = covariate.factor
-        wf.connect(
-            [
-                (load, field, [("out_file", "reference")]),
-                (field, outputnode, [("out_file", "covariates")]),
-                (field, notes, [("notes", "in2")]),
-            ]
-        )
+    _connect_covariates(wf, item, load, notes, outputnode)
+    title = f"{item.group.name} mask"
     if has_t1w:
-        mask = _node(nodes.TransferLabels, "mask", f"{series} mask", mem_gb=mem_gb)
+        mask = _node(nodes.TransferLabels, "mask", title, mem_gb=mem_gb)
         wf.connect(
             [
                 (inputnode, mask, [("t1w", "t1w"), ("t1w_mask", "in_mask"), ("t1w_dseg", "in_dseg")]),
@@ -159,7 +134,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
             ]
         )
     else:
-        mask = _node(nodes.SeriesMask, "mask", f"{series} mask", mem_gb=mem_gb)
+        mask = _node(nodes.SeriesMask, "mask", title, mem_gb=mem_gb)
         wf.connect(last, "out_file", mask, "in_file")
     wf.connect(
         [
@@ -169,6 +144,47 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
         ]
     )
     return wf
+
+
+def _load_node(wf: Workflow, item: SeriesPlan, notes: Any, mem_gb: float) -> Any:
+    """Return the node that reads a series, with its polarity where phase or imaginary parts restore it."""
+    from qmri_bidsapp.interfaces import preprocess as nodes
+
+    group, title = item.group, f"read {item.group.name}"
+    files, complement = list(group.files), group.complement
+    if complement is None:
+        return _node(nodes.ImportImages, "load", title, mem_gb=mem_gb, in_files=files, ndim=group.row.ndim)
+    load = _node(
+        nodes.RestorePolarity,
+        "load",
+        f"{title}, polarity",
+        mem_gb=3 * mem_gb,
+        in_files=files,
+        complement=list(complement.files),
+        part=complement.part,
+    )
+    if complement.unit is not None:
+        load.inputs.unit = complement.unit
+    wf.connect(load, "notes", notes, "in3")
+    return load
+
+
+def _connect_covariates(wf: Workflow, item: SeriesPlan, load: Any, notes: Any, outputnode: Any) -> None:
+    """Add the maps that the models of a series use, on its grid."""
+    from qmri_bidsapp.interfaces import preprocess as nodes
+
+    for covariate in item.group.covariates:
+        title = f"{item.group.kind} transmit field"
+        field = _node(nodes.ResampleFieldmap, covariate.name, title, in_file=covariate.file)
+        if covariate.factor is not None:
+            field.inputs.factor = covariate.factor
+        wf.connect(
+            [
+                (load, field, [("out_file", "reference")]),
+                (field, outputnode, [("out_file", "covariates")]),
+                (field, notes, [("notes", "in2")]),
+            ]
+        )
 
 
 def _connect_diffusion(

@@ -19,8 +19,8 @@ DEATH = (
 class Workers(MultiProcPlugin):  # type: ignore[misc]
     """Nipype's plugin for processes, with one difference: a killed worker is noticed.
 
-    The pool that it belonged to is broken, and nipype would wait for its tasks for ever. Here they are started once
-    more, each in a process of its own, so that the one at fault is found and the others finish.
+    Its pool is then broken, and nipype would wait for the tasks of the pool for ever. Here they are started once more,
+    each in a process of its own, so that only the task at fault fails and the others finish.
     """
 
     pool: ProcessPoolExecutor
@@ -59,7 +59,7 @@ class Workers(MultiProcPlugin):  # type: ignore[misc]
     def _finish(
         self, done: Future[Any], pool: ProcessPoolExecutor, task: tuple[Any, bool, int], *, is_second: bool
     ) -> None:
-        """Note a result, or the death of the process that should have given it."""
+        """Store a result, or start the task again if its process died."""
         if self._stopped:
             return
         try:

@@ -360,7 +360,7 @@ class TestTransmitField:
         add_images(root / "sub-01" / "fmap", {"TB1map": {"Units": "Hz"}})
         found = inputs_of(root)
         assert "VFA" not in self.maps(found)
-        assert "VFA is left out for its map of the transmit field" in found.problems[0].message
+        assert "VFA is left out because of its map of the transmit field" in found.problems[0].message
         assert "Units 'Hz'" in found.problems[0].message
         assert found.has_errors
         filtered = inputs_of(root, filters={"tb1map": {"acquisition": "none"}})
@@ -385,7 +385,7 @@ class TestTransmitField:
         found = inputs_of(root)
         assert self.maps(found)["VFA"] == [("sub-01_acq-a_TB1map.nii.gz", None)]
         assert {problem.severity for problem in found.problems} == {"note"}
-        assert "2 TB1maps may serve VFA: sub-01_acq-a_TB1map.nii.gz is used" in found.problems[0].message
+        assert "2 TB1maps apply to VFA: sub-01_acq-a_TB1map.nii.gz is used" in found.problems[0].message
 
     def test_another_session_does_not_serve(self, make_dataset: Make) -> None:
         root = make_dataset()
