@@ -10,6 +10,7 @@ from typing import Any
 from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.bids.record import MotionScoreRecord, MotionScoreValues
 from qmri_bidsapp.bids.tables import read_table
+from qmri_bidsapp.errors import UsageError
 
 #: Column of ``scans.tsv`` -> field of `MotionScoreValues`.
 COLUMNS = {"motion_score": "mean", "motion_score_low": "low", "motion_score_high": "high", "motion_score_p": "p_value"}
@@ -130,7 +131,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of an earlier run."""
     if not path.is_file():
         return []
-    table = read_table(path)
+    try:
+        table = read_table(path)
+    except UsageError:
+        # As with a damaged description: the rows are made again with their images.
+        return []
     if "filename" not in table:
         return []
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
