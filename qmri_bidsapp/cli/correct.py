@@ -1,4 +1,4 @@
-"""``qmri correct``: any table of measures, corrected for motion."""
+"""``qmri correct``: correct any table of measures for motion."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from qmri_bidsapp.errors import OutputError, UsageError
 
 DESCRIPTION = """\
-Regress measures on the motion score of each scan, robustly, with covariates of the participants.
+Regress measures on the motion score of each scan by robust regression, with covariates of the participants.
 
-Writes slopes with intervals and p-values (motion_slopes.tsv), measures with motion-adjusted values
-beside them (motion_adjusted.tsv), a .json with each, and motion_report.html.
+Writes slopes with intervals and p-values (motion_slopes.tsv), measures and their motion-adjusted
+values (motion_adjusted.tsv), a .json for each table, and motion_report.html.
 """
 EPILOG = """\
 Example:
@@ -36,14 +36,14 @@ def add_parser(commands: Any) -> None:
         type=Path,
         required=True,
         metavar="TSV",
-        help="participant_id, session_id where there are several, and columns of numbers; or a group table of the app",
+        help="participant_id, session_id if there are several, and numeric columns; or a group table of the app",
     )
     parser.add_argument(
         "--motion",
         type=Path,
         required=True,
         metavar="TSV",
-        help="participant_id, session_id where there are several, and the motion score in mm",
+        help="participant_id, session_id if there are several, and the motion score in mm",
     )
     parser.add_argument(
         "--motion-column", default="motion_score", metavar="NAME", help="column of the score (default: %(default)s)"
@@ -53,20 +53,23 @@ def add_parser(commands: Any) -> None:
         "--covariates",
         nargs="+",
         metavar="NAME",
-        help="columns of --participants to regress on beside motion; add the diagnosis where patients may move more "
-        "(default: those of age, sex and site that there are)",
+        help="columns of --participants to adjust for; add the diagnosis if patients may move more (default: age, sex "
+        "and site, as far as present)",
     )
     parser.add_argument(
-        "--reference", type=float, metavar="MM", help="motion to adjust values to (default: the median of the scores)"
+        "--reference",
+        type=float,
+        metavar="MM",
+        help="motion that values are adjusted to (default: the median of the scores)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path(), metavar="DIR", help="where the results go (default: the current folder)"
+        "--out", type=Path, default=Path(), metavar="DIR", help="output folder (default: the current folder)"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, correct, draw, and only then write: what cannot be done leaves no results.
+    """Read the tables, correct, and write; nothing is written unless all steps succeed.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     InputMissingError
         If a table does not exist.
     OutputError
-        If the results cannot be written, or would replace a table that is read.
+        If the results cannot be written, or would replace an input table.
     """
     from qmri_bidsapp.bids.derivatives import save_text
     from qmri_bidsapp.group.correction_report import motion_page
@@ -85,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     measures = read_measures(arguments.measures, leave_out=[arguments.motion_column])
     scores = read_motion(arguments.motion, arguments.motion_column)
-    covariates, notes = None, ["No --participants: slopes are without age, sex and site."]
+    covariates, notes = None, ["No --participants: slopes are not adjusted for age, sex and site."]
     if arguments.participants is not None:
         covariates, notes = read_covariates(
             arguments.participants, arguments.covariates or COVARIATES, "--participants"
@@ -115,16 +118,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse, before any work, options that do not go together and outputs that cannot be written."""
+    """Check, before any work, that options are compatible and outputs can be written."""
     if arguments.covariates and arguments.participants is None:
-        raise UsageError("--covariates are columns of a table; name it with --participants.")
+        raise UsageError("--covariates needs the table that holds them: add --participants.")
     if arguments.reference is not None and not (math.isfinite(arguments.reference) and arguments.reference >= 0):
         raise UsageError(f"--reference must be 0 mm or more, got {arguments.reference:g}.")
     names = [*(f"{name}{extension}" for name in TABLES for extension in (".tsv", ".json")), REPORT]
     outputs = {(arguments.out / name).resolve() for name in names}
     for path in (arguments.measures, arguments.motion, arguments.participants):
         if path is not None and path.resolve() in outputs:
-            raise OutputError(f"--out {arguments.out} would replace {path}, which is read; choose another folder.")
+            raise OutputError(f"--out {arguments.out} would replace the input {path}; choose another folder.")
     if arguments.out.exists() and not arguments.out.is_dir():
         raise OutputError(f"--out {arguments.out} is a file; name a folder.")
     if folder := next((path for path in sorted(outputs) if path.is_dir()), None):

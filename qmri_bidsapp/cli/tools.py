@@ -1,4 +1,4 @@
-"""``qmri``: everything beside the BIDS App."""
+"""``qmri``: all commands other than the BIDS App."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     demo = commands.add_parser("demo", help="write the demo data set: two simulated heads with known truth")
     demo.add_argument("directory", type=Path, help="new or empty folder")
-    demo.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: %(default)s)")
+    demo.add_argument("--seed", type=seed, default=0, help="random seed (default: %(default)s)")
     demo.set_defaults(run=_demo)
     models = commands.add_parser("models", help="list models and estimators")
     models.set_defaults(run=_models)
@@ -40,13 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit code; the cause of a failure is said in one line."""
+    """Run a command and return its exit code; a failure prints its cause in one line."""
     try:
         arguments = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError as error:
-        # Whoever read the output has seen enough, as `head` does; the interpreter must not write to it at its end.
+        # The reader closed the pipe, as `head` does; the interpreter must not flush to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_code(error)
     except KeyboardInterrupt as error:
@@ -95,10 +95,10 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _ranges(model: SignalModel) -> str:
-    """Return names and bounds of what the training distribution of a model can be narrowed in."""
-    turning = {model.parameters[i].name for part in model.directional for i in part.columns}
+    """Return the parameters whose training range can be narrowed, with their bounds."""
+    rotated = {model.parameters[i].name for part in model.directional for i in part.columns}
     ranges = model.default_prior().describe()["ranges"]
-    return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items() if name not in turning)
+    return ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in ranges.items() if name not in rotated)
 
 
 def _boutiques(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""How well the motion score is told on heads of any folder, corrupted by fresh motion."""
+"""Accuracy of the motion score on heads of any folder, with simulated motion."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from qmri_bidsapp.motion.training.accuracy import Case, agreement, simulate_leve
 
 @dataclass
 class Evaluation:
-    """What was found.
+    """True and estimated scores.
 
     Attributes
     ----------
     cases : list of Case
-        Those that have a score, without images.
+        Scored images, with their true scores; the images themselves are dropped.
     scores : list of (float, float, float)
-        Mean and limits of each, mm.
+        Mean and limits of the interval of each, mm.
     skipped : dict
-        File -> why it was skipped.
+        File -> reason.
     refused : dict
-        Head -> number of disturbed images without a score.
+        Head -> number of images with motion that the scorer refused.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Evaluation:
     refused: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
-        """Return figures of agreement, overall and by head; None where there are too few images."""
+        """Return measures of agreement, overall and by head; None where there are too few images."""
         heads = np.array([case.head for case in self.cases])
         overall = self._agreement(np.full(len(heads), True))
         by_head = {name: self._agreement(heads == name) for name in sorted(set(heads.tolist()))}
@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def find_volumes(folder: Path) -> list[Path]:
-    """Return the volumes of a folder and of those in it.
+    """Return the volumes (.nii, .nii.gz) in a folder and its subfolders, sorted.
 
     Raises
     ------
@@ -82,29 +82,29 @@ def evaluate(
     report: Callable[[str], None] = print,
     skip: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Score every head as it came and with fresh motion.
+    """Score every head as acquired and with simulated motion.
 
-    The motion of a head depends on the seed and its name alone, whatever else is in the folder.
+    The motion of a head depends only on the seed and its name, not on other files.
 
     Parameters
     ----------
     paths : sequence of Path
         T1w volumes.
     root : Path
-        Folder that names of heads are relative to.
+        Names of heads are relative to this folder.
     scorer : MotionScorer
     per_head : int
-        Levels of motion, spread over 0 to 4 mm.
+        Number of levels of motion, from 0 to 4 mm.
     seed : int
     correct_bias : callable
-        The app's correction of the bias field, used where the weights were trained so.
+        The app's correction of the bias field; used if the network expects it.
     report, skip : callable
-        Take a line of progress, and a line on a file that is skipped.
+        Receive lines of progress, and a line for each skipped file.
 
     Raises
     ------
     InputError
-        If no file can be used.
+        If no file can be scored.
     """
     found = Evaluation()
     for number, path in enumerate(paths, start=1):
@@ -129,7 +129,7 @@ def evaluate(
 def _add(
     found: Evaluation, name: str, score: float, volume: torch.Tensor, affine: Floats, scorer: MotionScorer
 ) -> None:
-    """Score an image; one with motion that is refused is counted, one as it came ends its head."""
+    """Score an image. A refused image with motion is counted; a refused one without skips its head."""
     try:
         result = scorer.score(volume, affine)
     except InputError:
@@ -147,7 +147,7 @@ def apply_bias_correction(
     scorer: MotionScorer,
     correct_bias: Callable[[nib.Nifti1Image], nib.Nifti1Image],
 ) -> torch.Tensor:
-    """Return a volume as the app gives it to the network: after N4 where this was trained so."""
+    """Return a volume as the app scores it: after N4 if the network expects it."""
     if not scorer.bias_corrected:
         return volume
     corrected = correct_bias(nib.Nifti1Image(volume.numpy(), affine))

@@ -1,1 +1,1 @@
-"""A motion score for T1-weighted images: simulated motion, and a network that learns to see it."""
+"""A motion score for T1w images: a network trained on simulated motion, with checks of its input."""

@@ -228,7 +228,7 @@ def text(name, content):
         (None, ["--participants", "P", "--covariates", "iq"], 64, "participants.tsv has no column iq"),
         (spoil("participants.tsv", lambda t: t.assign(diagnosis="patient")),
          ["--participants", "P", "--covariates", "age", "diagnosis"], 64, "--covariates: diagnosis is constant"),
-        (None, ["--covariates", "age"], 64, "name it with --participants"),
+        (None, ["--covariates", "age"], 64, "add --participants"),
         (None, ["--reference", "-1"], 64, "must be 0 mm or more"),
         (lambda folder: (folder / "out").touch(), [], 73, "is a file; name a folder"),
     ],

@@ -1,4 +1,4 @@
-"""``qmri train qc-head``: a lab's own quality grades from the embeddings of the motion network."""
+"""``qmri train qc-head``: predict a lab's own quality grades from the embeddings of the motion network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qmri_bidsapp.cli.arguments import seed
 from qmri_bidsapp.cli.evaluate.results import check_json, write_json
 
 DESCRIPTION = """\
-Train a small network on frozen embeddings of the motion network, to a lab's own grades of T1w images.
+Train a small network to predict a lab's own grades of T1w images from embeddings of the motion network.
 
-Embeddings are those that qmri-bids left in its output folder. Grades are ordered numbers. Prints how
-well grades are told of subjects that were not in training, and writes weights for qmri-bids --qc-head.
+The embeddings come from the output folder of qmri-bids. Grades are numbers on an ordinal scale. Prints
+the accuracy for subjects that were not in training, and writes weights for qmri-bids --qc-head.
 """
 EPILOG = """\
 Example:
@@ -26,12 +26,12 @@ def add_parser(commands: Any) -> None:
     """Add ``qc-head`` to the commands of ``qmri train``."""
     parser = commands.add_parser(
         "qc-head",
-        help="a lab's own quality grades",
+        help="a lab's own quality grades of T1w images",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100),
     )
-    parser.add_argument("folder", type=Path, help="where the weights go")
+    parser.add_argument("folder", type=Path, help="output folder of the weights")
     parser.add_argument(
         "--labels",
         type=Path,
@@ -48,13 +48,13 @@ def add_parser(commands: Any) -> None:
         metavar="DIR",
         help="output folders of qmri-bids with motion scores",
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything random (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the accuracy to a file")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, validate, train on all, write.
+    """Read grades and embeddings, cross-validate, train on all, and write the weights.
 
     Raises
     ------
@@ -85,9 +85,9 @@ def _print(figures: dict[str, Any]) -> None:
     grades = figures["grades"]
     print(
         f"{figures['n']} images of {figures['n_subjects']} subjects; cross-validation over {figures['folds']} folds of "
-        f"subjects: balanced accuracy {figures['balanced_accuracy']:.3f} (by chance {1 / len(grades):.3f})"
+        f"subjects: balanced accuracy {figures['balanced_accuracy']:.3f} (random guesses: {1 / len(grades):.3f})"
     )
-    print("\n| grade | F1 | " + " | ".join(f"called {grade}" for grade in grades) + " |")
+    print("\n| grade | F1 | " + " | ".join(f"predicted {grade}" for grade in grades) + " |")
     print("| ---: |" + " ---: |" * (len(grades) + 1))
     for grade, row in zip(grades, figures["confusion"], strict=True):
         print(f"| {grade} | {figures['f1'][grade]:.2f} | " + " | ".join(map(str, row)) + " |")

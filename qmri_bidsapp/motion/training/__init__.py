@@ -1,1 +1,1 @@
-"""Training of the motion score: simulation, heads, network."""
+"""Training of the motion score: simulation of motion, heads, augmentation, training, accuracy."""

@@ -1,4 +1,4 @@
-"""How well scores are found: fresh motion at the resolution of the image, and figures of agreement."""
+"""Accuracy of scores: images with simulated motion at their own resolution, and measures of agreement."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from qmri_bidsapp.motion.network import SFCN, summarise
 from qmri_bidsapp.motion.network_input import GRID, Grid, find_head, prepare, reorient
 from qmri_bidsapp.motion.training.simulation import MAX_SCORE, apply_motion, draw_motion
 
-#: Undisturbed heads should score below, mm.
+#: Heads without motion should score below this, mm.
 STILL_LIMIT = 0.5
 COVERAGE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """An input of the network whose score is known.
+    """An input of the network with its true score.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Case:
     image : Tensor
         (x, y, z) float16.
     score : float
-        mm; 0 for the image as it came.
+        mm; 0 for the image as acquired.
     """
 
     head: str
@@ -42,7 +42,7 @@ class Case:
 def simulated_cases(
     head: str, domain: str, volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid = GRID
 ) -> list[Case]:
-    """Return the network's inputs for a T1w volume as it came, and with fresh motion; see `simulate_levels`."""
+    """Return the network's inputs for a T1w volume without and with simulated motion; see `simulate_levels`."""
     return [
         Case(head, domain, prepare(moved, upright, grid).half(), score)
         for moved, upright, score in simulate_levels(volume, affine, n, rng, grid)
@@ -52,9 +52,9 @@ def simulated_cases(
 def simulate_levels(
     volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid
 ) -> Iterator[tuple[Tensor, Floats, float]]:
-    """Yield a T1w volume as it came, and with fresh motion of `n` levels from 0 to 4 mm.
+    """Yield a T1w volume as acquired, then with simulated motion at `n` levels from 0 to 4 mm.
 
-    Motion acts at the resolution of the volume; nothing else is changed.
+    Motion acts at the resolution of the volume; there is no augmentation.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def simulate_levels(
     n : int
     rng : Generator
     grid : Grid
-        By which the head is found that turns.
+        Determines the centre of the head, about which it rotates.
 
     Yields
     ------
@@ -74,7 +74,7 @@ def simulate_levels(
     ndarray
         (4, 4) affine, upright.
     float
-        Score, mm; 0 for the volume as it came.
+        Score, mm; 0 for the volume as acquired.
     """
     turned, size = reorient(volume.clamp_min(0), affine)
     voxel_size = size.tolist()
@@ -96,7 +96,7 @@ def predict(network: SFCN, images: Sequence[Tensor], device: str = "cpu") -> tup
 
 
 def agreement(cases: Sequence[Case], mean: Floats, lower: Floats, upper: Floats) -> dict[str, float]:
-    """Return figures of agreement.
+    """Return measures of agreement between true and estimated scores.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def agreement(cases: Sequence[Case], mean: Floats, lower: Floats, upper: Floats)
     -------
     dict
         ``r2``, ``mae_mm``, ``bias_mm``, ``spearman_within_head``, ``coverage_90`` of cases with motion, and
-        ``still_below_0.5``, ``still_mean_mm`` of those as they came. NaN where there are no such cases.
+        ``still_below_0.5``, ``still_mean_mm`` of cases without. NaN where there are no such cases.
     """
     score = np.array([case.score for case in cases])
     moved = score > 0

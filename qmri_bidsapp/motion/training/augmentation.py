@@ -1,7 +1,7 @@
-"""What varies beside motion: drawn and recorded in one step, applied in another.
+"""Augmentation: variation other than motion, drawn and recorded in one step and applied in another.
 
 Shape, contrast and sharpness belong to a head (`Anatomy`); the receive field, noise and position to an acquisition
-(`Acquisition`). Sharpness is drawn without regard to motion: how blurred an image is tells nothing of its score.
+(`Acquisition`). Sharpness is drawn independently of motion, so that blur does not predict the score.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Anatomy:
     Attributes
     ----------
     displacement : ndarray or None
-        (3, x, y, z) of control points, mm; None: shape as it is.
+        (3, x, y, z) of control points, mm; None leaves the shape unchanged.
     affine : ndarray
-        (3, 3) applied with the displacement.
+        (3, 3) linear transform, applied with the displacement.
     flip : bool
-        Left and right exchanged.
+        Whether left and right are exchanged.
     gamma : float
         Exponent of the intensities, in units of their maximum.
     resolution : ndarray
-        (3,) acquired voxel size, mm: the band ends at its Nyquist frequency.
+        (3,) acquired voxel size, mm: its Nyquist frequency limits the band.
     taper : float
-        Part of the band, at its end, that is tapered, as scanners filter to different degrees.
+        Share of the band, at its end, that is tapered: scanners filter to different degrees.
     """
 
     displacement: Floats | None
@@ -54,7 +54,7 @@ class Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class Acquisition:
-    """What an acquisition adds beside motion.
+    """Effects of one acquisition other than motion.
 
     Attributes
     ----------
@@ -64,10 +64,10 @@ class Acquisition:
         Standard deviation in each of real and imaginary part, in units of the 99th percentile.
     noise_seed : int
     shift : tuple of int
-        Voxels by which the head lies off its usual place.
+        Voxels by which the head is off-centre.
     keep_zeros : bool
-        Whether voxels without signal are blanked after the motion, as where faces are removed; those of stripped heads
-        always are.
+        Whether voxels without signal are blanked after the motion, as by removal of the face; always so in stripped
+        heads.
     """
 
     bias: Floats
@@ -94,7 +94,7 @@ def draw_anatomy(rng: np.random.Generator, *, deform: float = 0.5) -> Anatomy:
 
 
 def draw_acquisition(rng: np.random.Generator, grid: Grid) -> Acquisition:
-    """Draw what an acquisition adds."""
+    """Draw the effects of one acquisition."""
     strength = rng.uniform(0, 0.35)
     shift = [int(rng.integers(-min(margin), min(margin) + 1)) for margin in grid.margin]
     return Acquisition(
@@ -112,15 +112,15 @@ def deform(volume: Tensor, anatomy: Anatomy, extent: Floats, shape: tuple[int, i
     Parameters
     ----------
     volume : Tensor
-        (x, y, z) free of frequencies that `shape` cannot hold, on a grid fine enough for linear interpolation.
+        (x, y, z) band-limited to what `shape` can represent, on a grid fine enough for linear interpolation.
     anatomy : Anatomy
-        With a displacement.
+        Its displacement is not None.
     extent : ndarray
         (3,) mm.
     shape : tuple of int
-        Of the result.
+        Shape of the result.
     nearest : bool
-        For labels.
+        Nearest neighbours, for labels; else linear interpolation.
     """
     assert anatomy.displacement is not None
     device = volume.device
@@ -138,7 +138,7 @@ def deform(volume: Tensor, anatomy: Anatomy, extent: Floats, shape: tuple[int, i
 
 
 def augment_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
-    """Apply contrast, sharpness and flip; the shape is changed by `deform`.
+    """Apply contrast, sharpness and flip; `deform` changes the shape.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def augment_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
 
 
 def augment_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisition, grid: Grid) -> Tensor:
-    """Apply receive field, noise and blanking, and cut out what the network sees.
+    """Apply receive field, noise and blanking, and crop to the grid of the network.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Planes of the simulated images of a training, made by processes side by side and kept in files."""
+"""Planes of the simulated images of a training, made by parallel processes and kept in files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Planes: TypeAlias = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class PlaneSet:
-    """Images of a round.
+    """Planes of simulated images, with their scores.
 
     Attributes
     ----------
     x, y, z : ndarray
-        (image, plane, height, width) planes across each axis, as `to_bytes` gives them.
+        (image, plane, height, width) planes across each axis, from `to_bytes`.
     scores : ndarray
         (image,) mm.
     profiles : ndarray
@@ -53,25 +53,25 @@ class PlaneSet:
 
 
 def to_bytes(planes: Tensor) -> Planes:
-    """Return planes as bytes, finer where they are dark: ghosts in air must not drown in rounding."""
+    """Return planes as bytes of their square root: finer steps where they are dark, to preserve ghosts in air."""
     return (255 * (planes / BRIGHTEST).sqrt()).round().to(torch.uint8).cpu().numpy()
 
 
 class Simulator:
-    """Planes of images of the rounds of a training; those of a round depend on the seed and its number alone.
+    """Simulated images of the rounds of a training; those of a round depend only on the seed and its number.
 
     Parameters
     ----------
     heads : sequence of Head
     directory : Path
-        Of the training.
+        Folder of the training.
     seed : int
     heads_per_round, samples_per_head : int
-        New images of each round.
+        Number of new images in a round: their product.
     kept : int
-        Rounds whose images are used; older ones are forgotten.
+        Number of latest rounds whose images are used; older files are deleted.
     n_processes : int
-        On a CPU; a GPU is used by this process alone.
+        Processes on the CPU; only this process uses a GPU.
     grid : Grid
     """
 
@@ -94,7 +94,7 @@ class Simulator:
 
     @contextmanager
     def running(self) -> Iterator[Callable[[int], list[PlaneSet]]]:
-        """Give a function that returns the parts that are used in a round."""
+        """Provide a function: number of a round -> images used in it; processes run meanwhile."""
         self._folder.mkdir(exist_ok=True)
         arguments = (self._heads, self._grid)
         if self._n_processes == 1:
@@ -141,7 +141,7 @@ _SHARED: dict[str, Any] = {}
 
 
 def _begin(heads: Sequence[Head], grid: Grid) -> None:
-    """Give a process what all its simulations need."""
+    """Set what all simulations of a process need."""
     _SHARED.update(heads=heads, grid=grid)
 
 
@@ -157,7 +157,7 @@ def _simulate(seed: Sequence[int], n: int) -> PlaneSet:
     for image, score, profile in draw_samples(_SHARED["heads"], n, rng, _SHARED["grid"]):
         for axis, kept in enumerate(planes):
             first, end = plane_range(image.shape[axis])
-            # One of each of as many equal parts.
+            # One random plane of each of `N_PLANES` equal parts.
             places = first + (np.arange(N_PLANES) + rng.uniform(size=N_PLANES)) * (end - first) / N_PLANES
             kept.append(to_bytes(image.movedim(axis, 0)[places.astype(int).tolist()]))
         scores.append(score)

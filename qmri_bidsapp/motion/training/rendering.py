@@ -1,4 +1,4 @@
-"""Heads rendered from label maps: classes of tissue with drawn intensities (Billot et al. 2023)."""
+"""Images of heads rendered from label maps, with random intensities of tissue classes (Billot et al. 2023)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T1_INTENSITY = {
     (85,): 116.0,  # optic chiasm
     (136, 137, 163, 164): 90.0,  # other
 }
-#: Labels outside the brain start here; which tissue each is is not told.
+#: Labels outside the brain start here; their tissues are unknown.
 OUTSIDE = 500
 
 
@@ -56,19 +56,19 @@ class Contrast:
 
 
 def classes_of(labels: Floats) -> tuple[Floats, Floats]:
-    """Return the class of each label (left and right alike), and the mean T1w intensity of each class.
+    """Return the class of each label (left and right share one), and the mean T1w intensity of each class.
 
     Parameters
     ----------
     labels : ndarray
-        (label,) those of the map; 0 is background.
+        (label,) labels in the map; 0 is background.
 
     Returns
     -------
     ndarray
         (label,) class; 0 for background.
     ndarray
-        (class,) intensity; NaN where the tissue is not known.
+        (class,) intensity; NaN where the tissue is unknown.
     """
     groups = list(T1_INTENSITY)
     outside = sorted(int(label) for label in labels if label >= OUTSIDE)
@@ -84,7 +84,7 @@ def classes_of(labels: Floats) -> tuple[Floats, Floats]:
 
 
 def draw_contrast(rng: np.random.Generator, t1_intensity: Floats) -> Contrast:
-    """Draw intensities: T1-like ones in two of three heads, any in the others.
+    """Draw intensities: T1w-like ones in two of three heads, arbitrary ones in the others.
 
     Parameters
     ----------

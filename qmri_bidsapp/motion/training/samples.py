@@ -1,4 +1,4 @@
-"""Training samples: a head, its appearance and its motion, all drawn from one seed per sample."""
+"""Training samples: a head, its appearance and its motion, drawn from one seed per head."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ STILL = 0.08
 LABEL_SPACING = 1.0
 #: A head is coarse if its voxels are larger than those of the grid by this factor.
 COARSER = 1.2
-#: Spatial frequencies that limit the bands of a profile, cycles/mm, up to about the Nyquist frequency of the grid.
+#: Edges of the bands of a profile, cycles/mm, up to about the Nyquist frequency of the grid.
 BANDS = np.linspace(0, 0.4, 9)
 #: Values of a profile.
 N_PROFILE = 2 * (len(BANDS) - 1)
-#: Intensity below which voxels hold nothing, in units of the 99th percentile.
+#: Intensity below which voxels count as empty, in units of the 99th percentile.
 EMPTY = 0.01
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A head, upright: an image as it came, or a label map to render images from.
+    """An upright head: an image as acquired, or a label map to render images from.
 
     Attributes
     ----------
     name, domain : str
     volume : Tensor
-        (x, y, z) float16 intensities, or uint8 classes on the larger space of the grid at 1 mm.
+        (x, y, z) float16 intensities, or uint8 classes on the larger grid at 1 mm.
     voxel_size : ndarray
         (3,) mm.
     centre : ndarray
-        (3,) middle of the larger space of the grid, mm from the centre of the first voxel.
+        (3,) centre of the larger grid, mm from the centre of the first voxel.
     intensity : ndarray or None
         (class,) mean T1w intensity of a label map's classes.
     """
@@ -90,7 +90,7 @@ def label_head(name: str, labels: Tensor, affine: Floats, grid: Grid) -> Head:
 
 
 def image_of(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid) -> Tensor:
-    """Return an image of a head in the larger space of the grid."""
+    """Return an image of a head on the larger grid, (x, y, z)."""
     shape, spacing = grid.work_shape, grid.spacing
     extent = spacing * np.array(shape)
     volume, size, centre = head.volume, head.voxel_size.tolist(), head.centre.tolist()
@@ -100,7 +100,7 @@ def image_of(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid)
             volume = deform(volume, anatomy, extent, (x, y, z), nearest=True)
         volume = resample(render(volume, draw_contrast(rng, head.intensity)), size, centre, shape, spacing)
     elif anatomy.displacement is not None:
-        # On a grid twice as fine, linear interpolation leaves what the band holds.
+        # On a grid twice as fine, linear interpolation preserves the band.
         fine = resample(volume.float(), size, centre, [2 * n for n in shape], spacing / 2, band=spacing)
         volume = deform(fine, anatomy, extent, shape, nearest=False)
     else:
@@ -111,10 +111,11 @@ def image_of(head: Head, anatomy: Anatomy, rng: np.random.Generator, grid: Grid)
 
 
 def profile_of(motion: Motion) -> Floats:
-    """Return how far from its place the head lay while each band of k-space was acquired, on average and at most.
+    """Return mean and largest deviation of the head during the acquisition of each band of k-space.
 
-    Bands are along the slow axis, of frequencies of both signs; one beyond the acquired part of k-space has the
-    deviation at its end. The network learns to tell this beside the score, which it explains.
+    The deviation is from the pose at the centre of k-space. Bands are along the slow axis, with frequencies of both
+    signs; a band beyond the acquired k-space has the deviation at its end. The profile explains the score: the network
+    learns to predict it as an auxiliary task.
 
     Parameters
     ----------
@@ -140,7 +141,7 @@ def draw_samples(
     Parameters
     ----------
     heads : sequence of Head
-        To choose from.
+        One is drawn.
     n : int
         Number of images.
     rng : Generator
@@ -160,8 +161,8 @@ def draw_samples(
     of_domain = [head for head in heads if head.domain == domain]
     head = of_domain[rng.integers(len(of_domain))]
     anatomy = draw_anatomy(rng)
-    # Where voxels are finer than the grid, what they hold beyond it is not seen, but the head moves while it is
-    # acquired: any acquisition may be simulated. Where they are coarser, nothing would be disturbed beyond.
+    # Frequencies of fine voxels beyond the grid are not in the image, but the head moves while they are acquired: any
+    # resolution can be simulated. Coarse voxels have no signal beyond their own band that motion could affect.
     coarse = np.where(head.voxel_size > COARSER * grid.spacing, head.voxel_size, 0)
     anatomy = replace(anatomy, resolution=np.maximum(anatomy.resolution, coarse))
     base = image_of(head, anatomy, rng, grid)

@@ -1,12 +1,11 @@
 """Rigid motion of the head during a 3-D Cartesian acquisition, combined in k-space.
 
-The slow phase-encoding loop goes through the planes of k-space along one axis; every plane is acquired in the pose
-that the head has at that moment. Parameters are drawn (`draw_motion`) and recorded in a frozen `Motion`, and applied
-elsewhere (`apply_motion`).
+The slow phase-encoding loop acquires the planes of k-space along one axis; each plane shows the head in its pose at
+that time. `draw_motion` draws the parameters and records them in a frozen `Motion`; `apply_motion` applies them.
 
 Rotations are exact for band-limited images: each is a product of shears (Unser, Thevenaz and Yaroslavsky 1995), and a
-shear, like a translation, is a phase ramp in Fourier space. Interpolation would blur, and blur would give the label
-away.
+shear, like a translation, is a phase ramp in Fourier space. Interpolation would blur the image, and the network would
+learn blur instead of motion.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ MAX_SCORE = 4.0
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """What happens during one acquisition.
+    """Motion during one acquisition.
 
     Attributes
     ----------
@@ -41,17 +40,17 @@ class Motion:
     translations : ndarray
         (pose, 3) mm.
     onsets : ndarray
-        (pose - 1,) when each pose but the first begins, as a fraction of the acquisition.
+        (pose - 1,) start of each pose but the first, as a fraction of the acquisition.
     axis : int
         Slow phase-encoding axis.
     order : str
         ``linear`` or ``centric``.
     reverse : bool
-        Whether k-space is passed from its positive to its negative end.
+        Whether k-space is acquired from its positive to its negative end.
     centre : float
-        When the centre of k-space is acquired in linear order, as a fraction of the acquisition.
+        Time of the centre of k-space in linear order, as a fraction of the acquisition.
     resolution : float
-        Acquired voxel size along `axis`, mm: planes beyond the Nyquist frequency of a coarser image are acquired too.
+        Acquired voxel size along `axis`, mm; may be finer than the image, whose k-space then ends earlier.
     """
 
     rotations: Floats
@@ -69,7 +68,7 @@ class Motion:
         return mean_deviation(self.rotations, self.translations)
 
     def pose_at(self, frequency: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-        """Return the pose in which each plane of k-space is acquired.
+        """Return the index of the pose in which each plane of k-space is acquired.
 
         Parameters
         ----------
@@ -89,7 +88,7 @@ class Motion:
         return np.searchsorted(self.onsets, time, side="right")
 
     def deviation_at(self, frequency: npt.NDArray[Any]) -> Floats:
-        """Return how far from its place at the centre of k-space the head lay when each plane was acquired.
+        """Return the deviation of the head at each plane of k-space from its pose at the centre of k-space.
 
         Parameters
         ----------
@@ -106,7 +105,7 @@ class Motion:
         return rms_deviation(rotations[centre], self.translations[centre], rotations[pose], self.translations[pose])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a record that JSON can hold."""
+        """Return plain data for JSON, with the score."""
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()
         } | {"score": self.score}
@@ -122,9 +121,9 @@ def draw_motion(
 ) -> Motion:
     """Draw an acquisition with 2 to 8 movements, the score uniform from 0 to 4 mm.
 
-    The head takes poses about a position of rest, each for a similar time (the times are those of Perez-Garcia et al.
-    2021, TorchIO). As there, each degree of freedom is drawn from a range of its own, alike for rotations (degree) and
-    translations (mm) up to a factor of about two. All poses are then scaled together until the score is what was drawn.
+    The head takes poses about a position of rest, each for a similar time, as in TorchIO (Perez-Garcia et al. 2021).
+    As there, each degree of freedom has its own range, similar for rotations (degree) and translations (mm) up to a
+    factor of about two. All poses are then scaled together to reach the drawn score.
 
     Parameters
     ----------
@@ -167,8 +166,8 @@ def apply_motion(
 ) -> Tensor:
     """Return the magnitude image of a head that moved while it was acquired.
 
-    The image shows the head where it was when the centre of k-space was acquired: planes acquired in that pose are
-    those of `volume`, so that without motion the image is `volume` itself.
+    The image shows the head in its pose at the centre of k-space: planes acquired in that pose are those of `volume`.
+    Without motion the image is `volume` itself.
 
     Parameters
     ----------
@@ -178,7 +177,7 @@ def apply_motion(
     voxel_size : sequence of float
         mm.
     centre : sequence of float, optional
-        Voxel coordinates that the head turns about; the middle of the volume unless given.
+        Voxel coordinates of the centre of rotation; the middle of the volume by default.
 
     Returns
     -------
@@ -206,7 +205,7 @@ def apply_motion(
 
 
 def _relative_poses(motion: Motion, reference: int) -> tuple[Floats, Floats]:
-    """Return rotation matrices and translations of all poses, seen from the reference pose."""
+    """Return rotation matrices and translations of all poses relative to the reference pose."""
     rotations = rotation_matrix(motion.rotations)
     relative = rotations @ rotations[reference].T
     return relative, motion.translations - relative @ motion.translations[reference]
@@ -246,7 +245,7 @@ def _acquire(
     """Return planes of the k-space of the head in another pose, (plane, u, v) for axes (p, u, v).
 
     The rotation is a swing, in a plane through the phase-encoding axis p, followed by a twist about p. A twist mixes
-    no planes of k-space: it is done for the acquired ones alone.
+    no planes of k-space: only the acquired ones are twisted.
     """
     cosine, lean = float(rotation[0, 0]), rotation[0, 1:]
     sine = float(np.hypot(*lean))

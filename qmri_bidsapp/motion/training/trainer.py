@@ -1,4 +1,4 @@
-"""Training of the network: rounds of simulation, each followed by steps over all that was simulated so far."""
+"""Training of the network: rounds of simulation, each followed by steps over all simulated images so far."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qmri_bidsapp.motion.training.pool import PlaneSet, Simulator
 from qmri_bidsapp.motion.training.samples import N_PROFILE
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
-#: Place in the seeds of the steps, which no round has.
+#: Second element of the seeds of steps: larger than the number of any round, whose seeds have it there.
 STEPS = 2**31
 #: Rounds from one validation to the next.
 EVERY = 5
@@ -32,9 +32,9 @@ EVERY = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What training depends on; a run is resumed with the same ones only.
+    """Settings of a training; it can only be resumed with the same ones.
 
-    Simulation takes sixty times as long as a step takes for the same image, so that images are used more than once.
+    The simulation of an image takes sixty times as long as a step with it, so images are used more than once.
 
     Attributes
     ----------
@@ -42,17 +42,18 @@ class Settings:
     architecture : Architecture
     steps_per_round : int
     images_per_step : int
-        A batch, of one plane of each orientation: one plane of many images tells more than many planes of a few.
+        Batch size, with one plane of each orientation per image: few planes of many images inform more than many
+        planes of a few.
     profile_weight : float
-        Of the task of telling profiles (see `samples.profile_of`), beside that of telling scores.
+        Weight of the auxiliary loss of profiles (see `samples.profile_of`); that of scores has weight one.
     learning_rate : float
         Reached after `warm_up` steps; falls to zero over the second half of the steps.
     warm_up : int
     weight_decay : float
     averaging : float
-        Decay, per step, of the average of the weights that is evaluated and kept.
+        Decay per step of the exponential moving average of the weights, which is evaluated and kept.
     start_from : str or None
-        SHA-256 of the weights that it begins with; None for random ones.
+        SHA-256 of the weights that the training starts from; None for random ones.
     """
 
     seed: int = 0
@@ -68,19 +69,19 @@ class Settings:
 
 
 class Trainer:
-    """Network, average of its weights and optimiser, with the way to a file and back.
+    """Network, moving average of its weights and optimiser, with a checkpoint.
 
-    Beside the score the network learns to tell which bands of k-space were disturbed and how far, which explains the
-    score; the layer that tells it is of no use later.
+    As an auxiliary task the network learns the profile of the motion over bands of k-space, which explains the score;
+    the layer that predicts it is discarded after training.
 
     Parameters
     ----------
     settings : Settings
     directory : Path
-        Holds the checkpoint and the log; training goes on from a checkpoint that is there.
+        Folder of checkpoint and log; a training with a checkpoint is resumed.
     device : str
     start : SFCN, optional
-        Network to begin with, of the architecture of the settings.
+        Network to start from, of the architecture in the settings.
 
     Raises
     ------
@@ -108,18 +109,18 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps of all rounds that are done."""
+        """Number of steps so far."""
         return self.round * self.settings.steps_per_round
 
     def train_round(self, parts: Sequence[PlaneSet], n_rounds: int) -> tuple[float, float]:
-        """Follow the gradients of one round; return the mean losses of scores and of profiles.
+        """Train for one round; return the mean losses of scores and of profiles.
 
         Parameters
         ----------
         parts : sequence of PlaneSet
-            Equally long.
+            Of equal length.
         n_rounds : int
-            Of the whole training, which the learning rate goes by.
+            Total number, which the schedule of the learning rate depends on.
         """
         self.network.train()
         losses = []
@@ -148,7 +149,7 @@ class Trainer:
     def _update(self, planes: Sequence[Tensor], target: Tensor, profiles: Tensor, rate: float) -> tuple[float, float]:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        # Half precision takes a third of the time on processors that have it; statistics and losses stay in single.
+        # Half precision takes a third of the time on processors that support it; losses stay in single precision.
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             hidden = self.network.hidden(self.network.embed_planes(planes))
             log_probability, profile = self.network.from_hidden(hidden), self.profile(hidden)
@@ -170,7 +171,7 @@ class Trainer:
                 value.lerp_(new[name], 1 - self.settings.averaging)
 
     def save(self) -> None:
-        """Write the checkpoint; it appears whole or not at all."""
+        """Write the checkpoint atomically."""
         state = {
             "settings": asdict(self.settings),
             "round": self.round,
@@ -194,9 +195,7 @@ class Trainer:
                 for name, value in state["settings"].items()
                 if value != given.get(name)
             ]
-            raise InputError(
-                f"{path} was made with other settings ({'; '.join(other)}): give these, or another folder."
-            )
+            raise InputError(f"{path} was made with other settings ({'; '.join(other)}): use these, or another folder.")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.profile.load_state_dict(state["profile"])
@@ -204,14 +203,14 @@ class Trainer:
         self.round, self.seconds, self.figures = state["round"], state["seconds"], state["figures"]
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Add a line to the log."""
+        """Append a line to the log."""
         line = {"round": self.round, "step": self.step, "hours": round(self.seconds / 3600, 3)}
         with (self.directory / LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line | entry) + "\n")
 
 
 def augment_planes(part: PlaneSet, image: int, rng: np.random.Generator) -> list[npt.NDArray[np.float32]]:
-    """Return a plane of each orientation of a stored image, (1, height, width), with other contrast, side and noise."""
+    """Return a random plane of each orientation, (1, height, width), with random contrast, flip and noise."""
     side, gamma, factor = rng.uniform() < 0.5, float(np.exp(rng.normal(0, 0.15))), rng.uniform(0.8, 1.1)
     noise = float(np.exp(rng.uniform(np.log(0.002), np.log(0.03)))) if rng.uniform() < 0.5 else 0.0
     planes = []
@@ -235,18 +234,18 @@ def train(
     n_rounds: int,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Train until a number of rounds is reached; save after each, and validate from time to time and at the end.
+    """Train up to a number of rounds; save after each, validate every `EVERY` rounds and at the end.
 
     Parameters
     ----------
     trainer : Trainer
     simulator : Simulator
     validation : sequence of Case
-        Of other persons; may be empty.
+        Images of held-out persons; may be empty.
     n_rounds : int
-        In all, those before a resume included.
+        Total number, with those before a resume.
     report : callable
-        Takes a line of progress.
+        Receives lines of progress.
     """
     begin = time.monotonic() - trainer.seconds
     with simulator.running() as parts_for:
@@ -266,7 +265,7 @@ def train(
 
 
 def validate(trainer: Trainer, validation: Sequence[Case]) -> None:
-    """Find the figures of the averaged weights on held-out heads, by domain, and log them."""
+    """Compute and log the accuracy of the averaged weights on held-out heads, by domain."""
     found = predict(trainer.average, [case.image for case in validation], trainer.device)
     trainer.figures = agreement_by_domain(validation, *found)
     trainer.log({"validation": trainer.figures})
