@@ -92,7 +92,7 @@ def test_weights_that_lack_a_part_are_refused(trained, weights, lost):
     identity = trained.identity(ECHOES)
     tensors, notes = ({k: v for k, v in part.items() if k != lost} for part in load_weights(weights, identity))
     save_weights(weights, tensors, identity, notes)
-    with pytest.raises(WeightsError, match="does not hold weights of mlp as they should be"):
+    with pytest.raises(WeightsError, match="does not hold complete weights of estimator mlp"):
         MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
 
 

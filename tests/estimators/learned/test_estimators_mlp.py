@@ -145,7 +145,7 @@ def test_weights_for_another_protocol_model_or_bounds_are_refused(trained, tmp_p
 
 def test_a_foreign_prior_and_an_unknown_activation_are_refused():
     model = SphericalMeanTechnique()
-    with pytest.raises(PriorError, match="not of the parameters of model smt"):
+    with pytest.raises(PriorError, match="other parameters than model smt"):
         MultilayerPerceptron(model, prior=Uniform(get_model("t2").parameters[1:])).fit(table3.PROTOCOL)
     with pytest.raises(UsageError, match="no activation 'tanh'; known: relu, silu"):
         MultilayerPerceptron(model, activation="tanh")
