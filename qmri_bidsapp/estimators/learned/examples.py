@@ -1,4 +1,4 @@
-"""Training data of learned estimators: simulated voxels as these see them."""
+"""Training data of learned estimators: features and targets of simulated voxels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from qmri_bidsapp.estimators.learned.targets import Targets
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.rotation import turn
 
-#: Draws a number of examples: (n, n_features) features and (n, n_targets) targets.
+#: Draws n examples: (n, n_features) features and (n, n_targets) targets.
 Draw = Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 #: Signal-to-noise ratios of the default noise.
 SNR = (10.0, 100.0)
-#: Share of the examples whose noise is not told, as of voxels in use where it is not known.
-UNTOLD = 0.5
+#: Share of the examples with unknown noise, so that prediction also works without it.
+UNKNOWN_NOISE_SHARE = 0.5
 
 
 def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
-    """Return the noise of the series that a model is fitted to in the app.
+    """Return the noise of a series as the app fits it.
 
     Magnitudes have Rician noise; signed images and diffusion series, whose noise floor the app removes, Gaussian noise.
     """
@@ -43,7 +43,7 @@ def simulate_voxels(
     rng: np.random.Generator,
     device: str,
 ) -> Simulation:
-    """Return n simulated voxels of amplitude one, their tissue turned at random."""
+    """Return n simulated voxels with amplitude one and tissue in random orientations."""
     parameters = np.insert(prior.draw(n, rng), 0, 1.0, axis=1)
     covariates = Uniform(model.covariates).draw(n, rng)
     theta = model.with_covariates(torch.tensor(parameters), torch.tensor(covariates))
@@ -53,7 +53,7 @@ def simulate_voxels(
 
 
 class Examples:
-    """Features and targets of simulated voxels, whose noise is drawn anew each time.
+    """Features and targets of simulated voxels, with new noise in each draw.
 
     The first target is the logarithm of the amplitude over the reference, the others are positions.
 
@@ -79,14 +79,14 @@ class Examples:
         return len(self._simulation)
 
     def __call__(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return features and targets, neither of them scaled, of n voxels, less those without a reference."""
+        """Return unscaled features and targets of n voxels, without those that have no reference."""
         index, signal, sigma = self._simulation.draw(n, generator)
         size = reference(signal, self._simulation.acquisition)
-        # Of noise alone there is no reference.
+        # Pure noise may have no positive reference.
         seen = (size > 0).squeeze(1)
-        told = torch.rand(n, 1, generator=generator, device=signal.device) >= UNTOLD
+        is_known = torch.rand(n, 1, generator=generator, device=signal.device) >= UNKNOWN_NOISE_SHARE
         index, relative, size = index[seen], (signal / size)[seen], size[seen]
-        noise = torch.where(told, sigma, torch.nan)[seen] / size
+        noise = torch.where(is_known, sigma, torch.nan)[seen] / size
         frames = self._features.frames(relative)
         features = self._features(relative, frames, noise, self._covariates[index])
         return features, torch.cat([-size.log(), self._targets.positions(self.truth[index], frames)], dim=1)

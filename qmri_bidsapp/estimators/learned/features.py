@@ -1,4 +1,4 @@
-"""What a learned estimator sees of a voxel."""
+"""Features of a voxel for learned estimators."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ MAX_CONDITION = 20.0
 
 
 class Features:
-    """Signals, covariates and noise of a voxel, in a form that does not depend on how its tissue is turned.
+    """Signals, covariates and noise of a voxel, in a form that does not depend on the orientation of its tissue.
 
-    Relative signals of models that turn with the tissue are replaced, shell by shell, by spherical harmonics up to
-    degree four, or two, or the mean, as many as the shell's directions determine. Their axes are the voxel's own: the
-    eigenvectors of the quadratic form that fits the signals of all shells, by ascending signal. A posterior over tissue
-    in any orientation depends on nothing else, as far as directions are spread evenly.
+    For models that turn with the tissue, the relative signals of each shell are replaced by spherical harmonics up to
+    degree four, two, or zero, whichever the directions of the shell determine. Their axes are the voxel's own: the
+    eigenvectors of the quadratic form that fits the signals of all shells, by ascending signal. For evenly spread
+    directions, a posterior over tissue in any orientation depends on nothing else.
 
     Parameters
     ----------
     model : SignalModel
     acquisition : Acquisition
     noise : Noise
-        That of the training.
+        Noise of the training.
     device : str
 
     Raises
     ------
     ProtocolError
-        If no shell has six directions, which the voxel's axes need.
+        If no shell has the six directions that the voxel's axes need.
     """
 
     def __init__(self, model: SignalModel, acquisition: Acquisition, noise: Noise, device: str) -> None:
@@ -60,7 +60,7 @@ class Features:
         self._blocks = {rank: torch.tensor(block, dtype=torch.float32, device=device) for rank, block in blocks.items()}
 
     def frames(self, relative: torch.Tensor) -> torch.Tensor | None:
-        """Return the voxels' own axes as rows, (n, 3, 3); None for models that do not turn with the tissue.
+        """Return the axes of each voxel as rows, (n, 3, 3); None for models that do not turn with the tissue.
 
         Parameters
         ----------
@@ -88,7 +88,7 @@ class Features:
         frames : Tensor or None
             From `frames`.
         noise_std : Tensor
-            (n, 1) standard deviation of the noise over the reference, NaN where it is not known.
+            (n, 1) standard deviation of the noise over the reference; NaN where unknown.
         covariates : Tensor
             (n, n_covariates).
         """
@@ -101,7 +101,7 @@ class Features:
         return torch.cat(parts, dim=1)
 
     def _signals(self, relative: torch.Tensor, frames: torch.Tensor | None) -> list[torch.Tensor]:
-        """Return the signals as they are, or what stands for those of each shell."""
+        """Return the signals, or the harmonics of each shell."""
         if not self._blocks:
             return [relative]
         parts = []
@@ -117,14 +117,14 @@ class Features:
 
 
 def _operators(acquisition: Diffusion, highest: int) -> tuple[dict[int, Array], Array]:
-    """Return what makes polynomials of the signals of each shell.
+    """Return the matrices from signals to the polynomials of each shell.
 
     Returns
     -------
     blocks : dict
-        Rank -> (n_measurements, n_shells * n_elements) of the shells whose directions determine this one at most.
+        Highest rank that the directions determine -> (n_measurements, n_shells * n_elements) of the shells with it.
     axes : ndarray
-        (n_measurements, 6), for the mean of the quadratic forms of all shells; zero where no shell determines one.
+        (n_measurements, 6), for the mean of the quadratic forms of all shells; zero if no shell determines one.
     """
     timed = acquisition.small_delta is not None and acquisition.large_delta is not None
     n = acquisition.n_measurements
@@ -145,7 +145,7 @@ def _operators(acquisition: Diffusion, highest: int) -> tuple[dict[int, Array], 
 
 
 def _rank(direction: Array, highest: int) -> int:
-    """Return the highest degree, up to a highest one, of the polynomial that (n, 3) directions determine."""
+    """Return the highest degree, at most `highest`, of a polynomial that (n, 3) directions determine."""
     for rank in (4, 2):
         if rank <= highest:
             harmonics = harmonics_of_elements(torch.eye(3, dtype=torch.float64).unsqueeze(0), rank)[0].numpy()

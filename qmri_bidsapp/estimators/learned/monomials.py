@@ -8,24 +8,24 @@ import torch
 from torch import nn
 from typing_extensions import Self
 
-#: Most principal components, and most monomials of them.
+#: Largest number of principal components, and of monomials.
 MAX_COMPONENTS = 6
 MAX_MONOMIALS = 500
-#: Least variance of a component: less is rounding.
+#: Smallest variance of a component; a smaller one is rounding.
 LEAST_VARIANCE = 1e-5
 
 
 class Monomials(nn.Module):
-    """All products of up to so many principal components, (n, n_features) -> (n, n_monomials), the first of them one.
+    """All monomials of principal components up to a degree, (n, n_features) -> (n, n_monomials), the first of them one.
 
-    Components have unit variance in the training and are held within their range there: a polynomial means nothing
-    beyond. Monomials are divided by their root mean square.
+    Components have unit variance in the training, and are clamped to their range there, since polynomials do not
+    extrapolate. Monomials are divided by their root mean square.
 
     Parameters
     ----------
     n_features, n_components : int
     degree : int
-        Most factors of a product.
+        Largest number of factors of a monomial.
     """
 
     basis: torch.Tensor
@@ -43,7 +43,7 @@ class Monomials(nn.Module):
 
     @classmethod
     def of(cls, features: torch.Tensor, degree: int) -> Self:
-        """Return those of features (n, n_features) of the training; of a lower degree where there would be too many."""
+        """Return the monomials for training features (n, n_features); of a lower degree if there would be too many."""
         features = features.double()
         variance, vectors = torch.linalg.eigh(features.T.cov())
         n_components = max(1, min(MAX_COMPONENTS, int((variance > LEAST_VARIANCE).sum())))
@@ -59,13 +59,13 @@ class Monomials(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the monomials in float64; no gradient goes through them."""
+        """Return the monomials in float64, without gradient."""
         components = (features.double() @ self.basis).clamp(self.lowest, self.highest).T.contiguous()
         n_components = len(components)
         block = torch.ones_like(components[:1])
         blocks, first = [block], [0] * n_components
         for _ in range(self.degree):
-            # Products in the order of their factors: those whose own factors are not before i are at the end.
+            # Products are ordered by their factors: those without a factor before i are at the end.
             parts = [component * block[start:] for component, start in zip(components, first, strict=True)]
             lengths = [len(part) for part in parts]
             first = [sum(lengths[:i]) for i in range(n_components)]

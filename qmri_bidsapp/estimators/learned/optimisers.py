@@ -1,4 +1,4 @@
-"""Optimisers that torch does not have: FTRL-Proximal, proximal AdaGrad, dual coordinate ascent for ridge regression."""
+"""Optimisers that torch lacks: FTRL-Proximal, proximal AdaGrad, dual coordinate ascent for ridge regression."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import nn
 
-#: Examples whose dual variables are found together.
+#: Default block size, examples, of dual coordinate ascent.
 BLOCK = 64
 
 
 class _Penalised(torch.optim.Optimizer):
-    """One step for each weight that has a gradient, with penalties l1 |w| + l2 w^2 / 2 that are met exactly."""
+    """Base of optimisers with penalties l1 |w| + l2 w^2 / 2, which are minimised exactly in each step."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, *, l1: float = 0.0, l2: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "l1": l1, "l2": l2})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Do one step; the gradients are there already, so that `closure` is not used."""
+        """Make one step with the present gradients; `closure` is not used."""
         for group in self.param_groups:
             for weight in group["params"]:
-                # A rate of zero, the end of a schedule, moves nothing.
+                # A rate of zero, at the end of a schedule, changes nothing.
                 if weight.grad is not None and group["lr"] > 0:
                     self._move(weight, weight.grad, self.state[weight], group)
 
@@ -34,20 +34,20 @@ class _Penalised(torch.optim.Optimizer):
 class FTRL(_Penalised):
     """Follow the regularised leader, proximal, with a learning rate per coordinate.
 
-    Algorithm 1 of McMahan et al. 2013 (Proc. KDD), but penalties count once for every step, as in McMahan 2011 (Proc.
-    AISTATS, table 1), rather than once in all: they do not fade with the number of steps, and the minimum is that of
-    the mean loss plus l1 |w| + l2 w^2 / 2. The learning rate may change between steps, and weights need not start at
-    zero.
+    Algorithm 1 of McMahan et al. 2013 (Proc. KDD), with one difference: penalties count in every step, as in McMahan
+    2011 (Proc. AISTATS, table 1), rather than once in all. They do not fade with the number of steps, and the minimum
+    is that of the mean loss plus l1 |w| + l2 w^2 / 2. The learning rate may change between steps, and weights need not
+    start at zero.
 
     Parameters
     ----------
     params : iterable of Parameter
     lr : float
-        Alpha; the rate of a coordinate is lr / (beta + root of its sum of squared gradients).
+        Alpha in the reference: the rate of a coordinate is lr / (beta + root of its sum of squared gradients).
     l1, l2 : float
         Weights of the penalties.
     beta : float
-        Keeps the first steps from being too large.
+        Limits the size of the first steps.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FTRL(_Penalised):
 
     def _move(self, weight: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
-            # Sum of squared gradients, of the sigmas of the algorithm, and its z; the latter two include the start.
+            # Sum of squared gradients, inverse rate (sum of the algorithm's sigmas) and z, which include the start.
             state["squares"] = torch.zeros_like(weight)
             state["inverse_rate"] = torch.full_like(weight, self.beta / group["lr"])
             state["z"] = -state["inverse_rate"] * weight
@@ -73,7 +73,7 @@ class FTRL(_Penalised):
 
 
 class ProximalAdagrad(_Penalised):
-    """AdaGrad with the penalties as a proximal step.
+    """AdaGrad with penalties as a proximal step.
 
     Duchi & Singer 2009, J Mach Learn Res 10:2899; Duchi et al. 2011, J Mach Learn Res 12:2121, equation 4.
 
@@ -81,11 +81,11 @@ class ProximalAdagrad(_Penalised):
     ----------
     params : iterable of Parameter
     lr : float
-        The rate of a coordinate is lr over the root of its sum of squared gradients.
+        The rate of a coordinate is lr / (delta + root of its sum of squared gradients).
     l1, l2 : float
         Weights of the penalties.
     delta : float
-        Added to that root.
+        Added to the root.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class ProximalAdagrad(_Penalised):
 
 
 def _shrink(values: torch.Tensor, by: torch.Tensor | float) -> torch.Tensor:
-    """Return values nearer to zero by an amount, and zero where they would pass it."""
+    """Return values moved towards zero by an amount, and zero where they would cross it (soft threshold)."""
     return values.sign() * (values.abs() - by).clamp(min=0)
 
 
@@ -118,8 +118,8 @@ def dual_coordinate_ascent(
 ) -> torch.Tensor:
     """Return the coefficients of ridge regression by stochastic dual coordinate ascent (SDCA).
 
-    They minimise the mean of (y - x w)^2 / 2 plus ridge / 2 |w|^2. One dual variable a belongs to each example, and w
-    is X' a / (ridge n); the dual is maximised over one block of them after the other, in closed form (Shalev-Shwartz
+    They minimise the mean of (y - x w)^2 / 2 plus ridge / 2 |w|^2. Each example has a dual variable a, and w is
+    X' a / (ridge n). The dual is maximised in closed form over one block of variables after the other (Shalev-Shwartz
     & Zhang 2013, J Mach Learn Res 14:567, section 6.2, where a block is one example).
 
     Parameters
@@ -131,11 +131,11 @@ def dual_coordinate_ascent(
     ridge : float
         Positive.
     generator : torch.Generator
-        Of the order of the examples, anew in every epoch.
+        Draws the order of the examples in every epoch.
     epochs : int
         Passes over the examples.
     block : int
-        Examples of a block.
+        Examples in a block.
 
     Returns
     -------

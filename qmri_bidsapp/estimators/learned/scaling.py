@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from qmri_bidsapp.estimators.learned.examples import Draw
 
-#: Smallest standard deviation that is scaled to one: what hardly varies must not be magnified.
+#: Smallest standard deviation that is scaled to one, so that nearly constant features are not magnified.
 MIN_STD = 1e-4
 #: Standard deviation below which a feature is constant but for rounding, such as the mean signal without diffusion
 #: weighting over itself. Features are of the order of one, in single precision.
@@ -18,7 +18,7 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Means and standard deviations of what a learned estimator sees and tells.
+    """Means and standard deviations of the features and targets of a learned estimator.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class Scaling:
 
     @classmethod
     def take(cls, state: dict[str, torch.Tensor]) -> Self:
-        """Take out of `state` what `to_state` put there."""
+        """Return the scaling of `to_state`, removing its tensors from `state`."""
         return cls(*(state.pop(field.name) for field in fields(cls)))
 
     def to_state(self) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ class Scaling:
         return (features - self.input_mean) / self.input_std
 
     def of(self, examples: Draw) -> Draw:
-        """Return what draws scaled examples."""
+        """Return a function that draws scaled examples."""
 
         def draw(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
             features, targets = examples(n, generator)
@@ -64,5 +64,5 @@ class Scaling:
         return draw
 
     def in_units(self, mean: torch.Tensor, std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means and standard deviations of targets, (n, n_targets) each, that are not scaled, in float64."""
+        """Return unscaled means and standard deviations of targets, (n, n_targets) float64 each."""
         return (mean * self.target_std + self.target_mean).double(), (std * self.target_std).double()

@@ -1,4 +1,4 @@
-"""What a learned estimator learns: positions of parameters within ranges, and how these become estimates."""
+"""Targets of learned estimators: positions of parameters within ranges, and their conversion to estimates."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
 from qmri_bidsapp.models.rotation import rotation_of_elements
 from qmri_bidsapp.models.tensor import full_tensor, quadratic_form
 
-#: Distance from a bound, relative to its range, that counts as on the bound.
+#: Largest distance from a bound, relative to its range, that counts as on the bound.
 BOUND_TOLERANCE = 1e-5
-#: Half the range of the elements of tensors, and of what is derived from them, in standard deviations of the training:
-#: their bounds are so wide that plausible values would be hard to tell apart.
+#: Half the range of tensor elements and of quantities derived from them, in standard deviations of the training. Their
+#: bounds are too wide to resolve plausible values.
 RANGE = 6.0
 #: Ranges of the elements of the dyadic tensor of a unit vector.
 DYADIC_LOW, DYADIC_HIGH = (0.0, -0.5, 0.0, -0.5, -0.5, 0.0), (1.0, 0.5, 1.0, 0.5, 0.5, 1.0)
 
 
 class Targets:
-    """Positions, 0 to 1, of all that is learned but the amplitude.
+    """Positions, 0 to 1, of all learned quantities but the amplitude.
 
-    First come parameters that do not turn with the tissue and derived ones, by their position within their bounds (of
-    models of tensors within a part of them). Axes and tensors follow, in the frame of the voxel (see
-    `features.Features`): for an axis the elements of its dyadic tensor, which does not know its sign; for tensors their
-    elements.
+    First come parameters that do not turn with the tissue and derived ones, by their position within their bounds
+    (for tensor models, within a part of them). Axes and tensors follow, in the frame of the voxel (see
+    `features.Features`): an axis by the elements of its dyadic tensor, which has no sign; a tensor by its elements.
 
     Parameters
     ----------
@@ -36,9 +35,9 @@ class Targets:
     Attributes
     ----------
     names : tuple of str
-        Of the positions.
+        Names of the positions.
     ranges : Tensor
-        (2, n_positions) lowest and highest value of what they are positions of; from `learn_ranges`.
+        (2, n_positions) lowest and highest values of the quantities; from `learn_ranges`.
     """
 
     ranges: torch.Tensor
@@ -59,7 +58,7 @@ class Targets:
         self.names = tuple(names)
 
     def truth(self, theta: torch.Tensor) -> torch.Tensor:
-        """Return what positions are made of, (n, n_truth) float32: positions of scalars, axes, elements of tensors."""
+        """Return the quantities, (n, n_truth) float32: positions of scalars, axes, elements of tensors."""
         with torch.no_grad():
             values = torch.cat([theta[:, : len(self._model.parameters)], self._model.derive(theta)], dim=1)
         parts = [_position(values[:, self._columns], self._scalars)]
@@ -97,7 +96,7 @@ class Targets:
     def estimates(
         self, position: torch.Tensor, spread: torch.Tensor, frames: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return estimates and standard deviations of all but the amplitude, and whether none lies on a bound.
+        """Return estimates and standard deviations of all but the amplitude, and whether all are inside their bounds.
 
         The standard deviation on a bound is NaN.
 
@@ -150,14 +149,14 @@ def _rank(part: Directional) -> int:
 
 
 def _tensor(elements: torch.Tensor, sigma: torch.Tensor, rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the elements of tensors that are turned, and their standard deviations from independent ones."""
+    """Return the elements of rotated tensors and their standard deviations, from those of independent elements."""
     matrix = rotation_of_elements(rotation, 2 if elements.shape[1] == 6 else 4)
     variance = matrix.square() @ sigma.square().unsqueeze(-1)
     return (matrix @ elements.unsqueeze(-1)).squeeze(-1), variance.sqrt().squeeze(-1)
 
 
 def _axis(elements: torch.Tensor, sigma: torch.Tensor, rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return polar angle and azimuth, and their standard deviations, degrees, of a dyadic tensor that is turned.
+    """Return polar angle and azimuth, and their standard deviations, degrees, of a rotated dyadic tensor.
 
     An error E of the tensor turns its principal eigenvector v towards a perpendicular unit vector u by u^T E v.
     """

@@ -1,4 +1,4 @@
-"""Ensembles of regression trees: plain tensors, taken from scikit-learn, evaluated side by side on any device."""
+"""Ensembles of regression trees as plain tensors, grown by scikit-learn and evaluated in parallel on any device."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from typing_extensions import Self
 from qmri_bidsapp.errors import WeightsError
 from qmri_bidsapp.estimators.learned.examples import Draw
 
-#: Places in trees, voxels times trees, that are worked on together: enough to hide the cost of a call to torch, few
-#: enough for the processor's cache.
+#: Batch size of the evaluation, voxels times trees: large enough to hide the cost of a call to torch, small enough for
+#: the processor's cache.
 WIDTH = 2**15
-#: Voxels that are predicted together.
+#: Voxels predicted together.
 BLOCK_SIZE = 2**13
-#: Examples that are drawn at a time where very many are looked at.
+#: Batch size, examples, of loops over very many.
 BATCH = 2**13
-#: Features that are tried at each split, as far as there are so many.
+#: Largest number of features tried at each split.
 MAX_FEATURES = 8
-#: Trees of the variance, and fewest examples in one of their leaves.
+#: Number of trees of the variance, and fewest examples in their leaves.
 N_VARIANCE_TREES = 20
 MIN_VARIANCE_LEAF = 50
-#: Examples, for each that such a tree is grown on, whose squared errors they hold.
+#: Ratio of the examples that determine the values of these leaves to those that one tree is grown on.
 N_ERRORS = 8
-#: Least squared error of which the logarithm is taken; targets have a variance of one.
+#: Added to squared errors before their logarithm; targets have a variance of one.
 TINY = 1e-10
 
 
 class TreeEnsemble:
     """Sum of regression trees.
 
-    The two children of a node lie side by side, the one for values up to the threshold first. The child of a leaf is
-    the leaf itself, its threshold infinite: all voxels take as many steps as the deepest tree asks for.
+    The two children of a node are stored next to each other, the one for values up to the threshold first. The child
+    of a leaf is the leaf itself, with an infinite threshold: all voxels take as many steps as the deepest tree has.
 
     Parameters
     ----------
     root : Tensor
-        (n_trees,) int32, node at which each tree begins.
+        (n_trees,) int32, root node of each tree.
     child : Tensor
-        (n_nodes,) int32, first of the node's children.
+        (n_nodes,) int32, first child of each node.
     feature : Tensor
-        (n_nodes,) int16, column that is compared.
+        (n_nodes,) int16, feature compared with the threshold.
     threshold : Tensor
         (n_nodes,) float32.
     value : Tensor
-        (n_leaves, n_outputs) float32, of the leaves in the order of the nodes.
+        (n_leaves, n_outputs) float32, values of the leaves in the order of the nodes.
     """
 
     FIELDS = ("root", "child", "feature", "threshold", "value")
@@ -65,9 +65,9 @@ class TreeEnsemble:
         is_leaf = child == node
         first = child[~is_leaf]
         reached = torch.cat([root, first, first + 1])
-        # Children come after their parent, and every node has one parent or is a root, so that every way ends.
+        # Children come after their parent, and every node has one parent or is a root: every path ends.
         if not (bool((first > node[~is_leaf]).all()) and torch.equal(reached.sort().values, node.to(reached.dtype))):
-            raise WeightsError("The nodes of a tree do not form one: train the weights again.")
+            raise WeightsError("The nodes of a tree do not form a tree: train the weights again.")
         self.root, self.child, self.feature, self.threshold, self.value = root, child, feature, threshold, value
         self._column = feature.int()
         self._row = (is_leaf.cumsum(0) - 1).int()
@@ -77,7 +77,7 @@ class TreeEnsemble:
 
     @classmethod
     def from_sklearn(cls, trees: Sequence[DecisionTreeRegressor], weight: float = 1.0) -> Self:
-        """Return the sum of scikit-learn's trees, times a weight."""
+        """Return the sum of scikit-learn trees, times a weight."""
         parts = [_arrays(tree) for tree in trees]
         root = np.cumsum([0, *(len(part[0]) for part in parts[:-1])])
         child = np.concatenate([part[0] + first for part, first in zip(parts, root, strict=True)])
@@ -100,11 +100,11 @@ class TreeEnsemble:
 
     @classmethod
     def from_state(cls, state: dict[str, torch.Tensor], prefix: str = "") -> Self:
-        """Return the ensemble of some tensors; see `state`."""
+        """Return the ensemble from the tensors of `state`."""
         return cls(*(state[prefix + name] for name in cls.FIELDS))
 
     def state(self, prefix: str = "") -> dict[str, torch.Tensor]:
-        """Return the tensors by name, with something before it."""
+        """Return the tensors by name, with a prefix."""
         return {prefix + name: getattr(self, name) for name in self.FIELDS}
 
     def to(self, device: str | torch.device) -> Self:
@@ -112,7 +112,7 @@ class TreeEnsemble:
         return self.from_state({name: value.to(device) for name, value in self.state().items()})
 
     def replaced(self, value: torch.Tensor) -> Self:
-        """Return the same trees with other values of the leaves."""
+        """Return the same trees with other leaf values."""
         return self.from_state({**self.state(), "value": value})
 
     def leaves(self, features: torch.Tensor, trees: slice = slice(None)) -> torch.Tensor:
@@ -137,7 +137,7 @@ class TreeEnsemble:
         return total
 
     def means(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """Return (n_leaves, n_columns) means of what lies in each leaf; of all, for a leaf in which nothing lies.
+        """Return (n_leaves, n_columns) means of the values in each leaf; the overall mean for an empty leaf.
 
         Parameters
         ----------
@@ -168,16 +168,16 @@ def grow_variance(
 ) -> TreeEnsemble:
     """Return trees whose sum is the mean squared error of a prediction, for each output.
 
-    They are grown on the logarithm of the squared errors, so that small ones are told apart as well as large ones are,
-    and hold the mean squared errors of other examples.
+    They are grown on the logarithm of the squared errors, so that they resolve small errors as well as large ones.
+    Their leaves hold the mean squared errors of other examples.
 
     Parameters
     ----------
     predict : callable
-        Takes (n, n_features) features, returns (n, n_targets) means.
+        Maps (n, n_features) features to (n, n_targets) means.
     examples : callable
     n : int
-        Examples that each tree is grown on.
+        Number of examples that each tree is grown on.
     generator : torch.Generator
     """
 
@@ -207,7 +207,8 @@ def draw_seed(generator: torch.Generator) -> int:
 def _arrays(tree: DecisionTreeRegressor) -> tuple[npt.NDArray[np.generic], ...]:
     """Return child, feature, threshold of the nodes and value of the leaves, as for `TreeEnsemble`.
 
-    scikit-learn compares float32 features with float64 thresholds: the next float32 below decides alike.
+    scikit-learn compares float32 features with float64 thresholds; rounding the latter down to float32 gives the same
+    decisions.
     """
     fitted = tree.tree_
     parent, leaf = np.flatnonzero(fitted.children_left >= 0), np.flatnonzero(fitted.children_left < 0)

@@ -139,7 +139,7 @@ def test_weights_for_another_protocol_model_or_bounds_are_refused(trained, tmp_p
         MultilayerPerceptron(SphericalMeanTechnique(), weights=tmp_path / "w").fit(other)
     with pytest.raises(WeightsError, match="for another model"):
         MultilayerPerceptron(table3.BoundedAsPublished(), weights=tmp_path / "w").fit(table3.PROTOCOL)
-    with pytest.raises(UsageError, match="one or the other"):
+    with pytest.raises(UsageError, match="either weights, or prior and noise"):
         MultilayerPerceptron(SphericalMeanTechnique(), weights=tmp_path / "w", noise=FIXED)
 
 

@@ -244,7 +244,7 @@ def test_nodes_that_lead_round_in_a_circle_are_refused():
     for place, child in ((first, 0), (0, int(state["child"][first]))):
         changed = state["child"].clone()
         changed[place] = child
-        with pytest.raises(WeightsError, match="do not form one"):
+        with pytest.raises(WeightsError, match="do not form a tree"):
             TreeEnsemble.from_state({**state, "child": changed})
 
 
