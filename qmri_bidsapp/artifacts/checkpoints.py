@@ -22,13 +22,13 @@ def save_checkpoint(
     optimisers: Mapping[str, torch.optim.Optimizer],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Parameters
     ----------
     path : Path
     modules, optimisers : mapping
-        Name -> module, and name -> optimiser, of which the state is kept, not the options; a name holds no dot.
+        Name -> module, and name -> optimiser; names have no dot. Options of optimisers are not stored.
     facts : mapping
         Plain data.
     """
@@ -52,19 +52,19 @@ def read_facts(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             facts: dict[str, Any] = json.loads(file.metadata()["facts"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} is no readable checkpoint ({error}): delete it to start anew.") from error
+        raise WeightsError(f"{path} is no readable checkpoint ({error}): delete it to start again.") from error
     return facts
 
 
 def restore_checkpoint(
     path: Path, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
 ) -> None:
-    """Give modules and optimisers the state of a checkpoint.
+    """Restore modules and optimisers from a checkpoint.
 
     Raises
     ------
     WeightsError
-        If it cannot be read, or is not of these.
+        If it cannot be read, or belongs to others.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     try:
@@ -81,4 +81,4 @@ def restore_checkpoint(
                 state.setdefault(int(index), {})[quantity] = value
             optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} is no checkpoint of this network: delete it to start anew.") from error
+        raise WeightsError(f"{path} is no checkpoint of this network: delete it to start again.") from error

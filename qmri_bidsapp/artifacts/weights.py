@@ -1,4 +1,4 @@
-"""Trained weights on disk: a folder with a safetensors file and a card that says what they are for."""
+"""Trained weights on disk: a folder with a safetensors file and a card that states what they are for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qmri_bidsapp.errors import OutputError, WeightsError
 
 TENSORS, CARD = "weights.safetensors", "card.json"
 REMEDY = "Train weights for this with `qmri train`."
-#: Most weights of a folder that a message tells apart.
+#: Largest number of weights listed in a message.
 MAX_LISTED = 3
 
 
@@ -31,7 +31,7 @@ def key_of(identity: Any) -> str:
 def save_weights(
     folder: Path, tensors: Mapping[str, torch.Tensor], identity: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> None:
-    """Write a folder with the weights and their card; it appears whole or not at all.
+    """Write a folder with weights and their card, atomically.
 
     Parameters
     ----------
@@ -40,19 +40,19 @@ def save_weights(
     tensors : mapping
         Name -> tensor.
     identity : mapping
-        Plain data that must be the same when the weights are used: model, protocol, estimator.
+        Plain data that must be the same in use: model, protocol, estimator.
     notes : mapping
         Plain data about the training: prior, noise, options, errors on validation data.
 
     Raises
     ------
     OutputError
-        If the folder cannot be written, or holds anything else.
+        If the folder cannot be written, or holds other files.
     """
     folder = Path(folder)
     if folder.exists() and any(name.name not in (TENSORS, CARD) for name in folder.iterdir()):
         raise OutputError(f"{folder} holds other files: name a new folder for the weights.")
-    # Tensors carry the hash of what the card says, so that a card of other weights, or a changed one, is noticed.
+    # The tensors carry the hash of the card's content, so that a changed or exchanged card is noticed.
     data = save({key: value.contiguous().cpu() for key, value in tensors.items()}, {"card": key_of([identity, notes])})
     card = {
         "format": formats.WEIGHTS,
@@ -69,18 +69,18 @@ def save_weights(
 
 
 def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the tensors of a folder, and the notes of its card.
+    """Return the tensors in a folder and the notes of its card.
 
     Parameters
     ----------
     folder : Path
     *identities : mapping
-        What the weights are to be used for, see `save_weights`: one of these.
+        Accepted identities; see `save_weights`.
 
     Raises
     ------
     WeightsError
-        If a file is missing or damaged, or the weights are for something else.
+        If a file is missing or damaged, or the weights have another identity.
     """
     folder = Path(folder)
     try:
@@ -93,9 +93,7 @@ def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str
         needed = formats.WEIGHTS
         raise WeightsError(f"The weights in {folder} have format {version}, this program needs {needed}: train again.")
     if hashlib.sha256(data).hexdigest() != digest:
-        raise WeightsError(
-            f"{folder / TENSORS} is not what its card says (SHA-256): it was damaged or changed. {REMEDY}"
-        )
+        raise WeightsError(f"{folder / TENSORS} does not match its card (SHA-256): it was damaged or changed. {REMEDY}")
     wanted = min(_plain(identities), key=lambda identity: len(_differing(known, identity)))
     if differing := _differing(known, wanted):
         raise WeightsError(
@@ -110,29 +108,29 @@ def load_weights(folder: Path, *identities: Mapping[str, Any]) -> tuple[dict[str
     except SafetensorError as error:
         raise WeightsError(f"{folder / TENSORS} cannot be read ({error}): train again.") from error
     if stored != key_of([known, notes]):
-        raise WeightsError(f"The card in {folder} is not that of its weights. {REMEDY}")
+        raise WeightsError(f"The card in {folder} belongs to other weights, or was changed. {REMEDY}")
     return tensors, notes
 
 
 def sha256_of(folder: Path) -> str:
-    """Return the SHA-256 of the tensors in a folder that `load_weights` has read."""
+    """Return the SHA-256 of the tensors in a folder of weights."""
     return hashlib.sha256((Path(folder) / TENSORS).read_bytes()).hexdigest()
 
 
 def digest_of(folder: Path) -> str:
-    """Return the content hash of the card, or cards, that `find_weights` looks at; each holds that of its weights."""
+    """Return the content hash of the cards that `find_weights` reads; each contains the hash of its weights."""
     folder = Path(folder)
     cards = [folder / CARD] if (folder / CARD).is_file() else sorted(folder.glob(f"*/{CARD}"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in cards)).hexdigest()
 
 
 def find_weights(folder: Path, *identities: Mapping[str, Any]) -> Path:
-    """Return which folder holds the weights for one of some things: this one, or one of those in it.
+    """Return the folder with the weights for one of some identities: the given folder, or one inside it.
 
     Raises
     ------
     WeightsError
-        If none is for that, or several are.
+        If none fits, or several do.
     """
     folder = Path(folder)
     if (folder / CARD).is_file() or not folder.is_dir():
@@ -160,7 +158,7 @@ def find_weights(folder: Path, *identities: Mapping[str, Any]) -> Path:
 
 
 def _what_they_are_for(cards: list[Path], wanted: dict[str, Any]) -> str:
-    """Say how the first few weights of a folder differ from what is wanted."""
+    """Describe how the first few weights of a folder differ from the wanted identity."""
     parts = []
     for card in cards[:MAX_LISTED]:
         known = json.loads(card.read_text(encoding="utf-8"))["identity"]
@@ -171,7 +169,7 @@ def _what_they_are_for(cards: list[Path], wanted: dict[str, Any]) -> str:
 
 
 def _differences(known: Any, wanted: Any, name: str = "") -> list[tuple[str, str, str]]:
-    """Return name, text of what is there and text of what is wanted, of the innermost parts that differ."""
+    """Return name, known value and wanted value of the innermost parts that differ."""
     if isinstance(known, dict) and isinstance(wanted, dict):
         keys = sorted({*known, *wanted})
         return [part for key in keys for part in _differences(known.get(key), wanted.get(key), f"{name} {key}".strip())]
@@ -179,7 +177,7 @@ def _differences(known: Any, wanted: Any, name: str = "") -> list[tuple[str, str
 
 
 def _plain(identities: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return identities as JSON gives them back."""
+    """Return identities after a round trip through JSON."""
     plain: list[dict[str, Any]] = json.loads(json.dumps([dict(identity) for identity in identities]))
     return plain
 
@@ -190,6 +188,6 @@ def _differing(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message, not too long."""
+    """Return a value as text for a message, at most 120 characters."""
     text = json.dumps(value)
     return text if len(text) <= 120 else text[:117] + "..."

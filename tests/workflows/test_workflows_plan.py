@@ -152,7 +152,7 @@ def alter(folder: Path, what: str) -> float:
         ("version", '"0.0.1"'),
         ("tensors", r"not what its card says \(SHA-256\)"),
         ("cut short", "cannot be read|no readable weights"),
-        ("protocol", "card in .* is not that of its weights"),
+        ("protocol", "card in .* is belongs to other weights"),
     ],
     ids=["model", "version", "tensors", "cut short", "card changed"],
 )

@@ -16,28 +16,28 @@ from qmri_bidsapp.estimators.learned.examples import Draw
 from qmri_bidsapp.estimators.learned.trees import BLOCK_SIZE, MAX_FEATURES, TreeEnsemble, draw_seed, grow_variance
 from qmri_bidsapp.models.base import SignalModel
 
-#: Trees of each output that are grown on the same examples, and share of the examples that one of them is given.
+#: Trees of each output grown on the same examples, and share of the examples for each of them.
 PART = 10
 SUBSAMPLE = 0.25
 
 
 class GradientBoosting(LearnedEstimator):
-    """Sums of small regression trees, one sum for each output, every tree grown on what those before it left over.
+    """A sum of small regression trees for each output, each tree grown on the residuals of those before it.
 
-    Examples are drawn anew for every `PART` trees. The variance is that of `trees.grow_variance`.
+    New examples are drawn for every `PART` trees. The variance comes from `trees.grow_variance`.
 
     Parameters
     ----------
     model, device, prior, noise, weights, n_combinations
         As for `LearnedEstimator`.
     n_trees, max_depth : int
-        Of each output.
+        Number of trees of each output, and their largest depth.
     learning_rate : float
-        Share of a tree's values that is added.
+        Factor of each tree's values.
     min_samples_leaf : int
         Fewest examples in a leaf.
     n_examples : int
-        Examples that are drawn for `PART` trees.
+        Number of examples for each `PART` trees.
     """
 
     name: ClassVar[str] = "boosting"
@@ -88,7 +88,7 @@ class GradientBoosting(LearnedEstimator):
 
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return one of few small trees; see `LearnedEstimator.brief`."""
+        """Return an estimator with few small trees; see `TrainedEstimator.brief`."""
         return cls(model, device=device, n_trees=20, max_depth=5, n_examples=2**10, n_combinations=2**12)
 
     def _learn(
@@ -98,9 +98,9 @@ class GradientBoosting(LearnedEstimator):
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
     ) -> None:
-        """Grow the trees; progress tells the trees of an output, and the error on the examples of the last one.
+        """Grow the trees; report their number for each output and the error on the last examples.
 
-        scikit-learn's state has no public form but pickle: there is no checkpoint.
+        There is no checkpoint, since scikit-learn stores its state only by pickle.
         """
         learners = [
             GradientBoostingRegressor(
@@ -130,7 +130,7 @@ class GradientBoosting(LearnedEstimator):
         self._variance = grow_variance(self._mean, examples, int(SUBSAMPLE * self.n_examples), generator)
 
     def _mean(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the means, which for parameters, not the amplitude, are within the bounds."""
+        """Return the means; those of parameters, but not of the amplitude, are clamped to the bounds."""
         mean = torch.cat([output(features) for output in self._outputs], dim=1)
         low, high = ((bound - self._scaling.target_mean) / self._scaling.target_std for bound in (0.0, 1.0))
         mean[:, 1:] = mean[:, 1:].clamp(low[1:], high[1:])

@@ -21,20 +21,20 @@ from qmri_bidsapp.models.base import SignalModel
 
 #: Trees between checkpoints and reports of progress.
 PART = 10
-#: Least distance from a bound, relative to its range, of which the logit is taken.
+#: Least distance from a bound, relative to its range, in the logit.
 EDGE = 1e-4
-#: Examples on which the error is told while trees are grown.
+#: Number of examples for the error reported during training.
 N_PROGRESS = 2**12
 
 
 class RandomForest(LearnedEstimator):
-    """Mean of regression trees of all parameters together, each grown on examples and noise of its own.
+    """Mean of regression trees of all parameters together, each grown on its own examples and noise.
 
-    What is averaged are logits of the position within the bounds, as in Gyori et al. 2021, section 2.3.2: the estimate
-    has less bias and more variance than a mean of positions, and cannot reach a bound.
+    Trees average logits of the position within the bounds, as in Gyori et al. 2021, section 2.3.2. The estimate has
+    less bias and more variance than a mean of positions, and cannot reach a bound.
 
-    Examples are simulated and there is no end of them: trees need not share a set of them, and what a bootstrap sample
-    does to make them differ is not needed. The variance is that of `trees.grow_variance`.
+    Examples are simulated in any number: each tree has its own, and no bootstrap sampling is needed. The variance comes
+    from `trees.grow_variance`.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class RandomForest(LearnedEstimator):
     min_samples_leaf : int
         Fewest examples in a leaf.
     n_examples : int
-        Examples that each tree is grown on.
+        Number of examples that each tree is grown on.
     """
 
     name: ClassVar[str] = "forest"
@@ -76,7 +76,7 @@ class RandomForest(LearnedEstimator):
 
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return one of few small trees; see `LearnedEstimator.brief`."""
+        """Return an estimator with few small trees; see `TrainedEstimator.brief`."""
         return cls(model, device=device, n_trees=20, n_examples=2**10, n_combinations=2**12)
 
     def _learn(
@@ -86,7 +86,7 @@ class RandomForest(LearnedEstimator):
         progress: Callable[[int, float], None] | None,
         checkpoint: Path | None,
     ) -> None:
-        """Grow the trees, going on from a checkpoint, and learn their errors; progress tells that of the last trees."""
+        """Grow the trees, from a checkpoint if it exists, and learn their errors; report those of the last trees."""
         unseen, targets = examples(N_PROGRESS, generator)
         forest = _resume(checkpoint, generator) if checkpoint and checkpoint.exists() else None
         while forest is None or len(forest.root) < self.n_trees:
@@ -107,7 +107,7 @@ class RandomForest(LearnedEstimator):
             checkpoint.unlink(missing_ok=True)
 
     def _grow(self, n: int, examples: Draw, generator: torch.Generator) -> TreeEnsemble:
-        """Return some of the trees, each weighted by one over the number of all."""
+        """Return n trees, each weighted by one over the number of all trees."""
         trees = []
         for _ in range(n):
             features, targets = examples(self.n_examples, generator)
@@ -123,7 +123,7 @@ class RandomForest(LearnedEstimator):
         return TreeEnsemble.from_sklearn(trees, 1 / self.n_trees).to(self.device)
 
     def _mean(self, forest: TreeEnsemble, features: torch.Tensor) -> torch.Tensor:
-        """Return the estimate of all trees, or of a part of them, for scaled features."""
+        """Return the mean of all trees, or of a part of them, for scaled features."""
         mean = forest(features) * (self.n_trees / len(forest.root))
         share = (mean[:, 1:].sigmoid() - self._scaling.target_mean[1:]) / self._scaling.target_std[1:]
         return torch.cat([mean[:, :1], share], dim=1)
@@ -143,10 +143,10 @@ class RandomForest(LearnedEstimator):
 
 
 def _resume(checkpoint: Path, generator: torch.Generator) -> TreeEnsemble:
-    """Return the trees of a checkpoint, and set the generator back to where it was."""
+    """Return the trees of a checkpoint, and restore the state of the generator."""
     try:
         state = load_file(checkpoint)
         generator.set_state(state["generator"])
         return TreeEnsemble.from_state(state).to(generator.device)
     except (SafetensorError, KeyError, RuntimeError, IndexError) as error:
-        raise WeightsError(f"{checkpoint} is no checkpoint of this training: delete it to start anew.") from error
+        raise WeightsError(f"{checkpoint} is no checkpoint of this training: delete it to start again.") from error

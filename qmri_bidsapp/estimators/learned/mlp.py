@@ -20,17 +20,17 @@ from qmri_bidsapp.estimators.learned.training import Training, train_network
 from qmri_bidsapp.models.base import SignalModel
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}
-#: Activations of a layer that fit the cache of one core.
+#: Number of activations of a layer that fits the cache of one core.
 BLOCK_VALUES = 2**18
-#: Weight of the spread's likelihood beside the squared error of the mean, and least variance of a scaled target.
+#: Weight of the spread's likelihood relative to the squared error of the mean, and least variance of a scaled target.
 SPREAD_WEIGHT = 0.1
 LEAST_VARIANCE = 1e-8
-#: Range of the logarithm of the amplitude's scaled variance: a voxel unlike all others must not make it overflow.
+#: Range of the logarithm of the amplitude's scaled variance, which must not overflow in unusual voxels.
 LOG_VARIANCE = (-18.0, 18.0)
 
 
 class Deep(Common, total=False):
-    """What the constructor of `MultilayerPerceptron` takes."""
+    """Options of the constructor of `MultilayerPerceptron`."""
 
     training: Training
     hidden: Sequence[int]
@@ -38,20 +38,20 @@ class Deep(Common, total=False):
 
 
 class MultilayerPerceptron(LearnedEstimator):
-    """Fully connected network, whose outputs are logits of the position within the bounds.
+    """Fully connected network with logits of the position within the bounds as outputs.
 
-    Two outputs belong to each parameter: of its mean, by the squared error, and of its variance, by the Gaussian
-    likelihood of the errors, which does not act on the mean. A value between two bounds with mean m has a variance of
-    m (1 - m) at most, relative to their distance: the second output is the logit of its share of that.
+    Each parameter has two outputs: its mean, trained by the squared error, and its variance, trained by the Gaussian
+    likelihood of the errors, which has no gradient for the mean. A value between bounds 0 and 1 with mean m has a
+    variance of at most m (1 - m); the second output is the logit of the variance relative to that.
 
     Parameters
     ----------
     model, device, prior, noise, weights, n_combinations
         As for `LearnedEstimator`.
     training : Training
-        Steps, batches, optimiser.
+        Steps, batch size, optimiser.
     hidden : sequence of int
-        Units of each hidden layer.
+        Number of units of each hidden layer.
     activation : str
         ``"silu"`` or ``"relu"``.
     """
@@ -82,7 +82,7 @@ class MultilayerPerceptron(LearnedEstimator):
 
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return one that is trained for a moment only; see `LearnedEstimator.brief`."""
+        """Return an estimator with a very short training; see `TrainedEstimator.brief`."""
         return cls(model, device=device, training=Training(steps=50, batch_size=256), n_combinations=2**13)
 
     @classmethod
@@ -134,15 +134,15 @@ class MultilayerPerceptron(LearnedEstimator):
         return network
 
     def _rebuild(self, state: dict[str, torch.Tensor]) -> nn.Module:
-        """Return the network that some weights belong to."""
+        """Return the network for the tensors of `_state`."""
         return self._build().to(self.device)
 
     def _optimisers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """Return the optimisers of the network's parts; none where that of `training` is for all."""
+        """Return the optimisers of the network's parts; none if that of `training` serves all."""
         return ()
 
     def _build(self) -> nn.Sequential:
-        """Return the network, its weights not yet set."""
+        """Return the network without weights."""
         sizes = [len(self._scaling.input_mean), *self.hidden, 2 * len(self._scaling.target_mean)]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
@@ -150,7 +150,7 @@ class MultilayerPerceptron(LearnedEstimator):
         return nn.Sequential(*layers[:-1])
 
     def _moments(self, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and variance of the scaled targets, (n, n_targets) each; the latter does not act on the mean."""
+        """Return mean and variance of scaled targets, (n, n_targets) each; the latter has no gradient for the mean."""
         centre, spread = output.chunk(2, dim=1)
         scale = self._scaling.target_std[1:]
         share = centre[:, 1:].sigmoid()

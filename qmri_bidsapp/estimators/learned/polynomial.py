@@ -17,49 +17,49 @@ from qmri_bidsapp.estimators.learned.monomials import Monomials
 from qmri_bidsapp.estimators.learned.optimisers import dual_coordinate_ascent
 from qmri_bidsapp.models.base import SignalModel
 
-#: Examples whose monomials are in memory at a time.
+#: Batch size, examples, of the monomials in memory.
 BATCH = 2**13
-#: Steps in the search for the evidence's maximum, and for that of the spread's likelihood.
+#: Steps to the maximum of the evidence, and of the spread's likelihood.
 EVIDENCE_STEPS = 20
 SPREAD_STEPS = 6
-#: Least precision of the prior on coefficients, over that of the noise and relative to the mean information.
+#: Least ratio of the precisions of the prior on coefficients and of the noise, relative to the mean information.
 ROUNDING = 1e-12
-#: Degree of the polynomial of the spread: a higher one runs away where examples are rare.
+#: Degree of the polynomial of the spread; a higher one diverges where examples are rare.
 SPREAD_DEGREE = 4
-#: Estimates are held between these quantiles of the training's parameters.
+#: Estimates are clamped to these quantiles of the training's parameters.
 ENDS = (0.001, 0.999)
-#: Largest squared error, in variances, that acts on the spread, so that single examples do not.
+#: Largest squared error, in variances, in the fit of the spread, so that no single example dominates.
 LARGEST_SURPRISE = 20.0
 #: Range of the logarithm of the variance of scaled targets.
 LOG_VARIANCE = (-18.0, 1.5)
-#: Mean of the logarithm of the square of a normal variate.
+#: Mean of the logarithm of the square of a standard normal variate.
 LOG_CHI_SQUARED = -1.2704
-#: Dual coordinate ascent: examples, how many at a time, passes over them, penalty.
+#: Dual coordinate ascent: examples, block size, epochs, penalty.
 SDCA_EXAMPLES = 2**15
 SDCA_BLOCK = 512
 SDCA_EPOCHS = 10
 SDCA_RIDGE = 1e-4
-#: Ways to the coefficients of the mean.
+#: Methods for the coefficients of the mean.
 OPTIMISERS = ("exact", "sdca")
 
 
 class PolynomialRegression(LearnedEstimator):
     """Regression on all monomials of the principal components of the features, up to a degree.
 
-    The posterior mean of each parameter is approximated by the polynomial of least squared error over the training
-    distribution (Reisert et al. 2017); the precision of the Gaussian prior on its coefficients is that of the largest
-    evidence (MacKay 1992). The logarithm of the variance is another polynomial, of the largest Gaussian likelihood of
-    the errors. Estimates are held within the range of the training.
+    The posterior mean of each parameter is approximated by the polynomial with the least squared error over the
+    training distribution (Reisert et al. 2017). Its coefficients have a Gaussian prior, whose precision maximises the
+    evidence (MacKay 1992). The logarithm of the variance is another polynomial, which maximises the Gaussian likelihood
+    of the errors. Estimates are clamped to the range of the training.
 
     Parameters
     ----------
     model, device, prior, noise, weights, n_combinations
         As for `LearnedEstimator`.
     degree : int
-        Of the polynomials; lower where there would be more than `monomials.MAX_MONOMIALS`.
+        Of the polynomials; lower if there would be more than `monomials.MAX_MONOMIALS`.
     optimiser : {"exact", "sdca"}
-        How the coefficients of the mean are found: by the normal equations, or by stochastic dual coordinate ascent on
-        fewer examples and with a fixed penalty.
+        Method for the coefficients of the mean: the normal equations, or stochastic dual coordinate ascent on fewer
+        examples and with a fixed penalty.
     """
 
     name: ClassVar[str] = "polynomial"
@@ -99,7 +99,7 @@ class PolynomialRegression(LearnedEstimator):
 
     @classmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return one of few examples; see `LearnedEstimator.brief`."""
+        """Return an estimator with few examples; see `TrainedEstimator.brief`."""
         return cls(model, device=device, n_combinations=2**13)
 
     @classmethod
@@ -133,8 +133,8 @@ class PolynomialRegression(LearnedEstimator):
     def _learn_variance(self, batches: Batches, information: torch.Tensor) -> torch.Tensor:
         """Return the coefficients of the logarithm of the variance.
 
-        They start from the regression of the logarithms of the squared errors (Harvey 1976, Econometrica 44:461) and
-        take the steps of Fisher's scoring, whose information is that of the regression.
+        They start from a regression of the logarithms of the squared errors (Harvey 1976, Econometrica 44:461),
+        followed by steps of Fisher scoring, whose information is that of the regression.
         """
         size = math.comb(self._monomials.basis.shape[1] + SPREAD_DEGREE, SPREAD_DEGREE)
         information = information[:size, :size]
@@ -177,7 +177,7 @@ class PolynomialRegression(LearnedEstimator):
 
 
 class Batches:
-    """Monomials and targets of examples, drawn anew in each pass."""
+    """Monomials and targets of examples; each pass draws new ones."""
 
     def __init__(
         self, monomials: Monomials, examples: Draw, n_targets: int, generator: torch.Generator, n: int
@@ -186,7 +186,7 @@ class Batches:
         self.generator, self.n = generator, n
 
     def draw(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (n, n_monomials) monomials and (n, n_targets) targets, float64; fewer where some have no reference."""
+        """Return (n, n_monomials) monomials and (n, n_targets) targets, float64; fewer if some have no reference."""
         features, target = self.examples(n, self.generator)
         return self.monomials(features), target.double()
 
@@ -208,33 +208,33 @@ class Batches:
 
 
 def evidence_regression(information: torch.Tensor, moment: torch.Tensor, power: torch.Tensor, n: int) -> torch.Tensor:
-    """Return coefficients of linear regression, with the Gaussian prior of the largest evidence.
+    """Return coefficients of linear regression, with the Gaussian prior that maximises the evidence.
 
-    Precision alpha of the prior and beta of the noise follow from gamma, the number of coefficients that the data
+    The precisions alpha of the prior and beta of the noise follow from gamma, the number of coefficients that the data
     determine: alpha = gamma / |w|^2, beta = (n - gamma) / residual sum of squares (MacKay 1992, Neural Comput 4:415,
     equations 4.8 and 4.9).
 
     Parameters
     ----------
     information : Tensor
-        (n_coefficients, n_coefficients) sum of x' x over n examples.
+        (n_coefficients, n_coefficients) sum of x' x over the examples.
     moment : Tensor
         (n_coefficients, n_targets) sum of x' y.
     power : Tensor
         (n_targets,) sum of y^2.
     n : int
-        Examples.
+        Number of examples.
     """
     values, vectors = torch.linalg.eigh(information)
     values = values.clamp(min=0).unsqueeze(1)
     rotated = vectors.T @ moment
-    # alpha over beta, of each target
+    # alpha / beta of each target
     ridge = 1e-6 * values.mean().expand(moment.shape[1])
     for _ in range(EVIDENCE_STEPS):
         weight = rotated / (values + ridge)
         gamma = (values / (values + ridge)).sum(0)
         residual = power - 2 * (weight * rotated).sum(0) + (values * weight.square()).sum(0)
-        # Without noise rounding may leave a negative rest, and coefficients that it alone determines.
+        # Without noise, rounding could make the residual negative and determine the coefficients.
         residual = residual.clamp(min=1e-12 * power)
         ridge = (gamma * residual / ((n - gamma) * weight.square().sum(0))).clamp(min=ROUNDING * values.mean())
     coefficients: torch.Tensor = vectors @ (rotated / (values + ridge))

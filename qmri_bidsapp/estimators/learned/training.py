@@ -15,16 +15,16 @@ from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned.optimisers import FTRL, ProximalAdagrad
 from qmri_bidsapp.solvers.gradient_descent import cosine, descend
 
-#: Optimisers by name, each with the learning rate that works for it here.
+#: Optimisers by name, each with its default learning rate.
 OPTIMISERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float]] = {
     "adam": (torch.optim.Adam, 5e-3),
     "sgd": (partial(torch.optim.SGD, momentum=0.9), 2e-2),
     "ftrl": (FTRL, 4e-1),
     "proximal-adagrad": (ProximalAdagrad, 1e-1),
 }
-#: Those of them that have penalties.
+#: Optimisers with penalties.
 PENALISED = ("ftrl", "proximal-adagrad")
-#: Share of the steps in which the learning rate rises; it falls along a cosine after that.
+#: Share of the steps in which the learning rate rises, before it falls along a cosine.
 WARM_UP = 0.05
 #: Steps between reports of progress, and between checkpoints.
 REPORT_EVERY = 100
@@ -40,15 +40,15 @@ class Training:
     Attributes
     ----------
     steps : int
-        Batches.
+        Number of batches.
     batch_size : int
-        Examples in each of them.
+        Number of examples in each batch.
     optimiser : str
         One of `OPTIMISERS`.
     learning_rate : float or None
-        Largest one; None for that of the optimiser in `OPTIMISERS`.
+        Largest learning rate; None for that of the optimiser in `OPTIMISERS`.
     l1, l2 : float
-        Weights of the penalties |w| and w^2 / 2 of all weights beside the loss, for the optimisers in `PENALISED`.
+        Factors of the penalties |w| and w^2 / 2 on all weights, for the optimisers in `PENALISED`.
     """
 
     steps: int = 8000
@@ -67,12 +67,12 @@ class Training:
             raise UsageError(f"Training needs at least one step and one example, got {self.steps}, {self.batch_size}.")
         if min(self.l1, self.l2) < 0 or (self.optimiser not in PENALISED and (self.l1, self.l2) != (0, 0)):
             raise UsageError(
-                f"Penalties l1 and l2 are positive and for {' and '.join(PENALISED)}; got {self.l1} and {self.l2} for "
-                f"{self.optimiser}."
+                f"Penalties l1 and l2 must not be negative, and are for {' and '.join(PENALISED)}; got {self.l1} and "
+                f"{self.l2} for {self.optimiser}."
             )
 
     def optimise(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the optimiser of some parameters, at the largest learning rate."""
+        """Return an optimiser of parameters, at the largest learning rate."""
         kind, usual = OPTIMISERS[self.optimiser]
         penalties = {"l1": self.l1, "l2": self.l2} if self.optimiser in PENALISED else {}
         return kind(parameters, lr=usual if self.learning_rate is None else self.learning_rate, **penalties)
@@ -97,13 +97,14 @@ def train_network(
         Draws a batch from a generator and returns the network's loss on it.
     training : Training
     generator : torch.Generator
-        The only source of chance: the same seed gives the same weights, on one kind of device.
+        The only source of random numbers: the same seed gives the same weights on one kind of device.
     progress : callable, optional
-        Called now and then with the number of steps done and the mean loss since the last call.
+        Called every `REPORT_EVERY` steps with the number of steps done and the mean loss since the last call.
     checkpoint : Path, optional
-        File to save the state to now and then, and to go on from where it exists; deleted at the end.
+        File for the state, written every `CHECKPOINT_EVERY` steps. Training continues from it if it exists; it is
+        deleted at the end.
     optimisers : sequence of Optimizer
-        Of the network's parts, where these do not share that of `training`; their learning rates are the largest.
+        Optimisers of the network's parts, at their largest learning rates. Default: that of `training` for all.
 
     Raises
     ------
@@ -150,7 +151,7 @@ def _save(
 def _resume(
     path: Path, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], generator: torch.Generator
 ) -> int:
-    """Restore the state of a checkpoint and return the number of steps that were done."""
+    """Restore the state of a checkpoint and return the number of steps done."""
     facts = read_facts(path)
     restore_checkpoint(path, {"network": network}, _named(optimisers))
     generator.set_state(torch.tensor(facts["generator"], dtype=torch.uint8))

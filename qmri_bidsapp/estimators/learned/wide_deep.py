@@ -1,4 +1,4 @@
-"""A linear and a deep network side by side, from the signals of a voxel to its parameters."""
+"""A linear and a deep network in parallel, from the signals of a voxel to its parameters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from qmri_bidsapp.estimators.learned.monomials import Monomials
 from qmri_bidsapp.estimators.learned.training import Training
 from qmri_bidsapp.models.base import SignalModel
 
-#: Examples that the principal components of the wide part are found from.
+#: Number of examples for the principal components of the wide part.
 N_EXAMPLES = 2**14
 
 
 class WideAndDeep(nn.Module):
-    """Sum of the outputs of a deep network of the features and of a linear one of their monomials."""
+    """Sum of a deep network of the features and a linear one of their monomials."""
 
     def __init__(self, deep: nn.Module, monomials: Monomials, n_outputs: int) -> None:
         super().__init__()
@@ -36,19 +36,20 @@ class WideAndDeep(nn.Module):
 
 
 class WideDeep(MultilayerPerceptron):
-    """The multilayer perceptron, and beside it a linear network of the features and their products.
+    """The multilayer perceptron, in parallel with a linear network of products of the features.
 
-    Both are trained at once, on the sum of their outputs (Cheng et al. 2016), which mean the same as those of the
+    Both are trained together on the sum of their outputs (Cheng et al. 2016), which have the meaning of those of the
     perceptron. Products are those of the features' principal components. The wide part starts at zero.
 
     Parameters
     ----------
     model, device, prior, noise, weights, n_combinations, training, hidden, activation
-        As for `MultilayerPerceptron`; training is that of the deep part, and steps and batches those of both.
+        As for `MultilayerPerceptron`. The optimiser of `training` is that of the deep part; its steps and batch size
+        apply to both.
     wide_optimiser : str
-        That of the wide part, one of `training.OPTIMISERS`.
+        Optimiser of the wide part, one of `training.OPTIMISERS`.
     degree : int
-        Most factors of a product.
+        Largest number of factors of a product.
     """
 
     name: ClassVar[str] = "wide-deep"
@@ -80,7 +81,7 @@ class WideDeep(MultilayerPerceptron):
         **deep: Unpack[Deep],
     ) -> None:
         super().__init__(model, **deep)
-        Training(optimiser=wide_optimiser)  # an unknown one is refused now
+        Training(optimiser=wide_optimiser)  # raises UsageError for an unknown one
         self.wide_optimiser = wide_optimiser
         self.degree = degree
 

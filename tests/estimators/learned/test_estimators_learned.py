@@ -83,7 +83,7 @@ def test_a_card_with_other_notes_is_refused(weights):
     card = json.loads((weights / CARD).read_text())
     card["notes"]["noise"]["snr"] = [1, 1000]
     (weights / CARD).write_text(json.dumps(card))
-    with pytest.raises(WeightsError, match="not that of its weights"):
+    with pytest.raises(WeightsError, match="belongs to other weights"):
         MultilayerPerceptron(SpinEchoT2(), weights=weights).fit(ECHOES)
 
 

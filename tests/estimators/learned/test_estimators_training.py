@@ -70,7 +70,7 @@ def test_goes_on_from_a_checkpoint_as_if_never_stopped(optimiser, tmp_path, monk
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(WeightsError, match="delete it to start anew"):
+    with pytest.raises(WeightsError, match="delete it to start again"):
         run(network(), checkpoint=path)
 
 

@@ -213,7 +213,7 @@ def test_a_forest_that_was_stopped_ends_as_it_would_have(tmp_path):
     assert all(torch.equal(value, whole._state()[name]) for name, value in resumed._state().items())
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(WeightsError, match="delete it to start anew"):
+    with pytest.raises(WeightsError, match="delete it to start again"):
         forest().fit(table3.PROTOCOL, checkpoint=path)
 
 
