@@ -150,7 +150,7 @@ def alter(folder: Path, what: str) -> float:
     [
         ("model", '"t2star"'),
         ("version", '"0.0.1"'),
-        ("tensors", r"not what its card says \(SHA-256\)"),
+        ("tensors", r"does not match its card \(SHA-256\)"),
         ("cut short", "cannot be read|no readable weights"),
         ("protocol", "card in .* is belongs to other weights"),
     ],
