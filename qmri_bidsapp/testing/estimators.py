@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
@@ -20,6 +21,9 @@ from qmri_bidsapp.testing.models import ModelCase
 
 #: Deviation of an estimate on a bound, relative to the parameter's scale: interior points stop near the bound.
 BOUND_MARGIN = 2e-4
+#: Two estimates of a voxel are tied if a parameter differs by more than this part of its scale, and their sums of
+#: squares by less than the noise variance: the data do not decide between two minima. Largest share of such voxels.
+DISTINCT, MAX_TIED = 1e-2, 0.01
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,25 @@ def _at_bound_margin(maps: ParameterMaps) -> npt.NDArray[np.float64]:
     """Return (n_voxels, n_parameters) deviations that are allowed where an estimate is on a bound."""
     scale = np.array([p.scale for p in maps.parameters])
     return np.where((maps.status == Status.AT_BOUND)[:, None], BOUND_MARGIN * scale, 0.0)
+
+
+def _is_tied(
+    case: EstimatorCase,
+    signals: npt.NDArray[np.float64],
+    first: ParameterMaps,
+    second: ParameterMaps,
+    order: npt.NDArray[np.intp],
+) -> npt.NDArray[np.bool_]:
+    """Return which voxels have two different estimates that explain their signals equally well, (n_voxels,)."""
+    model, n = case.tissue.model, len(case.tissue.model.parameters)
+    known = torch.tensor(case.tissue.covariates[order])
+    scale, sums = np.array([p.scale for p in model.parameters]), []
+    for maps in (first, second):
+        theta = model.with_covariates(torch.tensor(maps.estimate[:, :n], dtype=torch.float64), known)
+        sums.append(((model.signal(theta, case.tissue.acquisition).numpy() - signals) ** 2).sum(axis=1))
+    distance = np.abs(first.estimate - second.estimate)[:, 1:n] / scale[1:]
+    like = np.abs(sums[0] - sums[1]) < sums[0] / signals.shape[1]
+    return np.asarray(like & (distance > DISTINCT).any(axis=1))
 
 
 def check_metadata(case: EstimatorCase) -> None:
@@ -101,8 +124,14 @@ def check_order_and_repetition(case: EstimatorCase) -> None:
     first, second = case.predict(signals), case.predict(signals[order], order=order)
     # Rounding differs with the batch; along what the data hardly determine, by a small part of the error bar.
     margin = 0.05 * np.nan_to_num(first.std) + _at_bound_margin(first) + 1e-6
+    tied = _is_tied(case, signals[order], first.part(order), second, order)
     message = "Estimates must not depend on the order of the voxels"
-    require_close(second.estimate, first.estimate[order], rtol=2e-3, atol=margin[order], message=message)
+    share = float(tied.mean())
+    require(share <= MAX_TIED, f"{message}: {share:.1%} of the voxels end in another minimum")
+    same = ~tied
+    require_close(
+        second.estimate[same], first.estimate[order][same], rtol=2e-3, atol=margin[order][same], message=message
+    )
     again = case.predict(signals)
     require(
         np.array_equal(again.estimate, first.estimate, equal_nan=True), "The same call must give the same estimates"
