@@ -133,9 +133,9 @@ def tissue(model_name: str, n: int = 500) -> ModelCase:
     return ModelCase(model, protocol(model), parameters(model, n), covariates(model, n))
 
 
-def number(model: SignalModel, estimator_name: str, n: int) -> int:
-    """Number of voxels for a test: fewer for a global search over many parameters."""
-    return n // 10 if model.opt_in and estimator_name == "mix" else n
+def number(model: SignalModel, n: int) -> int:
+    """Number of voxels for a test: fewer for opt-in models, whose fits take far longer."""
+    return n // 10 if model.opt_in else n
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -152,17 +152,17 @@ def fitted(model_name: str, estimator_name: str, device: str = "cpu") -> Estimat
     return make(model, device=device).fit(protocol(model))
 
 
-@pytest.mark.parametrize(("model_name", "estimator_name"), PAIRS)
-@pytest.mark.parametrize("check_part", ESTIMATOR_CHECKS, ids=lambda part: part.__name__)
-def test_estimator(model_name: str, estimator_name: str, check_part: Callable[[EstimatorCase], None]) -> None:
-    estimator = fitted(model_name, estimator_name)
-    check_part(EstimatorCase(estimator, tissue(model_name, number(estimator.model, estimator_name, 500))))
-
-
 def in_reasonable_time(pair: tuple[str, str], *, certified: bool = False) -> object:
     """Leave to `make test-all` what takes longest: opt-in models, and sums over four axes."""
     opt_in = get_model(pair[0]).opt_in and (pair[1] != "nlls" or certified)
     return pytest.param(*pair, marks=pytest.mark.slow) if opt_in or pair == ("ivim", "grid") else pair
+
+
+@pytest.mark.parametrize(("model_name", "estimator_name"), [*map(in_reasonable_time, PAIRS)])
+@pytest.mark.parametrize("check_part", ESTIMATOR_CHECKS, ids=lambda part: part.__name__)
+def test_estimator(model_name: str, estimator_name: str, check_part: Callable[[EstimatorCase], None]) -> None:
+    estimator = fitted(model_name, estimator_name)
+    check_part(EstimatorCase(estimator, tissue(model_name, number(estimator.model, 500))))
 
 
 @pytest.mark.parametrize(("model_name", "estimator_name"), [in_reasonable_time(pair, certified=True) for pair in PAIRS])
