@@ -73,7 +73,7 @@ def test_weights_from_the_fits_of_the_data_set(fitted, short_training, tmp_path,
         low, middle, high = card["notes"]["prior"]["percentiles_5_50_95"]["t2"]
         assert 0.06 < low < middle < high < 0.15
     assert train(out, weights, "--prior", "healthy") == 0
-    assert capsys.readouterr().out.count("there already") == 2
+    assert capsys.readouterr().out.count("exists already") == 2
 
     app(bids, tmp_path / "mlp", "--estimators", "mlp", "--weights", str(weights))
     name = "sub-03/anat/sub-03_T2map.nii.gz"

@@ -20,38 +20,35 @@ EVERY = 250
 
 
 def add_options(group: Any) -> None:
-    """Add what only spatial networks need to the options of ``qmri train``."""
-    group.add_argument(
-        "--labels", type=Path, metavar="DIR", help="folder of SynthSeg label maps (*.nii.gz); required for these"
-    )
+    """Add the options of spatial networks to those of ``qmri train``."""
+    group.add_argument("--labels", type=Path, metavar="DIR", help="folder of SynthSeg label maps (*.nii.gz); required")
     group.add_argument(
         "--times",
         nargs="+",
         type=float,
         metavar="S",
-        help="inversion or echo times of the one protocol to train for, s (default: for rim any, drawn anew for each "
-        "batch; for resnet those of the paper)",
+        help="inversion or echo times of the protocol to train for, s (default: rim is trained for any, drawn for each "
+        "batch; resnet for those of the paper)",
     )
     group.add_argument(
         "--signed",
         action="store_true",
         default=None,
-        help="train for inversion recoveries whose polarity is restored (default: magnitudes; rim without --times: "
-        "both)",
+        help="train for inversion recoveries with restored polarity (default: magnitudes; rim without --times: both)",
     )
     group.add_argument(
         "--start-from",
         type=Path,
         metavar="DIR",
-        help="go on from these weights: of rim for any times or the same ones, of resnet for the same ones; with "
-        "--iterations 0 only their standard deviations are learned (default: random ones)",
+        help="initial weights: of rim for any times or the same ones, of resnet for the same ones; with --iterations 0 "
+        "only their standard deviations are trained (default: random)",
     )
     group.add_argument(
         "--iterations",
         type=int,
         metavar="N",
-        help="of the network, those done before included; the standard deviations are learned after them, unless that "
-        f"was done (default: {N_ITERATIONS})",
+        help="iterations of the network, including earlier ones; standard deviations are trained afterwards, if they "
+        f"were not before (default: {N_ITERATIONS})",
     )
     group.add_argument("--every", type=int, metavar="N", help=f"iterations between checkpoints (default: {EVERY})")
 
@@ -100,7 +97,7 @@ def _check(arguments: argparse.Namespace, model: SignalModel, kind: type[Spatial
     ):
         raise UsageError("--iterations (unless with --start-from) and --every must be at least 1.")
     if arguments.labels is None:
-        raise UsageError(f"Estimator {kind.name} is trained on the label maps of --labels DIR: name one.")
+        raise UsageError(f"Estimator {kind.name} is trained on label maps: name their folder with --labels DIR.")
     if model.name not in STANDARD:
         raise UsageError(f"Estimator {kind.name} is for {' and '.join(STANDARD)}, not for {model.name}.")
 
@@ -112,7 +109,7 @@ def _protocol(kind: type[SpatialNetwork], model: SignalModel, arguments: argpars
 
     standard = standard_protocol(model)
     if arguments.signed and not isinstance(standard, InversionRecovery):
-        raise UsageError(f"--signed is for inversion recoveries, and {model.name} is not measured by one.")
+        raise UsageError(f"--signed is for inversion recoveries, which model {model.name} does not use.")
     if arguments.times is None and kind.is_general:
         if arguments.signed:
             raise UsageError(f"Estimator {kind.name} is trained for both signs unless --times names one protocol.")

@@ -1,4 +1,4 @@
-"""``qmri train``: weights of learned estimators, for the protocols of a data set or for any."""
+"""``qmri train MODEL``: train learned estimators, voxelwise or spatial."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SPATIAL = ("rim", "resnet")
 DESCRIPTION = """\
 Train a learned estimator on simulated data, and write its weights for qmri-bids --weights FOLDER.
 
-Voxelwise estimators are trained for each protocol of a data set or of earlier fits; qmri-bids does
-so by itself during a run, with fewer choices. Spatial networks see whole slices. A training that
-was stopped goes on where it was when the same command is given again (boosting begins anew).
-Several values are separated by spaces; put such options after the folder.
+Voxelwise estimators are trained for each protocol of a data set or of earlier fits. qmri-bids also
+trains them during a run, with fewer options. Spatial networks take whole slices. To continue an
+interrupted training, repeat the command (boosting starts again). Separate several values by spaces,
+and put such options after the folder.
 """
 EPILOG = """\
 Examples:
@@ -54,10 +54,10 @@ def add_parsers(commands: Any, models: Sequence[str]) -> None:
 
 
 def _options() -> argparse.ArgumentParser:
-    """Return the parser of the options of a training, of any model."""
+    """Return a parser with the options of all models."""
     train = argparse.ArgumentParser(add_help=False)
     train.add_argument(
-        "folder", type=Path, help="where the weights go; for voxelwise estimators one folder for each protocol"
+        "folder", type=Path, help="output folder; voxelwise estimators get a folder for each protocol in it"
     )
     train.add_argument(
         "--estimator",
@@ -65,12 +65,12 @@ def _options() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"voxelwise: {', '.join(VOXELWISE)}; spatial, for T1 and T2: {', '.join(SPATIAL)} (default: %(default)s)",
     )
-    train.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything random (default: %(default)s)")
+    train.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed (default: %(default)s)")
     voxelwise = train.add_argument_group(
         "Voxelwise estimators", "At least one of --bids-dir and --bids-derivatives is required."
     )
     _add_voxelwise(voxelwise)
-    spatial = train.add_argument_group("Spatial networks", "They are trained on virtual heads made from label maps.")
+    spatial = train.add_argument_group("Spatial networks", "Trained on virtual heads made from label maps.")
     train_spatial.add_options(spatial)
     groups = {
         name: [action.dest for action in group._group_actions]
@@ -81,9 +81,12 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _add_voxelwise(group: Any) -> None:
-    """Add the options of voxelwise estimators; one that was not given is None."""
+    """Add the options of voxelwise estimators; their default is None."""
     group.add_argument(
-        "--bids-dir", type=Path, metavar="DIR", help="data set whose protocols to train for, in place of those of fits"
+        "--bids-dir",
+        type=Path,
+        metavar="DIR",
+        help="data set with the protocols to train for, instead of those of fits",
     )
     group.add_argument(
         "--bids-derivatives",
@@ -91,8 +94,8 @@ def _add_voxelwise(group: Any) -> None:
         nargs="+",
         action="extend",
         metavar="DIR",
-        help="output folders of qmri-bids in which the model was fitted: they tell the protocols and, for all priors "
-        "but uniform, the parameters of healthy subjects; may be repeated",
+        help="output folders of qmri-bids with fits of the model, which provide the protocols and, for all priors but "
+        "uniform, the parameters of healthy subjects; may be repeated",
     )
     group.add_argument(
         "--prior",
@@ -125,8 +128,8 @@ def _add_voxelwise(group: Any) -> None:
     group.add_argument(
         "--optimiser",
         metavar="NAME",
-        help="of mlp and wide-deep adam, sgd, ftrl or proximal-adagrad; of polynomial exact or sdca (default: adam, "
-        "exact)",
+        help="for mlp and wide-deep: adam, sgd, ftrl or proximal-adagrad (default: adam); for polynomial: exact or "
+        "sdca (default: exact)",
     )
     group.add_argument("--device", metavar="auto|cpu|cuda[:n]", help="where to train (default: cpu)")
 
@@ -134,14 +137,14 @@ def _add_voxelwise(group: Any) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train a spatial network, or a voxelwise estimator for every distinct protocol.
 
-    What is there already is left as it is. Protocols for which the training fails are told, and the others go on.
+    Existing weights are kept. If the training fails for a protocol, the failure is printed and the others continue.
 
     Raises
     ------
     UsageError
-        If the estimator is not learned, or an option does not suit it or the model.
+        If the estimator is not learned, or an option does not fit it or the model.
     InputMissingError
-        If there is no fit of the model.
+        If there is no fit or series of the model.
     InputError
         If some protocols were not trained.
     """
@@ -158,16 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if not issubclass(kind, LearnedEstimator):
         raise UsageError(f"Estimator {arguments.estimator} is not learned: there is nothing to train.")
-    _refuse(arguments, arguments.spatial, f"spatial networks ({', '.join(SPATIAL)}), and {kind.name} is none")
-    if not kind.supports(model):
-        raise UsageError(f"Estimator {arguments.estimator} cannot be used with {model.name}; see `qmri models`.")
-    if not arguments.bids_derivatives and arguments.bids_dir is None:
-        raise UsageError(f"Estimator {kind.name} is trained for the protocols of --bids-dir or --bids-derivatives DIR.")
-    if not arguments.bids_derivatives and arguments.prior not in (None, "uniform"):
-        raise UsageError(f"Prior {arguments.prior} is made from fits: name their folder with --bids-derivatives DIR.")
-    if arguments.snr and len(arguments.snr) > 2:
-        raise UsageError(f"--snr takes one or two numbers, got {len(arguments.snr)}.")
-    check_device(arguments.device or "cpu")
+    _check(arguments, model, kind)
     device = find_device(arguments.device or "cpu")
     options = kind.optimised_by(arguments.optimiser) if arguments.optimiser else {}
     fits = [fit for folder in arguments.bids_derivatives or () for fit in find_fits(folder, model)]
@@ -194,20 +188,34 @@ def run(arguments: argparse.Namespace) -> None:
     _for_each(pairs, train)
 
 
-def _refuse(arguments: argparse.Namespace, names: list[str], whose: str) -> None:
+def _check(arguments: argparse.Namespace, model: SignalModel, kind: type[LearnedEstimator]) -> None:
+    """Raise UsageError if the options do not fit a voxelwise estimator or the model."""
+    _refuse(arguments, arguments.spatial, f"spatial networks ({', '.join(SPATIAL)}), and {kind.name} is none")
+    if not kind.supports(model):
+        raise UsageError(f"Estimator {arguments.estimator} cannot be used with {model.name}; see `qmri models`.")
+    if not arguments.bids_derivatives and arguments.bids_dir is None:
+        raise UsageError(f"Estimator {kind.name} needs protocols: name --bids-dir DIR or --bids-derivatives DIR.")
+    if not arguments.bids_derivatives and arguments.prior not in (None, "uniform"):
+        raise UsageError(f"Prior {arguments.prior} is made from fits: name their folder with --bids-derivatives DIR.")
+    if arguments.snr and len(arguments.snr) > 2:
+        raise UsageError(f"--snr takes one or two numbers, got {len(arguments.snr)}.")
+    check_device(arguments.device or "cpu")
+
+
+def _refuse(arguments: argparse.Namespace, names: list[str], purpose: str) -> None:
     """Raise UsageError if any of some options was given."""
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
     if given:
-        raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for {whose}.")
+        raise UsageError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for {purpose}.")
 
 
 def _for_each(pairs: list[tuple[Acquisition, str]], train: Callable[[Acquisition], None]) -> None:
-    """Train for each distinct protocol of (protocol, subject) pairs, whatever becomes of the others.
+    """Train for each distinct protocol of (protocol, subject) pairs, also if others fail.
 
     Raises
     ------
     InputError, UsageError
-        If some were not trained; the causes are printed as they are met, unless there is one protocol only.
+        If some were not trained. Causes are printed as they occur; with a single protocol, its error is raised.
     """
     subjects: dict[Acquisition, list[str]] = {}
     for protocol, subject in dict.fromkeys(pairs):
@@ -228,7 +236,7 @@ def _for_each(pairs: list[tuple[Acquisition, str]], train: Callable[[Acquisition
 
 
 def _check_shared(trained: Acquisition, protocol: Acquisition, folder: Path) -> None:
-    """Raise UsageError if the weights for a protocol do not serve another, alike but for gradient directions."""
+    """Raise UsageError if the weights for a protocol do not fit another that differs in gradient directions."""
     import numpy as np
 
     from qmri_bidsapp.core.acquisition import Diffusion
@@ -242,7 +250,7 @@ def _check_shared(trained: Acquisition, protocol: Acquisition, folder: Path) -> 
 
 
 def _protocols(bids_dir: Path, model: SignalModel) -> list[tuple[Acquisition, str]]:
-    """Return protocol, as the model uses it, and subject of each series of a data set that is of the model's kind.
+    """Return the protocol, as the model uses it, and the subject of each series that the model can be fitted to.
 
     Raises
     ------
@@ -268,11 +276,11 @@ def _protocols(bids_dir: Path, model: SignalModel) -> list[tuple[Acquisition, st
 
 
 def _train(estimator: LearnedEstimator, protocol: Acquisition, arguments: argparse.Namespace) -> None:
-    """Train and save, going on from a checkpoint where there is one, unless there are such weights already.
+    """Train and save, from a checkpoint if there is one, unless the folder holds equivalent weights.
 
-    Whatever version of the program and device trained them, and for directions that motion may have turned: weights of
-    one training and protocol are never in two folders, of which the app would not know which to take. Those that this
-    version cannot use are replaced.
+    Weights are equivalent whatever version and device trained them, and if their directions differ by motion only. So
+    no two folders hold weights for the same training and protocol, between which the app could not choose. Weights that
+    this version cannot use are replaced.
     """
     from qmri_bidsapp.artifacts.weights import key_of
 
@@ -286,7 +294,7 @@ def _train(estimator: LearnedEstimator, protocol: Acquisition, arguments: argpar
         except WeightsError:
             continue
         if key_of({part: notes.get(part) for part in recipe}) == key_of(recipe):
-            print(f"{known}: there already")
+            print(f"{known}: exists already")
             return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -305,7 +313,7 @@ def _train(estimator: LearnedEstimator, protocol: Acquisition, arguments: argpar
 
 
 def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFit]) -> Prior:
-    """Return the training distribution that was asked for."""
+    """Return the requested training distribution."""
     from qmri_bidsapp.bids.earlier_fits import samples, tissue_of
     from qmri_bidsapp.core.prior import make_prior
 
@@ -321,7 +329,7 @@ def _prior(arguments: argparse.Namespace, model: SignalModel, fits: list[FoundFi
 
 
 def _noise(arguments: argparse.Namespace, model: SignalModel, protocol: Acquisition) -> Any:
-    """Return the noise that was asked for."""
+    """Return the requested noise."""
     from qmri_bidsapp.core.simulation import Noise
     from qmri_bidsapp.estimators.learned.examples import default_noise
 

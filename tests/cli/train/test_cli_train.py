@@ -57,11 +57,11 @@ def test_one_training_is_in_one_folder(found, tmp_path, capsys, monkeypatch):
     # Another version of the program that computes the same uses the same weights,
     monkeypatch.setattr(learned, "__version__", "99")
     assert train() == [name]
-    assert "there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
     # and one that does not trains them again, in their place; those of another training stay beside.
     (tmp_path / "weights" / name / "weights.safetensors").write_bytes(b"damaged")
     assert train() == [name]
-    assert "there already" not in capsys.readouterr().out
+    assert "exists already" not in capsys.readouterr().out
     assert len(train("--seed", "1")) == 2
 
 

@@ -114,7 +114,7 @@ def test_a_network_for_one_protocol_begins_as_the_general_one(labels, tmp_path, 
 
 @pytest.mark.parametrize(
     ("options", "cause"),
-    [([], "--labels DIR: name one"), (["--labels", "x", "--iterations", "0"], "at least 1")],
+    [([], "name their folder with --labels DIR"), (["--labels", "x", "--iterations", "0"], "at least 1")],
     ids=["no labels", "no iterations"],
 )
 def test_what_cannot_be_trained(tmp_path, capsys, options, cause):
@@ -152,7 +152,7 @@ def test_networks_for_signed_series(labels, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        (["t2", "--estimator", "resnet"], "--signed is for inversion recoveries, and t2 is not measured by one"),
+        (["t2", "--estimator", "resnet"], "--signed is for inversion recoveries, which model t2 does not use"),
         (["t1", "--estimator", "rim"], "rim is trained for both signs unless --times names one protocol"),
     ],
     ids=["echoes", "any protocol"],
