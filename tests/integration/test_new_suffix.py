@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -67,7 +68,10 @@ def test_a_suffix_of_a_package_is_found_planned_fitted_and_reported(
     out = tmp_path / "out"
     options = ["--skip-bids-validation", "--no-certificate", "--device", "cpu", "--use-plugin", str(plugin)]
     assert main([str(data_set), str(out), "participant", "-w", str(tmp_path / "work"), *options]) == 0
-    assert "TSLw: 4 measurements; mask from the series; t1rho by nlls" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "TSLw: 4 measurements; mask from the series; t1rho by nlls" in printed
+    steps = re.findall(r"^\[.*sub-01 +(\d+)/(\d+)", printed, re.MULTILINE)
+    assert steps[-1] == (str(len(steps)), str(len(steps)))
     anat = out / "sub-01" / "anat"
     values = nib.load(anat / "sub-01_T1rhomap.nii.gz").get_fdata()
     inside = np.isfinite(values)
