@@ -100,3 +100,12 @@ def test_names_and_files_on_a_page_exist(page):
         resolve_name(name)
     for path in set(re.findall(r"\b(?:tests|benchmarks|training|qmri_bidsapp)/[\w/]+\.\w+", text)):
         assert (PAGES.parent / path).exists(), path
+
+
+def test_the_architecture_names_every_folder():
+    text = (PAGES / "explanation/architecture.md").read_text(encoding="utf-8")
+    package = PAGES.parent / "qmri_bidsapp"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert {name for name in folders if f"`{name}/`" not in text} == set()
+    assert {name for name in modules if f"`{name}`" not in text} == set()
