@@ -15,6 +15,7 @@ author = "The qmri_bidsapp developers"
 release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 2
 html_theme = "furo"
 html_title = f"qmri_bidsapp {version}"
 exclude_patterns = ["_build", "generated"]
