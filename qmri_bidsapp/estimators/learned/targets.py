@@ -172,7 +172,7 @@ def _axis(elements: torch.Tensor, sigma: torch.Tensor, rotation: torch.Tensor) -
 
 
 def _position(values: torch.Tensor, parameters: tuple[Parameter, ...]) -> torch.Tensor:
-    """Return where between its bounds each value lies, 0 to 1, by the logarithm for wide positive ranges."""
+    """Return the position of each value within its bounds, 0 to 1, logarithmic for wide positive ranges."""
     columns = []
     for value, p in zip(values.unbind(1), parameters, strict=True):
         low, high = p.bounds

@@ -109,8 +109,8 @@ def train_head(
         with seeded(options.seed):
             head = ErrorHead(network.n_known, len(model.parameters))
         optimiser = torch.optim.Adam(head.parameters(), lr=options.learning_rate)
-        told = _plain({"network": _sha256(network), "options": asdict(options), "facts": facts})
-        start = 0 if folder is None else _restore(folder / CHECKPOINT, head, optimiser, told)
+        identity = _plain({"network": _sha256(network), "options": asdict(options), "facts": facts})
+        start = 0 if folder is None else _restore(folder / CHECKPOINT, head, optimiser, identity)
         losses = []
         steps = range(start, n_iterations)
         for iteration, value in descend(loss, [optimiser], rate, steps=steps, max_norm=MAX_GRADIENT):
@@ -120,7 +120,7 @@ def train_head(
                 losses = []
                 if folder is not None:
                     folder.mkdir(parents=True, exist_ok=True)
-                    done = {**told, "iteration": iteration + 1}
+                    done = {**identity, "iteration": iteration + 1}
                     save_checkpoint(folder / CHECKPOINT, {"head": head}, {"optimiser": optimiser}, done)
                     with (folder / LOG).open("a") as log:
                         log.write(json.dumps(row) + "\n")
@@ -248,13 +248,13 @@ def _loss(network: SliceNetwork, head: ErrorHead, batch: Batch, iteration: int, 
     return loss
 
 
-def _restore(path: Path, head: ErrorHead, optimiser: torch.optim.Optimizer, told: dict[str, Any]) -> int:
+def _restore(path: Path, head: ErrorHead, optimiser: torch.optim.Optimizer, identity: dict[str, Any]) -> int:
     """Restore the state of a checkpoint of the same training, if there is one; return the iterations done."""
     if not path.exists():
         return 0
     facts = read_facts(path)
     iteration = int(facts.pop("iteration"))
-    if facts != told:
+    if facts != identity:
         return 0
     restore_checkpoint(path, {"head": head}, {"optimiser": optimiser})
     return iteration

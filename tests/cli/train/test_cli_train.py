@@ -177,4 +177,4 @@ def test_help_names_estimators_and_defaults(capsys):
     assert f"voxelwise: {', '.join(command.VOXELWISE)}; spatial, for T1 and T2: {', '.join(command.SPATIAL)}" in text
     assert f"(default: {SNR[0]:g} {SNR[1]:g})" in text
     assert "usage: qmri train t2 folder [options]" in text
-    assert "Several values are separated by spaces; put such options after the folder." in text
+    assert "Separate several values by spaces, and put such options after the folder." in text
