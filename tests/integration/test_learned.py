@@ -125,7 +125,7 @@ def test_training_in_the_app_on_the_fits_of_an_earlier_run(fitted, short_trainin
     [
         ((), ["--estimators", "mlp"], 66, "holds no fit of model t2"),
         (("01", "02"), ["--estimators", "mlp"], 64, "needs the fits of at least 3 subjects, got 2"),
-        (("01", "02", "03"), ["--estimators", "nlls"], 64, "--prior healthy is of no use"),
+        (("01", "02", "03"), ["--estimators", "nlls"], 64, "--prior healthy has no effect"),
         (("01", "02", "03"), ["--estimators", "mlp", "--prior", "healthy-gm"], 66, "no tissue segmentation"),
     ],
     ids=["no fits", "too few", "nothing learned", "no tissues"],
