@@ -18,13 +18,13 @@ from qmri_bidsapp.models.base import SignalModel
 class Estimator(ABC):
     """Estimates a model's parameters from signals, voxel by voxel.
 
-    Construction only stores options. `fit` does all that can be done before a voxel is seen; `predict` works
-    on voxels. Voxels do not influence each other unless the class says so.
+    The constructor only stores options. `fit` does all the work that depends on the protocol alone, `predict` that on
+    voxels. Voxels do not influence each other unless the estimator `is_spatial`.
 
     Parameters
     ----------
     model : SignalModel
-        What is estimated.
+        Model whose parameters are estimated.
     device : str
         Torch device, e.g. ``"cpu"`` or ``"cuda:0"``.
 
@@ -33,7 +33,7 @@ class Estimator(ABC):
     name : str
         Registry name, e.g. ``"nlls"``.
     std_kind : str
-        How standard deviations are obtained.
+        How standard deviations are obtained, in words.
     reference : str
         Author, year, journal of the method.
     methods : str
@@ -42,15 +42,15 @@ class Estimator(ABC):
     bibliography : str
         BibTeX entries of the keys in `methods` that ``data/boilerplate.bib`` does not have.
     needs_raw_magnitudes : bool
-        Whether the noise is taken as that of magnitudes as they were acquired: preprocessing that takes their noise
-        floor away, as of diffusion series, does not go with it.
+        Whether the method models the noise of magnitudes as acquired (Rician). Series whose noise floor was removed by
+        preprocessing, as of diffusion series, must not be given to it.
     is_spatial : bool
         Whether neighbouring voxels influence each other, so that `predict_volume` should be given the whole volume.
     has_posterior : bool
-        Whether its maps hold intervals and the log evidence.
+        Whether its maps hold credible intervals and the log evidence.
     std_from_residuals : bool
         Whether standard deviations rest on each voxel's own residuals where no noise is given. Its maps then hold
-        their variance, so that what the voxels of a series tell of the noise can be put together.
+        the residual variance, so that the noise estimates of all voxels of a series can be pooled.
     """
 
     name: ClassVar[str]
@@ -64,6 +64,7 @@ class Estimator(ABC):
     has_posterior: ClassVar[bool] = False
     std_from_residuals: ClassVar[bool] = False
 
+    #: Protocol; after `fit`.
     acquisition_: Acquisition
 
     def __init__(self, model: SignalModel, *, device: str = "cpu") -> None:
@@ -78,16 +79,23 @@ class Estimator(ABC):
     @classmethod
     @abstractmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether this estimator can be used with a model."""
+        """Return whether this estimator can be used with a model."""
 
     @classmethod
     def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
-        """Raise ProtocolError if a protocol cannot identify the model's parameters, or is not for this estimator."""
+        """Raise ProtocolError if a protocol cannot identify the model's parameters or this estimator cannot use it."""
         model.check(acquisition)
 
     @abstractmethod
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:
         """Prepare for a protocol.
+
+        Parameters
+        ----------
+        acquisition : Acquisition
+            Protocol of the signals: that of the series, or the one that `model.adapt` makes of it.
+        seed : int
+            Seed of all random numbers; methods without any ignore it.
 
         Raises
         ------
@@ -103,28 +111,30 @@ class Estimator(ABC):
         noise_std: npt.ArrayLike | None = None,
         covariates: npt.ArrayLike | None = None,
     ) -> ParameterMaps:
-        """Estimate.
+        """Estimate the parameters of voxels.
 
         Parameters
         ----------
         signals : array_like
             (n_voxels, n_measurements), in any unit; the amplitude parameter comes in the same unit.
         noise_std : array_like, optional
-            (n_voxels,) standard deviation of the noise of one raw measurement, in the unit of the signals; it
-            scales the standard deviations. Without it, it is estimated from each voxel's residuals. What is not a
-            finite positive number says that it is not known: standard deviations are NaN there, unless the class
-            says otherwise.
+            (n_voxels,) standard deviation of the noise of one raw measurement, in the unit of the signals, or one
+            number for all voxels. Standard deviations are proportional to it. Without it, the noise is estimated from
+            each voxel's residuals. A value that is not finite and positive means that the noise of this voxel is
+            unknown: its standard deviations are NaN, unless the class documents otherwise.
         covariates : array_like, optional
-            (n_voxels, n_covariates) values of the model's covariates, in its order and their units; without it
-            they are neutral. A voxel with a value that is not finite or out of its bounds is INVALID_INPUT.
+            (n_voxels, n_covariates) values of the model's covariates, in its order and their units; neutral values by
+            default. A voxel with a value that is not finite or out of bounds is INVALID_INPUT.
 
         Returns
         -------
         ParameterMaps
-            Of the model's parameters and derived parameters.
+            Maps of the model's parameters and derived parameters.
 
         Raises
         ------
+        ProtocolError
+            If `fit` was not called.
         ValueError
             If the shape of `signals` does not fit the protocol, or that of `covariates` the model.
         """
@@ -138,7 +148,7 @@ class Estimator(ABC):
         noise_std: npt.ArrayLike | None = None,
         covariates: npt.ArrayLike | None = None,
     ) -> ParameterMaps:
-        """Estimate voxels of which it is known where they lie.
+        """Estimate the voxels of a mask, whose positions are known.
 
         Parameters
         ----------
@@ -149,6 +159,11 @@ class Estimator(ABC):
         spacing : sequence of float
             Distance of neighbouring voxels along x, y and z, mm.
         noise_std, covariates : array_like, optional
-            As in `predict`, which this is unless the estimator `is_spatial`.
+            As in `predict`.
+
+        Returns
+        -------
+        ParameterMaps
+            Those of `predict`, unless the estimator `is_spatial`.
         """
         return self.predict(signals, noise_std=noise_std, covariates=covariates)

@@ -1,4 +1,4 @@
-"""What all estimators that use weights have in common."""
+"""Estimators that use trained weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from qmri_bidsapp.models.base import SignalModel
 
 
 class TrainedEstimator(Estimator):
-    """Estimates by what was learned from simulations, whether for one protocol or for many.
+    """Estimator whose weights were trained on simulations, for one protocol or for many.
 
     Parameters
     ----------
     model, device
         As for `Estimator`.
     weights : path, optional
-        Folder with weights, or of such folders.
+        Folder with weights, or folder of such folders.
 
     Attributes
     ----------
     notes_ : dict
-        What the card of the weights says of their training; after `fit`.
+        Description of the training, from the card of the weights; after `fit`.
     sha256_ : str or None
-        Of the weights; after `fit`, None unless they were loaded.
+        Hash of the weights' file; after `fit`, None if they were trained and not loaded.
     """
 
     notes_: dict[str, Any]
@@ -40,7 +40,7 @@ class TrainedEstimator(Estimator):
     @classmethod
     @abstractmethod
     def brief(cls, model: SignalModel, *, device: str = "cpu") -> Self:
-        """Return an estimator that learns next to nothing, in about a second: as fast in use as any other."""
+        """Return an inaccurate estimator that trains in about a second, for tests and for timing `predict`."""
 
     @abstractmethod
     def provenance(self) -> str:

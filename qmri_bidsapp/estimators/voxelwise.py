@@ -23,7 +23,8 @@ class VoxelwiseEstimator(Estimator):
     method in chunks, side by side in threads, and puts its results into maps of all voxels.
 
     A subclass implements `supports` and `_solve`, which estimates the parameters and the derived ones of some voxels.
-    It overrides `_prepare` for what depends on the protocol alone, and `check` if it asks for more than the model does.
+    It overrides `_prepare` to compute what depends on the protocol alone, and `check` to add requirements to those of
+    the model.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Cholesky's method for many small systems at once.
+"""Cholesky factorisation of many small systems at once.
 
 Written out over the elements and vectorised over the systems, it is several times faster than batched LAPACK
 calls, which treat one matrix at a time.
@@ -15,8 +15,8 @@ Triangle = list[list[torch.Tensor]]
 def factorise(matrix: Triangle) -> Triangle:
     """Return the Cholesky factor L, with L L^T the positive definite matrix.
 
-    A pivot that rounding has made negative is raised to the smallest number: the caller tells from the size
-    of the pivots, or of the solution, whether a matrix is singular.
+    A pivot that rounding has made negative is raised to the smallest number. The caller recognises a singular matrix by
+    the size of the pivots or of the solution.
     """
     factor: Triangle = []
     for row, elements in enumerate(matrix):

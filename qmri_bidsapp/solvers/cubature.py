@@ -1,4 +1,4 @@
-"""Where integrals over a few parameters are evaluated: points that cover a box evenly, and boxes within bounds."""
+"""Points at which integrals over a few parameters are evaluated: lattices, and boxes around a posterior."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def gap_of(log_weight: torch.Tensor) -> torch.Tensor:
 
 
 def next_box(position: torch.Tensor, log_weight: torch.Tensor, freedom: float) -> Box:
-    """Return the box around the posterior, as far as points that may not resolve it can tell.
+    """Return the box around the posterior, estimated from points that may not resolve it.
 
     Where few points share the mass, weights are tempered: noise is taken as larger, by a factor in variance. The true
     covariance is then smaller by that factor if it is Gaussian; others are approached in steps. Student's t is

@@ -19,7 +19,7 @@ LEAST_WEIGHT = 1e-11
 #: Factor by which the weight falls once a problem is centred. A step covers at most the rest of the way to a bound,
 #: which is where the next centre lies if the gradient does not change.
 REDUCTION = 0.1
-#: Decrease of half the cost that a step promises, relative to what the barrier is worth, at which a problem is centred.
+#: Decrease of half the cost that a step promises, relative to the barrier's weight, at which a problem is centred.
 CENTRED = 0.3
 #: Decrease, relative to the cost, that a step promises and that is not worth a step.
 PROMISE_TOLERANCE = 1e-4
@@ -61,8 +61,8 @@ def minimise_inside(
         - \mu \sum_j \left[ \log(\theta_j - l_j) + \log(u_j - \theta_j) \right]
 
     with the weight μ falling towards zero as each problem is centred (Fiacco and McCormick 1968; Nocedal and Wright
-    2006, Numerical Optimization, section 19.6). Once it is small, Levenberg-Marquardt steps put onto a bound what
-    only the barrier held off it. Parameters and results are those of `levenberg_marquardt.minimise`.
+    2006, Numerical Optimization, section 19.6). Once it is small, Levenberg-Marquardt steps move parameters onto a
+    bound that only the barrier kept them off. Parameters and results are those of `levenberg_marquardt.minimise`.
     """
     inside = follow_centre(objective, start, bounds, iterations=iterations, batch=batch)
     return minimise(objective, inside, bounds, iterations=iterations, batch=batch)
@@ -113,7 +113,7 @@ def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) ->
     gain = 0.5 * (old.cost - cost) - old.weight * (_barrier(trial, bounds) - _barrier(old.theta, bounds))
     better = gain >= 0
     least = (LAST_WEIGHT / old.theta.shape[-1] * torch.minimum(cost, old.cost)).clamp(min=LEAST_WEIGHT)
-    # Rounding hides what is to be gained at last: a damping without end says so.
+    # In the end rounding hides any gain, and the damping grows without end.
     stuck = old.damping > _MAX_DAMPING
     centred = (better & (promise <= CENTRED * old.weight)) | stuck
     settled = (promise <= torch.maximum(PROMISE_TOLERANCE * old.cost, CENTRED * least)) | stuck

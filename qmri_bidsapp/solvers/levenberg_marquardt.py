@@ -61,7 +61,7 @@ def minimise(
     iterations : int
         Largest number of steps.
     batch : int, optional
-        Problems that are evaluated at a time: bounds the memory that Jacobians take.
+        Problems that are evaluated at a time, to limit the memory of Jacobians; all by default.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def minimise(
 
 
 def _store(problems: _Problems, theta: torch.Tensor, cost: torch.Tensor, converged: torch.Tensor) -> None:
-    """Write what has been reached into the results, in place."""
+    """Write the current state into the results, in place."""
     theta[problems.row] = problems.theta
     cost[problems.row] = problems.cost
     converged[problems.row] = ~problems.active
@@ -121,9 +121,9 @@ def _iterate(objective: Objective, old: _Problems, bounds: Bounds, size: int) ->
 
 
 def _prepare(problems: _Problems, bounds: Bounds) -> _Problems:
-    """Return the problems with the next step; where it is not worth being tried, it is made if short, and the last."""
+    """Return the problems with the next step; one that promises too little is the last, and made if it is short."""
     step = _step(problems, bounds)
-    # Along what the data do not determine, a step may be long and yet promise nothing.
+    # Along directions that the data do not determine, a step may be long and yet promise nothing.
     promise = -(problems.gradient * step).sum(-1)
     settled = (problems.damping <= TRUSTED_DAMPING) & (promise <= COST_TOLERANCE * problems.cost)
     last = problems.active & settled

@@ -1,4 +1,4 @@
-"""The simplex method, for many small problems at once: what the field's older programs minimise with."""
+"""The simplex method of Nelder and Mead, for many small problems at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 #: (x (n, p), index (n,)) -> cost (n,); `index` says which problems these are.
 Cost = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-#: Where a trial point lies on the line from the worst vertex through the centre of the others, in units of their
-#: distance and from the centre (Lagarias et al. 1998): expansion, contraction outside and inside.
+#: Positions of trial points on the line from the worst vertex through the centre of the others, measured from the
+#: centre in units of their distance (Lagarias et al. 1998): expansion, contraction outside and inside.
 EXPANSION, OUTSIDE, INSIDE = 2.0, 0.5, -0.5
 SHRINKAGE = 0.5
-#: Problems that have converged leave once they are this share, or after so many steps.
+#: Problems that have converged leave the batch once they are this share of it, or after this number of steps.
 COMPACTION_SHARE, COMPACTION_STEPS = 0.1, 20
 
 

@@ -21,7 +21,7 @@ from qmri_bidsapp.solvers.problem import Evaluate, sum_of_squares
 
 #: Standard deviation of the prior, relative to the distance between a parameter's bounds.
 PRIOR_WIDTH = 1.0
-#: Bias, in standard deviations, of which half is taken off: the expansion holds where it is small.
+#: Bias, in standard deviations, of which half is subtracted: the expansion holds where it is small.
 TRUSTED_BIAS = 0.3
 
 
@@ -29,8 +29,9 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
     r"""Penalised least squares, less its bias of second order.
 
     Every parameter but the amplitude has a Gaussian prior around the middle of its bounds, its standard deviation the
-    distance between them. What the signal tells of outweighs it; what it does not (in SMT the fraction, where the
-    diffusivity is near zero) stays in the middle instead of ending anywhere, mostly on a bound.
+    distance between them. The data outweigh it wherever they determine a parameter. A parameter that they do not
+    determine (in SMT the fraction, where the diffusivity is near zero) stays in the middle instead of ending anywhere,
+    mostly on a bound.
 
     Curvature of the model biases least squares, and so does the prior. With :math:`J` the Jacobian of the residuals
     over the noise, those of the prior among them, :math:`C = (J^T J)^{-1}` and :math:`H_i` the Hessian of signal
@@ -40,9 +41,9 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
 
     where :math:`r` is the residual of the prior, and zero for signals. The estimate is
     :math:`\hat\theta - b / (1 + (m / 0.3)^2)` with :math:`m` the largest of :math:`|b|` in standard deviations: where
-    the expansion fails, next to nothing is taken off. Parameters on a bound stay there.
+    the expansion fails, next to nothing is subtracted. Parameters on a bound stay there.
 
-    Where the noise is neither given nor can be told from residuals, this is least squares.
+    Where the noise is neither given nor can be estimated from residuals, this is least squares.
     """
 
     name: ClassVar[str] = "reduced"
@@ -76,7 +77,7 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether there are few parameters, none of them a direction, of which no value is more likely."""
+        """Return whether there are few parameters, none of them a direction, for which a prior would have no middle."""
         return not isinstance(model, Composition) and super().supports(model)
 
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:

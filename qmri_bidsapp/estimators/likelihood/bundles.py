@@ -15,15 +15,15 @@ from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquar
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import MAX_BUNDLES, Composition
 
-#: Parameters of the model with one bundle, and what they are called where there may be several.
+#: Names of angles in the model with one bundle, and in models with several.
 _RENAMED = {"theta": "theta1", "phi": "phi1"}
 
 
 class BundlesByVoxel(Estimator):
     """Fits a composition with 0 to 3 bundles, as many as directions are given for the voxel.
 
-    The columns of the maps are those of the model with three bundles; what a voxel does not have is NaN. The only
-    bundle of a voxel has a fraction of one, without a standard deviation. Residuals of voxels with different numbers of
+    The columns of the maps are those of the model with three bundles; parameters of bundles that a voxel lacks are NaN.
+    A single bundle has a fraction of one, without a standard deviation. Residuals of voxels with different numbers of
     bundles leave different degrees of freedom, so that the maps do not hold their variance: standard deviations rest on
     each voxel's own where no noise is given.
 
@@ -51,7 +51,7 @@ class BundlesByVoxel(Estimator):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model has fibre directions."""
+        """Return whether the model has fibre directions."""
         return isinstance(model, Composition)
 
     def fit(self, acquisition: Acquisition, *, seed: int = 0) -> Self:

@@ -9,7 +9,8 @@ import torch
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.solvers.cholesky import Triangle, factorise, inverse_factor
 
-#: Pivot of the scaled information matrix below which rounding decides: some combination of parameters is unknown.
+#: Pivot of the scaled information matrix below which it is singular up to rounding: some combination of parameters is
+#: undetermined.
 PIVOT_TOLERANCE = 1e-7
 #: Number of parameters up to which sums of products are faster than a batched product of matrices.
 SUMS_UP_TO = 3
@@ -33,7 +34,7 @@ def covariance_root(jacobian: torch.Tensor, variance: torch.Tensor, free: torch.
         Elements (n_voxels,) float64; NaN where the information matrix is singular.
     """
     gram = _gram(jacobian.double())
-    # Scaled to a diagonal of one, which is also what stands for a parameter that is held fixed.
+    # Scaled to a diagonal of one; a parameter that is held fixed gets the row and column of the identity.
     norm = torch.stack([row[-1] for row in gram], dim=-1)
     usable = free & (norm > 0)
     scale = (torch.where(usable, norm, 1.0).rsqrt() * usable).unbind(-1)
@@ -76,8 +77,8 @@ def propagate(
     root : Triangle
         R, with R^T R the covariance, in the same units; elements (n_voxels,) float64.
     free : Tensor
-        (n_voxels, n_parameters) bool; a parameter on a bound, and what derives from it, has no
-        standard deviation.
+        (n_voxels, n_parameters) bool; a parameter on a bound has no standard deviation, nor has one derived from
+        it.
 
     Returns
     -------

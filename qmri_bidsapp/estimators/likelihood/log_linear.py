@@ -22,7 +22,7 @@ from qmri_bidsapp.solvers.cholesky import Triangle, factorise, inverse_factor, s
 SIGNAL_FLOOR = 1e-4
 #: Rounds of weighting: the first with the measured signals, the others with the fitted ones.
 N_ROUNDS = 3
-#: Share of an unknown's information that the others must leave, to be told from rounding.
+#: Smallest share of an unknown's information that must remain once the others are estimated; less is rounding.
 SINGULAR = 1e-11
 #: Normal equations square the condition number, too much of it for single precision with kurtosis.
 DTYPE = torch.float64

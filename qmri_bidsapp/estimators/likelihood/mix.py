@@ -28,10 +28,10 @@ SEARCH_VALUES = 2**22
 class Mix(NonLinearLeastSquares):
     """Microstructure imaging of crossings (MIX), for models whose signal is a mixture.
 
-    Differential evolution searches the non-linear parameters. For each candidate the amounts of what is mixed, which
-    cannot be negative, follow from a convex problem that is solved exactly. The best members are polished in all
-    parameters by Levenberg-Marquardt. No starting point is given, so that it tells whether other estimators found the
-    lowest minimum; directions that are known are not used.
+    Differential evolution searches the non-linear parameters. For each candidate the amounts of the mixed signals,
+    which cannot be negative, follow from a convex problem that is solved exactly. The best members are polished in all
+    parameters by Levenberg-Marquardt. It needs no starting point, so that it can show whether other estimators found
+    the lowest minimum; it ignores known directions.
     """
 
     name: ClassVar[str] = "mix"
@@ -66,7 +66,7 @@ class Mix(NonLinearLeastSquares):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model mixes signals in fractions that are linear once the other parameters are known."""
+        """Return whether the model mixes signals, in fractions that are linear once the other parameters are known."""
         return bool(model.mixing)
 
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:

@@ -26,7 +26,7 @@ class Equations(NamedTuple):
     coefficients : list of Tensor
         (n,) for each basis function: the best ones.
     residual : Tensor
-        (m, n) what these leave.
+        (m, n) residuals at these coefficients.
     gram : list of list of Tensor
         Lower triangle of the matrix of Gauss and Newton, (n,) each.
     gradient : list of Tensor

@@ -23,7 +23,7 @@ MIN_SIGMA = 1e-6
 #: Rounds of sigma and parameters in turn, and the relative change of sigma^2 that ends them.
 N_ROUNDS = 20
 ROUND_TOLERANCE = 2e-3
-#: Share of the residual degrees of freedom that few measurements near the noise leave at least.
+#: Least share of the residual degrees of freedom, where measurements near the noise floor carry little information.
 MIN_FREEDOM = 0.25
 
 
@@ -55,7 +55,7 @@ class RicianLikelihood(NonLinearLeastSquares):
 
     @classmethod
     def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
-        """Ask for magnitudes, and for more of them than parameters, so that they tell sigma."""
+        """Ask for magnitudes, more of them than parameters, so that sigma can be estimated as well."""
         super().check(model, acquisition)
         if acquisition.has_sign:
             raise ProtocolError("Rician noise is that of magnitudes, but this series has signs: use estimator nlls.")
@@ -112,7 +112,7 @@ class RicianLikelihood(NonLinearLeastSquares):
             signal = signal.abs() / sigma
             cost, slope = self._noise.cost(voxels.target[row[index]] / sigma, signal)
             weighted = jacobian * self._noise.information(signal).signal.unsqueeze(-1)
-            # What is small relative to one is no difference in likelihood: tolerances are relative to the cost.
+            # Tolerances are relative to the cost, and changes of the log-likelihood far below one are irrelevant.
             return 1 + cost.sum(-1), (jacobian.mT @ slope.unsqueeze(-1)).squeeze(-1), weighted.mT @ jacobian
 
         return objective
@@ -120,7 +120,7 @@ class RicianLikelihood(NonLinearLeastSquares):
     def _update_variance(
         self, voxels: Voxels, scaled: torch.Tensor, variance: torch.Tensor, row: torch.Tensor
     ) -> torch.Tensor:
-        """Return sigma^2 (n,) that the magnitudes of the voxels `row` tell of, one fixed-point step from `variance`."""
+        """Return the estimate of sigma^2 (n,) of the voxels `row` after one fixed-point step from `variance`."""
         updated = []
         for index in self.problem.batches(len(row)):
             sigma = variance[index].sqrt().unsqueeze(-1)

@@ -122,5 +122,5 @@ class ScaledModel:
         return self.bounds.is_free(scaled, BOUND_TOLERANCE)
 
     def batches(self, n: int) -> tuple[torch.Tensor, ...]:
-        """Return the numbers 0 to n - 1 in batches, for what takes the memory of a Jacobian."""
+        """Return the numbers 0 to n - 1 in batches, small enough for the memory of a Jacobian."""
         return torch.split(torch.arange(n, device=self.device), self.batch)

@@ -1,4 +1,4 @@
-"""Standard deviations of parameters of which the signal tells less and less along their range."""
+"""Standard deviations of parameters that the signal determines ever less along their range."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qmri_bidsapp.solvers.problem import Bounds
 NODES = (-3.0, 0.0, 3.0, 6.0)
 #: Where the density is, in the same unit: errors are skewed, so that it reaches far to one side.
 REACH, N_POINTS = 8.0, 65
-#: Distance from the bounds, relative to the range, within which a signal may tell nothing at all.
+#: Distance from the bounds, relative to the range, within which a signal may not determine the parameter at all.
 INSET = 1e-3
 
 
 def error_along(
     column: int, theta: torch.Tensor, root: Triangle, bounds: Bounds, spread_at: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    r"""Return the expected error of an estimate, given what was measured, root mean square, (n,).
+    r"""Return the expected error of an estimate, given the measurements, root mean square, (n,).
 
     If the truth were :math:`\theta`, the estimate :math:`\hat\theta` would be normal around it with the standard
     deviation :math:`\sigma(\theta)` that holds there. The density of the truth under a uniform prior is then
@@ -53,7 +53,7 @@ def error_along(
         there = inside.bring_back(theta + (step * along).to(theta)) if step else theta
         size = spread_at(there) if step else spread
         places.append(there[:, column].double())
-        # Where nothing is told of the parameters together, as they are at the estimate.
+        # Where the information matrix is singular, the value at the estimate stands in.
         sizes.append(torch.where(size.isfinite() & (size > 0), size, spread).log())
     lowest = (estimate - REACH * spread).clamp(min=float(bounds.lower[column])).unsqueeze(-1)
     highest = (estimate + REACH * spread).clamp(max=float(bounds.upper[column])).unsqueeze(-1)

@@ -63,7 +63,7 @@ class Starts(Protocol):
 
 
 def starts_for(model: SignalModel, acquisition: Acquisition, device: str) -> Starts:
-    """Return what finds starting points for a model."""
+    """Return the way of finding starting points that suits a model."""
     kind = OrientedStarts if isinstance(model, Composition) else DictionaryStarts
     return kind(model, acquisition, device)
 
@@ -80,7 +80,7 @@ class _Dictionary:
         return target @ self._atoms.T
 
     def amplitude(self, projection: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
-        """Return what to multiply entries with."""
+        """Return the amplitude of each entry, from its projection."""
         return projection / self._norm[entry]
 
 
@@ -182,7 +182,7 @@ class OrientedStarts:
         columns = [x * x, 2 * x * y, y * y, 2 * x * z, 2 * y * z, z * z]
         offsets = [torch.zeros_like(x).index_fill(0, index, 1.0) for index in self._shells]
         design = torch.stack([*(weighting * column for column in columns), *offsets], dim=-1)
-        # The trace cannot be told from the constants; it does not turn the axes.
+        # The trace and the constants are collinear; the trace does not turn the axes.
         elements: torch.Tensor = torch.linalg.pinv(design, rtol=1e-6)[:6]
         return elements.T.float()
 

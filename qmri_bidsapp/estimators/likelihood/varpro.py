@@ -25,10 +25,10 @@ REACH = {1: 1, 2: 2}
 N_STEPS = 3
 N_ROUNDS = 4
 #: Decrease of the cost that one more step would bring, relative to the cost and to the signal's energy, that is not
-#: worth the step; the second is what single precision resolves.
+#: worth the step; the second is the resolution of single precision.
 COST_TOLERANCE = 1e-6
 ENERGY_TOLERANCE = 1e-12
-#: Directions in which the basis functions cannot be told apart, relative to the strongest, are left out.
+#: Singular values of the basis functions, relative to the largest, that are left out as linearly dependent.
 RANK_TOLERANCE = 1e-4
 #: Relative step of the differences that give second derivatives.
 DIFFERENCE = 1e-3
@@ -76,7 +76,7 @@ class VariableProjection(NonLinearLeastSquares):
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
-        """Tell whether the model is linear in some parameters, and in all but two at most."""
+        """Return whether the model is linear in all but one or two parameters."""
         return isinstance(model, SeparableModel)
 
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:
@@ -139,7 +139,7 @@ class ProjectionSearch:
         return self._among_basins(target) if signs is None else self._among_signs(target, signs)
 
     def _among_basins(self, target: torch.Tensor) -> Found:
-        """Return what `_project` does: where the best entry leads to a bound, another basin may hold a lower cost."""
+        """Return what `_project` returns; where the best entry leads to a bound, try the other basins as well."""
         results = self._refine(target, self._search(target)[1])
         if not bool((self._basins != self._basins[0]).any()):
             return self._inside(results)
@@ -151,7 +151,7 @@ class ProjectionSearch:
         return results
 
     def _among_signs(self, target: torch.Tensor, signs: torch.Tensor) -> Found:
-        """Return what `_project` does: signs that explain the signal nearly as well may do better once refined."""
+        """Return what `_project` returns; refine the second-best signs if they explain the signal nearly as well."""
         peaks = [self._search(target * pattern) for pattern in signs]
         explained = torch.stack([height for height, _ in peaks])
         entries = torch.stack([entry for _, entry in peaks])
@@ -173,7 +173,7 @@ class ProjectionSearch:
     def _search(
         self, signals: torch.Tensor, *, outside: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the best entry explains of each signal (n,), and its interpolated position (n_nonlinear, n).
+        """Return the energy that the best entry explains (n,), and its interpolated position (n_nonlinear, n).
 
         With `outside`, (n,), entries of these basins do not count.
         """
@@ -261,7 +261,7 @@ class ProjectionSearch:
         return [function * weight for function in functions], [(i, slope * weight) for i, slope in slopes]
 
     def _bends(self, nonlinear: torch.Tensor, equations: Equations) -> list[list[torch.Tensor]]:
-        """Return what `newton` needs of the second derivatives, by differences: a few per cent off does no harm."""
+        """Return the argument `bends` of `newton`, by differences of slopes; a few per cent of error do no harm."""
         here = [slope for _, slope in self._basis(nonlinear)[1]]
         bends = []
         for k, axis in enumerate(self._axes):

@@ -30,7 +30,7 @@ IMBALANCE = 0.1
 N_LEVELS = 10
 HARD_LEVEL = 5
 HARD_FACTOR = 4
-#: Least noise, relative to the voxel's largest signal: what single precision and digitised images can tell.
+#: Least noise, relative to the voxel's largest signal: the resolution of single precision and of digitised images.
 NOISE_FLOOR = 1e-4
 #: Values of the amplitude per point.
 N_STRATA = 8
@@ -39,7 +39,7 @@ BATCH_VALUES = 2**17
 
 
 class _Voxels(NamedTuple):
-    """What was measured in the voxels of a batch."""
+    """Measurements of the voxels of a batch."""
 
     target: torch.Tensor  #: (n, n_measurements), relative to the voxel's size, weighted by averages
     variance: torch.Tensor  #: (n, 1) of the noise of one measurement, relative; NaN if it is not known
@@ -86,8 +86,8 @@ class GridPosterior(VoxelwiseEstimator):
     the other parameters only: first over all of their space, then over the points of a lattice in a box around the
     posterior, which is narrowed until the points resolve it.
 
-    What lies outside of the box, less than half a per cent of the mass, does not count: where a thin tail reaches
-    far (unknown noise and few measurements), the standard deviation is that of the bulk. Limits of the interval are
+    Mass outside the box, less than half a per cent, is neglected: where a thin tail reaches far (unknown noise and few
+    measurements), the standard deviation is that of the bulk. Limits of the interval are
     precise to about a tenth of a standard deviation. Posteriors that remain unresolved are marked NOT_CONVERGED. With
     no more measurements than parameters, the posterior exists only where the noise is known; elsewhere the voxel has
     FAILED.
@@ -195,7 +195,7 @@ class GridPosterior(VoxelwiseEstimator):
             box = next_box(posterior.position[rest], posterior.log_weight[rest], freedom)
 
     def _first_box(self, voxels: _Voxels, freedom: float) -> Box:
-        """Return where the posterior lies; the whole space for models whose signals depend on covariates."""
+        """Return a box around the posterior; the whole space for models whose signals depend on covariates."""
         n = len(voxels.target)
         if self.model.covariates:
             return whole_cube(n, self._low)
@@ -242,8 +242,8 @@ class GridPosterior(VoxelwiseEstimator):
         ----------
         voxels : _Voxels
         mean, energy, residual : Tensor
-            (n, n_points) amplitude that fits best, sum of squares of the signal of amplitude one, and of what the
-            fit leaves.
+            (n, n_points) amplitude that fits best, sum of squares of the signal of amplitude one, and of the
+            residuals.
         freedom : float
             Of the noise; infinite if it is known.
 
@@ -311,7 +311,10 @@ class GridPosterior(VoxelwiseEstimator):
 
 
 def _is_balanced(posterior: _Posterior) -> torch.Tensor:
-    """Tell whether (n,) little mass is at the faces of the box, and both halves of the lattice have the same mass."""
+    """Return whether (n,) the box holds the posterior and the lattice resolves it.
+
+    Little mass must be at the faces of the box, and both halves of the lattice must have about the same mass.
+    """
     weight = posterior.log_weight.softmax(-1)
     at_edge = (weight * posterior.at_edge).sum(-1)
     imbalance = (weight[:, ::2].sum(-1) - weight[:, 1::2].sum(-1)).abs()

@@ -15,7 +15,7 @@ from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root, propagate
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.likelihood.scaled import BOUND_TOLERANCE
-from qmri_bidsapp.estimators.posterior.smoothness import Lattice, SmoothnessPrior
+from qmri_bidsapp.estimators.posterior.smoothness import NeighbourPairs, SmoothnessPrior
 from qmri_bidsapp.estimators.voxels import Solution, assemble, check_inputs
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.conditional import conditional
@@ -31,7 +31,7 @@ START_WIDTH = 0.05
 MIN_WIDTH = 1e-3
 MAX_ROUNDS = 15
 WEIGHT_TOLERANCE = 0.1
-#: Least precision of a voxelwise estimate, relative to the highest, and what keeps parallel columns apart.
+#: Least precision of a voxelwise estimate, relative to the highest, and ridge that keeps parallel columns invertible.
 MIN_PRECISION = 1e-9
 RIDGE = 1e-12
 #: Draws from which the variance of the field is estimated.
@@ -49,7 +49,7 @@ class _Data(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Parameters (n, p) for a field (n,), which of them are off their bounds (n, p), statuses (n,), and what follows.
+    """Parameters (n, p) for a field (n,), which of them are off their bounds (n, p), statuses (n,), and the cost there.
 
     cost (n,) is chi-squared; slope and curvature (n,) are half its derivatives along the field, with the other
     parameters following.
@@ -72,10 +72,10 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
     their own distance. Gauss-Newton steps on the field, each solved by conjugate gradients, alternate with least
     squares for all other parameters given the field.
 
-    Neighbours influence each other through `predict_volume`; `predict`, which knows of no neighbours, is voxelwise
-    least squares. Standard deviations are those of the Laplace approximation: the posterior is taken as Gaussian about
-    its maximum; that lambda and the noise are estimated, and other minima, are neglected. They hold for fields as rough
-    as the prior, whose differences are independent, and are too large for smoother ones.
+    Neighbours influence each other in `predict_volume`; `predict` knows none and is voxelwise least squares. Standard
+    deviations are those of the Laplace approximation: the posterior is taken as Gaussian about its maximum; that lambda
+    and the noise are estimated, and other minima, are neglected. They hold for fields as rough as the prior expects,
+    with independent differences, and are too large for smoother ones.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
 
     @classmethod
     def check(cls, model: SignalModel, acquisition: Acquisition) -> None:
-        """Ask for more measurements than parameters, so that residuals tell the noise."""
+        """Ask for more measurements than parameters, so that residuals give the noise."""
         super().check(model, acquisition)
         if acquisition.n_measurements <= len(model.parameters):
             raise ProtocolError(
@@ -147,8 +147,8 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         usable = everything.screen(has_sign=self.acquisition_.has_sign)[1] & np.isfinite(start.estimate).all(axis=1)
         inside = np.zeros(mask.shape, dtype=bool)
         inside[mask] = usable
-        lattice = Lattice(inside, spacing, self.device)
-        if not lattice.axes:
+        neighbours = NeighbourPairs(inside, spacing, self.device)
+        if not neighbours.axes:
             return start
         voxels = everything.part(usable)
         with torch.no_grad():
@@ -160,7 +160,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
             data = _Data(values, voxels.covariates, torch.ones_like(spread))
             data = data._replace(variance=self._noise_variance(data, first, voxels.noise_std))
             precision = torch.where(is_good, spread.pow(-2), 0.0).nan_to_num(nan=0.0, posinf=0.0)
-            prior, state = self._maximise(data, lattice, first[:, self._position], precision)
+            prior, state = self._maximise(data, neighbours, first[:, self._position], precision)
             estimate, std = self._spread(data, prior, state)
         return assemble(self.model, self.std_kind, start.status, usable, Solution(estimate, std, state.status))
 
@@ -191,12 +191,12 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
             yield residual, self.model.jacobian(columns, self.acquisition_) * weight.unsqueeze(-1)
 
     def _maximise(
-        self, data: _Data, lattice: Lattice, estimate: torch.Tensor, precision: torch.Tensor
+        self, data: _Data, neighbours: NeighbourPairs, estimate: torch.Tensor, precision: torch.Tensor
     ) -> tuple[SmoothnessPrior, _State]:
         """Return prior and maximum of the posterior, from voxelwise estimates (n,) of the field and their precision."""
         weight = (START_WIDTH * self._field.scale) ** -2 if self.weight is None else self.weight
-        prior = SmoothnessPrior(lattice, weight)
-        # An undetermined field without neighbours stays what it was.
+        prior = SmoothnessPrior(neighbours, weight)
+        # A voxel without neighbours whose field is undetermined keeps its estimate.
         precision = precision.clamp(min=float(precision.max()) * MIN_PRECISION) if precision.any() else precision + 1
         field = self._within(prior.solve(precision, precision * estimate))
         model = conditional(self.model, self._position, float(field.median()))
@@ -207,7 +207,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
             determined = prior.n_determined(state.curvature, n_draws=N_DRAWS, seed=self._seed)
             width = np.sqrt(prior.cost(field) / old / max(determined, 1.0))
             weight = max(float(width), MIN_WIDTH * self._field.scale) ** -2
-            prior = SmoothnessPrior(lattice, weight)
+            prior = SmoothnessPrior(neighbours, weight)
             state = self._alternate(others, data, prior, field)
             if abs(np.log(weight / old)) < WEIGHT_TOLERANCE:
                 break
@@ -269,7 +269,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return estimates and standard deviations, derived parameters included.
 
-        What the neighbours add to a voxel's information on the field is one more measurement of it.
+        The information on the field that a voxel's neighbours add counts as one more measurement of it.
         """
         variance = prior.variance(state.curvature, n_draws=N_DRAWS, seed=self._seed)
         added = (1 / variance - state.curvature).clamp(min=0).sqrt()

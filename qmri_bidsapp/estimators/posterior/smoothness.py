@@ -13,7 +13,7 @@ TOLERANCE = 1e-5
 MAX_STEPS = 500
 
 
-class Lattice:
+class NeighbourPairs:
     """Pairs of voxels that share a face.
 
     Parameters
@@ -50,12 +50,12 @@ class SmoothnessPrior:
 
     Parameters
     ----------
-    lattice : Lattice
+    neighbours : NeighbourPairs
     weight : float
     """
 
-    def __init__(self, lattice: Lattice, weight: float) -> None:
-        self._pairs = [((i, j), weight * relative) for i, j, relative in lattice.axes]
+    def __init__(self, neighbours: NeighbourPairs, weight: float) -> None:
+        self._pairs = [((i, j), weight * relative) for i, j, relative in neighbours.axes]
 
     def cost(self, field: torch.Tensor) -> float:
         """Return the sum for a field (n,)."""
@@ -131,7 +131,7 @@ class SmoothnessPrior:
         given = 1 / (precision + diagonal).clamp(min=torch.finfo(precision.dtype).tiny)
         spread = torch.zeros_like(precision)
         for draw in self.draws(precision, n_draws=n_draws, seed=seed):
-            # L x without the diagonal is what the neighbours say.
+            # L x without its diagonal is the weighted mean of the neighbours.
             spread += (given * (diagonal * draw - self.times(draw))).square() / n_draws
         return given + spread
 

@@ -14,7 +14,7 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.posterior.smooth_field import SmoothFieldPosterior
-from qmri_bidsapp.estimators.posterior.smoothness import Lattice, SmoothnessPrior
+from qmri_bidsapp.estimators.posterior.smoothness import NeighbourPairs, SmoothnessPrior
 from qmri_bidsapp.fitting.series import fit_series
 from qmri_bidsapp.images.volumes import open_series
 from qmri_bidsapp.models.conditional import conditional
@@ -38,9 +38,9 @@ def holes(seed: int = 0, shape: tuple[int, ...] = (7, 6, 4)) -> np.ndarray:
     return np.random.default_rng(seed).random(shape) > 0.25
 
 
-def dense(lattice: Lattice, weight: float) -> np.ndarray:
-    matrix = np.zeros((lattice.n_voxels, lattice.n_voxels))
-    for first, second, relative in lattice.axes:
+def dense(neighbours: NeighbourPairs, weight: float) -> np.ndarray:
+    matrix = np.zeros((neighbours.n_voxels, neighbours.n_voxels))
+    for first, second, relative in neighbours.axes:
         for i, j in zip(first.tolist(), second.tolist(), strict=True):
             matrix[[i, j], [i, j]] += weight * relative
             matrix[[i, j], [j, i]] -= weight * relative
@@ -50,18 +50,18 @@ def dense(lattice: Lattice, weight: float) -> np.ndarray:
 def test_pairs_share_a_face_and_count_by_their_distance() -> None:
     inside = np.ones((3, 2, 1), dtype=bool)
     inside[1, 1] = False
-    lattice = Lattice(inside, (1.0, 2.0, 5.0), "cpu")
+    neighbours = NeighbourPairs(inside, (1.0, 2.0, 5.0), "cpu")
     # In C order: (0,0), (0,1), (1,0), (2,0), (2,1).
-    found = [sorted(zip(first.tolist(), second.tolist(), strict=True), key=str) for first, second, _ in lattice.axes]
+    found = [sorted(zip(first.tolist(), second.tolist(), strict=True), key=str) for first, second, _ in neighbours.axes]
     assert found == [[(0, 2), (2, 3)], [(0, 1), (3, 4)]]
-    assert [relative for *_, relative in lattice.axes] == [1.0, 0.25]
+    assert [relative for *_, relative in neighbours.axes] == [1.0, 0.25]
 
 
 def test_linear_algebra_agrees_with_numpy() -> None:
-    lattice = Lattice(holes(), (1.0, 1.0, 2.0), "cpu")
-    prior, matrix = SmoothnessPrior(lattice, 3.0), dense(lattice, 3.0)
+    neighbours = NeighbourPairs(holes(), (1.0, 1.0, 2.0), "cpu")
+    prior, matrix = SmoothnessPrior(neighbours, 3.0), dense(neighbours, 3.0)
     rng = np.random.default_rng(1)
-    field, right, precision = (rng.random(lattice.n_voxels) for _ in range(3))
+    field, right, precision = (rng.random(neighbours.n_voxels) for _ in range(3))
     precision[::3] = 1e-3
     assert prior.cost(torch.tensor(field)) == pytest.approx(field @ matrix @ field)
     np.testing.assert_allclose(prior.times(torch.tensor(field)).numpy(), matrix @ field)
@@ -126,7 +126,7 @@ def test_a_smooth_field_makes_t1_precise_where_inversion_times_are_short() -> No
 def drawn(width: float, n: int = 40) -> tuple[np.ndarray, np.ndarray]:
     """Parameters with a field drawn from the prior, differences of neighbours being `width` / sqrt(2) (in 2-D)."""
     mask = np.ones((n, n, 1), dtype=bool)
-    prior = SmoothnessPrior(Lattice(mask, (1, 1, 1), "cpu"), width**-2)
+    prior = SmoothnessPrior(NeighbourPairs(mask, (1, 1, 1), "cpu"), width**-2)
     (field,) = prior.draws(torch.full((n * n,), 100.0).double(), n_draws=1, seed=5)
     rng = np.random.default_rng(2)
     columns = (np.full(n * n, 100.0), 1.9 + field.numpy(), rng.uniform(0.6, 1.6, n * n))
