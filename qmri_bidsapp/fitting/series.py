@@ -92,7 +92,7 @@ def make_estimator(
     if not kind.supports(own):
         raise UsageError(f"Estimator {kind.name} cannot be used with model {own.name}; see `qmri models`.")
     if bundles_by_voxel:
-        return BundlesByVoxel(own, kind, device=device)  # type: ignore[arg-type]
+        return BundlesByVoxel(own, kind, device=device, options=given)  # type: ignore[arg-type]
     if weights is not None and issubclass(kind, TrainedEstimator):
         given["weights"] = weights
     if prior is not None and issubclass(kind, LearnedEstimator):
@@ -101,8 +101,20 @@ def make_estimator(
 
 
 def options_of(estimator: type[Estimator]) -> list[str]:
-    """Return the names of the options of an estimator: the keyword arguments of its constructor."""
-    return [name for name in inspect.signature(estimator.__init__).parameters if name not in _NOT_OPTIONS]
+    """Return the names of the options of an estimator: the keyword arguments of its constructor.
+
+    Those that the constructor passes on to that of a base class, as ``**common``, are options as well.
+    """
+    names: list[str] = []
+    for kind in estimator.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        names += [name for name in own if name not in (*_NOT_OPTIONS, *names)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return names
 
 
 def provenance_of(estimator: Estimator) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root
 from qmri_bidsapp.estimators.likelihood.cramer_rao import Sensitivity, cramer_rao_solution
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
@@ -16,11 +17,9 @@ from qmri_bidsapp.estimators.voxels import Solution, VoxelData
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
 from qmri_bidsapp.solvers.cholesky import dense
-from qmri_bidsapp.solvers.levenberg_marquardt import minimise
+from qmri_bidsapp.solvers.levenberg_marquardt import MAX_ITERATIONS, minimise
 from qmri_bidsapp.solvers.problem import Evaluate, sum_of_squares
 
-#: Standard deviation of the prior, relative to the distance between a parameter's bounds.
-PRIOR_WIDTH = 1.0
 #: Bias, in standard deviations, of which half is subtracted: the expansion holds where it is small.
 TRUSTED_BIAS = 0.3
 
@@ -28,10 +27,10 @@ TRUSTED_BIAS = 0.3
 class BiasReducedLeastSquares(NonLinearLeastSquares):
     r"""Penalised least squares, less its bias of second order.
 
-    Every parameter but the amplitude has a Gaussian prior around the middle of its bounds, its standard deviation the
-    distance between them. The data outweigh it wherever they determine a parameter. A parameter that they do not
-    determine (in SMT the fraction, where the diffusivity is near zero) stays in the middle instead of ending anywhere,
-    mostly on a bound.
+    Every parameter but the amplitude has a Gaussian prior around the middle of its bounds, its standard deviation by
+    default the distance between them. The data outweigh it wherever they determine a parameter. A parameter that they
+    do not determine (in SMT the fraction, where the diffusivity is near zero) stays in the middle instead of ending
+    anywhere, mostly on a bound.
 
     Curvature of the model biases least squares, and so does the prior. With :math:`J` the Jacobian of the residuals
     over the noise, those of the prior among them, :math:`C = (J^T J)^{-1}` and :math:`H_i` the Hessian of signal
@@ -44,6 +43,18 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
     the expansion fails, next to nothing is subtracted. Parameters on a bound stay there.
 
     Where the noise is neither given nor can be estimated from residuals, this is least squares.
+
+    Parameters
+    ----------
+    model, device, max_iterations
+        As for `NonLinearLeastSquares`.
+    prior_width : float
+        Standard deviation of the prior, relative to the distance between a parameter's bounds.
+
+    Raises
+    ------
+    UsageError
+        If the prior has no width.
     """
 
     name: ClassVar[str] = "reduced"
@@ -80,12 +91,25 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
         """Return whether there are few parameters, none of them a direction, for which a prior would have no middle."""
         return not isinstance(model, Composition) and super().supports(model)
 
+    def __init__(
+        self,
+        model: SignalModel,
+        *,
+        device: str = "cpu",
+        max_iterations: int = MAX_ITERATIONS,
+        prior_width: float = 1.0,
+    ) -> None:
+        super().__init__(model, device=device, max_iterations=max_iterations)
+        if not prior_width > 0:
+            raise UsageError(f"The prior needs a positive width, got prior_width = {prior_width:g}.")
+        self.prior_width = prior_width
+
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:
         """Prepare the search and the prior."""
         super()._prepare(acquisition, seed)
         lower, upper, is_periodic = self.problem.bounds
         self._centre = (lower + upper) / 2
-        self._root_precision = 1 / (PRIOR_WIDTH * (upper - lower)) * ~is_periodic
+        self._root_precision = 1 / (self.prior_width * (upper - lower)) * ~is_periodic
         self._root_precision[0] = 0
 
     def _solve(self, voxels: VoxelData) -> Solution:
@@ -93,8 +117,9 @@ class BiasReducedLeastSquares(NonLinearLeastSquares):
         problem, relative = self.problem, self.problem.voxels(voxels)
         scaled, variance, _ = self.least_squares(relative)
         objective = sum_of_squares(self._penalised(relative, variance.sqrt().nan_to_num()))
-        found = Found(*minimise(objective, scaled, problem.bounds, batch=problem.batch))
-        scaled, _, converged = restart_from_inside(problem, objective, found)
+        n = self.max_iterations
+        found = Found(*minimise(objective, scaled, problem.bounds, iterations=n, batch=problem.batch))
+        scaled, _, converged = restart_from_inside(problem, objective, found, n)
         sensitivity = self._sensitivity(relative)
         parts = [
             self._correct(relative, sensitivity, scaled[rows], variance[rows], rows)

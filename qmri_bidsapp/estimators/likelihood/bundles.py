@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,8 @@ class BundlesByVoxel(Estimator):
         Estimator of the single voxel.
     device : str
         Torch device.
+    options : mapping, optional
+        Options of that estimator, by name.
     """
 
     name: ClassVar[str] = "bundles"
@@ -43,10 +46,16 @@ class BundlesByVoxel(Estimator):
     model: Composition
 
     def __init__(
-        self, model: Composition, kind: type[NonLinearLeastSquares] = NonLinearLeastSquares, *, device: str = "cpu"
+        self,
+        model: Composition,
+        kind: type[NonLinearLeastSquares] = NonLinearLeastSquares,
+        *,
+        device: str = "cpu",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(model.with_bundles(MAX_BUNDLES)(), device=device)
-        self._parts = [kind(model.with_bundles(n)(), device=device) for n in range(MAX_BUNDLES + 1)]
+        given = dict(options or {})
+        self._parts = [kind(model.with_bundles(n)(), device=device, **given) for n in range(MAX_BUNDLES + 1)]
         self.std_kind = kind.std_kind  # type: ignore[misc]
 
     @classmethod

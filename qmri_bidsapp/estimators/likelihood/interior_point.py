@@ -38,4 +38,6 @@ class InteriorPoint(NonLinearLeastSquares):
         """Compute the dictionary. A search from inside touches no bound on its way, so that it need not restart."""
         self.problem = ScaledModel(self.model, acquisition, self.device)
         starts = starts_for(self.model, acquisition, self.device)
-        self.search = MultiStartSearch(self.problem, starts, solver=minimise_inside, restarts=False)
+        self.search = MultiStartSearch(
+            self.problem, starts, solver=minimise_inside, restarts=False, iterations=self.max_iterations
+        )

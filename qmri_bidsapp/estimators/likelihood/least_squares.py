@@ -9,6 +9,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps
+from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.likelihood.cramer_rao import cramer_rao_solution
 from qmri_bidsapp.estimators.likelihood.scaled import ScaledModel, Voxels
 from qmri_bidsapp.estimators.likelihood.search import MultiStartSearch, Search
@@ -17,6 +18,7 @@ from qmri_bidsapp.estimators.voxels import Solution, VoxelData, check_inputs
 from qmri_bidsapp.estimators.voxelwise import VoxelwiseEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
+from qmri_bidsapp.solvers.levenberg_marquardt import MAX_ITERATIONS
 from qmri_bidsapp.solvers.problem import sum_of_squares
 
 
@@ -26,6 +28,18 @@ class NonLinearLeastSquares(VoxelwiseEstimator):
     The dictionary spans all parameters but the amplitude, which is projected out; a single starting point
     would lead to local minima and to a precision that hides bias. It holds for neutral covariates: others only shift
     the start; steps and standard deviations use each voxel's own.
+
+    Parameters
+    ----------
+    model, device
+        As for `Estimator`.
+    max_iterations : int
+        Most steps of a search. A voxel that takes more is NOT_CONVERGED.
+
+    Raises
+    ------
+    UsageError
+        If there is no step.
 
     Attributes
     ----------
@@ -45,6 +59,12 @@ class NonLinearLeastSquares(VoxelwiseEstimator):
 
     problem: ScaledModel
     search: Search
+
+    def __init__(self, model: SignalModel, *, device: str = "cpu", max_iterations: int = MAX_ITERATIONS) -> None:
+        super().__init__(model, device=device)
+        if max_iterations < 1:
+            raise UsageError(f"A search needs at least one step, got max_iterations = {max_iterations}.")
+        self.max_iterations = max_iterations
 
     #: Models with more parameters would need a dictionary too large to be searched.
     MAX_PARAMETERS: ClassVar[int] = 4
@@ -81,7 +101,8 @@ class NonLinearLeastSquares(VoxelwiseEstimator):
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:
         """Compute the dictionary."""
         self.problem = ScaledModel(self.model, acquisition, self.device)
-        self.search = MultiStartSearch(self.problem, starts_for(self.model, acquisition, self.device))
+        starts = starts_for(self.model, acquisition, self.device)
+        self.search = MultiStartSearch(self.problem, starts, iterations=self.max_iterations)
 
     def _solve(self, voxels: VoxelData) -> Solution:
         """Return the lowest minimum; see `VoxelwiseEstimator`."""

@@ -10,7 +10,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import Status
-from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.errors import ProtocolError, UsageError
 from qmri_bidsapp.estimators.likelihood.covariance import propagate, scale_columns
 from qmri_bidsapp.estimators.voxels import Solution, VoxelData
 from qmri_bidsapp.estimators.voxelwise import VoxelwiseEstimator
@@ -20,8 +20,6 @@ from qmri_bidsapp.solvers.cholesky import Triangle, factorise, inverse_factor, s
 
 #: Signals below this fraction of the voxel's largest are raised to it before the logarithm.
 SIGNAL_FLOOR = 1e-4
-#: Rounds of weighting: the first with the measured signals, the others with the fitted ones.
-N_ROUNDS = 3
 #: Smallest share of an unknown's information that must remain once the others are estimated; less is rounding.
 SINGULAR = 1e-11
 #: Normal equations square the condition number, too much of it for single precision with kurtosis.
@@ -32,6 +30,18 @@ class WeightedLinearLeastSquares(VoxelwiseEstimator):
     """Weighted least squares on the log signal, iterated (Salvador et al. 2005; Veraart et al. 2013).
 
     Weights are squared signals: the variance of ln S is sigma^2 / S^2.
+
+    Parameters
+    ----------
+    model, device
+        As for `Estimator`.
+    n_rounds : int
+        Rounds of weighting: the first with the measured signals, the others with the fitted ones.
+
+    Raises
+    ------
+    UsageError
+        If there is no round.
     """
 
     name: ClassVar[str] = "wls"
@@ -44,6 +54,12 @@ class WeightedLinearLeastSquares(VoxelwiseEstimator):
     model: LogLinearModel
     reference: ClassVar[str] = "Salvador et al. 2005, Hum Brain Mapp 24:144; Veraart et al. 2013, NeuroImage 81:335"
     methods: ClassVar[str] = ""
+
+    def __init__(self, model: SignalModel, *, device: str = "cpu", n_rounds: int = 3) -> None:
+        super().__init__(model, device=device)
+        if n_rounds < 1:
+            raise UsageError(f"Weighted least squares need at least one round of weighting, got {n_rounds}.")
+        self.n_rounds = n_rounds
 
     @classmethod
     def supports(cls, model: SignalModel) -> bool:
@@ -119,7 +135,7 @@ class WeightedLinearLeastSquares(VoxelwiseEstimator):
         """Return unknowns (n, p) and L^-1, with L L^T the information matrix; NaN where it is singular."""
         log_signal, fitted = signal.log(), signal
         n_parameters = len(self._scale)
-        for _ in range(N_ROUNDS):
+        for _ in range(self.n_rounds):
             weight = fitted.square()
             elements = iter((self._products @ weight.T).unbind(0))
             information = [[next(elements) for _ in range(row + 1)] for row in range(n_parameters)]

@@ -7,20 +7,19 @@ from typing import ClassVar
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.likelihood.scaled import ScaledModel
 from qmri_bidsapp.estimators.likelihood.search import MultiStartSearch
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.mixture import Mixture
 from qmri_bidsapp.solvers.differential_evolution import evolve
+from qmri_bidsapp.solvers.levenberg_marquardt import MAX_ITERATIONS
 from qmri_bidsapp.solvers.nonnegative import nonnegative_least_squares
 from qmri_bidsapp.solvers.problem import Bounds
 
-#: Members of a population for each non-linear parameter, and generations.
+#: Members of a population for each non-linear parameter.
 MEMBERS_PER_PARAMETER = 6
-GENERATIONS = 10
-#: Members of the last population that are polished: many, after few generations, as minima may differ little in depth.
-N_POLISHED = 10
 #: Values that a generation evaluates at a time: enough to hide the cost of a call, few enough for the memory.
 SEARCH_VALUES = 2**22
 
@@ -32,6 +31,21 @@ class Mix(NonLinearLeastSquares):
     which cannot be negative, follow from a convex problem that is solved exactly. The best members are polished in all
     parameters by Levenberg-Marquardt. It needs no starting point, so that it can show whether other estimators found
     the lowest minimum; it ignores known directions.
+
+    Parameters
+    ----------
+    model, device, max_iterations
+        As for `NonLinearLeastSquares`.
+    generations : int
+        Generations of the evolution; more search more thoroughly.
+    n_polished : int
+        Members of the last population that are polished: many, after few generations, as minima may differ little in
+        depth.
+
+    Raises
+    ------
+    UsageError
+        If there is no generation or no member to polish.
     """
 
     name: ClassVar[str] = "mix"
@@ -69,10 +83,35 @@ class Mix(NonLinearLeastSquares):
         """Return whether the model mixes signals, in fractions that are linear once the other parameters are known."""
         return bool(model.mixing)
 
+    def __init__(
+        self,
+        model: SignalModel,
+        *,
+        device: str = "cpu",
+        max_iterations: int = MAX_ITERATIONS,
+        generations: int = 10,
+        n_polished: int = 10,
+    ) -> None:
+        super().__init__(model, device=device, max_iterations=max_iterations)
+        if min(generations, n_polished) < 1:
+            raise UsageError(
+                "A global search needs at least one generation and one member to polish, got "
+                f"generations = {generations}, n_polished = {n_polished}."
+            )
+        self.generations, self.n_polished = generations, n_polished
+
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:
         """Prepare the global search; `seed` is that of its random numbers."""
         self.problem = ScaledModel(self.model, acquisition, self.device)
-        self.search = MultiStartSearch(self.problem, GlobalStarts(self.model, acquisition, self.device, seed))
+        starts = GlobalStarts(
+            self.model,
+            acquisition,
+            self.device,
+            seed,
+            generations=self.generations,
+            n_starts=self.n_polished,
+        )
+        self.search = MultiStartSearch(self.problem, starts, iterations=self.max_iterations)
 
 
 class GlobalStarts:
@@ -85,11 +124,24 @@ class GlobalStarts:
     acquisition : Acquisition
     device : str
     seed : int
+    generations : int
+    n_starts : int
+        Members of the last population that are starting points.
     """
 
     n_scout = 0
 
-    def __init__(self, model: SignalModel, acquisition: Acquisition, device: str, seed: int) -> None:
+    def __init__(
+        self,
+        model: SignalModel,
+        acquisition: Acquisition,
+        device: str,
+        seed: int,
+        *,
+        generations: int,
+        n_starts: int,
+    ) -> None:
+        self._generations, self._n_starts = generations, n_starts
         self._acquisition, self._mixture, self._seed = acquisition, Mixture(model), seed
         searched = [model.parameters[i] for i in self._mixture.nonlinear]
         self._chosen = torch.tensor(self._mixture.nonlinear, device=device)
@@ -104,7 +156,7 @@ class GlobalStarts:
         return torch.cat([self._search(part) for part in torch.split(target, max(1, SEARCH_VALUES // n_values))], dim=1)
 
     def _search(self, target: torch.Tensor) -> torch.Tensor:
-        """Return starts (N_POLISHED, n, n_parameters)."""
+        """Return starts (n_starts, n, n_parameters)."""
 
         def cost(candidates: torch.Tensor) -> torch.Tensor:
             _, signals, vector, amounts = self._solve(candidates, target)
@@ -113,9 +165,9 @@ class GlobalStarts:
 
         population = MEMBERS_PER_PARAMETER * len(self._chosen)
         members, _ = evolve(
-            cost, len(target), self._bounds, population=population, generations=GENERATIONS, seed=self._seed
+            cost, len(target), self._bounds, population=population, generations=self._generations, seed=self._seed
         )
-        best = members[:, :N_POLISHED]
+        best = members[:, : self._n_starts]
         theta, _, _, amounts = self._solve(best, target)
         return self._mixture.combine(theta, amounts).reshape(*best.shape[:2], self._n_parameters).transpose(0, 1)
 

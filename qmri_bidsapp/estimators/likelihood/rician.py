@@ -98,8 +98,9 @@ class RicianLikelihood(NonLinearLeastSquares):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the most likely parameters of the voxels `row` for their sigma^2, and whether they were reached."""
         objective = self._likelihood(voxels, variance, row)
-        found = Found(*minimise(objective, scaled, self.problem.bounds, batch=self.problem.batch))
-        scaled, _, converged = restart_from_inside(self.problem, objective, found)
+        n, batch = self.max_iterations, self.problem.batch
+        found = Found(*minimise(objective, scaled, self.problem.bounds, iterations=n, batch=batch))
+        scaled, _, converged = restart_from_inside(self.problem, objective, found, n)
         return scaled, converged
 
     def _likelihood(self, voxels: Voxels, variance: torch.Tensor, row: torch.Tensor) -> Objective:

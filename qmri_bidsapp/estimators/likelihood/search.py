@@ -8,7 +8,7 @@ import torch
 
 from qmri_bidsapp.estimators.likelihood.scaled import ScaledModel
 from qmri_bidsapp.estimators.likelihood.starts import Starts
-from qmri_bidsapp.solvers.levenberg_marquardt import COST_TOLERANCE, minimise
+from qmri_bidsapp.solvers.levenberg_marquardt import COST_TOLERANCE, MAX_ITERATIONS, minimise
 from qmri_bidsapp.solvers.problem import Bounds, Objective
 
 #: Cost relative to the lowest at which a start still goes on. Minima at which a magnitude changes its sign are reached
@@ -61,17 +61,26 @@ class MultiStartSearch:
     solver : LocalSolver
     restarts : bool
         Whether voxels that end on a bound are started once more, from inside: see `restart_from_inside`.
+    iterations : int
+        Most steps of each local search.
     """
 
     def __init__(
-        self, problem: ScaledModel, starts: Starts, *, solver: LocalSolver = minimise, restarts: bool = True
+        self,
+        problem: ScaledModel,
+        starts: Starts,
+        *,
+        solver: LocalSolver = minimise,
+        restarts: bool = True,
+        iterations: int = MAX_ITERATIONS,
     ) -> None:
-        self.problem, self.starts, self._solver, self._restarts = problem, starts, solver, restarts
+        self.problem, self.starts, self.iterations = problem, starts, iterations
+        self._solver, self._restarts = solver, restarts
 
     def __call__(self, objective: Objective, target: torch.Tensor, directions: torch.Tensor | None = None) -> Found:
         """Return the deepest minima; see `Search`."""
         found = self._descend(objective, self._find_starts(target, directions))
-        return restart_from_inside(self.problem, objective, found) if self._restarts else found
+        return restart_from_inside(self.problem, objective, found, self.iterations) if self._restarts else found
 
     def _find_starts(self, target: torch.Tensor, directions: torch.Tensor | None) -> torch.Tensor:
         """Return (n_starts, n, n_parameters), scaled and within the bounds."""
@@ -101,7 +110,9 @@ class MultiStartSearch:
             start, cost, _ = self._solver(objective_of_rows, start, bounds, iterations=self.starts.n_scout, batch=batch)
             table = cost.reshape(n_starts, n_voxels)
             row = torch.nonzero((table <= PROMISING * table.amin(0)).flatten()).squeeze(1)
-        scaled, cost, converged = self._solver(objective_of_rows, start[row], bounds, batch=batch)
+        scaled, cost, converged = self._solver(
+            objective_of_rows, start[row], bounds, iterations=self.iterations, batch=batch
+        )
         final = torch.full((n_starts * n_voxels,), torch.inf, device=device)
         final[row] = cost
         deepest = final.reshape(n_starts, n_voxels).argmin(0) * n_voxels + voxel[:n_voxels]
@@ -111,7 +122,7 @@ class MultiStartSearch:
         return Found(scaled[chosen], cost[chosen], converged[chosen])
 
 
-def restart_from_inside(problem: ScaledModel, objective: Objective, found: Found) -> Found:
+def restart_from_inside(problem: ScaledModel, objective: Objective, found: Found, iterations: int) -> Found:
     """Start voxels that ended on a bound once more, from inside the bounds, and keep the lower minimum, in place.
 
     A bound can trap a fit: in SMT the derivative by the fraction vanishes wherever the fraction is one,
@@ -125,7 +136,11 @@ def restart_from_inside(problem: ScaledModel, objective: Objective, found: Found
     inset[0] = 0
     start = scaled[voxel].clamp(lower + inset, upper - inset)
     again, again_cost, again_converged = minimise(
-        lambda theta, index: objective(theta, voxel[index]), start, problem.bounds, batch=problem.batch
+        lambda theta, index: objective(theta, voxel[index]),
+        start,
+        problem.bounds,
+        iterations=iterations,
+        batch=problem.batch,
     )
     better = again_cost < (1 - COST_TOLERANCE) * cost[voxel]
     chosen = voxel[better]

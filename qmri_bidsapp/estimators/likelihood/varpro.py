@@ -82,7 +82,7 @@ class VariableProjection(NonLinearLeastSquares):
     def _prepare(self, acquisition: Acquisition, seed: int) -> None:
         """Compute the dictionaries."""
         super()._prepare(acquisition, seed)
-        self.search = ProjectionSearch(self.problem, self.model, self.search)
+        self.search = ProjectionSearch(self.problem, self.model, self.search, self.max_iterations)
 
 
 class ProjectionSearch:
@@ -95,10 +95,12 @@ class ProjectionSearch:
         That of `problem`.
     bounded : Search
         The other search.
+    iterations : int
+        Most steps where those of the projection do not settle within the bounds.
     """
 
-    def __init__(self, problem: ScaledModel, model: SeparableModel, bounded: Search) -> None:
-        self._problem, self._model, self._bounded = problem, model, bounded
+    def __init__(self, problem: ScaledModel, model: SeparableModel, bounded: Search, iterations: int) -> None:
+        self._problem, self._model, self._bounded, self._iterations = problem, model, bounded, iterations
         acquisition = problem.acquisition
         chosen = [model.parameters[i] for i in model.nonlinear]
         n_values = N_VALUES[len(chosen)]
@@ -121,7 +123,11 @@ class ProjectionSearch:
         scaled, cost, settled = (torch.cat(part) for part in parts)
         near = torch.nonzero(problem.is_free(scaled).all(-1) & ~settled).squeeze(1)
         scaled[near], cost[near], settled[near] = minimise(
-            lambda theta, index: objective(theta, near[index]), scaled[near], bounds, batch=problem.batch
+            lambda theta, index: objective(theta, near[index]),
+            scaled[near],
+            bounds,
+            iterations=self._iterations,
+            batch=problem.batch,
         )
         settled[near] &= problem.is_free(scaled[near]).all(-1)
         # Within the bounds the minimum may be another one altogether.

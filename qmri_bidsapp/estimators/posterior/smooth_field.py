@@ -11,7 +11,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.errors import ProtocolError
+from qmri_bidsapp.errors import ProtocolError, UsageError
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root, propagate
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
 from qmri_bidsapp.estimators.likelihood.scaled import BOUND_TOLERANCE
@@ -19,6 +19,7 @@ from qmri_bidsapp.estimators.posterior.smoothness import NeighbourPairs, Smoothn
 from qmri_bidsapp.estimators.voxels import Solution, assemble, check_inputs
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.conditional import conditional
+from qmri_bidsapp.solvers.levenberg_marquardt import MAX_ITERATIONS
 
 #: Gauss-Newton steps on the field, and the least share of one that is tried.
 MAX_STEPS = 20
@@ -82,6 +83,8 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
     model : SignalModel
         With a parameter that is `smooth`.
     device : str
+    max_iterations : int
+        Most steps of the voxelwise search; see `NonLinearLeastSquares`.
     weight : float, optional
         lambda, per squared unit of the field. Without it, it comes from the data by the evidence (MacKay 1992):
         lambda is the number of parameters of the field that the data determine, over the sum of squared differences.
@@ -102,8 +105,17 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         "approximation."
     )
 
-    def __init__(self, model: SignalModel, *, device: str = "cpu", weight: float | None = None) -> None:
-        super().__init__(model, device=device)
+    def __init__(
+        self,
+        model: SignalModel,
+        *,
+        device: str = "cpu",
+        max_iterations: int = MAX_ITERATIONS,
+        weight: float | None = None,
+    ) -> None:
+        super().__init__(model, device=device, max_iterations=max_iterations)
+        if weight is not None and not weight > 0:
+            raise UsageError(f"The smoothness needs a positive weight, got weight = {weight:g}.")
         self.weight = weight
 
     @classmethod
@@ -200,7 +212,9 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
         precision = precision.clamp(min=float(precision.max()) * MIN_PRECISION) if precision.any() else precision + 1
         field = self._within(prior.solve(precision, precision * estimate))
         model = conditional(self.model, self._position, float(field.median()))
-        others = NonLinearLeastSquares(model, device=self.device).fit(self.acquisition_)
+        others = NonLinearLeastSquares(model, device=self.device, max_iterations=self.max_iterations).fit(
+            self.acquisition_
+        )
         state = self._alternate(others, data, prior, field)
         for _ in range(MAX_ROUNDS if self.weight is None else 0):
             old, field = weight, state.theta[:, self._position]
