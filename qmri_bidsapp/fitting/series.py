@@ -109,7 +109,7 @@ def options_of(estimator: type[Estimator]) -> list[str]:
     for kind in estimator.__mro__:
         if "__init__" not in vars(kind):
             continue
-        parameters = inspect.signature(kind.__init__).parameters.values()
+        parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
         own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         names += [name for name in own if name not in (*_NOT_OPTIONS, *names)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
