@@ -15,6 +15,8 @@ import math
 from functools import cache
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 #: Beyond these, expansions for large arguments are exact to single precision, and the closed forms are not.
@@ -27,6 +29,8 @@ N_NODES = 1024
 #: Half the range of magnitudes, in sigma, over which the information is integrated, and the number of points.
 REACH = 9.0
 N_POINTS = 1201
+#: Highest signal, in sigma, and nodes of the table of mean magnitudes; beyond it the closed form is exact to 1e-6.
+MEAN_TABLE = (64.0, 16_385)
 
 
 class Information(NamedTuple):
@@ -167,6 +171,32 @@ class Columns:
         if len(parts) == 1:
             return list(parts[0])
         return [torch.cat(values, dim=-1)[:, self._back] for values in zip(*parts, strict=True)]
+
+
+def signal_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    r"""Return the signal whose magnitudes have this mean, in units of sigma: the inverse of the mean of `rice_moments`.
+
+    Zero where the mean is at most :math:`\sqrt{\pi / 2}`, that of noise alone (Koay and Basser 2006, J Magn Reson
+    179:317). The common correction :math:`\sqrt{m^2 - 1}` is the inverse of the mean square instead, and leaves 0.76 of
+    noise alone.
+
+    Parameters
+    ----------
+    mean : array_like
+        Expectation of a magnitude over sigma, such as a denoised magnitude; any shape.
+    """
+    values = np.asarray(mean, dtype=np.float64)
+    means, signals = _mean_table()
+    # For large signals the mean is s + 1 / (2 s).
+    bright = 0.5 * (values + np.sqrt(np.maximum(values**2 - 2, 0)))
+    return np.where(values < means[-1], np.interp(values, means, signals), bright)
+
+
+@cache
+def _mean_table() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean magnitudes, ascending from noise alone, and their signals."""
+    signals = torch.linspace(0, MEAN_TABLE[0], MEAN_TABLE[1], dtype=torch.float64)
+    return rice_moments(signals)[0].numpy(), signals.numpy()
 
 
 def rice_moments(s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.relaxometry import apply
 from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, Rigid, register
@@ -68,10 +69,10 @@ def denoise(
 def remove_noise_floor(
     magnitude: npt.NDArray[np.float32], noise_std: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Correct the Rician bias of denoised magnitudes: sqrt(M^2 - sigma^2), not below zero.
+    """Correct the Rician bias of denoised magnitudes by inverting the mean of the Rice distribution.
 
-    Denoising brings a magnitude near its expectation, whose square exceeds that of the signal by sigma^2 (Gudbjartsson
-    and Patz 1995, eq. 4). Without the correction, powder averages at high b-values come out too high.
+    Denoising brings a magnitude near its expectation, which exceeds the signal (Koay and Basser 2006, J Magn Reson
+    179:317). Without the correction, powder averages at high b-values come out too high.
 
     Parameters
     ----------
@@ -80,7 +81,11 @@ def remove_noise_floor(
     noise_std : ndarray
         (x, y, z) standard deviation of the noise of the real and of the imaginary part.
     """
-    corrected: npt.NDArray[np.float32] = np.sqrt(np.maximum(magnitude**2 - noise_std[..., None] ** 2, 0))
+    corrected, noisy = np.array(magnitude, dtype=np.float32), noise_std > 0
+    sigma = noise_std[noisy]
+    # Volume by volume, since the inverse is computed in double precision.
+    for volume in np.moveaxis(corrected, 3, 0):
+        volume[noisy] = signal_of_mean(volume[noisy] / sigma) * sigma
     return corrected
 
 

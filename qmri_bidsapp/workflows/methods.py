@@ -75,7 +75,7 @@ segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@
 
 The images of each relaxometry series were aligned rigidly by mutual information [@mattes] where there were at least
 {MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not resampled. Diffusion series
-were denoised by MP-PCA [@mppca], corrected for the Rician noise floor [@rician] and cleared of Gibbs ringing [@gibbs]
+were denoised by MP-PCA [@mppca], corrected for the Rician noise floor [@koay] and cleared of Gibbs ringing [@gibbs]
 with DIPY [@dipy], then aligned in the same way, and the gradient directions were rotated accordingly [@bmatrix]. No
 correction of susceptibility or eddy-current distortion was made. Mask and tissues were transferred from the T1-weighted
 image to each series by rigid registration; without a T1-weighted image the mask came from the series itself
