@@ -12,7 +12,7 @@ from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.relaxometry import apply
-from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, Rigid, register
+from qmri_bidsapp.preprocess.rigid import IDENTITY, Rigid, register, too_small
 
 #: MP-PCA needs a patch of this depth, and enough volumes for a spectrum of noise.
 MIN_DENOISE_SLICES = 5
@@ -133,7 +133,7 @@ def align(
     image: nib.Nifti1Image,
     b_value: npt.NDArray[np.float64],
     direction: npt.NDArray[np.float64],
-) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], npt.NDArray[np.float64], str | None]:
+) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], npt.NDArray[np.float64], str]:
     """Align the volumes rigidly and rotate their gradient directions (Leemans and Jones 2009).
 
     Every volume is registered to the mean of its shell, whose contrast it shares, and that mean to the mean of the
@@ -156,12 +156,11 @@ def align(
         (n, 3) rotated.
     motion : ndarray
         (n, 6) rotation, radian, and translation, mm.
-    note : str or None
-        What was left out, and why.
+    note : str
+        How many volumes were resampled, or why none was aligned.
     """
-    if image.shape[2] < MIN_SLICES:
-        reason = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
-        return image, direction, np.zeros((image.shape[3], 6)), reason
+    if reason := too_small(image):
+        return image, direction, np.zeros((image.shape[3], 6)), f"Alignment left out: {reason}."
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
     shells = Diffusion(tuple(b_value), tuple(map(tuple, direction))).shells()

@@ -10,17 +10,18 @@ from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.rigid import (
     IDENTITY,
     MAX_TRANSLATION,
-    MIN_SLICES,
     Rigid,
+    head_points,
     register,
     resample,
+    too_small,
 )
 
 #: Motion below this fraction of a voxel is not corrected: interpolation would blur more than alignment gains.
 NEGLIGIBLE = 0.2
 
 
-def align(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str | None]:
+def align(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str]:
     """Align the images of a series with its brightest one, by mutual information.
 
     Parameters
@@ -34,13 +35,12 @@ def align(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, npt.NDArray[np.float
         (x, y, z, n); an image that hardly moved is left as it is.
     motion : ndarray
         (n, 6) rotation, radian, and translation, mm, of each image against the reference.
-    note : str or None
-        What was left out, and why.
+    note : str
+        How many images were resampled, or why none was aligned.
     """
     n_images = image.shape[3]
-    if image.shape[2] < MIN_SLICES:
-        note = f"Alignment left out: {image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)."
-        return image, np.zeros((n_images, 6)), note
+    if reason := too_small(image):
+        return image, np.zeros((n_images, 6)), f"Alignment left out: {reason}."
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     reference = int(np.argmax(data.mean(axis=(0, 1, 2))))
     volumes = [make_image(data[..., i], image) for i in range(n_images)]
@@ -52,8 +52,10 @@ def align(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, npt.NDArray[np.float
 
 def apply(
     image: nib.Nifti1Image, volumes: list[nib.Nifti1Image], reference: nib.Nifti1Image, motions: list[Rigid]
-) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str | None]:
+) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str]:
     """Resample the volumes that moved; implausible motions are refused.
+
+    A volume moved if the root mean square displacement within the head is more than `NEGLIGIBLE` voxels.
 
     Returns
     -------
@@ -62,11 +64,12 @@ def apply(
     """
     data = np.asarray(image.dataobj, dtype=np.float32).copy()
     voxel = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
+    points = head_points(reference)
     kept: list[Rigid] = []
     refused: list[int] = []
     n_resampled = 0
     for index, (volume, motion) in enumerate(zip(volumes, motions, strict=True)):
-        displacement = motion.displacement(image)
+        displacement = motion.displacement(points)
         if not motion.is_plausible or displacement > MAX_TRANSLATION:
             refused.append(index + 1)
             motion = IDENTITY
@@ -78,6 +81,8 @@ def apply(
     notes = []
     if refused:
         notes.append(f"Registration failed for image {', '.join(map(str, refused))}: left where it is.")
-    if not n_resampled:
-        notes.append(f"No image moved by more than {NEGLIGIBLE:g} voxels: none was resampled.")
-    return make_image(data, image), np.array([motion.parameters for motion in kept]), " ".join(notes) or None
+    notes.append(
+        f"{n_resampled} of {len(volumes)} images moved by more than {NEGLIGIBLE:g} voxels (root mean square within the "
+        "head) and were resampled."
+    )
+    return make_image(data, image), np.array([motion.parameters for motion in kept]), " ".join(notes)

@@ -16,6 +16,9 @@ import numpy.typing as npt
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Fewer slices than this do not determine the through-plane motion.
 MIN_SLICES = 8
+#: A region of less than this extent (mm) along two axes does not determine motion: its registration follows noise and
+#: contrast.
+MIN_EXTENT = 80.0
 #: A head cannot have moved further within a series; a larger result is a failed registration.
 MAX_ROTATION = np.deg2rad(15.0)
 MAX_TRANSLATION = 15.0
@@ -59,13 +62,10 @@ class Rigid:
         angles = Rotation.from_matrix(self.matrix[:3, :3]).as_euler("xyz")
         return np.concatenate([angles, self.matrix[:3, 3]])
 
-    def displacement(self, image: nib.Nifti1Image) -> float:
-        """Return the largest displacement of a corner of the image, mm."""
-        shape = np.array(image.shape[:3]) - 1
-        corners = np.array(np.meshgrid(*[(0, n) for n in shape])).reshape(3, -1)
-        points = (image.affine @ np.vstack([corners, np.ones(corners.shape[1])]))[:3]
-        moved = self.matrix[:3, :3] @ points + self.matrix[:3, 3:]
-        return float(np.linalg.norm(moved - points, axis=0).max())
+    def displacement(self, points: npt.NDArray[np.float64]) -> float:
+        """Return the root mean square displacement of (n, 3) points, mm."""
+        moved = points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+        return float(np.sqrt(np.square(moved - points).sum(axis=1).mean()))
 
     @property
     def is_plausible(self) -> bool:
@@ -76,6 +76,23 @@ class Rigid:
 
 
 IDENTITY = Rigid(np.eye(4))
+
+
+def too_small(image: nib.Nifti1Image) -> str | None:
+    """Return why an image, (x, y, z) or (x, y, z, n), does not determine rigid motion; None if it does."""
+    if image.shape[2] < MIN_SLICES:
+        return f"{image.shape[2]} slices do not determine motion (at least {MIN_SLICES} needed)"
+    extent = np.linalg.norm(image.affine[:3, :3], axis=0) * image.shape[:3]
+    if np.sort(extent)[1] < MIN_EXTENT:
+        size = " x ".join(f"{length:.0f}" for length in extent)
+        return f"a region of {size} mm does not determine motion (at least {MIN_EXTENT:g} mm along two axes needed)"
+    return None
+
+
+def head_points(image: nib.Nifti1Image) -> npt.NDArray[np.float64]:
+    """Return the places, (n, 3) mm, where an image (x, y, z) is brighter than on average: points within the head."""
+    data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
+    return np.asarray(np.argwhere(data >= data.mean()) @ image.affine[:3, :3].T + image.affine[:3, 3])
 
 
 def load_ants() -> Any:
