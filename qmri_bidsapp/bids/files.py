@@ -25,7 +25,7 @@ def open_image(path: str) -> Any:
 
 
 def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
-    """Check that images can be opened, have the right number of dimensions, and share shape and affine.
+    """Check that images can be opened, are real, have the right number of dimensions, and share shape and affine.
 
     Returns
     -------
@@ -39,11 +39,12 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     """
     import numpy as np
 
-    from qmri_bidsapp.images.volumes import AFFINE_TOLERANCE
+    from qmri_bidsapp.images.volumes import AFFINE_TOLERANCE, check_values_are_real
 
     first = None
     for path in paths:
         image = open_image(path)
+        check_values_are_real(path, image)
         shape = image.shape
         while len(shape) > ndim and shape[-1] == 1:
             shape = shape[:-1]

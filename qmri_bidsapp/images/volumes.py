@@ -17,9 +17,13 @@ from qmri_bidsapp.errors import InputError
 
 #: Affines may differ by this much (mm) within a series: headers store them as float32.
 AFFINE_TOLERANCE = 1e-3
+#: Share of an image's energy in negative values above which it is no magnitude. Interpolation leaves 1e-5 of it.
+MAX_NEGATIVE_ENERGY = 0.01
 
 
-def load_image(path: str | Path, *, ndim: int, may_be_zero: bool = False) -> nib.Nifti1Image:
+def load_image(
+    path: str | Path, *, ndim: int, may_be_zero: bool = False, is_magnitude: bool = False
+) -> nib.Nifti1Image:
     """Read an image as float32, in memory.
 
     Parameters
@@ -30,15 +34,19 @@ def load_image(path: str | Path, *, ndim: int, may_be_zero: bool = False) -> nib
         Number of dimensions that it must have; trailing dimensions of length one do not count.
     may_be_zero : bool
         Whether nothing but zeros is a meaningful image, such as a phase.
+    is_magnitude : bool
+        Whether the image must be a magnitude.
 
     Raises
     ------
     InputError
-        If the file is truncated or no image, has another number of dimensions, or if it or one of its volumes
-        holds nothing but zeros or NaN.
+        If the file is truncated or no image, holds complex or colour values, has another number of dimensions, if it
+        or one of its volumes holds nothing but zeros or NaN, or if a magnitude holds negative values beyond the
+        undershoot of interpolation.
     """
     try:
         image = nib.load(path)
+        check_values_are_real(path, image)
         data = np.asarray(image.dataobj, dtype=np.float32)
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
@@ -55,10 +63,39 @@ def load_image(path: str | Path, *, ndim: int, may_be_zero: bool = False) -> nib
             raise InputError(f"{what} holds no finite value (all NaN); exclude it.")
         if not may_be_zero and not volume[finite].any():
             raise InputError(f"{what} holds nothing but zeros; exclude it.")
+    if is_magnitude:
+        _check_magnitude(path, data)
     header = image.header.copy()
     header.set_data_dtype(np.float32)
     header.set_slope_inter(1, 0)
     return nib.Nifti1Image(data, image.affine, header)
+
+
+def check_values_are_real(path: str | Path, image: Any) -> None:
+    """Raise InputError if an image holds complex numbers or colours, as its header says."""
+    dtype = image.get_data_dtype()
+    if dtype.kind == "c":
+        raise InputError(
+            f"{path} holds complex numbers ({dtype}), but one real number per voxel is needed; write the magnitude to "
+            "this name. For inversion recoveries, write magnitude and phase (part-mag, part-phase) or real and "
+            "imaginary part (part-real, part-imag), which restore the polarity."
+        )
+    if dtype.fields:
+        raise InputError(f"{path} holds colours ({dtype}), but one real number per voxel is needed; exclude it.")
+
+
+def _check_magnitude(path: str | Path, data: npt.NDArray[np.float32]) -> None:
+    """Raise InputError if negative values hold more of the energy than interpolation leaves."""
+    values = np.where(np.isfinite(data), data, 0).ravel()
+    negative = np.minimum(values, 0)
+    total = np.dot(values, values)
+    share = float(np.dot(negative, negative) / total) if total else 0.0
+    if share > MAX_NEGATIVE_ENERGY:
+        raise InputError(
+            f"{path} must be a magnitude, but negative values (down to {values.min():.4g}) hold {share:.0%} of its "
+            "energy: its polarity was restored, or it is a real part; give the magnitude. Signed inversion recoveries "
+            "need part-real and part-imag, or part-mag and part-phase, of every image."
+        )
 
 
 def _squeezed(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -91,15 +128,17 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> str:
     return str(path)
 
 
-def merge_series(files: Sequence[str | Path], *, may_be_zero: bool = False) -> nib.Nifti1Image:
-    """Join 3-D images into one (x, y, z, n) image, in the given order; `may_be_zero` as in `load_image`.
+def merge_series(
+    files: Sequence[str | Path], *, may_be_zero: bool = False, is_magnitude: bool = False
+) -> nib.Nifti1Image:
+    """Join 3-D images into one (x, y, z, n) image, in the given order; for the options, see `load_image`.
 
     Raises
     ------
     InputError
         If one cannot be used, or if shapes or affines differ.
     """
-    images = [load_image(name, ndim=3, may_be_zero=may_be_zero) for name in files]
+    images = [load_image(name, ndim=3, may_be_zero=may_be_zero, is_magnitude=is_magnitude) for name in files]
     first = images[0]
     for name, image in zip(files, images, strict=True):
         if image.shape != first.shape:
@@ -222,11 +261,19 @@ def as_volume(image: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float
     if isinstance(image, (str, Path)):
         image = load_image(image, ndim=3, may_be_zero=True)
     data, affine = (image.dataobj, image.affine) if hasattr(image, "dataobj") else (image, np.eye(4))
-    values = np.asarray(data, dtype=np.float32)
+    values = _as_real(data)
     values = values.reshape(_squeezed(values.shape, 3))
     if values.ndim != 3:
         raise InputError(f"A 3-D image is needed, got shape {values.shape}.")
     return values, np.asarray(affine, dtype=np.float64)
+
+
+def _as_real(data: Any) -> npt.NDArray[np.float32]:
+    """Return float32 values; InputError if they are complex."""
+    given = data if hasattr(data, "dtype") else np.asarray(data)
+    if given.dtype.kind == "c":
+        raise InputError(f"Real values are needed, got {given.dtype}; take the magnitude.")
+    return np.asarray(given, dtype=np.float32)
 
 
 def as_series(series: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
@@ -254,7 +301,7 @@ def as_series(series: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
             raise InputError("The images of a series need one affine; resample them to one grid.")
         return np.stack([values for values, _ in parts], axis=-1), parts[0][1]
     data, affine = (series.dataobj, series.affine) if hasattr(series, "dataobj") else (series, np.eye(4))
-    values = np.asarray(data, dtype=np.float32)
+    values = _as_real(data)
     if values.ndim != 4:
         raise InputError(f"A series needs four dimensions (x, y, z, images), got shape {values.shape}.")
     return values, np.asarray(affine, dtype=np.float64)

@@ -62,6 +62,7 @@ class _MaskOutputSpec(TraitedSpec):
 class _ImportInputSpec(BaseInterfaceInputSpec):
     in_files = InputMultiObject(File(exists=True), mandatory=True, desc="one image, or the images of a series in order")
     ndim = traits.Enum(3, 4, mandatory=True, desc="number of dimensions that the images must have")
+    is_magnitude = traits.Bool(False, usedefault=True, desc="whether the images must be magnitudes")
 
 
 class ImportImages(_Node):
@@ -71,10 +72,13 @@ class ImportImages(_Node):
     output_spec = _ImageOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import merge_series
+        from qmri_bidsapp.images.volumes import load_image, merge_series
 
-        files = self.inputs.in_files
-        image = merge_series(files) if len(files) > 1 else _load(files[0], self.inputs.ndim)
+        files, is_magnitude = self.inputs.in_files, self.inputs.is_magnitude
+        if len(files) > 1:
+            image = merge_series(files, is_magnitude=is_magnitude)
+        else:
+            image = load_image(files[0], ndim=self.inputs.ndim, is_magnitude=is_magnitude)
         self._save(runtime, "imported.nii", image)
         return runtime
 
@@ -96,7 +100,8 @@ class RestorePolarity(_Node):
         from qmri_bidsapp.images.volumes import merge_series
         from qmri_bidsapp.preprocess.polarity import signed_series
 
-        first = merge_series(self.inputs.in_files, may_be_zero=self.inputs.part == "imag")
+        is_real_part = self.inputs.part == "imag"
+        first = merge_series(self.inputs.in_files, may_be_zero=is_real_part, is_magnitude=not is_real_part)
         second = merge_series(self.inputs.complement, may_be_zero=True)
         image, note = signed_series(first, second, self.inputs.part, defined(self.inputs.unit))
         self._save(runtime, "signed.nii", image)

@@ -153,7 +153,9 @@ def _load_node(wf: Workflow, item: SeriesPlan, notes: Any, mem_gb: float) -> Any
     group, title = item.group, f"read {item.group.name}"
     files, complement = list(group.files), group.complement
     if complement is None:
-        return _node(nodes.ImportImages, "load", title, mem_gb=mem_gb, in_files=files, ndim=group.row.ndim)
+        load = _node(nodes.ImportImages, "load", title, mem_gb=mem_gb, in_files=files, ndim=group.row.ndim)
+        load.inputs.is_magnitude = group.acquisition is not None and not group.acquisition.has_sign
+        return load
     load = _node(
         nodes.RestorePolarity,
         "load",

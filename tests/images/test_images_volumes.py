@@ -6,9 +6,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qmri_bidsapp.bids.files import check_headers
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.gradients import format_gradients, read_gradients
-from qmri_bidsapp.images.volumes import fill, iter_voxels, load_image, merge_series, open_series, save_image
+from qmri_bidsapp.images.volumes import (
+    as_series,
+    as_volume,
+    fill,
+    iter_voxels,
+    load_image,
+    merge_series,
+    open_series,
+    save_image,
+)
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -50,6 +60,51 @@ def test_scaled_integers_are_read_in_their_unit(tmp_path: Path) -> None:
     loaded = load_image(tmp_path / "a.nii.gz", ndim=3)
     assert np.asarray(loaded.dataobj).max() == 23
     assert nib.load(save_image(loaded, tmp_path / "b.nii")).get_fdata().max() == 23
+
+
+@pytest.mark.parametrize("ndim", [3, 4])
+def test_complex_images_are_refused_with_what_to_write(tmp_path: Path, ndim: int) -> None:
+    nib.save(nib.Nifti1Image(np.full((3,) * ndim, 1 + 1j, dtype=np.complex64), np.eye(4)), tmp_path / "a.nii")
+    for read in (
+        lambda: load_image(tmp_path / "a.nii", ndim=ndim),
+        lambda: check_headers([str(tmp_path / "a.nii")], ndim=ndim),
+    ):
+        with pytest.raises(InputError, match=r"a\.nii holds complex numbers .complex64.*write the magnitude"):
+            read()
+
+
+def test_complex_arrays_are_refused() -> None:
+    for read, ndim in ((as_volume, 3), (as_series, 4)):
+        with pytest.raises(InputError, match="take the magnitude"):
+            read(np.full((3,) * ndim, 1 + 1j))
+
+
+def test_colours_are_refused(tmp_path: Path) -> None:
+    colours = np.zeros((3, 3, 3), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(InputError, match="holds colours"):
+        load_image(tmp_path / "a.nii", ndim=3)
+
+
+def test_signed_images_are_no_magnitudes(tmp_path: Path) -> None:
+    data = np.full((8, 8, 8), 1000.0)
+    data[:2] = -300.0
+    path = save(tmp_path / "signed.nii", data)
+    with pytest.raises(InputError, match=r"signed\.nii must be a magnitude.*down to -300.*hold 3%.*part-real"):
+        load_image(path, ndim=3, is_magnitude=True)
+    with pytest.raises(InputError, match="must be a magnitude"):
+        merge_series([save(tmp_path / "a.nii", np.ones((8, 8, 8))), path], is_magnitude=True)
+    assert load_image(path, ndim=3).shape == (8, 8, 8)
+
+
+def test_undershoot_of_interpolation_leaves_a_magnitude(tmp_path: Path) -> None:
+    from scipy.ndimage import shift
+
+    data = np.zeros((20, 20, 20))
+    data[5:15, 5:15, 5:15] = 1000.0
+    moved = shift(data, (0.5, 0.4, 0.3), order=3)
+    assert moved.min() < -50
+    load_image(save(tmp_path / "a.nii", moved), ndim=3, is_magnitude=True)
 
 
 def test_series_need_one_geometry(tmp_path: Path) -> None:
