@@ -32,11 +32,14 @@ class CovariateMap:
         Absolute path.
     factor : float or None
         Factor from stored values to the covariate's unit; None: to be derived from the values.
+    nominal_angle : float or None
+        Nominal flip angle of the map, degree, where the sidecar states it.
     """
 
     name: str
     file: str
     factor: float | None = None
+    nominal_angle: float | None = None
 
 
 def choose_b1(candidates: Sequence[BIDSFile], session: str | None, files: Sequence[str]) -> list[BIDSFile]:
@@ -71,13 +74,14 @@ def read_b1(path: str, sidecar: Mapping[str, Any]) -> CovariateMap:
         If ``Units`` is not known, or is an angle without the nominal one in ``FlipAngle``.
     """
     unit = str(sidecar.get("Units", "")).strip().lower()
+    angle = sidecar.get("FlipAngle")
+    nominal = float(angle) if isinstance(angle, Real) and not isinstance(angle, bool) and float(angle) > 0 else None
     if unit in UNSPECIFIED_UNITS:
-        return CovariateMap("b1", path)
+        return CovariateMap("b1", path, nominal_angle=nominal)
     if unit in UNIT_FACTORS:
-        return CovariateMap("b1", path, UNIT_FACTORS[unit])
-    nominal = sidecar.get("FlipAngle")
-    if unit in ANGLE_UNITS and isinstance(nominal, Real) and float(nominal) > 0:
-        return CovariateMap("b1", path, 1 / float(nominal))
+        return CovariateMap("b1", path, UNIT_FACTORS[unit], nominal)
+    if unit in ANGLE_UNITS and nominal is not None:
+        return CovariateMap("b1", path, 1 / nominal, nominal)
     raise InputError(
         f"{path} has Units {sidecar['Units']!r}, but a relative transmit field is needed: percent, 1 (effective over "
         "nominal flip angle), or degree with the nominal FlipAngle; correct the sidecar."

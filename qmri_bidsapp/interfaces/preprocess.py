@@ -190,6 +190,7 @@ class _FieldmapInputSpec(_ImageInputSpec):
     factor = traits.Float(
         desc="from stored values to effective over nominal flip angle; without it, it is derived from the values"
     )
+    nominal_angle = traits.Float(desc="nominal flip angle of the map, degree, where its sidecar states it")
     reference = File(exists=True, mandatory=True, desc="4-D series")
 
 
@@ -202,8 +203,9 @@ class ResampleFieldmap(_Node):
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.preprocess.fieldmaps import onto_grid, relative_field
 
-        field, note = relative_field(_load(self.inputs.in_file, 3), defined(self.inputs.factor))
-        self._save(runtime, "b1.nii", onto_grid(field, _load(self.inputs.reference, 4)))
+        inputs = self.inputs
+        field, note = relative_field(_load(inputs.in_file, 3), defined(inputs.factor), defined(inputs.nominal_angle))
+        self._save(runtime, "b1.nii", onto_grid(field, _load(inputs.reference, 4)))
         self._note(note)
         return runtime
 

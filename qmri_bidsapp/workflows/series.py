@@ -180,6 +180,8 @@ def _connect_covariates(wf: Workflow, item: SeriesPlan, load: Any, notes: Any, o
         field = _node(nodes.ResampleFieldmap, covariate.name, title, in_file=covariate.file)
         if covariate.factor is not None:
             field.inputs.factor = covariate.factor
+        if covariate.nominal_angle is not None:
+            field.inputs.nominal_angle = covariate.nominal_angle
         wf.connect(
             [
                 (load, field, [("out_file", "reference")]),

@@ -353,6 +353,13 @@ class TestTransmitField:
         add_images(root / "sub-01" / "fmap", {"TB1map": fields})
         assert self.maps(inputs_of(root))["VFA"] == [("sub-01_TB1map.nii.gz", factor)]
 
+    def test_the_nominal_angle_is_kept(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": {"FlipAngle": 60}})
+        (group,) = [group for group in inputs_of(root).groups if group.kind == "VFA"]
+        assert [item.nominal_angle for item in group.covariates] == [60.0]
+
     def test_series_without_a_usable_map_are_left_out(self, make_dataset: Make, add_images: Add) -> None:
         """Not fitted as if there were none: T1 would be biased."""
         root = make_dataset()

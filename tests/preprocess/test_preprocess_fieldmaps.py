@@ -44,6 +44,29 @@ def test_what_is_no_relative_field_is_refused(stored: float, factor: float | Non
         relative_field(image(np.full((3, 3, 3), stored)), factor)
 
 
+@pytest.mark.parametrize(
+    ("stored", "nominal", "message"),
+    [
+        (57.0, 60.0, "near its FlipAngle of 60 degrees in degrees"),
+        (95.0, 90.0, "near its FlipAngle of 90 degrees in degrees"),
+        (570.0, 60.0, "in tenths of a degree.*divided by 10"),
+        (45.0, None, "degrees or percent"),
+        (57.0, 8.0, "degrees or percent"),
+    ],
+    ids=["degree", "degree-or-percent", "tenths", "no-nominal", "other-nominal"],
+)
+def test_flip_angles_without_a_unit_are_refused(stored: float, nominal: float | None, message: str) -> None:
+    """They passed as percent, and T1 came out 2.8 times too long."""
+    with pytest.raises(InputError, match=message):
+        relative_field(image(np.full((3, 3, 3), stored)), None, nominal)
+
+
+def test_percent_far_from_the_nominal_angle_is_percent() -> None:
+    field, said = relative_field(image(np.full((3, 3, 3), 95.0)), None, 8.0)
+    assert np.asarray(field.dataobj)[0, 0, 0] == pytest.approx(0.95)
+    assert "taken as percent. If it holds flip angles, state Units degree" in said
+
+
 def test_interpolation_follows_the_headers() -> None:
     coarse = np.diag([4.0, 5.0, 6.0, 1.0])
     coarse[:3, 3] = (-20, -25, -30)
