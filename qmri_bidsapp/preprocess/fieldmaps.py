@@ -13,7 +13,7 @@ from qmri_bidsapp.preprocess.rigid import IDENTITY, resample
 PLAUSIBLE = (0.3, 3.0)
 #: The same of percent that nothing but the values speaks for: a flip angle in degrees may have the same values.
 PLAUSIBLE_PERCENT = (70.0, 140.0)
-#: Median over ``FlipAngle`` that speaks for an effective flip angle in degrees, and ten times it.
+#: Median over ``FlipAngle`` that speaks for an effective flip angle in degrees.
 PLAUSIBLE_OVER_NOMINAL = (0.7, 1.4)
 #: Share of a voxel's neighbourhood, by linear weights, that must hold values.
 MIN_WEIGHT = 1e-3
@@ -53,15 +53,13 @@ def relative_field(
         if not PLAUSIBLE[0] <= median * factor <= PLAUSIBLE[1]:
             raise _implausible(median, f" and Units that make it {median * factor:.3g}")
         return make_image(data * np.float32(factor), image), None
-    for multiple, unit in ((1, "degrees"), (10, "tenths of a degree")):
-        ratio = median / (multiple * nominal_angle) if nominal_angle else 0.0
-        if PLAUSIBLE_OVER_NOMINAL[0] <= ratio <= PLAUSIBLE_OVER_NOMINAL[1]:
-            raise InputError(
-                f"The map of the transmit field has no Units, and its median of {median:.3g} is near its FlipAngle of "
-                f"{nominal_angle:g} degrees in {unit}: is it the effective flip angle? State Units in its sidecar "
-                '("degree", or "percent" if the values are relative).'
-                + (" Values in tenths of a degree must be divided by 10 first." if multiple == 10 else "")
-            )
+    ratio = median / nominal_angle if nominal_angle else 0.0
+    if PLAUSIBLE_OVER_NOMINAL[0] <= ratio <= PLAUSIBLE_OVER_NOMINAL[1]:
+        raise InputError(
+            f"The map of the transmit field has no Units, and its median of {median:.3g} is near its FlipAngle of "
+            f"{nominal_angle:g} degrees: is it the effective flip angle? State Units in its sidecar "
+            '("degree", or "percent" or "1" if the values are relative).'
+        )
     if PLAUSIBLE[0] <= median <= PLAUSIBLE[1]:
         return make_image(data, image), f"The TB1map has no Units; its median of {median:.3g} is taken as fraction."
     if not PLAUSIBLE_PERCENT[0] <= median <= PLAUSIBLE_PERCENT[1]:

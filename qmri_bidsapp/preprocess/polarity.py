@@ -11,8 +11,14 @@ import numpy.typing as npt
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
 
-#: Stored value of the phase pi, where ``Units`` is "arbitrary": numbers of 12 bits cover one circle or two.
-HALF_CIRCLES = (4096.0, 2048.0)
+#: Unit -> stored value of the phase pi, where ``Units`` is "arbitrary": numbers of 12 bits cover one circle or two.
+HALF_CIRCLES = {"13 bits": 4096.0, "12 bits": 2048.0, "milliradian": 1000 * np.pi, "degrees": 180.0}
+#: Of the largest value of its unit, a phase reaches at least this share: noise alone covers the circle.
+MIN_REACH = 0.9
+#: Largest phase, radian, that unwrapping may leave; more is another unit.
+MAX_UNWRAPPED = 100.0
+#: ``Units`` that say nothing.
+ARBITRARY_UNITS = ("arbitrary", "a.u.", "au", "")
 #: Share of the signal's energy that may contradict an inversion recovery before a note says so.
 MAX_CONTRADICTION = 0.1
 
@@ -31,8 +37,9 @@ def signed_series(
     part : str
         ``"phase"`` or ``"imag"``: what `second` is.
     unit : str or None
-        ``Units`` of the phase: ``"rad"`` or ``"degree"``. For ``"arbitrary"`` or None the range of the values
-        decides; if it fits one circle and two, the unit under which the signal rises with the inversion time.
+        ``Units`` of the phase: ``"rad"`` or ``"degree"``. For ``"arbitrary"`` or None the values must end where the
+        circle does in radian, 12 or 13 bits, milliradian or degrees; if they fit several of these, the unit decides
+        under which the signal rises with the inversion time.
 
     Returns
     -------
@@ -44,46 +51,64 @@ def signed_series(
     Raises
     ------
     InputError
-        If the phase is in no known unit.
+        If the phase is in no known unit, or its values contradict the stated one.
     """
+    note = None
     values, other = (np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)) for image in (first, second))
     if part == "imag":
         readings = [values + 1j * other]
     else:
-        readings = [np.abs(values) * np.exp(1j * factor * other) for factor in phase_factors(other, unit)]
+        factors, note = phase_factors(other, unit)
+        readings = [np.abs(values) * np.exp(1j * factor * other) for factor in factors]
     signed, contradiction = min((restore_sign(reading) for reading in readings), key=lambda found: found[1])
-    note = None
     if contradiction > MAX_CONTRADICTION:
-        note = (
+        note = (f"{note} " if note else "") + (
             f"Polarity: {contradiction:.0%} of the signal's energy contradicts an inversion recovery of one phase per "
             "voxel; compare with a fit of the magnitude (part mag in --bids-filter-file)."
         )
     return make_image(signed, first), note
 
 
-def phase_factors(phase: npt.NDArray[np.float32], unit: str | None) -> Sequence[float]:
-    """Return the factors that may turn stored phases into radian.
+def phase_factors(phase: npt.NDArray[np.float32], unit: str | None) -> tuple[Sequence[float], str | None]:
+    """Return the factors that may turn stored phases into radian, and a note where the unit is a guess.
 
     Raises
     ------
     InputError
-        If the unit is not known, or the range fits none.
+        If the unit is not known or contradicts the values, or the range fits none.
     """
-    name = (unit or "arbitrary").strip().lower()
-    if name in ("rad", "radian", "radians"):
-        return (1.0,)
-    if name in ("deg", "degree", "degrees"):
-        return (np.pi / 180,)
     low, high = float(phase.min()), float(phase.max())
-    if high - low <= 2 * np.pi + 0.01:
-        return (1.0,)
-    fitting = [np.pi / half for half in HALF_CIRCLES if max(-low, high) <= half or (low >= 0 and high < 2 * half)]
-    if name != "arbitrary" or not fitting:
-        raise InputError(
-            f"The phase has Units {unit!r} and values from {low:g} to {high:g}: neither radian nor -4096 to 4095; "
-            "convert it to radian and state Units rad."
-        )
-    return fitting
+    name = (unit or "arbitrary").strip().lower()
+    fitting = {what: np.pi / half for what, half in HALF_CIRCLES.items() if _ends_at(low, high, half)}
+    stated = {"rad": 1.0, "deg": np.pi / 180}.get(name.removesuffix("s").removesuffix("ian").removesuffix("ree"))
+    if stated is not None:
+        if stated * max(-low, high) <= MAX_UNWRAPPED and not (stated == 1.0 and "degrees" in fitting):
+            return (stated,), None
+    elif name in ARBITRARY_UNITS:
+        if high - low <= 2 * np.pi + 0.01 and not _ends_at(low, high, 1.0):
+            return (1.0,), None
+        if fitting:
+            guesses = [what for what in fitting if what in ("milliradian", "degrees")]
+            note = (
+                f"The phase has no Units; values from {low:g} to {high:g} are taken as {guesses[0]}."
+                if guesses
+                else None
+            )
+            return tuple(fitting.values()), note
+    likely = f" (are they in {' or '.join(fitting)}?)" if fitting else ""
+    if not fitting and _ends_at(low, high, 1.0):
+        likely = " (are they fractions of pi?)"
+    raise InputError(
+        f"The phase has Units {unit!r} and values from {low:g} to {high:g}{likely}: neither radian nor integers of 12 "
+        "bits that cover the circle (-2048 to 2047, 0 to 4095 or -4096 to 4095); convert it to radian and state "
+        "Units rad."
+    )
+
+
+def _ends_at(low: float, high: float, half: float) -> bool:
+    """Return whether a range ends where a circle of ``2 * half`` does: -half to half, 0 to half, or 0 to 2 half."""
+    tops = (half,) if low < 0 else (half, 2 * half)
+    return any(MIN_REACH * top <= max(-low, high) <= 1.002 * top for top in tops)
 
 
 def restore_sign(signal: npt.NDArray[np.complexfloating]) -> tuple[npt.NDArray[np.float32], float]:

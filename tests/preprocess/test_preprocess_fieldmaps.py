@@ -47,11 +47,11 @@ def test_what_is_no_relative_field_is_refused(stored: float, factor: float | Non
 @pytest.mark.parametrize(
     ("stored", "nominal", "message"),
     [
-        (57.0, 60.0, "near its FlipAngle of 60 degrees in degrees"),
-        (95.0, 90.0, "near its FlipAngle of 90 degrees in degrees"),
-        (570.0, 60.0, "in tenths of a degree.*divided by 10"),
+        (57.0, 60.0, "near its FlipAngle of 60 degrees"),
+        (95.0, 90.0, "near its FlipAngle of 90 degrees"),
+        (570.0, 60.0, "10 x degrees"),
         (45.0, None, "degrees or percent"),
-        (57.0, 8.0, "degrees or percent"),
+        (57.0, 90.0, "degrees or percent"),
     ],
     ids=["degree", "degree-or-percent", "tenths", "no-nominal", "other-nominal"],
 )

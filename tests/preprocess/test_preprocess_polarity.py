@@ -68,6 +68,37 @@ def test_units_of_the_phase(scale: float, offset: float, unit: str | None) -> No
     np.testing.assert_allclose(np.asarray(signed.dataobj), truth(), atol=4)
 
 
+@pytest.mark.parametrize(
+    ("scale", "offset", "unit"),
+    [(1000.0, 0.0, "milliradian"), (1000.0, np.pi, "milliradian"), (180 / np.pi, 0.0, "degrees")],
+    ids=["milliradian", "milliradian-from-zero", "degrees"],
+)
+def test_units_that_the_range_gives_away_are_said(scale: float, offset: float, unit: str) -> None:
+    """Milliradian passed as integers of 13 bits, and T1 came out 40 % too long."""
+    signal = complex_images(noise=0.5)
+    stored = np.round((np.angle(signal) + offset) * scale)
+    signed, note = signed_series(image(np.abs(signal)), image(stored), "phase", None)
+    assert f"are taken as {unit}" in note
+    np.testing.assert_allclose(np.asarray(signed.dataobj), truth(), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit", "message"),
+    [
+        (1000.0, "rad", "in milliradian"),
+        (180 / np.pi, "rad", "in degrees"),
+        (2048 / np.pi, "degree", "in 12 bits"),
+        (500.0, "arbitrary", "values from -157"),
+        (1 / np.pi, None, "fractions of pi"),
+    ],
+    ids=["milliradian-as-radian", "degree-as-radian", "bits-as-degree", "no-unit", "fraction"],
+)
+def test_values_that_contradict_their_unit_are_refused(scale: float, unit: str | None, message: str) -> None:
+    signal = complex_images(noise=0.5)
+    with pytest.raises(InputError, match=message):
+        signed_series(image(np.abs(signal)), image(np.angle(signal) * scale), "phase", unit)
+
+
 def test_integers_of_zero_and_half_a_circle_only() -> None:
     """Phases of 0 and pi, stored as 0 and 4095: one circle and two differ in the sign of every image."""
     stored = np.where(truth() < 0, 4095.0, 0.0)
