@@ -82,7 +82,10 @@ def phase_factors(phase: npt.NDArray[np.float32], unit: str | None) -> tuple[Seq
     fitting = {what: np.pi / half for what, half in HALF_CIRCLES.items() if _ends_at(low, high, half)}
     stated = {"rad": 1.0, "deg": np.pi / 180}.get(name.removesuffix("s").removesuffix("ian").removesuffix("ree"))
     if stated is not None:
-        if stated * max(-low, high) <= MAX_UNWRAPPED and not (stated == 1.0 and "degrees" in fitting):
+        if stated != 1.0:
+            fitting.pop("degrees", None)
+            fitting |= {"radian": 1.0} if _ends_at(low, high, np.pi) else {}
+        if stated * max(-low, high) <= MAX_UNWRAPPED and not fitting:
             return (stated,), None
     elif name in ARBITRARY_UNITS:
         if high - low <= 2 * np.pi + 0.01 and not _ends_at(low, high, 1.0):

@@ -88,10 +88,11 @@ def test_units_that_the_range_gives_away_are_said(scale: float, offset: float, u
         (1000.0, "rad", "in milliradian"),
         (180 / np.pi, "rad", "in degrees"),
         (2048 / np.pi, "degree", "in 12 bits"),
+        (1.0, "degree", "in radian"),
         (500.0, "arbitrary", "values from -157"),
         (1 / np.pi, None, "fractions of pi"),
     ],
-    ids=["milliradian-as-radian", "degree-as-radian", "bits-as-degree", "no-unit", "fraction"],
+    ids=["milliradian-as-radian", "degree-as-radian", "bits-as-degree", "radian-as-degree", "no-unit", "fraction"],
 )
 def test_values_that_contradict_their_unit_are_refused(scale: float, unit: str | None, message: str) -> None:
     signal = complex_images(noise=0.5)
