@@ -89,7 +89,7 @@ def test_units_that_the_range_gives_away_are_said(scale: float, offset: float, u
         (180 / np.pi, "rad", "in degrees"),
         (2048 / np.pi, "degree", "in 12 bits"),
         (1.0, "degree", "in radian"),
-        (500.0, "arbitrary", "values from -157"),
+        (500.0, "arbitrary", "values from -15"),
         (1 / np.pi, None, "fractions of pi"),
     ],
     ids=["milliradian-as-radian", "degree-as-radian", "bits-as-degree", "radian-as-degree", "no-unit", "fraction"],
