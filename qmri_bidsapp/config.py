@@ -116,7 +116,7 @@ class Config:
         if self.debias and self.no_certificate:
             raise UsageError("--debias takes the expected bias from certificates; leave --no-certificate out.")
         if self.no_motion_score and (self.motion_weights or self.qc_head):
-            raise UsageError("--motion-weights and --qc-head are of no use with --no-motion-score; leave one out.")
+            raise UsageError("--motion-weights and --qc-head have no effect with --no-motion-score; leave one out.")
         if self.motion_weights_sha256:
             if self.motion_weights is None:
                 raise UsageError("--motion-weights-sha256 is that of --motion-weights; name the weights too.")

@@ -182,7 +182,7 @@ def test_too_few_subjects_and_folders_that_are_no_data_set(fitted, tmp_path, cap
     assert "Prior healthy needs the fits of at least 3 subjects, got 2" in capsys.readouterr().err
     assert tools.main(["train", "t2", str(tmp_path / "weights"), "--bids-dir", str(tmp_path / "absent")]) == 66
     assert tools.main(["train", "t2", str(tmp_path / "weights")]) == 64
-    assert "--bids-dir or --bids-derivatives" in capsys.readouterr().err
+    assert "--bids-dir DIR or --bids-derivatives DIR" in capsys.readouterr().err
     assert not (tmp_path / "weights").exists()
 
 

@@ -138,8 +138,8 @@ def test_without_the_transmit_field_t1_is_wrong_and_said_to_be(
     biased = read(out / "sub-01/anat/sub-01_T1map.nii.gz") / truth["t1"]
     centre = radius(VOXEL, SHAPE) < 0.3
     assert np.median(biased[centre]) == pytest.approx(1.15**2, rel=0.05)
-    assert "no TB1map: the transmit field is taken as 1" in capsys.readouterr().out
-    assert "no TB1map: the transmit field is taken as 1" in (out / "sub-01.html").read_text()
+    assert "no TB1map: the transmit field is assumed to be 1" in capsys.readouterr().out
+    assert "no TB1map: the transmit field is assumed to be 1" in (out / "sub-01.html").read_text()
 
 
 def test_sources_units_and_notes(finished: Path) -> None:

@@ -152,7 +152,7 @@ def alter(folder: Path, what: str) -> float:
         ("version", '"0.0.1"'),
         ("tensors", r"does not match its card \(SHA-256\)"),
         ("cut short", "cannot be read|no readable weights"),
-        ("protocol", "card in .* is belongs to other weights"),
+        ("protocol", "card in .* belongs to other weights"),
     ],
     ids=["model", "version", "tensors", "cut short", "card changed"],
 )
