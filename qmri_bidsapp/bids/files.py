@@ -37,9 +37,7 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     InputError
         Naming the file.
     """
-    import numpy as np
-
-    from qmri_bidsapp.images.volumes import AFFINE_TOLERANCE, check_values_are_real
+    from qmri_bidsapp.images.volumes import check_values_are_real, compare_grids
 
     first = None
     for path in paths:
@@ -54,11 +52,8 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
             first = (path, shape, image.affine)
         elif shape != first[1]:
             raise InputError(f"{path} has shape {shape}, but {first[0]} has {first[1]}: a series needs one shape.")
-        elif not np.allclose(image.affine, first[2], atol=AFFINE_TOLERANCE):
-            raise InputError(
-                f"The affine of {path} differs from that of {first[0]}: a series needs one geometry; "
-                "resample the images or exclude the series."
-            )
+        else:
+            compare_grids(path, image.affine, first[0], first[2], shape)
     if first is None:
         raise InputError("A series needs at least one image.")
     return first[1]

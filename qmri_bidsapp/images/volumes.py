@@ -15,8 +15,10 @@ from nibabel.filebasedimages import ImageFileError
 from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import InputError
 
-#: Affines may differ by this much (mm) within a series: headers store them as float32.
+#: Elements of affines may differ by this much (mm) within a series without a word: headers store them as float32.
 AFFINE_TOLERANCE = 1e-3
+#: Shift of any voxel, over the voxel size, that is taken for rounding by other programs: it is said.
+MAX_SHIFT = 0.05
 #: Share of an image's energy in negative values above which it is no magnitude. Interpolation leaves 1e-5 of it.
 MAX_NEGATIVE_ENERGY = 0.01
 
@@ -98,6 +100,47 @@ def _check_magnitude(path: str | Path, data: npt.NDArray[np.float32]) -> None:
         )
 
 
+def compare_grids(
+    path: str | Path, affine: npt.NDArray[Any], first: str | Path, other: npt.NDArray[Any], shape: tuple[int, ...]
+) -> str | None:
+    """Compare the affines of two images of one shape.
+
+    Parameters
+    ----------
+    path, first : path
+        The image, and the first one of its series.
+    affine, other : ndarray
+        (4, 4) of the image and of the first one.
+    shape : tuple of int
+        Of both.
+
+    Returns
+    -------
+    str or None
+        By how much the image is shifted, where that is more than the rounding of headers.
+
+    Raises
+    ------
+    InputError
+        If a voxel is shifted by more than `MAX_SHIFT` of the voxel size.
+    """
+    corners = np.array(np.meshgrid(*((0, n - 1) for n in shape[:3]))).reshape(3, -1)
+    shift = float(np.linalg.norm((affine - other)[:3, :3] @ corners + (affine - other)[:3, 3:], axis=0).max())
+    is_rounding = np.allclose(affine, other, atol=AFFINE_TOLERANCE)
+    voxel = float(np.linalg.norm(other[:3, :3], axis=0).min())
+    if not is_rounding and not shift <= MAX_SHIFT * voxel:
+        raise InputError(
+            f"The affine of {path} differs from that of {first} by up to {shift:.3g} mm within the image: a series "
+            f"needs one geometry (within {MAX_SHIFT:.0%} of the voxel size of {voxel:.3g} mm); resample the images or "
+            "exclude the series."
+        )
+    if is_rounding:
+        return None
+    return (
+        f"The affine of {Path(path).name} differs by up to {shift:.2g} mm from that of the first image, which is used."
+    )
+
+
 def _squeezed(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Drop trailing dimensions of length one beyond `ndim`."""
     while len(shape) > ndim and shape[-1] == 1:
@@ -145,12 +188,18 @@ def merge_series(
             raise InputError(
                 f"{name} has shape {image.shape}, but {files[0]} has {first.shape}: a series needs one shape."
             )
-        if not np.allclose(image.affine, first.affine, atol=AFFINE_TOLERANCE):
-            raise InputError(
-                f"The affine of {name} differs from that of {files[0]}: a series needs one geometry; "
-                "resample the images or exclude the series."
-            )
+        compare_grids(name, image.affine, files[0], first.affine, first.shape)
     return make_image(np.stack([np.asarray(image.dataobj) for image in images], axis=-1), first)
+
+
+def grid_notes(files: Sequence[str | Path]) -> list[str]:
+    """Return in what the affines of a series' images differ beyond rounding; see `compare_grids`."""
+    images = [nib.load(name) for name in files]
+    found = [
+        compare_grids(name, image.affine, files[0], images[0].affine, image.shape)
+        for name, image in zip(files, images, strict=True)
+    ]
+    return [note for note in found if note]
 
 
 class VolumeData(Protocol):
@@ -297,8 +346,8 @@ def as_series(series: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
         parts = [as_volume(item) for item in series]
         if len({values.shape for values, _ in parts}) != 1:
             raise InputError(f"The images of a series need one shape, got {[values.shape for values, _ in parts]}.")
-        if any(not np.allclose(affine, parts[0][1], atol=AFFINE_TOLERANCE) for _, affine in parts):
-            raise InputError("The images of a series need one affine; resample them to one grid.")
+        for index, (values, affine) in enumerate(parts):
+            compare_grids(f"image {index}", affine, "image 0", parts[0][1], values.shape)
         return np.stack([values for values, _ in parts], axis=-1), parts[0][1]
     data, affine = (series.dataobj, series.affine) if hasattr(series, "dataobj") else (series, np.eye(4))
     values = _as_real(data)

@@ -69,10 +69,10 @@ class ImportImages(_Node):
     """Check the input images and write them as one uncompressed float32 file that can be memory mapped."""
 
     input_spec = _ImportInputSpec
-    output_spec = _ImageOutputSpec
+    output_spec = _NotedOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import load_image, merge_series
+        from qmri_bidsapp.images.volumes import grid_notes, load_image, merge_series
 
         files, is_magnitude = self.inputs.in_files, self.inputs.is_magnitude
         if len(files) > 1:
@@ -80,6 +80,7 @@ class ImportImages(_Node):
         else:
             image = load_image(files[0], ndim=self.inputs.ndim, is_magnitude=is_magnitude)
         self._save(runtime, "imported.nii", image)
+        self._results["notes"] = grid_notes(files)
         return runtime
 
 
@@ -97,7 +98,7 @@ class RestorePolarity(_Node):
     output_spec = _NotedOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.images.volumes import merge_series
+        from qmri_bidsapp.images.volumes import grid_notes, merge_series
         from qmri_bidsapp.preprocess.polarity import signed_series
 
         is_real_part = self.inputs.part == "imag"
@@ -105,7 +106,7 @@ class RestorePolarity(_Node):
         second = merge_series(self.inputs.complement, may_be_zero=True)
         image, note = signed_series(first, second, self.inputs.part, defined(self.inputs.unit))
         self._save(runtime, "signed.nii", image)
-        self._note(note)
+        self._results["notes"] = [*grid_notes(self.inputs.in_files), *([note] if note else [])]
         return runtime
 
 

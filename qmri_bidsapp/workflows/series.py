@@ -155,6 +155,8 @@ def _load_node(wf: Workflow, item: SeriesPlan, notes: Any, mem_gb: float) -> Any
     if complement is None:
         load = _node(nodes.ImportImages, "load", title, mem_gb=mem_gb, in_files=files, ndim=group.row.ndim)
         load.inputs.is_magnitude = group.acquisition is not None and not group.acquisition.has_sign
+        if len(files) > 1:
+            wf.connect(load, "notes", notes, "in3")
         return load
     load = _node(
         nodes.RestorePolarity,

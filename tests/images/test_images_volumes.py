@@ -13,6 +13,7 @@ from qmri_bidsapp.images.volumes import (
     as_series,
     as_volume,
     fill,
+    grid_notes,
     iter_voxels,
     load_image,
     merge_series,
@@ -105,6 +106,38 @@ def test_undershoot_of_interpolation_leaves_a_magnitude(tmp_path: Path) -> None:
     moved = shift(data, (0.5, 0.4, 0.3), order=3)
     assert moved.min() < -50
     load_image(save(tmp_path / "a.nii", moved), ndim=3, is_magnitude=True)
+
+
+def moved(by: float) -> np.ndarray:
+    affine = np.diag([3.0, 3, 3, 1])
+    affine[0, 3] = by
+    return affine
+
+
+def test_affines_that_differ_by_a_thousandth_of_a_voxel_are_one_geometry(tmp_path: Path) -> None:
+    """Other programs round headers; the series is registered anyway. It is said."""
+    files = [save(tmp_path / f"{k}.nii", np.ones((3, 3, 3)), moved(0.002 * k)) for k in range(3)]
+    assert merge_series(files).shape == (3, 3, 3, 3)
+    assert check_headers([str(name) for name in files], ndim=3) == (3, 3, 3)
+    assert as_series([nib.load(name) for name in files])[0].shape == (3, 3, 3, 3)
+    notes = grid_notes(files)
+    assert len(notes) == 2
+    assert "2.nii differs by up to 0.004 mm" in notes[1]
+
+
+def test_a_turn_counts_by_what_it_moves(tmp_path: Path) -> None:
+    turned = np.diag([3.0, 3, 3, 1])
+    turned[0, 1] = 0.01
+    files = [
+        save(tmp_path / "a.nii", np.ones((2, 40, 2)), moved(0)),
+        save(tmp_path / "b.nii", np.ones((2, 40, 2)), turned),
+    ]
+    with pytest.raises(InputError, match=r"affine of .*b\.nii .*by up to 0\.39 mm"):
+        merge_series(files)
+
+
+def test_rounding_to_float32_is_not_worth_a_word(tmp_path: Path) -> None:
+    assert grid_notes([save(tmp_path / f"{k}.nii", np.ones((3, 3, 3)), moved(0.0005 * k)) for k in range(2)]) == []
 
 
 def test_series_need_one_geometry(tmp_path: Path) -> None:
