@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean
-from qmri_bidsapp.errors import InputError, UsageError
+from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.fitting.choice import AUTO, preferred_estimator
+from qmri_bidsapp.fitting import inputs
+from qmri_bidsapp.fitting.choice import AUTO
 from qmri_bidsapp.fitting.maps import Maps
 from qmri_bidsapp.fitting.noise import SeriesNoise
 from qmri_bidsapp.fitting.once import noise_level_of
-from qmri_bidsapp.fitting.series import fit_series, make_estimator
-from qmri_bidsapp.images.gradients import as_gradients
-from qmri_bidsapp.images.volumes import as_series, as_volume
+from qmri_bidsapp.fitting.series import fit_series
+from qmri_bidsapp.images.volumes import as_volume
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.registry import get_model
 from qmri_bidsapp.uncertainty.certificate import Certificate
 from qmri_bidsapp.uncertainty.certificate import certify as certify_estimator
 
@@ -114,19 +111,18 @@ def fit(
     InputError
         If images cannot be used, or their number or shape does not fit the protocol.
     """
-    own = get_model(model) if isinstance(model, str) else model
+    own = inputs.model_of(model)
     settings = {name: value for name, value in locals().items() if name in _SETTINGS and value is not None}
-    protocol = acquisition_of(own, acquisition, settings)
-    data, affine = as_series(series)
-    inside = np.isfinite(data).all(-1) & (data != 0).any(-1) if mask is None else np.asarray(as_volume(mask)[0]) > 0
-    if inside.shape != data.shape[:3]:
-        raise InputError(f"The mask has shape {inside.shape}, but the series has {data.shape[:3]}.")
-    fitter = _estimator_of(own, estimator, device=device, weights=weights, options=options)
-    measured = None
-    if noise_std is not None:
-        value = np.asarray(noise_std if np.isscalar(noise_std) else as_volume(noise_std)[0], dtype=np.float32)
-        measured = np.broadcast_to(value, inside.shape)
-    known = _covariates_of(own, covariates)
+    protocol = inputs.acquisition_of(own, acquisition, settings)
+    fitter = inputs.estimator_of(own, estimator, device=device, weights=weights, options=options)
+    data, affine = inputs.series_of(series)
+    shape = data.shape[:3]
+    if mask is None:
+        inside = np.isfinite(data).all(-1) & (data != 0).any(-1)
+    else:
+        inside = inputs.volume_of("The mask", mask, shape, affine) > 0
+    measured = inputs.noise_of(noise_std, shape, affine)
+    known = inputs.covariates_of(own, covariates, inside, affine)
     found = fit_series(
         fitter,
         data,
@@ -135,7 +131,7 @@ def fit(
         noise=SeriesNoise.of_series(data, inside, protocol, measured=measured, floor_removed=floor_removed),
         covariates=known,
         spacing=np.linalg.norm(affine[:3, :3], axis=0).tolist(),
-        seed=seed,
+        seed=inputs.check_seed(seed),
         with_evidence=True,
     )
     by_voxel = np.stack([values[inside] for values in known], axis=-1) if known else None
@@ -185,16 +181,16 @@ def certify(
     Certificate
         Bias, spread and sinks over the parameter space; named tissues; what `Maps` are judged by.
     """
-    own = get_model(model) if isinstance(model, str) else model
+    own = inputs.model_of(model)
     settings = {name: value for name, value in locals().items() if name in _SETTINGS and value is not None}
-    protocol, _ = own.adapt(acquisition_of(own, acquisition, settings))
-    fitter = _estimator_of(own, estimator, device=device, weights=weights, options=options)
+    protocol, _ = own.adapt(inputs.acquisition_of(own, acquisition, settings))
+    fitter = inputs.estimator_of(own, estimator, device=device, weights=weights, options=options)
     is_diffusion = protocol.noise_floor_removed
     removed = is_diffusion if floor_removed is None else floor_removed
     return certify_estimator(
-        fitter.fit(protocol, seed=seed),
+        fitter.fit(protocol, seed=inputs.check_seed(seed)),
         protocol,
-        noise=noise_level_of(protocol, snr, floor_removed=removed),
+        noise=noise_level_of(protocol, inputs.check_snr(snr), floor_removed=removed),
         noise_is_known=is_diffusion if noise_is_known is None else noise_is_known,
     )
 
@@ -237,73 +233,3 @@ _SETTINGS = (
     *("echo_time", "inversion_time", "flip_angle", "repetition_time", "mt_pulse", "preparation_time", "signed"),
     *("bvals", "bvecs", "small_delta", "large_delta"),
 )
-
-
-def acquisition_of(model: SignalModel, acquisition: Acquisition | None, settings: Mapping[str, Any]) -> Acquisition:
-    """Return the protocol of a series.
-
-    Parameters
-    ----------
-    model : SignalModel
-    acquisition : Acquisition or None
-        Taken as it is; None to make one from the settings.
-    settings : mapping
-        Parameter of `fit` -> value.
-
-    Raises
-    ------
-    UsageError
-        If settings are missing, do not belong to the model's protocol, or come with an `acquisition`.
-    """
-    kind = Diffusion if issubclass(model.acquisition_type, SphericalMean) else model.acquisition_type
-    if acquisition is not None:
-        if settings:
-            raise UsageError(f"Give either acquisition or its settings, got both: {', '.join(settings)}.")
-        return acquisition
-    given = dict(settings)
-    if kind is Diffusion:
-        known = ["bvals", "bvecs", "small_delta", "large_delta"]
-        needed = known[:2]
-    else:
-        fields = kind.__dataclass_fields__
-        known = list(fields)
-        needed = [name for name in known if name in ("echo_time", "inversion_time", "preparation_time")]
-        needed += [name for name in known if name in ("flip_angle", "repetition_time")]
-    wrong, missing = [name for name in given if name not in known], [name for name in needed if name not in given]
-    if wrong or missing:
-        raise UsageError(
-            f"Model {model.name} needs {' and '.join(needed)} (and takes {', '.join(known)}); "
-            f"got {', '.join(given) or 'none of them'}."
-        )
-    if kind is Diffusion:
-        b_value, direction = as_gradients(given.pop("bvals"), given.pop("bvecs"))
-        given |= {"b_value": b_value.tolist(), "direction": direction.tolist()}
-    values = {name: np.asarray(value).tolist() for name, value in given.items()}
-    return Acquisition.from_dict({"type": kind.__name__, **values})
-
-
-def _estimator_of(
-    model: SignalModel,
-    estimator: str | type[Estimator] | Estimator,
-    *,
-    device: str,
-    weights: str | Path | None,
-    options: Mapping[str, Any] | None,
-) -> Estimator:
-    """Return the estimator, not yet fitted; an instance is taken as it is."""
-    if isinstance(estimator, Estimator):
-        if options or weights:
-            raise UsageError("Options and weights are for estimators given by name; this one is an instance.")
-        return estimator
-    chosen = preferred_estimator(model) if estimator == AUTO else estimator
-    return make_estimator(model, chosen, device=device, weights=weights, options=options)
-
-
-def _covariates_of(model: SignalModel, given: Mapping[str, Image] | None) -> list[npt.NDArray[np.float32]]:
-    """Return the map of each covariate of the model, in its order; empty for neutral values."""
-    known = [covariate.name for covariate in model.covariates]
-    if not given:
-        return []
-    if sorted(given) != sorted(known):
-        raise UsageError(f"Covariates of model {model.name}: {', '.join(known) or 'none'}; got {', '.join(given)}.")
-    return [as_volume(given[name])[0] for name in known]

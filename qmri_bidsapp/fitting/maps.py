@@ -59,7 +59,7 @@ class Volumes(Mapping[str, npt.NDArray[np.float32]]):
         return isinstance(name, str) and self._find(name) is not None
 
     def _find(self, name: str) -> int | None:
-        wanted = name.lower()
+        wanted = str(name).lower()
         for k, parameter in enumerate(self._parameters):
             if wanted in (parameter.name.lower(), (parameter.bids_suffix or parameter.label).lower()):
                 return k
@@ -72,7 +72,7 @@ class Volumes(Mapping[str, npt.NDArray[np.float32]]):
         return column
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Maps(Mapping[str, npt.NDArray[np.float32]]):
     """Maps of one fit; ``maps["T2"]`` holds (x, y, z) estimates in the parameter's unit, NaN outside the mask.
 
@@ -104,6 +104,10 @@ class Maps(Mapping[str, npt.NDArray[np.float32]]):
     fit: SeriesFit
     covariates: npt.NDArray[np.float32] | None = None
     cache: Path | None = None
+
+    # Mappings are compared by value, which arrays are not; two fits are equal if they are the same object.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         return self._volumes(self.fit.maps.estimate)[name]
@@ -160,8 +164,12 @@ class Maps(Mapping[str, npt.NDArray[np.float32]]):
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
-        """(x, y, z) bool: the fit converged within the bounds, and the voxel is not flagged."""
-        return (self.status == Status.OK) & (self.flag == Reason.TYPICAL)
+        """(x, y, z) bool: the fit converged within the bounds and, given a certificate, the voxel is not flagged.
+
+        See `has_certificate`: without one there are no flags.
+        """
+        converged = self.status == Status.OK
+        return converged & (self.flag == Reason.TYPICAL) if self.has_certificate else converged
 
     @property
     def has_certificate(self) -> bool:
@@ -180,7 +188,8 @@ class Maps(Mapping[str, npt.NDArray[np.float32]]):
         evidence, name = self.fit.evidence, self.estimator.name
         if evidence is None:
             raise UsageError(
-                f"There is no certificate: estimator {name} works on neighbourhoods or on bundles by voxel."
+                f"There is no certificate: estimator {name} uses neighbouring voxels, or bundles of each voxel; "
+                "`usable` is then what `status` says."
             )
         if evidence.snr <= 0:
             raise UsageError("There is no certificate: the noise is unknown; give noise_std, or more images.")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.images.volumes import as_volume
+from qmri_bidsapp.fitting.inputs import labels_of
 
 if TYPE_CHECKING:
     from qmri_bidsapp.fitting.maps import Maps
+
+COLUMNS = ["region", "quantity", "unit", "n_voxels", "n_usable", "mean", "std", "median", "q25", "q75"]
 
 
 def region_rows(maps: Maps, regions: Any, names: Mapping[int, str] | None) -> pd.DataFrame:
@@ -21,11 +22,10 @@ def region_rows(maps: Maps, regions: Any, names: Mapping[int, str] | None) -> pd
     Raises
     ------
     InputError
-        If the labels have another shape than the maps.
+        If the labels are on another grid than the maps, or are not whole numbers.
     """
-    labels = maps.mask.astype(np.int64) if regions is None else np.asarray(as_volume(regions)[0]).astype(np.int64)
-    if labels.shape != maps.mask.shape:
-        raise InputError(f"The regions have shape {labels.shape}, but the maps have {maps.mask.shape}: resample them.")
+    inside_mask = maps.mask.astype(np.int64)
+    labels = inside_mask if regions is None else labels_of(regions, maps.mask.shape, maps.affine)
     known = dict(names or ({1: "mask"} if regions is None else {}))
     usable = maps.usable
     rows = []
@@ -48,4 +48,4 @@ def region_rows(maps: Maps, regions: Any, names: Mapping[int, str] | None) -> pd
                     "q75": float(high),
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -173,9 +173,12 @@ def fit_series(
         If the mask is empty, the number of images does not fit the protocol, or a covariate has another shape.
     """
     if not mask.any():
-        raise InputError("The mask is empty: there is no voxel to fit.")
+        raise InputError("The mask is empty: there is no voxel to fit; give a mask with values above zero.")
     if data.shape[3] != acquisition.n_measurements:
-        raise InputError(f"The series has {data.shape[3]} images, but the protocol {acquisition.n_measurements}.")
+        raise InputError(
+            f"The series has {data.shape[3]} images, but the protocol {acquisition.n_measurements}: "
+            "it needs one value per image, in the same order."
+        )
     for values in covariates:
         if values.shape != mask.shape:
             raise InputError(f"A covariate has shape {values.shape}, but the series has {mask.shape}: resample it.")

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,7 @@ from qmri_bidsapp.uncertainty.ood import Reason
 
 ECHO_TIME = [0.0125, 0.025, 0.05, 0.08, 0.12]
 SHAPE = (8, 7, 6)
+NLLS_FOR_T1 = NonLinearLeastSquares(get_model("t1"))
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 
 
@@ -102,7 +104,7 @@ def test_the_table_counts_usable_voxels_by_region(maps: qmri.Maps, mask: np.ndar
     assert (row["n_voxels"], row["n_usable"]) == ((mask & (regions == 1)).sum(), chosen.sum())
     assert row["median"] == pytest.approx(np.median(maps["t2"][chosen]))
     assert maps.table()["region"].unique().tolist() == ["mask"]
-    with pytest.raises(InputError, match="regions have shape"):
+    with pytest.raises(InputError, match="regions has shape"):
         maps.table(regions[:4])
 
 
@@ -166,8 +168,8 @@ def test_every_diffusion_model_takes_the_series_as_it_is(model: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, UsageError, r"Model t2 needs echo_time .*got none of them"),
-        ({"inversion_time": ECHO_TIME}, UsageError, r"Model t2 needs echo_time .*got inversion_time"),
+        ({}, UsageError, r"Model t2 needs echo_time; got none of them"),
+        ({"inversion_time": ECHO_TIME}, UsageError, r"Model t2 needs echo_time; got inversion_time"),
         ({"echo_time": ECHO_TIME[:4]}, InputError, "has 5 images, but the protocol 4"),
         ({"echo_time": [12.5, 25, 50, 80, 120]}, ProtocolError, "in milliseconds"),
         ({"echo_time": ECHO_TIME, "estimator": "nnls"}, UsageError, "no estimator named 'nnls'; known: .*nlls"),
@@ -175,8 +177,23 @@ def test_every_diffusion_model_takes_the_series_as_it_is(model: str) -> None:
         ({"echo_time": ECHO_TIME, "covariates": {"b1": 1}}, UsageError, "Covariates of model t2: none; got b1"),
         ({"echo_time": ECHO_TIME, "mask": np.ones((2, 2, 2))}, InputError, r"mask has shape \(2, 2, 2\)"),
         ({"echo_time": ECHO_TIME, "acquisition": MultiEcho(tuple(ECHO_TIME))}, UsageError, "got both: echo_time"),
+        ({"acquisition": "protocol"}, UsageError, "must be an Acquisition, got 'protocol'"),
+        ({"echo_time": 0.01}, UsageError, "a list with one number per image, got 0.01"),
+        ({"echo_time": ["a"] * 5}, UsageError, "a list with one number per image"),
+        ({"echo_time": ECHO_TIME, "noise_std": -1}, InputError, "positive number in the unit of the images, got -1"),
+        ({"echo_time": ECHO_TIME, "noise_std": np.ones((1, 7, 6))}, InputError, r"noise_std has shape \(1, 7, 6\)"),
+        ({"echo_time": ECHO_TIME, "noise_std": -np.ones((8, 7, 6))}, InputError, "holds negative values"),
+        ({"echo_time": ECHO_TIME, "estimator": 5}, UsageError, "a name, a class or an Estimator, got 5"),
+        ({"echo_time": ECHO_TIME, "estimator": NLLS_FOR_T1}, UsageError, "is for model t1, but model t2 is fitted"),
+        ({"echo_time": ECHO_TIME, "weights": "w"}, UsageError, "Estimator nlls takes no weights"),
+        ({"echo_time": ECHO_TIME, "device": "gpu"}, UsageError, "no device 'gpu'; give 'cpu'"),
+        ({"echo_time": ECHO_TIME, "seed": -1}, UsageError, "an integer of at least 0, got -1"),
     ],
-    ids=["nothing", "other", "count", "unit", "estimator", "option", "covariate", "mask", "both"],
+    ids=[
+        *("nothing", "other", "count", "unit", "estimator", "option", "covariate", "mask", "both", "no protocol"),
+        *("one time", "no times", "noise", "shape of noise", "map of noise", "no estimator", "other model", "weights"),
+        *("device", "seed"),
+    ],
 )
 def test_wrong_calls_say_what_is_needed(arguments: dict, error: type, message: str, echoes: np.ndarray) -> None:
     with pytest.raises(error, match=message):
@@ -186,6 +203,53 @@ def test_wrong_calls_say_what_is_needed(arguments: dict, error: type, message: s
 def test_a_series_of_three_dimensions_is_refused(echoes: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"needs four dimensions .* got shape \(8, 7, 6\)"):
         qmri.fit("t2", echoes[..., 0], echo_time=ECHO_TIME)
+
+
+def test_a_series_of_complex_numbers_is_refused(echoes: np.ndarray) -> None:
+    with pytest.raises(InputError, match="must hold real numbers, got complex"):
+        qmri.fit("t2", echoes + 1j, echo_time=ECHO_TIME)
+
+
+def test_images_on_another_grid_are_refused(echoes: np.ndarray, mask: np.ndarray) -> None:
+    series, other = (nib.Nifti1Image(echoes, np.diag([size] * 3 + [1.0])) for size in (2.0, 3.0))
+    inside = nib.Nifti1Image(mask.astype(np.uint8), other.affine)
+    with pytest.raises(InputError, match="affine of the mask differs"):
+        qmri.fit("t2", series, echo_time=ECHO_TIME, mask=inside)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e6], ids=["ms/um2", "s/m2"])
+def test_b_values_in_another_unit_are_refused(scale: float) -> None:
+    protocol = shells(4, (700.0, 20), (2000.0, 30))
+    with pytest.raises(UsageError, match="must be in s/mm2"):
+        qmri.certify("tensor", snr=20, bvals=np.array(protocol.b_value) * scale, bvecs=protocol.direction)
+
+
+def test_labels_of_regions_are_whole_numbers(maps: qmri.Maps, mask: np.ndarray) -> None:
+    with pytest.raises(InputError, match="whole numbers"):
+        maps.table(mask * 0.5)
+    assert len(maps.table(np.where(mask, np.nan, 1.0))) == 0
+
+
+def test_without_a_certificate_the_status_decides_what_is_usable(echoes: np.ndarray, mask: np.ndarray) -> None:
+    found = qmri.fit("t2", echoes[..., :2], echo_time=ECHO_TIME[:2], mask=mask)
+    assert not found.has_certificate
+    np.testing.assert_array_equal(found.usable, found.status == Status.OK)
+    assert found.table()["n_usable"].iloc[0] == found.usable.sum()
+
+
+@pytest.mark.parametrize("snr", [0, -5.0, float("nan"), "20"], ids=["zero", "negative", "nan", "text"])
+def test_an_snr_is_a_positive_number(snr: Any) -> None:
+    with pytest.raises(UsageError, match="SNR must be a positive number"):
+        qmri.certify("t2", echo_time=ECHO_TIME, snr=snr)
+
+
+def test_a_transmit_field_in_percent_is_refused() -> None:
+    data = np.broadcast_to(np.float32([300.0, 200.0]), (3, 3, 2, 2))
+    settings = {"flip_angle": [3, 15], "repetition_time": [0.015, 0.015]}
+    with pytest.raises(InputError, match=r"b1 must lie between 0\.2 and 2, got a median of 90"):
+        qmri.fit("vfa", data, **settings, covariates={"b1": np.full((3, 3, 2), 90.0)})
+    with pytest.raises(InputError, match="no value in the mask"):
+        qmri.fit("vfa", data, **settings, covariates={"b1": np.full((3, 3, 2), np.nan)})
 
 
 def test_a_certificate_needs_no_data() -> None:
