@@ -32,7 +32,8 @@ def read_gradients(
     b_value : ndarray
         (n_volumes,) s/mm2.
     direction : ndarray
-        (n_volumes, 3) unit vectors in FSL's convention; zeros where the b-value is at most `B0_THRESHOLD`.
+        (n_volumes, 3) unit vectors in FSL's convention; zeros where the b-value is zero, or is at most `B0_THRESHOLD`
+        and the file gives no unit vector.
 
     Raises
     ------
@@ -68,9 +69,9 @@ def _checked(
         )
     if np.any(b_value < 0) or not np.all(np.isfinite(b_value)):
         raise InputError(f"{bval_name} holds negative or undefined b-values.")
-    weighted = b_value > B0_THRESHOLD
     norm = np.linalg.norm(direction, axis=1)
-    bad = weighted & ~(np.abs(norm - 1) <= NORM_TOLERANCE)
+    is_unit = np.abs(norm - 1) <= NORM_TOLERANCE
+    bad = (b_value > B0_THRESHOLD) & ~is_unit
     if np.any(bad):
         first = int(np.flatnonzero(bad)[0])
         raise InputError(
@@ -78,6 +79,8 @@ def _checked(
             f"got length {norm[first]:.3g}."
         )
     unit = np.zeros_like(direction)
+    # Low b-values attenuate too: their volumes keep their directions.
+    weighted = is_unit & (b_value > 0)
     unit[weighted] = direction[weighted] / norm[weighted, None]
     return b_value, unit
 

@@ -62,7 +62,7 @@ def sort(
     acquisition: Diffusion, timed: bool
 ) -> tuple[npt.NDArray[np.float64], list[int], npt.NDArray[np.float64], npt.NDArray[np.intp] | None]:
     """Return the distinct encodings (1 or 3, n_encodings), their counts, directions (3, n_measurements) and order."""
-    table = [np.asarray(acquisition.b_value, dtype=float), *(acquisition.pulse_timing() if timed else ())]
+    table = [acquisition.effective_b_value, *(acquisition.pulse_timing() if timed else ())]
     distinct, index, counts = np.unique(np.stack(table), axis=1, return_inverse=True, return_counts=True)
     direction = np.asarray(acquisition.direction, dtype=float).reshape(-1, 3)
     norm = np.linalg.norm(direction, axis=1, keepdims=True)

@@ -98,9 +98,15 @@ def test_volumes_up_to_a_b_value_can_be_selected() -> None:
 def test_powder_average_is_the_mean_of_each_shell() -> None:
     protocol = Diffusion((0.0, 1005.0, 5.0, 2950.0, 995.0, 3010.0), (AXES[0],) * 6)
     means, matrix = SphericalMean.from_diffusion(protocol)
-    assert means == SphericalMean((0.0, 1000.0, 2980.0), (2, 2, 2))
+    assert means == SphericalMean((2.5, 1000.0, 2980.0), (2, 2, 2))
     signals = np.array([[10.0, 4.0, 12.0, 1.0, 6.0, 3.0]])
     np.testing.assert_allclose(signals @ matrix, [[11.0, 5.0, 2.0]])
+
+
+def test_low_b_values_without_a_direction_are_zero() -> None:
+    protocol = Diffusion((5.0, 10.0, 1000.0), ((0.0, 0.0, 0.0), *AXES[:2]))
+    np.testing.assert_array_equal(protocol.effective_b_value, [0.0, 10.0, 1000.0])
+    assert SphericalMean.from_diffusion(protocol)[0] == SphericalMean((5.0, 1000.0), (2, 1))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from qmri_bidsapp.bids.files import check_headers
 from qmri_bidsapp.errors import InputError
-from qmri_bidsapp.images.gradients import format_gradients, read_gradients
+from qmri_bidsapp.images.gradients import as_gradients, format_gradients, read_gradients
 from qmri_bidsapp.images.volumes import (
     as_series,
     as_volume,
@@ -175,6 +175,14 @@ def test_gradients_survive_writing(tmp_path: Path) -> None:
     again = read_gradients(tmp_path / "x.bval", tmp_path / "x.bvec", 3)
     np.testing.assert_allclose(again[0], b_value)
     np.testing.assert_allclose(again[1], direction, atol=1e-6)
+
+
+def test_low_b_values_keep_their_directions() -> None:
+    """At b = 5 to 50 there is attenuation: taken as none, mean diffusivity was 5 % too low at b = 50."""
+    vectors = np.array([[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0.3]])
+    b_value, direction = as_gradients([50.0, 5.0, 1000.0, 0.0, 5.0], vectors)
+    np.testing.assert_array_equal(b_value, [50, 5, 1000, 0, 5])
+    np.testing.assert_array_equal(direction, [[1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ import numpy.typing as npt
 from qmri_bidsapp.core.acquisition.base import Acquisition, check_times
 from qmri_bidsapp.errors import ProtocolError
 
-#: Largest b-value that counts as no diffusion weighting, s/mm2.
+#: Largest b-value, s/mm2, of a volume that may be a reference and needs no direction. Models use its b-value all the
+#: same where it has a direction.
 B0_THRESHOLD = 50.0
+#: Powder averages of at most this b-value, s/mm2, are of b = 0.
+B_ROUNDING = 1.0
 #: Longer gradient pulses, s, must be in milliseconds.
 MAX_PULSE_TIME = 1.0
 
@@ -26,7 +29,7 @@ class Diffusion(Acquisition):
     b_value : tuple of float
         (n_measurements,) s/mm2.
     direction : tuple of tuple of float
-        (n_measurements, 3) unit vectors; zeros where ``b_value`` is at most `B0_THRESHOLD`.
+        (n_measurements, 3) unit vectors; zeros allowed where ``b_value`` is at most `B0_THRESHOLD`: no weighting.
     small_delta, large_delta : float or tuple of float or None
         Gradient pulse duration and separation, s, where the sidecar states them: one value for the series, or
         (n_measurements,) where volumes of different timings were joined.
@@ -56,6 +59,12 @@ class Diffusion(Acquisition):
         for name, time in (("SmallDelta", self.small_delta), ("BigDelta", self.large_delta)):
             if isinstance(time, tuple) and len(time) != len(self.b_value):
                 raise ProtocolError(f"{len(self.b_value)} b-values but {len(time)} values of {name}.")
+
+    @property
+    def effective_b_value(self) -> npt.NDArray[np.float64]:
+        """(n_measurements,) s/mm2; zero where there is no direction."""
+        norm = np.linalg.norm(np.asarray(self.direction, dtype=float).reshape(-1, 3), axis=1)
+        return np.where(norm > 0, np.asarray(self.b_value, dtype=float), 0.0)
 
     @property
     def n_measurements(self) -> int:
@@ -187,12 +196,15 @@ class SphericalMean(Acquisition):
         """Return the powder-averaged protocol and the (n_measurements, n_shells) averaging matrix.
 
         ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) shell means; for
-        `tolerance`, see `Diffusion.shells`.
+        `tolerance`, see `Diffusion.shells`. The b-value of a shell is the mean of its volumes; in the lowest shell,
+        volumes without a direction count as b = 0.
         """
         shells = acquisition.shells(tolerance)
         matrix = np.zeros((acquisition.n_measurements, len(shells)))
         b_value = np.asarray(acquisition.b_value)
         for column, index in enumerate(shells):
             matrix[index, column] = 1.0 / len(index)
-        means = tuple(0.0 if b_value[i].max() <= tolerance else float(round(b_value[i].mean(), 3)) for i in shells)
+        effective = np.where(b_value <= tolerance, acquisition.effective_b_value, b_value)
+        effective = np.where(effective <= B_ROUNDING, 0.0, effective)
+        means = tuple(float(round(effective[i].mean(), 3)) for i in shells)
         return cls(b_value=means, n_directions=tuple(len(index) for index in shells)), matrix

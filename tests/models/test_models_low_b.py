@@ -1,0 +1,44 @@
+"""Models take low b-values as they are: signals simulated with them are fitted without bias."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.models.directions import even_directions
+from qmri_bidsapp.registry import get_estimator, get_model
+
+DIRECTIONS = even_directions(30)
+TENSOR = (1000.0, 1.7e-3, 0.0, 0.3e-3, 0.0, 0.0, 0.3e-3)
+
+
+def protocol(lowest: float) -> Diffusion:
+    """Four volumes of the lowest b-value, with directions, and two shells."""
+    return Diffusion((lowest,) * 4 + (1000.0,) * 30 + (2000.0,) * 30, DIRECTIONS[:4] + DIRECTIONS * 2)
+
+
+@pytest.mark.parametrize("lowest", [5.0, 10.0, 50.0, 51.0])
+def test_mean_diffusivity_does_not_depend_on_the_lowest_b_value(lowest: float) -> None:
+    acquisition = protocol(lowest)
+    theta = torch.tensor([TENSOR], dtype=torch.float64)
+    signals = get_model("tensor").signal(theta, acquisition).numpy()
+    for name, at in (("tensor", None), ("kurtosis", "mk")):
+        model = get_model(name)
+        reduced, matrix = model.adapt(acquisition)
+        estimator = get_estimator("wls")(model)
+        estimator.fit(reduced)
+        found = estimator.predict(signals if matrix is None else signals @ matrix)
+        derived = model.derive(torch.tensor(np.asarray(found.estimate, dtype=np.float64)[:, : len(model.parameters)]))
+        values = dict(zip([p.name for p in model.derived], derived[0].tolist(), strict=True))
+        assert values["md"] == pytest.approx(2.3e-3 / 3, rel=2e-3)
+        assert at is None or values[at] == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize("lowest", [5.0, 50.0])
+def test_powder_averages_use_the_lowest_b_value(lowest: float) -> None:
+    model = get_model("smt")
+    reduced, _ = model.adapt(protocol(lowest))
+    assert reduced.b_value == (lowest, 1000.0, 2000.0)
+    model.check(reduced)
