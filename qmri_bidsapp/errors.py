@@ -12,7 +12,7 @@ EXIT_INTERRUPTED = 130
 
 
 class QmriError(Exception):
-    """Base of all errors that are the user's to mend; ``exit_code`` is what the program ends with."""
+    """Base of all errors that the user can fix; the program ends with ``exit_code``."""
 
     exit_code: int = EXIT_PARTICIPANT_FAILED
 

@@ -20,7 +20,8 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.estimators.learned.base import LearnedEstimator
 from qmri_bidsapp.fitting.noise_level import coarse
 from qmri_bidsapp.models.base import SignalModel
-from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify, identity_of
+from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify
+from qmri_bidsapp.uncertainty.identity import identity_of
 
 
 def train_once(estimator: LearnedEstimator, acquisition: Acquisition, cache: Path, *, seed: int = 0) -> Path:

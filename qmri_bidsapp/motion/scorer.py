@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from qmri_bidsapp.artifacts.weights import load_weights, save_weights, sha256_of
-from qmri_bidsapp.errors import InputError, WeightsError
+from qmri_bidsapp.errors import WeightsError
 from qmri_bidsapp.motion.air import signal_in_air
 from qmri_bidsapp.motion.checks import check_head, check_shape
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.familiarity import Familiarity
 from qmri_bidsapp.motion.head_axes import is_misoriented
-from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, summarise
-from qmri_bidsapp.motion.network_input import GRID, Grid, find_head, prepare, reorient, resample
+from qmri_bidsapp.motion.network import SFCN, Architecture, bin_centres, summarise
+from qmri_bidsapp.motion.network_input import GRID, find_head, prepare, reorient
+from qmri_bidsapp.motion.published import PUBLISHED_GRID, log_probability, make_input
 
 if TYPE_CHECKING:
     from qmri_bidsapp.motion.qc_head import QualityHead
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "motion"
 #: Identity on the card of all weights of this kind.
 IDENTITY = {"model": "motion score of a T1w", "estimator": "sfcn"}
-#: Input of the published model.
-PUBLISHED_GRID = Grid(1.0, (160, 192, 160), ((0, 0), (0, 0), (0, 0)))
 COVERAGE = 0.9
 #: Name of the coarse heads among the tensors.
 HEADS = "heads"
@@ -72,11 +71,11 @@ class MotionScore:
     mean: float
     low: float
     high: float
-    probability: tuple[float, ...]
-    embedding: tuple[float, ...] = ()
+    probability: tuple[float, ...] = field(repr=False)
+    embedding: tuple[float, ...] = field(default=(), repr=False)
     p_value: float | None = None
     warnings: tuple[str, ...] = ()
-    air: tuple[float, ...] = ()
+    air: tuple[float, ...] = field(default=(), repr=False)
     grades: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,10 +191,8 @@ class MotionScorer:
         model.eval()
         trial = torch.zeros(1, *PUBLISHED_GRID.shape)
         trial[0, 0, 0, 0] = 1.0
-        _log_probability(model, trial)
-        return cls(
-            lambda image: (_log_probability(model, image), None), _published_input, sha256=found, bias_corrected=True
-        )
+        log_probability(model, trial)
+        return cls(lambda image: (log_probability(model, image), None), make_input, sha256=found, bias_corrected=True)
 
     @torch.no_grad()
     def score(self, volume: Tensor, affine: Floats) -> MotionScore:
@@ -322,32 +319,3 @@ def save_scorer(
 def _compare(found: str, stated: str | None, path: Path) -> None:
     if stated is not None and found != stated.lower():
         raise WeightsError(f"{path} has SHA-256 {found}, expected {stated}: it is another file.")
-
-
-def _published_input(volume: Tensor, affine: Floats) -> Tensor:
-    """Return the input of the published model: the head on its grid, scaled to [0, 1]."""
-    turned, size = reorient(volume, affine)
-    voxel_size, grid = size.tolist(), PUBLISHED_GRID
-    centre = find_head(turned, voxel_size, grid)
-    image = resample(turned, voxel_size, centre.tolist(), grid.shape, grid.spacing).clamp_min(0)
-    return (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
-
-
-def _log_probability(model: Callable[[Tensor], Any], image: Tensor) -> Tensor:
-    """Return log-probabilities; the model may output log-probabilities, probabilities or logits."""
-    try:
-        output = model(image[:, None].float())
-    except RuntimeError as error:
-        raise WeightsError(
-            f"The model does not accept 160 x 192 x 160 voxels ({str(error).splitlines()[-1]})."
-        ) from error
-    if not isinstance(output, Tensor):
-        raise WeightsError(f"The model returns a {type(output).__name__}, not a tensor of {N_BINS} bins.")
-    output = output.flatten(1)
-    if output.shape[1] != N_BINS:
-        raise WeightsError(f"The model returns {output.shape[1]} numbers, not {N_BINS} bins.")
-    if not torch.isfinite(output).all():
-        raise InputError("The output of the model for this image is not finite: exclude the image.")
-    if bool((output >= 0).all()) and abs(float(output.sum()) - len(output)) < 1e-3:
-        return output.clamp_min(1e-12).log()
-    return torch.log_softmax(output, dim=1)

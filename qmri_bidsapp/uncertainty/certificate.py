@@ -21,10 +21,10 @@ from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import InputError, OutputError, PriorError, UsageError
 from qmri_bidsapp.estimators.base import Estimator
-from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.uncertainty.adjustments import conformal_factors, debiasing
 from qmri_bidsapp.uncertainty.bins import MIN_PER_BIN, N_BINS, bins_of, moments
+from qmri_bidsapp.uncertainty.identity import SPREAD, identity_of
 from qmri_bidsapp.uncertainty.inverse import InverseReader, LocalErrors
 from qmri_bidsapp.uncertainty.ood import OutOfDistribution
 from qmri_bidsapp.uncertainty.ood_measures import measure
@@ -42,8 +42,6 @@ N_PER_TISSUE = 2000
 LEAST_SHARE = 0.1
 #: Bins of the truth along each of two parameters.
 N_CELLS = 12
-#: Factor, up and down, by which a voxel's signal-to-noise ratio may differ from that of the series.
-SPREAD = 4.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,10 @@ class Certificate:
     tissues: dict[str, dict[str, Any]]
     out_of_distribution: OutOfDistribution
     local: LocalErrors | None = None
+
+    def __repr__(self) -> str:
+        snr, known = self.identity["noise"]["snr"][0], ", ".join(p.name for p in self.space.parameters)
+        return f"<Certificate of {self.identity['estimator']} for {self.model.name} at SNR {snr:g}: {known}>"
 
     @cached_property
     def space(self) -> Space:
@@ -232,40 +234,6 @@ class Certificate:
         if stored != formats.CERTIFICATE or identity["model"] != model.name or summary["key"] != key_of(identity):
             raise InputError(f"{folder} holds no certificate of model {model.name} in this format: delete it.")
         return cls(model, identity, pairs, survey, tissues, known, local)
-
-
-def identity_of(
-    estimator: Estimator,
-    acquisition: Acquisition,
-    *,
-    prior: Prior,
-    noise: Noise,
-    n: int,
-    seed: int,
-    noise_is_known: bool,
-    covariates_are_known: bool,
-) -> dict[str, Any]:
-    """Return everything that the certificate of a fitted estimator depends on, as plain data; see `certify`."""
-    weights = None
-    if isinstance(estimator, TrainedEstimator):
-        weights = estimator.sha256_ or key_of(estimator.notes_)
-    quantities = (*estimator.model.parameters, *estimator.model.derived)
-    return {
-        "format": formats.CERTIFICATE,
-        "model": estimator.model.name,
-        "bounds": {p.name: list(p.bounds) for p in quantities},
-        "estimator": estimator.name,
-        "weights": weights,
-        "protocol": acquisition.to_dict(),
-        "prior": prior.describe(),
-        "noise": noise.to_dict(),
-        "spread": SPREAD,
-        "noise_is_known": noise_is_known,
-        "covariates_are_known": covariates_are_known,
-        "n": n,
-        "seed": seed,
-        "maps": formats.MAPS,
-    }
 
 
 def certify(

@@ -58,7 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     several = "Separate several values by spaces or commas. Put such options after the three arguments above."
     _add_selection(parser.add_argument_group("Data", several))
-    _add_methods(parser.add_argument_group("Methods"))
+    methods = parser.add_argument_group("Methods")
+    _add_methods(methods)
+    _add_motion(methods)
     _add_resources(parser.add_argument_group("Resources"))
     _add_running(parser.add_argument_group("Running"))
     about = parser.add_argument_group("About")
@@ -141,6 +143,9 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         help="also write maps minus their expected bias (desc-<estimator>debiased); their sidecars give bias and "
         "variance before and after",
     )
+
+
+def _add_motion(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--motion-weights",
         metavar="PATH",
