@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, reference_limit
 from qmri_bidsapp.core.parameters import Directional, Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
@@ -263,15 +263,14 @@ class Composition(SignalModel):
         diffusion = cast(Diffusion, acquisition)
         shells = diffusion.shells()
         b_value, direction = np.asarray(diffusion.b_value), np.asarray(diffusion.direction)
-        weighted = {
-            float(b_value[i].mean()): n_distinct_axes(direction[i]) for i in shells if b_value[i].max() > B0_THRESHOLD
-        }
+        limit = reference_limit(diffusion.b_value)
+        weighted = {float(b_value[i].mean()): n_distinct_axes(direction[i]) for i in shells if b_value[i].max() > limit}
         counts = sorted(weighted.values())
-        if b_value.min() > B0_THRESHOLD or sum(counts[:-1]) < MIN_DIRECTIONS or sum(counts) < 2 * MIN_DIRECTIONS:
+        if b_value.min() > limit or sum(counts[:-1]) < MIN_DIRECTIONS or sum(counts) < 2 * MIN_DIRECTIONS:
             found = ", ".join(f"{count} at b = {b:.0f}" for b, count in weighted.items())
             raise ProtocolError(
                 f"Model {self.name} needs b = 0 and at least {MIN_DIRECTIONS} directions on each of two shells (or as "
-                f"many spread over several b-values), got {'' if b_value.min() > B0_THRESHOLD else 'b = 0 and '}"
+                f"many spread over several b-values), got {'' if b_value.min() > limit else 'b = 0 and '}"
                 f"{found or 'no diffusion weighting'} s/mm2; leave the model out with --models."
             )
         if b_value.max() < HIGH_B_VALUE:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion, SphericalMean
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, SphericalMean, reference_limit
 from qmri_bidsapp.core.parameters import NamedTissue, Parameter
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SeparableModel
@@ -161,8 +161,9 @@ class SphericalMeanTechnique(SeparableModel):
         """Require b = 0 and two shells of at least six directions each, one of them of a high b-value."""
         self._check_type(acquisition)
         assert isinstance(acquisition, SphericalMean)
-        shells = [b for b in acquisition.b_value if b > B0_THRESHOLD]
-        if min(acquisition.b_value, default=np.inf) > B0_THRESHOLD or len(shells) < 2:
+        limit = reference_limit(acquisition.b_value)
+        shells = [b for b in acquisition.b_value if b > limit]
+        if min(acquisition.b_value, default=np.inf) > limit or len(shells) < 2:
             raise ProtocolError(
                 f"Model {self.name} needs b = 0 and at least 2 shells, got b = "
                 f"{', '.join(f'{b:g}' for b in acquisition.b_value)} s/mm2; "
@@ -174,7 +175,7 @@ class SphericalMeanTechnique(SeparableModel):
                 f"neurites differs, got {max(shells):g} s/mm2 at most; leave the model out with --models."
             )
         for b_value, count in zip(acquisition.b_value, acquisition.n_directions, strict=True):
-            if b_value > B0_THRESHOLD and count < MIN_DIRECTIONS:
+            if b_value > limit and count < MIN_DIRECTIONS:
                 raise ProtocolError(
                     f"Model {self.name} needs at least {MIN_DIRECTIONS} directions per shell for a powder average, got "
                     f"{count} at b = {b_value:g} s/mm2; leave the model out with --models."

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.core.acquisition import Diffusion, reference_limit
 from qmri_bidsapp.models.directions import even_directions
 from qmri_bidsapp.registry import get_estimator, get_model
 
@@ -42,3 +42,27 @@ def test_powder_averages_use_the_lowest_b_value(lowest: float) -> None:
     reduced, _ = model.adapt(protocol(lowest))
     assert reduced.b_value == (lowest, 1000.0, 2000.0)
     model.check(reduced)
+
+
+@pytest.mark.parametrize(
+    ("b_values", "limit"),
+    [((0, 1000), 50), ((60, 64, 1000), 64), ((60, 250), 50), ((120, 1000), 50), ((20, 60, 1000), 50), ((60,), 50)],
+    ids=["usual", "hcp-7t", "near", "high", "lower-one", "alone"],
+)
+def test_the_lowest_shell_is_a_reference_if_far_below_the_next(b_values: tuple[float, ...], limit: float) -> None:
+    assert reference_limit(b_values) == limit
+
+
+@pytest.mark.parametrize("name", ["smt", "noddi"])
+def test_hcp_7t_is_fitted_without_bias(name: str) -> None:
+    """Its b0 volumes are recorded as b = 56 to 64."""
+    acquisition = Diffusion((64.0, 56.0, 56.0, 60.0) + (1000.0,) * 30 + (2000.0,) * 30, DIRECTIONS[:4] + DIRECTIONS * 2)
+    model = get_model(name)
+    reduced, _ = model.adapt(acquisition)
+    model.check(reduced)
+    truth = {"smt": [1000.0, 0.6, 1.9e-3], "noddi": [1000.0, 0.05, 0.5, 0.3, 60.0, 40.0]}[name]
+    signals = model.signal(torch.tensor([truth], dtype=torch.float64), reduced).numpy()
+    estimator = get_estimator("nlls")(model)
+    estimator.fit(reduced)
+    found = estimator.predict(signals).estimate[0]
+    assert found[:3] == pytest.approx(truth[:3], rel=0.02)

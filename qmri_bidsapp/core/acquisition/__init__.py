@@ -7,7 +7,12 @@ convention).
 from __future__ import annotations
 
 from qmri_bidsapp.core.acquisition.base import Acquisition
-from qmri_bidsapp.core.acquisition.diffusion import B0_THRESHOLD, Diffusion, SphericalMean
+from qmri_bidsapp.core.acquisition.diffusion import (
+    B0_THRESHOLD,
+    Diffusion,
+    SphericalMean,
+    reference_limit,
+)
 from qmri_bidsapp.core.acquisition.relaxometry import (
     InversionRecovery,
     MultiEcho,
@@ -24,4 +29,5 @@ __all__ = [
     "SphericalMean",
     "SpoiledGradientEcho",
     "T2Preparation",
+    "reference_limit",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,10 +15,27 @@ from qmri_bidsapp.errors import ProtocolError
 #: Largest b-value, s/mm2, of a volume that may be a reference and needs no direction. Models use its b-value all the
 #: same where it has a direction.
 B0_THRESHOLD = 50.0
+#: Lowest b-values up to this, s/mm2, are references too where the next shell is `REFERENCE_RATIO` times as high (HCP 7T
+#: records its b0 volumes as 56 to 64).
+MAX_REFERENCE = 100.0
+REFERENCE_RATIO = 5.0
 #: Powder averages of at most this b-value, s/mm2, are of b = 0.
 B_ROUNDING = 1.0
 #: Longer gradient pulses, s, must be in milliseconds.
 MAX_PULSE_TIME = 1.0
+
+
+def reference_limit(b_value: Sequence[float]) -> float:
+    """Return the largest b-value, s/mm2, that counts as a reference in a protocol; models use its b-value all the same.
+
+    It is `B0_THRESHOLD`, or the highest of the lowest b-values up to `MAX_REFERENCE` where none is below that threshold
+    and the next b-value is at least `REFERENCE_RATIO` times as high.
+    """
+    low = [b for b in b_value if b <= MAX_REFERENCE]
+    high = [b for b in b_value if b > MAX_REFERENCE]
+    if low and high and min(low) > B0_THRESHOLD and min(high) >= REFERENCE_RATIO * max(low):
+        return max(low)
+    return B0_THRESHOLD
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, reference_limit
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.compose import Composition
@@ -147,7 +147,9 @@ class OrientedStarts:
         self._shells = [torch.as_tensor(index, device=device) for index in shells]
         self._direction = torch.tensor(acquisition.direction, dtype=torch.float32, device=device)
         b_value = torch.tensor(acquisition.b_value, device=device)
-        self._is_weighted = [bool(b_value[index].max() > B0_THRESHOLD) for index in self._shells]
+        self._is_weighted = [
+            bool(b_value[index].max() > reference_limit(acquisition.b_value)) for index in self._shells
+        ]
         self._quadratic = self._fit_of_quadratic_form(b_value)
         # On a bound, a fraction of nothing or of all, other parameters lose their effect: no place to start.
         self._model, self._acquisition, self._n_bundles = model, acquisition, model.n_bundles
