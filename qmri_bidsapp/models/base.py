@@ -155,6 +155,13 @@ class SignalModel(ABC):
         """
         return torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
 
+    def caution(self, acquisition: Acquisition) -> str | None:
+        """Return in what a protocol that determines the parameters may bias them, for plan and report; None if nothing.
+
+        `acquisition` is the protocol as acquired.
+        """
+        return None
+
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
         """Return the protocol that the model uses of a series, and the matrix that reduces the series to it.
 

@@ -77,6 +77,19 @@ class CumulantExpansion(LogLinearModel):
                 return reduced, matrix
         return acquisition, None
 
+    def caution(self, acquisition: Acquisition) -> str | None:
+        """Say that volumes above `max_b_value` are used, as the others do not determine the parameters."""
+        used, _ = self.adapt(acquisition)
+        assert isinstance(used, Diffusion)
+        highest = max(used.b_value)
+        if highest <= self.max_b_value + B0_THRESHOLD:
+            return None
+        return (
+            f"{self.name}: volumes up to b = {highest:.0f} s/mm2 are used, since those up to {self.max_b_value:.0f} do "
+            "not determine the parameters: where diffusion is not as the model says, as in tissue at such b-values, "
+            "the maps are biased (diffusivities come out too low)."
+        )
+
     def check(self, acquisition: Acquisition) -> None:
         """Require a gradient table that determines all parameters."""
         super().check(acquisition)

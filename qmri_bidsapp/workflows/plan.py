@@ -187,6 +187,7 @@ def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) ->
     names = list(dict(fits))
     if not group.covariates:
         notes += [f"{name}: {NO_FIELD}." for name in names if get_model(name).covariates]
+    notes += [note for name in names if (note := get_model(name).caution(acquisition))]
     notes += [f"{name}: no standard deviations: {NO_RESIDUALS}." for name in names if not found.has_residuals(name)]
     bundle_fits, reasons = _bundle_fits(config, acquisition, fits)
     found = SeriesPlan(group, tuple(fits), (*notes, *reasons), bundle_fits)

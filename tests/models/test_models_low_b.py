@@ -44,6 +44,17 @@ def test_powder_averages_use_the_lowest_b_value(lowest: float) -> None:
     model.check(reduced)
 
 
+def test_high_b_values_alone_are_said() -> None:
+    """The tensor then takes all: mean diffusivity of tissue comes out too low."""
+    zeros = ((0.0, 0.0, 0.0),) * 4
+    high = Diffusion((0.0,) * 4 + (6000.0,) * 30, zeros + DIRECTIONS)
+    assert "tensor: volumes up to b = 6000 s/mm2 are used" in get_model("tensor").caution(high)
+    both = Diffusion((0.0,) * 4 + (1000.0,) * 30 + (6000.0,) * 30, zeros + DIRECTIONS * 2)
+    assert get_model("tensor").caution(both) is None
+    assert "kurtosis: volumes up to b = 6000" in get_model("kurtosis").caution(both)
+    assert get_model("smt").caution(both) is None
+
+
 @pytest.mark.parametrize(
     ("b_values", "limit"),
     [((0, 1000), 50), ((60, 64, 1000), 64), ((60, 250), 50), ((120, 1000), 50), ((20, 60, 1000), 50), ((60,), 50)],
