@@ -160,10 +160,13 @@ def _index(bids_dir: Path, subjects_left_out: tuple[str, ...]) -> BIDSLayout:
     from bids import BIDSLayout
     from bids.layout import BIDSLayoutIndexer
 
-    ignore = ["code", "stimuli", "sourcedata", "models", "derivatives"]
-    ignore += [f"sub-{label}" for label in sorted(subjects_left_out)]
+    # pybids takes text as the start of a path: sub-1 would ignore sub-10 as well.
+    folders = ["code", "stimuli", "sourcedata", "models", "derivatives"]
+    folders += [f"sub-{re.escape(label)}" for label in sorted(subjects_left_out)]
+    ignore = [re.compile(rf"^/{folder}(/|$)") for folder in folders]
+    indexer = BIDSLayoutIndexer(ignore=ignore, validate=False)
     try:
-        return BIDSLayout(bids_dir, validate=False, indexer=BIDSLayoutIndexer(ignore=ignore, validate=False))
+        return BIDSLayout(bids_dir, validate=False, indexer=indexer, config=_entities_below(bids_dir))
     except OSError as error:
         # This is how pybids reports JSON that it cannot read.
         if "JSON" not in str(error):
@@ -173,6 +176,21 @@ def _index(bids_dir: Path, subjects_left_out: tuple[str, ...]) -> BIDSLayout:
             f"{match[1] if match else error} is not valid JSON; correct it, or leave its participant out with "
             "--participant-label."
         ) from error
+
+
+def _entities_below(bids_dir: Path) -> dict[str, Any]:
+    """Return the entities of BIDS for pybids, found in the part of a path below the data set only.
+
+    pybids looks for them in whole paths, so that a data set in a folder ``sub-02`` would have that subject only.
+    """
+    from bids import config
+
+    entities: dict[str, Any] = json.loads(Path(config.get_option("config_paths")["bids"]).read_text(encoding="utf-8"))
+    root = re.escape(str(bids_dir.absolute()))
+    for entity in entities["entities"]:
+        if entity["pattern"].startswith("["):
+            entity["pattern"] = f"^{root}.*?{entity['pattern']}"
+    return entities
 
 
 def _save_database(layout: BIDSLayout, database_dir: Path) -> None:

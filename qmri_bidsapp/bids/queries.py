@@ -270,7 +270,9 @@ def _gradient_file(root: Path, path: str, suffix: str, extension: str) -> str | 
     """
     image = labels_of(path).items()
     for folder in Path(path).parents:
-        names = [name for name in sorted(folder.glob(f"*{suffix}{extension}")) if labels_of(name).items() <= image]
+        # Hidden files are none of the data set, such as the resource files (._*) that macOS leaves on other disks.
+        found = [name for name in sorted(folder.glob(f"*{suffix}{extension}")) if not name.name.startswith(".")]
+        names = [name for name in found if labels_of(name).items() <= image]
         if names:
             return str(max(names, key=lambda name: len(labels_of(name))))
         if folder == root:

@@ -50,6 +50,48 @@ def test_only_the_subjects_asked_for_are_indexed(make_dataset: Make) -> None:
     assert layout.get_subjects() == ["02"]
 
 
+def test_a_label_that_begins_like_another_is_found(make_dataset: Make) -> None:
+    """pybids ignores paths by their start: without sub-1, sub-10 would be lost."""
+    root = make_dataset()
+    for label in ("1", "10"):
+        folder = root / f"sub-{label}" / "anat"
+        folder.mkdir(parents=True)
+        shutil.copy(root / "sub-01" / "anat" / "sub-01_T1w.nii.gz", folder / f"sub-{label}_T1w.nii.gz")
+    layout = open_layout(root, participant_labels=("10",))
+    (found,) = find_inputs(layout, participant_labels=("10",))
+    assert [group.kind for group in found.groups] == ["T1w"]
+
+
+@pytest.mark.parametrize("above", ["sub-02", "sub-99", "ses-7", "run-7", "part-phase", "anat"])
+def test_names_of_folders_above_the_data_set_mean_nothing(make_dataset: Make, above: str) -> None:
+    """Clusters stage one subject or session per job, in folders of such names."""
+    plain = make_dataset()
+    expected = find_inputs(open_layout(plain))
+    root = plain.parent / above / "bids"
+    root.parent.mkdir()
+    plain.rename(root)
+    found = find_inputs(open_layout(root))
+    assert [item.subject for item in found] == ["01", "02"]
+    assert [[group.name for group in item.groups] for item in found] == [
+        [group.name for group in item.groups] for item in expected
+    ]
+    assert not find_problems(found)
+
+
+def find_problems(found: tuple[SubjectInputs, ...]) -> list[str]:
+    return [problem.message for item in found for problem in item.problems]
+
+
+def test_hidden_gradient_files_are_no_gradients(make_dataset: Make) -> None:
+    """macOS writes ._ files beside the real ones on foreign disks."""
+    root = make_dataset()
+    for extension in ("bval", "bvec"):
+        (root / "sub-01" / "dwi" / f"._sub-01_dwi.{extension}").write_bytes(b"\x00\x05\x16\x07")
+    groups = find_inputs(open_layout(root))[0].groups
+    (dwi,) = (group for group in groups if group.kind == "dwi")
+    assert Path(str(dwi.bval)).name == "sub-01_dwi.bval"
+
+
 def test_database_is_made_once_and_holds_all_subjects(make_dataset: Make, tmp_path: Path) -> None:
     root, database = make_dataset(), tmp_path / "database"
     open_layout(root, participant_labels=("02",), database_dir=database)
