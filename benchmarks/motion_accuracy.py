@@ -22,7 +22,7 @@ from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.network_input import GRID, reorient, resample
 from qmri_bidsapp.motion.scorer import SHIPPED, MotionScorer
-from qmri_bidsapp.motion.training.accuracy import Case, agreement, simulate_levels
+from qmri_bidsapp.motion.training.accuracy import ScoredImage, agreement, simulate_levels
 from qmri_bidsapp.motion.training.rendering import draw_contrast, render
 from qmri_bidsapp.motion.training.samples import label_head
 
@@ -71,7 +71,7 @@ def add_noise(volume: Tensor, level: float, rng: np.random.Generator) -> Tensor:
 
 def score_head(
     domain: str, path: Path, scorer: MotionScorer, per_head: int, seed: int
-) -> list[tuple[str, tuple[float, float], Case, tuple[float, float, float]]]:
+) -> list[tuple[str, tuple[float, float], ScoredImage, tuple[float, float, float]]]:
     """Return domain, condition, case and score of every image of a head. Refused images are printed and skipped."""
     rng = np.random.default_rng([seed, *path.name.encode()])
     volume, size = load(domain, path, rng)
@@ -86,7 +86,7 @@ def score_head(
                 except InputError as error:
                     print(f"refused: {path.name}, {score:.1f} mm: {error}", flush=True)
                     continue
-                case = Case(path.name, domain, torch.empty(0), score)
+                case = ScoredImage(path.name, domain, torch.empty(0), score)
                 found.append((domain, (spacing, noise), case, (result.mean, result.low, result.high)))
     return found
 

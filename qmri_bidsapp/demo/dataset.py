@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.demo import signals
-from qmri_bidsapp.demo.phantom import Head, make_head
+from qmri_bidsapp.demo.phantom import PhantomHead, make_head
 from qmri_bidsapp.errors import OutputError
 from qmri_bidsapp.images.gradients import format_gradients
 
@@ -153,7 +153,9 @@ def _write_subject(out_dir: Path, index: int, seed: int, t1w_voxel: float, serie
     _write_truth(out_dir / "derivatives" / "truth" / name, name, head, factor, fine)
 
 
-def _write_truth(folder: Path, name: str, head: Head, factor: npt.NDArray[np.float64], fine: Head) -> None:
+def _write_truth(
+    folder: Path, name: str, head: PhantomHead, factor: npt.NDArray[np.float64], fine: PhantomHead
+) -> None:
     """Write the true maps on the grid of the series, and brain and tissues on that of the T1w as well."""
     p, brain = head.parameters, head.brain
     maps = {

@@ -70,7 +70,7 @@ SCALP_BORDER, MUSCLE_BORDER, LOW = 15.0, 18.0, -28.0
 
 
 @dataclass(frozen=True)
-class Head:
+class PhantomHead:
     """One simulated head on one grid.
 
     Attributes
@@ -106,7 +106,7 @@ class Head:
         return np.where(self.brain, stacked.argmax(0) + 1, 0).astype(np.uint8)
 
 
-def make_head(index: int, voxel_size: float, *, seed: int) -> Head:
+def make_head(index: int, voxel_size: float, *, seed: int) -> PhantomHead:
     """Simulate the head of subject `index` on a grid.
 
     Parameters
@@ -134,7 +134,7 @@ def make_head(index: int, voxel_size: float, *, seed: int) -> Head:
         for centre in (LESION_CENTRE, UNMODELLED_CENTRE)
     )
     parameters["fraction"][lesion], parameters["diffusivity"][lesion] = ABNORMALITY_3
-    return Head(affine, fractions, parameters, lesion, unmodelled)
+    return PhantomHead(affine, fractions, parameters, lesion, unmodelled)
 
 
 def grid(voxel_size: float) -> tuple[npt.NDArray[np.float64], tuple[int, int, int]]:

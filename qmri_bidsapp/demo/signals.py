@@ -10,7 +10,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
 from qmri_bidsapp.core.noise import add_rician
-from qmri_bidsapp.demo.phantom import Head
+from qmri_bidsapp.demo.phantom import PhantomHead
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
 Array = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ N_FIBRES, WM_SPREAD, GM_SPREAD, FIBRE_LENGTH = 8, 12.0, 60.0, 16.0
 POOL_T1, POOL_T2, DOT_FRACTION = (0.25, 3.0), (0.015, 0.30), 0.4
 
 
-def t1w(head: Head, rng: np.random.Generator) -> Array:
+def t1w(head: PhantomHead, rng: np.random.Generator) -> Array:
     """Return a T1-weighted image, (x, y, z), with a smooth bias field of a few tens of percent."""
     position = _position(head)
     bias = np.exp(np.tensordot(rng.uniform(-0.12, 0.12, 3), position, axes=1) - 0.12 * (position**2).sum(0))
@@ -39,7 +39,7 @@ def t1w(head: Head, rng: np.random.Generator) -> Array:
     return add_rician(signal, noise_level("T1w", head, signal), rng)
 
 
-def inversion_recovery(head: Head, rng: np.random.Generator) -> tuple[Array, Array]:
+def inversion_recovery(head: PhantomHead, rng: np.random.Generator) -> tuple[Array, Array]:
     """Return magnitudes (x, y, z, 9) and the true inversion factor (x, y, z), smooth and just below 2."""
     factor = 1.96 - 0.06 * (_position(head) ** 2).sum(0)
     m0 = GAIN * head.parameters["density"]
@@ -53,7 +53,7 @@ def inversion_recovery(head: Head, rng: np.random.Generator) -> tuple[Array, Arr
     return add_rician(signal, noise_level("IRT1", head, m0), rng), factor
 
 
-def multi_echo(head: Head, rng: np.random.Generator) -> Array:
+def multi_echo(head: PhantomHead, rng: np.random.Generator) -> Array:
     """Return magnitudes, (x, y, z, 6)."""
     s0 = GAIN * head.parameters["density"]
     acquisition = MultiEcho(ECHO_TIMES)
@@ -65,7 +65,7 @@ def multi_echo(head: Head, rng: np.random.Generator) -> Array:
     return add_rician(signal, noise_level("MESE", head, s0), rng)
 
 
-def diffusion(head: Head, acquisition: Diffusion, rng: np.random.Generator) -> Array:
+def diffusion(head: PhantomHead, acquisition: Diffusion, rng: np.random.Generator) -> Array:
     """Return magnitudes, (x, y, z, n_measurements), along gradient directions in world axes."""
     p = head.parameters
     inside = p["density"] > 0
@@ -122,12 +122,12 @@ def gradient_table(rng: np.random.Generator) -> Diffusion:
     return Diffusion(tuple(b_value), tuple(direction))
 
 
-def noise_level(kind: str, head: Head, signal: Array) -> float:
+def noise_level(kind: str, head: PhantomHead, signal: Array) -> float:
     """Return the standard deviation of the noise for the SNR of a series in grey and white matter."""
     return float(signal[np.isin(head.dseg, (1, 2))].mean()) / SNR[kind]
 
 
-def _with_pools(head: Head, name: str, pools: tuple[float, float], signal: Callable[[Array], Array]) -> Array:
+def _with_pools(head: PhantomHead, name: str, pools: tuple[float, float], signal: Callable[[Array], Array]) -> Array:
     """Return the signal of the head; in the region that no model describes, the mean of two pools."""
     times = head.parameters[name]
     values = signal(times)
@@ -136,7 +136,7 @@ def _with_pools(head: Head, name: str, pools: tuple[float, float], signal: Calla
     return values
 
 
-def _position(head: Head) -> Array:
+def _position(head: PhantomHead) -> Array:
     """Return (3, x, y, z), from -1 to 1 along each axis of the grid."""
     axes = (np.linspace(-1, 1, n) for n in head.parameters["t1"].shape)
     return np.stack(np.meshgrid(*axes, indexing="ij"))
@@ -152,7 +152,7 @@ def _spread_directions(n: int, rng: np.random.Generator) -> Array:
     return np.asarray(spread / np.linalg.norm(spread, axis=1, keepdims=True))
 
 
-def _fibres(head: Head, rng: np.random.Generator) -> Array:
+def _fibres(head: PhantomHead, rng: np.random.Generator) -> Array:
     """Return (x, y, z, n_fibres, 3): a smooth main direction, spread little in white, much in grey matter."""
     from scipy.ndimage import gaussian_filter
 

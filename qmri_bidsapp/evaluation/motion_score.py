@@ -17,7 +17,7 @@ from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.motion.displacement import Floats
 from qmri_bidsapp.motion.network_input import GRID
 from qmri_bidsapp.motion.scorer import MotionScorer
-from qmri_bidsapp.motion.training.accuracy import Case, agreement, simulate_levels
+from qmri_bidsapp.motion.training.accuracy import ScoredImage, agreement, simulate_levels
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Evaluation:
 
     Attributes
     ----------
-    cases : list of Case
+    cases : list of ScoredImage
         Scored images, with their true scores; the images themselves are dropped.
     scores : list of (float, float, float)
         Mean and limits of the interval of each, mm.
@@ -36,7 +36,7 @@ class Evaluation:
         Head -> number of images with motion that the scorer refused.
     """
 
-    cases: list[Case] = field(default_factory=list)
+    cases: list[ScoredImage] = field(default_factory=list)
     scores: list[tuple[float, float, float]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def _add(
             raise
         found.refused[name] = found.refused.get(name, 0) + 1
         return
-    found.cases.append(Case(name, "", torch.empty(0), score))
+    found.cases.append(ScoredImage(name, "", torch.empty(0), score))
     found.scores.append((result.mean, result.low, result.high))
 
 

@@ -22,7 +22,7 @@ from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.estimators.voxels import covariates_of
 from qmri_bidsapp.registry import PREFERENCE, load_estimators
 from qmri_bidsapp.uncertainty.ood_directions import ShellFits, nominal_series
-from qmri_bidsapp.uncertainty.simulation import Voxels
+from qmri_bidsapp.uncertainty.simulation import SimulatedVoxels
 
 Array = npt.NDArray[np.float64]
 Values = npt.NDArray[np.float32]
@@ -238,7 +238,7 @@ def _without_largest(squares: Array, largest: Array, freedom: int) -> Array:
     return np.asarray(np.maximum(squares - largest**2, 0) / max(freedom - 1, 1))
 
 
-def measure(estimator: Estimator, acquisition: Acquisition, voxels: Voxels) -> Measures:
+def measure(estimator: Estimator, acquisition: Acquisition, voxels: SimulatedVoxels) -> Measures:
     """Measure simulated voxels."""
     nominal = nominal_series(estimator.model, acquisition)
     meter = Meter(estimator, acquisition, None if nominal is None else nominal[0])

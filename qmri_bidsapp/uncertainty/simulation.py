@@ -88,7 +88,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Voxels:
+class SimulatedVoxels:
     """Simulated voxels of amplitude one, with their estimates.
 
     Attributes
@@ -124,7 +124,7 @@ def simulate_voxels(
     noise_is_known: bool,
     covariates_are_known: bool,
     by_volume: bool = False,
-) -> Voxels:
+) -> SimulatedVoxels:
     """Simulate voxels of amplitude one, and estimate them.
 
     Parameters
@@ -166,10 +166,10 @@ def simulate_voxels(
     noise_std = sigma.numpy().ravel()
     given = noise_std if noise_is_known else None
     maps = estimate(estimator, acquisition, signals, noise_std=given, covariates=known, noise_unit=noise_std)
-    return Voxels(theta, signals, noise_std, known, series, maps)
+    return SimulatedVoxels(theta, signals, noise_std, known, series, maps)
 
 
-def pairs_of(model: SignalModel, acquisition: Acquisition, voxels: Voxels) -> Pairs:
+def pairs_of(model: SignalModel, acquisition: Acquisition, voxels: SimulatedVoxels) -> Pairs:
     """Return truths and estimates of simulated voxels."""
     theta, maps = voxels.theta, voxels.maps
     with torch.no_grad():

@@ -108,7 +108,7 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
     wf = Workflow(name=workflow_name(subject_plan.subject))
     anat = {}
     for index, group in enumerate(subject_plan.t1w):
-        anat_wf = init_anat_wf(group, resources, f"anat_{index}_wf")
+        anat_wf = init_anat_wf(group, f"anat_{index}_wf")
         anat[group] = anat_wf
         outputs = anat_outputs(group, str(config.bids_dir))
         save = _sink(
@@ -293,7 +293,7 @@ def _add_weights(wf: Workflow, config: Config, fit: Any, certify: Any, resources
             node.inputs.trait_set(weights=str(weights), weights_digest=digest_of(weights))
     elif is_learned(estimator):
         cache, samples = cache_dir(config) / "weights", samples_file(config, model)
-        train = init_train_node(fit, cache, resources, config.prior, samples)
+        train = init_train_node(fit, cache, config.prior, samples)
         wf.connect([(train, node, [("weights", "weights")]) for node in takers])
 
 

@@ -46,14 +46,13 @@ def _identity(name: str, fields: list[str]) -> Any:
     return Node(IdentityInterface(fields=fields), name=name)
 
 
-def init_anat_wf(group: InputGroup, resources: Resources, name: str) -> Workflow:
+def init_anat_wf(group: InputGroup, name: str) -> Workflow:
     """Build the T1w workflow: bias correction, brain mask, tissues.
 
     Parameters
     ----------
     group : InputGroup
         The T1w image.
-    resources : Resources
     name : str
 
     Outputs
@@ -263,7 +262,7 @@ def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resou
     )
 
 
-def init_train_node(fit: Any, cache: Path, resources: Resources, prior: str, samples: Path | None) -> Any:
+def init_train_node(fit: Any, cache: Path, prior: str, samples: Path | None) -> Any:
     """Build the node that trains the estimator of a fit node; all subjects share its cache."""
     from qmri_bidsapp.interfaces.training import Train
 

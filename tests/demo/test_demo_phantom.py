@@ -7,7 +7,7 @@ from qmri_bidsapp.demo import phantom
 
 
 @pytest.fixture(scope="module")
-def heads() -> dict[int, phantom.Head]:
+def heads() -> dict[int, phantom.PhantomHead]:
     return {index: phantom.make_head(index, 6.0, seed=0) for index in (1, 2)}
 
 
@@ -16,7 +16,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("index", [1, 2])
-def test_fractions_fill_a_voxel_at_most(heads: dict[int, phantom.Head], index: int) -> None:
+def test_fractions_fill_a_voxel_at_most(heads: dict[int, phantom.PhantomHead], index: int) -> None:
     fractions = heads[index].fractions
     total = np.sum(list(fractions.values()), axis=0)
     assert min(item.min() for item in fractions.values()) >= -1e-9
@@ -25,7 +25,7 @@ def test_fractions_fill_a_voxel_at_most(heads: dict[int, phantom.Head], index: i
 
 
 @pytest.mark.parametrize("index", [1, 2])
-def test_volumes_are_those_of_a_head(heads: dict[int, phantom.Head], index: int) -> None:
+def test_volumes_are_those_of_a_head(heads: dict[int, phantom.PhantomHead], index: int) -> None:
     litres = {name: item.sum() * 6.0**3 * 1e-6 for name, item in heads[index].fractions.items()}
     assert 1.5 < heads[index].brain.sum() * 6.0**3 * 1e-6 < 2.5
     assert 0.6 < litres["gm"] < 1.1
@@ -34,7 +34,7 @@ def test_volumes_are_those_of_a_head(heads: dict[int, phantom.Head], index: int)
     assert min(litres[name] for name in ("bone", "marrow", "scalp", "muscle")) > 0.05
 
 
-def test_anatomy_is_the_same_at_every_voxel_size(heads: dict[int, phantom.Head]) -> None:
+def test_anatomy_is_the_same_at_every_voxel_size(heads: dict[int, phantom.PhantomHead]) -> None:
     fine = phantom.make_head(1, 3.0, seed=0)
     for name in phantom.TISSUE_PROPERTIES:
         volume = heads[1].fractions[name].sum() * 6.0**3
@@ -44,14 +44,14 @@ def test_anatomy_is_the_same_at_every_voxel_size(heads: dict[int, phantom.Head])
     assert dice(blocks, heads[1].brain[: nx // 2, : ny // 2, : nz // 2]) > 0.98
 
 
-def test_subjects_differ_in_anatomy_and_parameters(heads: dict[int, phantom.Head]) -> None:
+def test_subjects_differ_in_anatomy_and_parameters(heads: dict[int, phantom.PhantomHead]) -> None:
     assert 0.8 < dice(heads[1].brain, heads[2].brain) < 0.97
     deep = {index: head.fractions["wm"] > 0.9 for index, head in heads.items()}
     means = [heads[index].parameters["t1"][deep[index]].mean() for index in (1, 2)]
     assert abs(means[0] - means[1]) > 0.002
 
 
-def test_parameters_vary_within_and_between_tissues(heads: dict[int, phantom.Head]) -> None:
+def test_parameters_vary_within_and_between_tissues(heads: dict[int, phantom.PhantomHead]) -> None:
     parameters = heads[1].parameters
     pure = {name: heads[1].fractions[name] > 0.95 for name in ("gm", "wm")}
     for name in ("t1", "t2", "fraction", "diffusivity"):
@@ -63,7 +63,7 @@ def test_parameters_vary_within_and_between_tissues(heads: dict[int, phantom.Hea
     assert parameters["t1"][pure["gm"]].min() > parameters["t1"][pure["wm"]].max()
 
 
-def test_partial_volume_averages_rates(heads: dict[int, phantom.Head]) -> None:
+def test_partial_volume_averages_rates(heads: dict[int, phantom.PhantomHead]) -> None:
     head = heads[1]
     mixed = (head.fractions["csf"] > 0.3) & (head.fractions["gm"] > 0.3)
     assert mixed.any()
@@ -72,7 +72,7 @@ def test_partial_volume_averages_rates(heads: dict[int, phantom.Head]) -> None:
     assert (head.parameters["t2"][mixed] > tissues["wm"].t2).all()
 
 
-def test_only_the_second_subject_has_regions(heads: dict[int, phantom.Head]) -> None:
+def test_only_the_second_subject_has_regions(heads: dict[int, phantom.PhantomHead]) -> None:
     first, second = heads[1], heads[2]
     assert not first.lesion.any()
     assert not first.unmodelled.any()
@@ -97,7 +97,7 @@ def test_the_warp_does_not_fold(seed: int) -> None:
     assert volume.max() < 1.6
 
 
-def test_the_seed_acts(heads: dict[int, phantom.Head]) -> None:
+def test_the_seed_acts(heads: dict[int, phantom.PhantomHead]) -> None:
     same, other = phantom.make_head(1, 6.0, seed=0), phantom.make_head(1, 6.0, seed=1)
     np.testing.assert_array_equal(same.parameters["t1"], heads[1].parameters["t1"])
     assert not np.allclose(other.parameters["t1"], heads[1].parameters["t1"])

@@ -13,7 +13,7 @@ from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
 
 @pytest.fixture(scope="module")
-def head() -> phantom.Head:
+def head() -> phantom.PhantomHead:
     return phantom.make_head(2, 6.0, seed=0)
 
 
@@ -23,7 +23,7 @@ def gradients() -> Diffusion:
 
 
 @pytest.fixture(scope="module")
-def dwi(head: phantom.Head, gradients: Diffusion) -> np.ndarray:
+def dwi(head: phantom.PhantomHead, gradients: Diffusion) -> np.ndarray:
     return signals.diffusion(head, gradients, np.random.default_rng(1))
 
 
@@ -73,7 +73,9 @@ def test_protocol_is_that_of_gyori(gradients: Diffusion) -> None:
     assert not np.allclose(seen[0], seen[1])
 
 
-def test_noise_of_the_dwi_has_the_stated_level(head: phantom.Head, dwi: np.ndarray, gradients: Diffusion) -> None:
+def test_noise_of_the_dwi_has_the_stated_level(
+    head: phantom.PhantomHead, dwi: np.ndarray, gradients: Diffusion
+) -> None:
     tissue = np.isin(head.dseg, (1, 2))
     b0 = dwi[tissue][:, np.asarray(gradients.b_value) == 0]
     ratio = b0.mean() / np.sqrt(b0.var(axis=1, ddof=1).mean())
@@ -81,7 +83,7 @@ def test_noise_of_the_dwi_has_the_stated_level(head: phantom.Head, dwi: np.ndarr
 
 
 @pytest.mark.parametrize("kind", ["T1w", "IRT1", "MESE", "dwi"])
-def test_noise_in_air_is_rayleigh(head: phantom.Head, dwi: np.ndarray, kind: str) -> None:
+def test_noise_in_air_is_rayleigh(head: phantom.PhantomHead, dwi: np.ndarray, kind: str) -> None:
     rng = np.random.default_rng(2)
     images = {
         "T1w": lambda: signals.t1w(head, rng)[..., None],
@@ -111,7 +113,7 @@ def fitted(model: str, data: np.ndarray, gradients: Diffusion) -> tuple[np.ndarr
 
 @pytest.mark.parametrize(("model", "column", "name"), [("t1", 2, "t1"), ("t2", 1, "t2")])
 def test_truth_of_relaxometry_comes_back(
-    head: phantom.Head, gradients: Diffusion, model: str, column: int, name: str
+    head: phantom.PhantomHead, gradients: Diffusion, model: str, column: int, name: str
 ) -> None:
     rng = np.random.default_rng(3)
     series = signals.inversion_recovery(head, rng)[0] if model == "t1" else signals.multi_echo(head, rng)
@@ -123,7 +125,7 @@ def test_truth_of_relaxometry_comes_back(
 
 
 def test_truth_of_diffusion_comes_back(
-    head: phantom.Head, gradients: Diffusion, monkeypatch: pytest.MonkeyPatch
+    head: phantom.PhantomHead, gradients: Diffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without noise: at the SNR of the demo the noise floor biases a fit to magnitudes."""
     monkeypatch.setitem(signals.SNR, "dwi", 1e6)

@@ -24,10 +24,12 @@ from qmri_bidsapp.uncertainty.certificate import Certificate, certify
 from qmri_bidsapp.uncertainty.ood import Flags, OutOfDistribution, Reason, _share_as_extreme
 from qmri_bidsapp.uncertainty.ood_directions import ShellFits, nominal_series
 from qmri_bidsapp.uncertainty.ood_measures import Measures, Meter, measure
-from qmri_bidsapp.uncertainty.simulation import Voxels, simulate_voxels
+from qmri_bidsapp.uncertainty.simulation import SimulatedVoxels, simulate_voxels
 
 
-def simulate(estimator: Estimator, protocol, noise: Noise, n: int, seed: int, prior: Prior | None = None) -> Voxels:
+def simulate(
+    estimator: Estimator, protocol, noise: Noise, n: int, seed: int, prior: Prior | None = None
+) -> SimulatedVoxels:
     values = (prior or estimator.model.default_prior()).draw(n, np.random.default_rng([seed, 1]))
     options = {"noise_is_known": True, "covariates_are_known": False, "by_volume": True}
     return simulate_voxels(estimator, protocol, values, noise, seed=seed, **options)
@@ -91,7 +93,7 @@ class Spherical:
         self.known = known_of(self.estimator, self.protocol, 25.0, n=2**13)
         self.voxels = self.simulate(25.0)
 
-    def simulate(self, snr: float) -> Voxels:
+    def simulate(self, snr: float) -> SimulatedVoxels:
         return simulate(self.estimator, self.protocol, Noise("gaussian", (snr, snr)), 1000, seed=13)
 
     def measure(self, series: np.ndarray) -> Measures:

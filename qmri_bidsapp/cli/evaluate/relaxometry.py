@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     standard, chosen = protocols[last], estimators[last]
     heads = _heads(arguments.labels)[-(arguments.heads or 0) :]
     scene = draw_scene(model, heads, np.random.default_rng(SCENE_SEED))
-    setting = experiments.Setting(
+    setting = experiments.ExperimentSettings(
         model,
         arguments.repetitions,
         n_slow=arguments.map_repetitions,

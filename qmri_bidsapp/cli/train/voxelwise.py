@@ -333,6 +333,6 @@ def _noise(arguments: argparse.Namespace, model: SignalModel, protocol: Acquisit
     from qmri_bidsapp.core.simulation import Noise
     from qmri_bidsapp.estimators.learned.examples import default_noise
 
-    usual = default_noise(model, protocol)
+    usual = default_noise(protocol)
     snr = arguments.snr or usual.snr
     return Noise(arguments.noise or usual.kind, (snr[0], snr[-1]))

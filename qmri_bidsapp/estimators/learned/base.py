@@ -207,7 +207,7 @@ class LearnedEstimator(TrainedEstimator, VoxelwiseEstimator):
         self.prior_ = self.prior or self.model.default_prior()
         if self.prior_.parameters != self.model.parameters[1:]:
             raise PriorError(f"The prior has other parameters than model {self.model.name}.")
-        self.noise_ = self.noise or default_noise(self.model, acquisition)
+        self.noise_ = self.noise or default_noise(acquisition)
         if self.noise_.kind == "rician" and acquisition.has_sign:
             raise UsageError("Rician noise is that of magnitudes, but this series has signs: use gaussian noise.")
         with one_thread():
@@ -243,7 +243,7 @@ class LearnedEstimator(TrainedEstimator, VoxelwiseEstimator):
         """Return prior, noise, options and seed of a training for a protocol, as plain data: part of `notes_`."""
         return {
             "prior": (self.prior or self.model.default_prior()).describe(),
-            "noise": (self.noise or default_noise(self.model, acquisition)).to_dict(),
+            "noise": (self.noise or default_noise(acquisition)).to_dict(),
             "options": self.options(),
             "n_combinations": min(self.n_combinations, MAX_VALUES // acquisition.n_measurements),
             "seed": seed,

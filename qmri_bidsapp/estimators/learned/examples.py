@@ -26,7 +26,7 @@ SNR = (10.0, 100.0)
 UNKNOWN_NOISE_SHARE = 0.5
 
 
-def default_noise(model: SignalModel, acquisition: Acquisition) -> Noise:
+def default_noise(acquisition: Acquisition) -> Noise:
     """Return the noise of a series as the app fits it.
 
     Magnitudes have Rician noise; signed images and diffusion series, whose noise floor the app removes, Gaussian noise.

@@ -96,7 +96,7 @@ class Trial(NamedTuple):
     is_rician: bool
 
 
-class Errors(NamedTuple):
+class RelaxationErrors(NamedTuple):
     """Medians over the voxels of the brain, relative to the true value.
 
     Attributes
@@ -230,13 +230,13 @@ def per_voxel(
     return (mean - truth) / truth, cv
 
 
-def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> Errors:
+def errors_of(estimates: npt.NDArray[np.float64], trial: Trial) -> RelaxationErrors:
     """Return the errors of estimates, (n_repetitions, n_voxels); failed ones (not finite) count as infinite."""
     truth = trial.truth[trial.brain].astype(float)
     values = np.where(np.isfinite(estimates), estimates, np.inf)
     bias, cv = per_voxel(estimates, truth)
     error = abs(values - truth) / truth
-    return Errors(error=float(np.median(error)), bias=float(np.median(bias)), cv=float(np.median(cv)))
+    return RelaxationErrors(error=float(np.median(error)), bias=float(np.median(bias)), cv=float(np.median(cv)))
 
 
 def _phantom(model: SignalModel, acquisition: Acquisition) -> Trial:
@@ -244,7 +244,7 @@ def _phantom(model: SignalModel, acquisition: Acquisition) -> Trial:
     return simulate_trial(model, [crop(structures_of(label_phantom()))], acquisition, PHANTOM_SNR)
 
 
-def phantom_errors(network: nn.Module, model: SignalModel, acquisition: Acquisition) -> Errors:
+def phantom_errors(network: nn.Module, model: SignalModel, acquisition: Acquisition) -> RelaxationErrors:
     """Return the errors of a network on a head of ellipsoids at `PHANTOM_SNR`, against which its card is checked."""
     trial = _phantom(model, acquisition)
     return errors_of(estimate_by_network(network, model, trial), trial)

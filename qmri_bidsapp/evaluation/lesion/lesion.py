@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.noise import add_gaussian
 from qmri_bidsapp.core.prior import Mixed, Prior
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import UsageError
@@ -105,7 +106,7 @@ class Outcome:
     Attributes
     ----------
     numbers : dict
-        Plain data, see `Voxels.numbers`.
+        Plain data, see `LesionVoxels.numbers`.
     maps : dict
         `MAPS` -> (n,) of the voxels of the slice: estimate, expected bias and width of the range of the diffusivity,
         mm2/s, and p-value of the flag.
@@ -116,7 +117,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Voxels:
+class LesionVoxels:
     """Results of n voxels.
 
     Attributes
@@ -286,7 +287,7 @@ def evaluate(
 
     for snr in snrs:
         # All estimators see the same noise.
-        measured = clean + np.random.default_rng([seed, 2]).standard_normal(clean.shape) / snr
+        measured = add_gaussian(clean, 1 / snr, np.random.default_rng([seed, 2]))
         noise = Noise("gaussian", (snr, snr))
         for name in estimators:
             report(f"SNR {snr:g}: {name}")
@@ -299,6 +300,6 @@ def evaluate(
             )
             reading = read_truth(uniform, *quantities_of(uniform, maps), measures.size * snr)
             flags, _ = flag_voxels(healthy, measures, level)
-            voxels = Voxels(truth, maps.estimate[:, 1:3].astype(np.float64), reading, flags.p_value)
+            voxels = LesionVoxels(truth, maps.estimate[:, 1:3].astype(np.float64), reading, flags.p_value)
             numbers = voxels.numbers(slice(ends[0]), slice(*ends[:2]), regional_mean)
             yield snr, name, Outcome(numbers, voxels.maps(slice(ends[2], None)))

@@ -41,7 +41,7 @@ UNIT_WIDTH = float(2 * np.log(9))
 Estimators = Mapping[str, Estimator]
 
 
-class Setting(NamedTuple):
+class ExperimentSettings(NamedTuple):
     """Settings that all experiments share.
 
     Attributes
@@ -76,7 +76,7 @@ class Spread(NamedTuple):
 
 
 def repeat(
-    setting: Setting, estimator: Estimator, scene: Scene, acquisition: Acquisition, snr: float, what: str
+    setting: ExperimentSettings, estimator: Estimator, scene: Scene, acquisition: Acquisition, snr: float, what: str
 ) -> npt.NDArray[np.float64]:
     """Return the relaxation times of the brain's voxels, (n_repetitions, n_voxels) s, NaN where an estimate failed."""
     is_slow = isinstance(estimator, SmoothFieldPosterior)
@@ -97,7 +97,7 @@ def spread_of(estimates: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]
 
 
 def noise_robustness(
-    setting: Setting, estimators: Estimators, scene: Scene, acquisition: Acquisition
+    setting: ExperimentSettings, estimators: Estimators, scene: Scene, acquisition: Acquisition
 ) -> dict[str, dict[str, Spread]]:
     """Return the spread over the brain for every SNR and estimator (section 5.1.1)."""
     return {
@@ -110,14 +110,17 @@ def noise_robustness(
 
 
 def generalisation(
-    setting: Setting, estimators: Mapping[str, Estimators], scene: Scene, protocols: Mapping[str, Acquisition]
+    setting: ExperimentSettings,
+    estimators: Mapping[str, Estimators],
+    scene: Scene,
+    protocols: Mapping[str, Acquisition],
 ) -> dict[str, dict[str, Any]]:
     """Return the spread over the brain for every protocol, and the repeatability of two scans (sections 5.3, 5.4).
 
     Parameters
     ----------
     setting, scene
-        See `Setting` and `Scene`.
+        See `ExperimentSettings` and `Scene`.
     estimators : mapping
         Protocol -> estimators fitted to it.
     protocols : mapping
@@ -136,7 +139,7 @@ def generalisation(
 
 
 def small_structures(
-    setting: Setting, estimators: Estimators, scene: Scene, acquisition: Acquisition
+    setting: ExperimentSettings, estimators: Estimators, scene: Scene, acquisition: Acquisition
 ) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Measure the contrast of points and lines with another relaxation time (section 5.1.2).
 
@@ -218,7 +221,9 @@ def edge_scene(model: SignalModel) -> tuple[Scene, npt.NDArray[np.float64]]:
     return Scene(theta[None], structures[None]), distance
 
 
-def edge_widths(setting: Setting, estimators: Estimators, acquisition: Acquisition) -> dict[str, dict[str, Any]]:
+def edge_widths(
+    setting: ExperimentSettings, estimators: Estimators, acquisition: Acquisition
+) -> dict[str, dict[str, Any]]:
     """Return the width of an edge, 10 to 90 %, voxels, from a sigmoid fitted to each repetition (section 5.3).
 
     ``width`` has the percentiles over repetitions, ``profile`` the median estimates by distance, s.

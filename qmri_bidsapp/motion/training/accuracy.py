@@ -21,7 +21,7 @@ COVERAGE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ScoredImage:
     """An input of the network with its true score.
 
     Attributes
@@ -41,10 +41,10 @@ class Case:
 
 def simulated_cases(
     head: str, domain: str, volume: Tensor, affine: Floats, n: int, rng: np.random.Generator, grid: Grid = GRID
-) -> list[Case]:
+) -> list[ScoredImage]:
     """Return the network's inputs for a T1w volume without and with simulated motion; see `simulate_levels`."""
     return [
-        Case(head, domain, prepare(moved, upright, grid).half(), score)
+        ScoredImage(head, domain, prepare(moved, upright, grid).half(), score)
         for moved, upright, score in simulate_levels(volume, affine, n, rng, grid)
     ]
 
@@ -95,12 +95,12 @@ def predict(network: SFCN, images: Sequence[Tensor], device: str = "cpu") -> tup
     return mean, lower, upper
 
 
-def agreement(cases: Sequence[Case], mean: Floats, lower: Floats, upper: Floats) -> dict[str, float]:
+def agreement(cases: Sequence[ScoredImage], mean: Floats, lower: Floats, upper: Floats) -> dict[str, float]:
     """Return measures of agreement between true and estimated scores.
 
     Parameters
     ----------
-    cases : sequence of Case
+    cases : sequence of ScoredImage
     mean, lower, upper : ndarray
         (case,) mm, from `predict`.
 
@@ -133,7 +133,7 @@ def agreement(cases: Sequence[Case], mean: Floats, lower: Floats, upper: Floats)
 
 
 def agreement_by_domain(
-    cases: Sequence[Case], mean: Floats, lower: Floats, upper: Floats
+    cases: Sequence[ScoredImage], mean: Floats, lower: Floats, upper: Floats
 ) -> dict[str, dict[str, float]]:
     """Return `agreement` for all cases and for each domain."""
     domains = np.array([case.domain for case in cases])

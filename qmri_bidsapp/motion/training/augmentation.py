@@ -1,7 +1,7 @@
 """Augmentation: variation other than motion, drawn and recorded in one step and applied in another.
 
 Shape, contrast and sharpness belong to a head (`Anatomy`); the receive field, noise and position to an acquisition
-(`Acquisition`). Sharpness is drawn independently of motion, so that blur does not predict the score.
+(`ScanSettings`). Sharpness is drawn independently of motion, so that blur does not predict the score.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Anatomy:
 
 
 @dataclass(frozen=True, eq=False)
-class Acquisition:
+class ScanSettings:
     """Effects of one acquisition other than motion.
 
     Attributes
@@ -93,11 +93,11 @@ def draw_anatomy(rng: np.random.Generator, *, deform: float = 0.5) -> Anatomy:
     )
 
 
-def draw_acquisition(rng: np.random.Generator, grid: Grid) -> Acquisition:
+def draw_acquisition(rng: np.random.Generator, grid: Grid) -> ScanSettings:
     """Draw the effects of one acquisition."""
     strength = rng.uniform(0, 0.35)
     shift = [int(rng.integers(-min(margin), min(margin) + 1)) for margin in grid.margin]
-    return Acquisition(
+    return ScanSettings(
         bias=rng.normal(0, strength, (4, 4, 4)),
         noise=float(np.exp(rng.uniform(np.log(NOISE[0]), np.log(NOISE[1])))) if rng.uniform() < NOISY else 0.0,
         noise_seed=int(rng.integers(2**31)),
@@ -160,7 +160,7 @@ def augment_head(volume: Tensor, anatomy: Anatomy, spacing: float) -> Tensor:
     return image.flip(0) if anatomy.flip else image
 
 
-def augment_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acquisition, grid: Grid) -> Tensor:
+def augment_acquisition(volume: Tensor, blank: Tensor | None, acquisition: ScanSettings, grid: Grid) -> Tensor:
     """Apply receive field, noise and blanking, and crop to the grid of the network.
 
     Parameters
@@ -169,7 +169,7 @@ def augment_acquisition(volume: Tensor, blank: Tensor | None, acquisition: Acqui
         (x, y, z) of `grid.work_shape`.
     blank : Tensor or None
         (x, y, z) bool, voxels to blank.
-    acquisition : Acquisition
+    acquisition : ScanSettings
     grid : Grid
 
     Returns

@@ -22,7 +22,7 @@ from qmri_bidsapp.motion.head_axes import mean_heads
 from qmri_bidsapp.motion.network import SFCN
 from qmri_bidsapp.motion.network_input import GRID
 from qmri_bidsapp.motion.scorer import load_network, save_scorer
-from qmri_bidsapp.motion.training.accuracy import Case, simulated_cases
+from qmri_bidsapp.motion.training.accuracy import ScoredImage, simulated_cases
 from qmri_bidsapp.motion.training.augmentation import NOISE, NOISY, RESOLUTION, Anatomy
 from qmri_bidsapp.motion.training.pool import Simulator
 from qmri_bidsapp.motion.training.samples import RENDERED, STILL, Head, image_head, image_of, label_head
@@ -212,19 +212,21 @@ def _head(item: HeadFile, read: Read, device: str) -> Head:
     return image_head(item.path.name, item.domain, volume.to(device), affine, GRID)
 
 
-def _validation_cases(files: Sequence[HeadFile], cache: Path, read: Read, report: Report) -> list[Case]:
+def _validation_cases(files: Sequence[HeadFile], cache: Path, read: Read, report: Report) -> list[ScoredImage]:
     """Return images of held-out heads with and without motion; they are simulated once."""
     if cache.exists():
-        return [Case(**entry) for entry in torch.load(cache, weights_only=True)]
+        return [ScoredImage(**entry) for entry in torch.load(cache, weights_only=True)]
     cases = _cases(files, 1, LEVELS, read, report)
     with atomic_file(cache) as temporary:
         torch.save([vars(case) for case in cases], temporary)
     return cases
 
 
-def _cases(files: Sequence[HeadFile], seed: int, levels: Mapping[str, int], read: Read, report: Report) -> list[Case]:
+def _cases(
+    files: Sequence[HeadFile], seed: int, levels: Mapping[str, int], read: Read, report: Report
+) -> list[ScoredImage]:
     """Return images of heads with and without motion, and without the augmentation of the training."""
-    cases: list[Case] = []
+    cases: list[ScoredImage] = []
     for number, item in enumerate(files):
         rng = np.random.default_rng([seed, number])
         volume, affine = read(item.path)
@@ -243,7 +245,7 @@ def _usual_levels(n_heads: int) -> dict[str, int]:
     return dict.fromkeys(LEVELS, max(USUAL_LEVELS, math.ceil(N_USUAL / n_heads) - 1))
 
 
-def _familiarity(network: SFCN, cases: Sequence[Case], device: str) -> Familiarity:
+def _familiarity(network: SFCN, cases: Sequence[ScoredImage], device: str) -> Familiarity:
     """Return the distribution of the embeddings of images without augmentation."""
     network.eval()
     with torch.no_grad():

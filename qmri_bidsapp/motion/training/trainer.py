@@ -19,7 +19,7 @@ from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.network import SFCN, Architecture, soft_labels
 from qmri_bidsapp.motion.network_input import BRIGHTEST
-from qmri_bidsapp.motion.training.accuracy import Case, agreement_by_domain, predict
+from qmri_bidsapp.motion.training.accuracy import ScoredImage, agreement_by_domain, predict
 from qmri_bidsapp.motion.training.pool import PlaneSet, Simulator
 from qmri_bidsapp.motion.training.samples import N_PROFILE
 
@@ -229,7 +229,7 @@ def augment_planes(part: PlaneSet, image: int, rng: np.random.Generator) -> list
 def train(
     trainer: Trainer,
     simulator: Simulator,
-    validation: Sequence[Case],
+    validation: Sequence[ScoredImage],
     *,
     n_rounds: int,
     report: Callable[[str], None] = print,
@@ -240,7 +240,7 @@ def train(
     ----------
     trainer : Trainer
     simulator : Simulator
-    validation : sequence of Case
+    validation : sequence of ScoredImage
         Images of held-out persons; may be empty.
     n_rounds : int
         Total number, with those before a resume.
@@ -264,7 +264,7 @@ def train(
             report(line)
 
 
-def validate(trainer: Trainer, validation: Sequence[Case]) -> None:
+def validate(trainer: Trainer, validation: Sequence[ScoredImage]) -> None:
     """Compute and log the accuracy of the averaged weights on held-out heads, by domain."""
     found = predict(trainer.average, [case.image for case in validation], trainer.device)
     trainer.figures = agreement_by_domain(validation, *found)

@@ -46,7 +46,7 @@ def test_numbers_of_known_voxels():
     high = np.array([[9, 0.7, 1e-3]] + [[9, 0.7, 9]] * 5, dtype=np.float32)
     reading = Reading(bias, low, high, np.array([2, 1, 1, 1, 1, 1], dtype=np.uint8), np.zeros((6, 3), dtype=bool))
     p_value = np.array([0.01, 0.5, 0.9, 0.4, 0.03, 0.6], dtype=np.float32)
-    found = lesion.Voxels(truth, estimate, reading, p_value).numbers(slice(2), slice(2, 6), lambda values: values)
+    found = lesion.LesionVoxels(truth, estimate, reading, p_value).numbers(slice(2), slice(2, 6), lambda values: values)
     assert found["cnr"]["v"] == pytest.approx((0.7 - 0.65) / 0.01)
     assert found["auroc"]["v debiased"] == 1
     assert found["auroc"]["flag"] == pytest.approx((4 + 2) / 8)

@@ -19,7 +19,7 @@ from qmri_bidsapp.evaluation.relaxometry.experiments import (
     CONTRASTS,
     LINE_LENGTH,
     UNIT_WIDTH,
-    Setting,
+    ExperimentSettings,
     edge_scene,
     find_sites,
     repeat,
@@ -92,7 +92,7 @@ def test_a_neighbours_mean_keeps_a_ninth_of_a_point(scene, monkeypatch):
         return np.stack([uniform_filter(scene.theta[..., -1], (1, 3, 3))[scene.brain].astype(float)] * 2)
 
     monkeypatch.setattr(experiments, "repeat", blurred)
-    found = small_structures(Setting(MODEL, 2), {"mean": None}, scene, ECHOES)
+    found = small_structures(ExperimentSettings(MODEL, 2), {"mean": None}, scene, ECHOES)
     for by_factor in found["point"].values():
         assert by_factor["mean"]["kept"] == pytest.approx(1 / 9, rel=0.01)
     assert list(found["point"]) == [f"{factor:g}" for factor in CONTRASTS]
@@ -101,9 +101,9 @@ def test_a_neighbours_mean_keeps_a_ninth_of_a_point(scene, monkeypatch):
 
 def test_noise_is_paired_and_variation_falls_with_it(scene):
     estimator = VariableProjection(MODEL).fit(ECHOES)
-    first, again = (repeat(Setting(MODEL, 3), estimator, scene, ECHOES, 50, "") for _ in range(2))
+    first, again = (repeat(ExperimentSettings(MODEL, 3), estimator, scene, ECHOES, 50, "") for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    other = repeat(Setting(MODEL, 3, seed=1), estimator, scene, ECHOES, 100, "")
+    other = repeat(ExperimentSettings(MODEL, 3, seed=1), estimator, scene, ECHOES, 100, "")
     low, high = (spread_of(found, scene.truth).cv[2] for found in (other, first))
     assert high / low == pytest.approx(2, rel=0.1)
 

@@ -9,7 +9,7 @@ from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.motion.network import N_BINS, SFCN, Architecture, bin_centres, soft_labels, summarise
 from qmri_bidsapp.motion.network_input import Grid
 from qmri_bidsapp.motion.training import pool
-from qmri_bidsapp.motion.training.accuracy import Case, agreement, agreement_by_domain, predict, simulated_cases
+from qmri_bidsapp.motion.training.accuracy import ScoredImage, agreement, agreement_by_domain, predict, simulated_cases
 from qmri_bidsapp.motion.training.pool import N_PLANES, PlaneSet, Simulator, to_bytes
 from qmri_bidsapp.motion.training.samples import (
     BANDS,
@@ -238,8 +238,8 @@ def test_weights_stay_below_eight_megabytes() -> None:
     assert sum(value.numel() for value in SFCN().state_dict().values()) * 4 < 8e6
 
 
-def _case(head: str, score: float, domain: str = "real") -> Case:
-    return Case(head, domain, torch.zeros(1), score)
+def _case(head: str, score: float, domain: str = "real") -> ScoredImage:
+    return ScoredImage(head, domain, torch.zeros(1), score)
 
 
 def test_figures_of_agreement() -> None:
