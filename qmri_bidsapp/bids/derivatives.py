@@ -247,8 +247,8 @@ def write_dataset_files(
         "Quantitative maps made by qmri_bidsapp.\n\nOpen sub-<label>.html for the report of a subject. Maps are in "
         "BIDS units (s, mm2/s, 1/s); each has a\nstandard deviation (desc-<estimator>std) and each fit a status map "
         "(desc-<...>status_dseg). How far\na value can be trusted: desc-<estimator>bias, the range of the truth "
-        "(truthlow, truthhigh) and\ndesc-<...>trust_dseg. Voxels unlike all that was simulated: desc-<...>flag_dseg. "
-        "descriptions.tsv explains all labels.\n",
+        "(truthlow, truthhigh) and\ndesc-<...>trust_dseg. Voxels that differ from all simulated ones: "
+        "desc-<...>flag_dseg. descriptions.tsv\nexplains all labels.\n",
         out_dir,
         "README",
     )

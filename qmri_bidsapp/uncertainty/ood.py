@@ -1,8 +1,9 @@
-"""Out of distribution: voxels that are unlike all that was simulated, each with a reason.
+"""Out-of-distribution voxels: those that differ from all simulated ones, each with a reason.
 
-Scores are compared with those of simulated voxels of a like signal-to-noise ratio: the part of these that is as
-extreme is a p-value, whatever the distribution of the score (Lei and Wasserman 2014, J R Stat Soc B 76:71; of several
-scores the smallest, compared in turn). Of voxels like the simulated ones as many are flagged as the level says.
+Scores are compared with those of simulated voxels of similar signal-to-noise ratio. The share of these that is at least
+as extreme is a p-value, whatever the distribution of the score (Lei and Wasserman 2014, J R Stat Soc B 76:71). Of
+several scores the smallest p-value counts, which is compared with its distribution in turn, so that the level is the
+share of typical voxels that are flagged.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from qmri_bidsapp.uncertainty.ood_measures import Measures
 
 Array = npt.NDArray[np.float64]
 
-#: Part of the voxels like the simulated ones that is flagged.
+#: Share of typical voxels that are flagged.
 LEVEL = 0.05
-#: Neighbours whose distance counts, and most dimensions of the space in which it does.
+#: Neighbours whose distance is averaged, and largest dimension of the space of distances.
 N_NEIGHBOURS = 10
 MAX_DIMENSIONS = 6
 #: How much narrower neighbourhoods are along the logarithm of the signal-to-noise ratio than along features.

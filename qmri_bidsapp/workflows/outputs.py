@@ -34,7 +34,7 @@ TRUTH = {
     "truth_high": "Upper limit (95 %) of the true value, given the estimate",
 }
 #: Maps that a certificate adds on request.
-DEBIASED = {"debiased": "Estimate less its expected bias"}
+DEBIASED = {"debiased": "Estimate minus its expected bias"}
 #: Maps that a certificate adds for learned estimators.
 CONFORMAL = {
     f"interval_{key}": f"{side} limit of the 95 % interval (split conformal, over all signal-to-noise ratios), "
@@ -42,9 +42,9 @@ CONFORMAL = {
     for key, side in (("low", "Lower"), ("high", "Upper"))
 }
 #: Origin of the standard deviations of skewed parameters, see `estimators.likelihood.skewed_errors`.
-EXPECTED_ERROR = "expected error over the truths that may have made the estimate"
+EXPECTED_ERROR = "expected error over the possible true values, given the estimate"
 #: Treatment of standard deviations of estimators with `std_from_residuals`, see `uncertainty.moderation`.
-MODERATED = "noise, where residuals tell it, moderated over the series, with the quantile of Student's t"
+MODERATED = "noise estimated from residuals is moderated over the series, with the quantile of Student's t"
 READ_UNDER = "under the prior of the certificate, at the signal-to-noise ratio of the voxel"
 TISSUE_SEGMENTATION = "Tissues: 1 grey matter, 2 white matter, 3 cerebrospinal fluid"
 
@@ -309,9 +309,9 @@ def truth_outputs(
         description = f"{parameters[parameter].description}: {texts[what]}{under}"
         maps.append({**of_estimate[parameter], "Description": description})
     title = f"{record.model_title}, {record.estimator_title}"
-    trust = f"What the certificate says of the estimate ({title}) in each voxel"
-    flag = f"Why a voxel is unlike all that was simulated ({title}), at a level of {LEVEL:g}"
-    p_value = f"Part of simulated voxels of like signal-to-noise ratio that are as strange ({title})"
+    trust = f"Verdict of the certificate on the estimate ({title}) in each voxel"
+    flag = f"Why a voxel differs from all simulated voxels ({title}), at a level of {LEVEL:g}"
+    p_value = f"Share of simulated voxels of similar signal-to-noise ratio that are at least as unusual ({title})"
     plain = {key: value for key, value in sidecars.status.items() if key != "Manual"}
     return found, TruthSidecars(
         maps=maps,
