@@ -50,6 +50,8 @@ def load_image(
         image = nib.load(path)
         check_values_are_real(path, image)
         data = np.asarray(image.dataobj, dtype=np.float32)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} cannot be read: there is no such file; check the name.") from error
     except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read as an image ({error}); the file may be truncated: copy it again."
