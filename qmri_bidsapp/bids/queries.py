@@ -60,7 +60,8 @@ def find_inputs(
             n_files += len(files)
             for entities, members in _grouped(files, kind):
                 _add_group(layout, subject, kind, entities, members, groups, problems)
-        fieldmaps = _magnitudes(_files(layout, subject, FIELDMAP, queries[FIELDMAP], session_labels, ()))
+        # `choose_b1` takes maps of the session of a series, or without a session.
+        fieldmaps = _magnitudes(_files(layout, subject, FIELDMAP, queries[FIELDMAP], (), ()))
         groups = _with_covariates(groups, fieldmaps, problems)
         if not groups and not problems:
             message = f"sub-{subject} has no {' or '.join(suffixes().rsplit(', ', 1))} to work on."

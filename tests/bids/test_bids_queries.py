@@ -451,6 +451,12 @@ class TestTransmitField:
         shutil.copy(source, target)
         groups = {group.name: group.covariates for group in inputs_of(root, "02").groups}
         assert groups["ses-a_VFA"] == ()
+        # A map without a session serves all, whichever are chosen.
+        common = root / "sub-02" / "fmap" / "sub-02_TB1map.nii.gz"
+        common.parent.mkdir()
+        shutil.copy(source, common)
+        (group,) = (item for item in inputs_of(root, "02", session_labels=("a",)).groups if item.kind == "VFA")
+        assert [Path(item.file).name for item in group.covariates] == [common.name]
         assert len(groups["ses-b_VFA"]) == 1
 
 
