@@ -7,10 +7,19 @@ from typing import Any
 
 from qmri_bidsapp.errors import InputError
 
+#: BIDS keys whose labels are numbers.
+NUMBERED = ("run", "echo", "flip", "inv", "chunk")
+
 
 def labels_of(path: str | Path) -> dict[str, str]:
     """Return BIDS key -> label of a file name, as written; pybids would turn ``run-01`` into the number 1."""
     return dict(part.split("-", 1) for part in Path(path).name.split("_") if "-" in part)
+
+
+def same_labels_of(path: str | Path) -> dict[str, str]:
+    """Return BIDS key -> label of a file name, numbers without leading zeros: ``run-1`` and ``run-01`` are one run."""
+    labels = labels_of(path)
+    return labels | {key: labels[key].lstrip("0") or "0" for key in NUMBERED if labels.get(key, "").isdigit()}
 
 
 def open_image(path: str) -> Any:

@@ -7,7 +7,7 @@ of `core.acquisition.Acquisition` where no present one describes it, and a model
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -48,6 +48,10 @@ class Field:
         preprocessed images.
     default : object
         Value where an optional field is absent.
+    entity : str or None
+        BIDS key of the entity of file names that states the same, as ``on`` or ``off``: the two must agree.
+    words : tuple of (str, bool)
+        Text, in capitals, that a true-or-false field may hold as well, and its meaning.
     """
 
     attribute: str
@@ -55,6 +59,8 @@ class Field:
     unit: str | None
     is_required: bool = True
     default: Any = None
+    entity: str | None = None
+    words: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,14 @@ def _not_spoiled(sidecar: Mapping[str, Any]) -> str | None:
 _ECHO_TIME = Field("echo_time", ("EchoTime",), "seconds")
 _FLIP_ANGLE = Field("flip_angle", ("FlipAngle",), "degrees")
 _REPETITION_TIME = Field("repetition_time", ("RepetitionTimeExcitation", "RepetitionTime"), "seconds")
+# The words are those of the DICOM attribute Magnetization Transfer (0018,9020).
+_MT_PULSE = Field(
+    "mt_pulse",
+    ("MTState",),
+    None,
+    entity="mt",
+    words=(("ON_RESONANCE", True), ("OFF_RESONANCE", True), ("NONE", False)),
+)
 _STEADY_STATE_ORDER = ("mt_pulse", "flip_angle", "repetition_time")
 _KINDS = (
     # Brain extraction needs the whole head: a thinner image is a slab.
@@ -153,7 +167,7 @@ _KINDS = (
     Kind(
         "VFA",
         SpoiledGradientEcho,
-        (_FLIP_ANGLE, _REPETITION_TIME, Field("mt_pulse", ("MTState",), None, is_required=False, default=False)),
+        (_FLIP_ANGLE, _REPETITION_TIME, replace(_MT_PULSE, is_required=False, default=False)),
         axis=("flip",),
         sort_by=_STEADY_STATE_ORDER,
         is_steady_state=True,
@@ -163,7 +177,7 @@ _KINDS = (
     Kind(
         "MTS",
         SpoiledGradientEcho,
-        (_FLIP_ANGLE, _REPETITION_TIME, Field("mt_pulse", ("MTState",), None)),
+        (_FLIP_ANGLE, _REPETITION_TIME, _MT_PULSE),
         axis=("flip", "mt"),
         sort_by=_STEADY_STATE_ORDER,
         is_steady_state=True,

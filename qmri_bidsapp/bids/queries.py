@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
-from qmri_bidsapp.bids.files import check_headers, labels_of, open_image
+from qmri_bidsapp.bids.files import check_headers, labels_of, open_image, same_labels_of
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, Kind, load_kinds, suffixes
 from qmri_bidsapp.bids.parts import Complement, split_parts
@@ -115,13 +115,17 @@ def _magnitudes(files: Iterable[BIDSFile]) -> list[BIDSFile]:
 
 
 def _grouped(files: Iterable[BIDSFile], kind: Kind) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
-    """Group files by the entities that distinguish series."""
-    groups: dict[tuple[tuple[str, str], ...], list[BIDSFile]] = {}
+    """Group files by the entities that distinguish series; return those entities as the first file has them."""
+    keys = [name for name in ENTITIES if name not in kind.within]
+    groups: dict[tuple[str | None, ...], list[BIDSFile]] = {}
     for item in files:
-        parts = labels_of(item.path)
-        key = tuple((name, parts[name]) for name in ENTITIES if name in parts and name not in kind.within)
-        groups.setdefault(key, []).append(item)
-    return sorted(groups.items())
+        same = same_labels_of(item.path)
+        groups.setdefault(tuple(same.get(name) for name in keys), []).append(item)
+    found = []
+    for members in groups.values():
+        labels = labels_of(members[0].path)
+        found.append((tuple((name, labels[name]) for name in keys if name in labels), members))
+    return sorted(found, key=lambda item: item[0])
 
 
 def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
@@ -184,11 +188,12 @@ def _check_distinct(kind: Kind, paths: list[str]) -> None:
     """Raise InputError unless every image has a name of its own: outputs would overwrite each other."""
     seen: dict[tuple[str | None, ...], str] = {}
     for path in paths:
-        labels = labels_of(path)
+        labels = same_labels_of(path)
         for name in kind.axis:
             if name not in labels:
                 raise InputError(f"{path} needs the entity {name}- in its name, as an image of a series; rename it.")
-        key = tuple(labels.get(name) for name in (*kind.within, "part"))
+        # Without part-, an image is a magnitude.
+        key = (*(labels.get(name) for name in kind.within), labels.get("part", "mag"))
         if key in seen:
             raise InputError(
                 f"{path} and {Path(seen[key]).name} are the same series by their names; keep one, or choose one "
@@ -267,15 +272,21 @@ def _gradient_file(root: Path, path: str, suffix: str, extension: str) -> str | 
     """Return the gradient file that applies to an image by BIDS' inheritance principle, None if there is none.
 
     It is in the folder of the image or above it, and its name has no entity that the image's name lacks. The nearest
-    one applies; within a folder, the one with most entities.
+    one applies; within a folder, the one with most entities. InputError if two have as many.
     """
     image = labels_of(path).items()
     for folder in Path(path).parents:
         # Hidden files are none of the data set, such as the resource files (._*) that macOS leaves on other disks.
         found = [name for name in sorted(folder.glob(f"*{suffix}{extension}")) if not name.name.startswith(".")]
         names = [name for name in found if labels_of(name).items() <= image]
-        if names:
-            return str(max(names, key=lambda name: len(labels_of(name))))
+        n_labels = max((len(labels_of(name)) for name in names), default=0)
+        best = [name for name in names if len(labels_of(name)) == n_labels]
+        if len(best) > 1:
+            raise InputError(
+                f"{path} needs one {extension} file, but {best[0]} and {best[1].name} apply to it alike; remove one."
+            )
+        if best:
+            return str(best[0])
         if folder == root:
             break
     return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
+from qmri_bidsapp.bids.files import labels_of
 from qmri_bidsapp.bids.kinds import Field, Kind
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.errors import InputError, ProtocolError
@@ -36,7 +38,8 @@ def series_protocol(
     Raises
     ------
     InputError
-        If a field is missing or has another type, a value is out of range, or an image cannot be used.
+        If a field is missing, has another type or contradicts the name of its image, a value is out of range, two
+        images have the same values of all fields, or an image cannot be used.
     """
     images = []
     for path, sidecar in zip(paths, sidecars, strict=True):
@@ -46,8 +49,23 @@ def series_protocol(
         images.append({field.attribute: _value(path, sidecar, field) for field in kind.fields})
     keys = kind.sort_by or tuple(field.attribute for field in kind.fields)
     order = sorted(range(len(images)), key=lambda index: tuple(images[index][key] for key in keys))
+    _check_values_differ(kind, paths, images)
     values = {field.attribute: tuple(images[index][field.attribute] for index in order) for field in kind.fields}
     return _make(kind, f"{paths[0]} and its series", values | ({"signed": True} if signed else {})), order
+
+
+def _check_values_differ(kind: Kind, paths: Sequence[str], images: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError if two images of a series have the same values: one sidecar is wrong, or an image is a copy."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for path, values in zip(paths, images, strict=True):
+        key = tuple(values.values())
+        if key in seen:
+            same = ", ".join(f"{field.names[0]} {values[field.attribute]}" for field in kind.fields)
+            raise InputError(
+                f"{path} needs values of its own, but {Path(seen[key]).name} has the same ({same}): correct the "
+                "sidecars, or keep one of the two images."
+            )
+        seen[key] = path
 
 
 def volumes_protocol(
@@ -93,23 +111,35 @@ def _make(kind: Kind, source: str, values: Mapping[str, Any]) -> Acquisition:
 def _value(path: str, sidecar: Mapping[str, Any], field: Field, *, may_be_list: bool = False) -> Any:
     """Return the value of a field, or a tuple of one value per volume; InputError if it has another type."""
     name = next((name for name in field.names if name in sidecar), None)
-    if name is None and not field.is_required:
-        return field.default
     found = None if name is None else sidecar[name]
     if may_be_list and isinstance(found, list):
         return tuple(_checked(path, value, field) for value in found)
-    return _checked(path, found, field)
+    value = field.default if name is None and not field.is_required else _checked(path, found, field)
+    label = labels_of(path).get(field.entity) if field.entity else None
+    if label is not None and label != ("on" if value else "off"):
+        states = f"no {field.names[0]}" if name is None else f"{name} {found!r}"
+        raise InputError(
+            f"{path} is {field.entity}-{label} by its name, but its sidecar has {states}: correct one of them."
+        )
+    return value
 
 
 def _checked(path: str, value: Any, field: Field) -> float | bool:
     names = " or ".join(field.names)
     if field.unit is None:
-        if not isinstance(value, bool):
-            raise InputError(f"{path} needs {names} (true or false) in its sidecar, got {value!r}; add it.")
-        return value
+        meant = dict(field.words).get(value.upper(), value) if isinstance(value, str) else value
+        if not isinstance(meant, bool):
+            words = ", ".join(["true or false", *(word for word, _ in field.words)])
+            raise InputError(f"{path} needs {names} ({words}) in its sidecar, got {value!r}; {_remedy(value)}.")
+        return meant
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise InputError(f"{path} needs {names} (a number, in {field.unit}) in its sidecar, got {value!r}; add it.")
+        needed = f"{names} (a number, in {field.unit})"
+        raise InputError(f"{path} needs {needed} in its sidecar, got {value!r}; {_remedy(value)}.")
     return float(value)
+
+
+def _remedy(value: Any) -> str:
+    return "add it" if value is None else "correct it"
 
 
 def image_fields(kind: Kind, acquisition: Acquisition) -> list[dict[str, Any]]:

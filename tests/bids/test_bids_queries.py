@@ -232,6 +232,16 @@ def test_gradients_follow_the_inheritance_principle(make_dataset: Make, moved: b
             assert getattr(found[name], attribute) == str(dwi / f"sub-01_acq-a_dwi.{attribute}")
 
 
+def test_two_gradient_files_that_apply_alike_are_refused(make_dataset: Make) -> None:
+    root = make_dataset()
+    dwi = root / "sub-01" / "dwi"
+    (dwi / "sub-01_dwi.nii.gz").rename(dwi / "sub-01_acq-a_run-1_dwi.nii.gz")
+    for name in ("acq-a", "run-1"):
+        shutil.copy(dwi / "sub-01_dwi.bval", dwi / f"sub-01_{name}_dwi.bval")
+    message = error_of(root)
+    assert "sub-01_acq-a_dwi.bval and sub-01_run-1_dwi.bval apply to it alike" in message
+
+
 def test_output_within_the_data_set_is_no_input(make_dataset: Make) -> None:
     root = make_dataset()
     shutil.copytree(root / "sub-01", root / "maps" / "sub-01")
@@ -262,6 +272,33 @@ def test_two_files_of_one_name_are_refused(make_dataset: Make, name: str) -> Non
     nib.save(nib.load(path), path.with_name(f"{name}.nii"))
     assert "same series by their names" in error_of(root)
     assert len(inputs_of(root).groups) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "copy"),
+    [
+        ("inv-2_IRT1", "inv-02_IRT1"),
+        ("echo-2_MESE", "echo-2_part-mag_MESE"),
+        ("dwi", "part-mag_dwi"),
+        ("run-1_dwi", "run-01_dwi"),
+        ("T1w", "part-mag_T1w"),
+    ],
+    ids=["leading-zero", "magnitude", "diffusion", "run", "T1w"],
+)
+def test_a_series_present_twice_is_refused(make_dataset: Make, name: str, copy: str) -> None:
+    """As a second conversion with other names leaves it."""
+    root = make_dataset()
+    kind = name.rsplit("_", 1)[-1]
+    if "run" in name:
+        for path in sorted((root / "sub-01" / "dwi").iterdir()):
+            path.rename(path.with_name(path.name.replace("sub-01_", "sub-01_run-1_")))
+    for path in sorted(root.glob(f"sub-01/*/sub-01_{name}.*")):
+        shutil.copy(path, path.with_name(path.name.replace(name, copy)))
+    message = error_of(root)
+    assert "same series by their names" in message
+    assert f"sub-01_{name}.nii.gz" in message
+    assert f"sub-01_{copy}.nii.gz" in message
+    assert kind not in {group.kind for group in inputs_of(root).groups}
 
 
 def test_slab_is_no_t1w_for_brain_extraction(make_dataset: Make) -> None:
@@ -332,7 +369,7 @@ class TestSteadyState:
                 {"FlipAngle": 20, "RepetitionTimeExcitation": 0.015, "PulseSequenceType": "bSSFP"},
                 "only spoiled gradient echoes",
             ),
-            ("flip-1_mt-on_MTS", {"FlipAngle": 6, "RepetitionTimeExcitation": 0.028}, "needs MTState (true or false)"),
+            ("flip-1_mt-on_MTS", {"FlipAngle": 6, "RepetitionTimeExcitation": 0.028}, "needs MTState (true or false"),
         ],
         ids=["flip-angle", "repetition-time", "milliseconds", "balanced", "mt-state"],
     )
@@ -341,6 +378,45 @@ class TestSteadyState:
         add_images(root / "sub-01" / "anat", {**STEADY_STATE, name: fields})
         assert message in error_of(root)
         assert f"sub-01_{name}.nii.gz" in error_of(root) or "milliseconds" in message
+
+    @pytest.mark.parametrize(
+        ("name", "state", "states"),
+        [
+            ("flip-1_mt-on_MTS", {"MTState": False}, "MTState False"),
+            ("flip-2_mt-off_MTS", {"MTState": "OFF_RESONANCE"}, "MTState 'OFF_RESONANCE'"),
+            ("flip-1_mt-on_VFA", {}, "no MTState"),
+        ],
+        ids=["off", "on", "unknown"],
+    )
+    def test_the_name_must_agree_with_the_state(
+        self, make_dataset: Make, add_images: Add, name: str, state: dict, states: str
+    ) -> None:
+        root = make_dataset()
+        images = {**STEADY_STATE, name: {"FlipAngle": 6, "RepetitionTimeExcitation": 0.028, **state}}
+        add_images(root / "sub-01" / "anat", {key: images[key] for key in images if key[-3:] == name[-3:]})
+        if name.endswith("VFA"):
+            for path in (root / "sub-01" / "anat").glob("*flip-1_VFA*"):
+                path.unlink()
+        message = error_of(root)
+        label = name.split("_")[1]
+        assert f"sub-01_{name}.nii.gz is {label} by its name, but its sidecar has {states}: correct one" in message
+
+    @pytest.mark.parametrize(
+        ("word", "state"),
+        [("ON_RESONANCE", True), ("Off_Resonance", True), ("NONE", False), ("yes", None), (1, None)],
+        ids=["on-resonance", "off-resonance", "none", "unknown-word", "number"],
+    )
+    def test_words_of_dicom_for_the_state(
+        self, make_dataset: Make, add_images: Add, word: object, state: bool | None
+    ) -> None:
+        root = make_dataset()
+        name = "flip-1_mt-off_MTS" if state is False else "flip-1_mt-on_MTS"
+        add_images(root / "sub-01" / "anat", {**STEADY_STATE, name: {**STEADY_STATE[name], "MTState": word}})
+        if state is None:
+            assert f"got {word!r}; correct it" in error_of(root)
+            return
+        (group,) = [group for group in inputs_of(root).groups if group.kind == "MTS"]
+        assert group.acquisition.mt_pulse == (False, False, True)
 
     def test_only_the_first_of_several_echoes_is_used(self, make_dataset: Make, add_images: Add) -> None:
         root = make_dataset()
@@ -514,6 +590,29 @@ class TestDefects:
         assert "needs InversionTime" in message
         assert "sub-01_inv-2_IRT1.nii.gz" in message
         assert len(inputs_of(root).groups) == 3
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "same"),
+        [
+            ("inv-2_IRT1", {"InversionTime": 0.5}, "sub-01_inv-2_IRT1.nii.gz has the same (InversionTime 0.5)"),
+            ("echo-3_MESE", {"EchoTime": 0.01}, "sub-01_echo-1_MESE.nii.gz has the same (EchoTime 0.01)"),
+            (
+                "flip-3_VFA",
+                {"FlipAngle": 20, "RepetitionTimeExcitation": 0.015},
+                "sub-01_flip-1_VFA.nii.gz has the same (FlipAngle 20.0, RepetitionTimeExcitation 0.015, MTState False)",
+            ),
+        ],
+        ids=["inversion-time", "echo-time", "flip-angle"],
+    )
+    def test_the_same_values_twice(
+        self, make_dataset: Make, add_images: Add, name: str, fields: dict, same: str
+    ) -> None:
+        root = make_dataset()
+        if name.endswith("VFA"):
+            add_images(root / "sub-01" / "anat", {key: STEADY_STATE[key] for key in STEADY_STATE if "VFA" in key})
+        add_images(root / "sub-01" / "anat", {name: fields})
+        assert same in error_of(root)
+        assert "correct the sidecars, or keep one" in error_of(root)
 
     def test_missing_echo_time(self, make_dataset: Make) -> None:
         root = make_dataset()
