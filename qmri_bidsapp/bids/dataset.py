@@ -6,16 +6,19 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmri_bidsapp.artifacts.atomic import atomic_file
-from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, OutputError
+from qmri_bidsapp.bids.inheritance import read_object
+from qmri_bidsapp.errors import InputError, InputMissingError, InvalidBIDSError, NothingMatchedError, OutputError
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 VALIDATOR = "bids-validator-deno"
 #: File of a pybids database.
 DATABASE = "layout_index.sqlite"
+#: Version of what is indexed, in SQLite's ``user_version``; pybids leaves 0. Raise it when labels are found otherwise.
+DATABASE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,11 @@ def check_description(bids_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InvalidBIDSError(f"{bids_dir} is not a BIDS data set: it has no dataset_description.json; add one.")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidBIDSError(f"{path} is not valid JSON ({error}); correct it.") from error
+        description = read_object(path)
+    except InputError as error:
+        raise InvalidBIDSError(str(error)) from error
     for name in ("Name", "BIDSVersion"):
-        if not isinstance(description, dict) or name not in description:
+        if name not in description:
             raise InvalidBIDSError(f"{path} lacks the field {name}, which BIDS requires; add it.")
     return description
 
@@ -120,7 +125,7 @@ def subjects_of(bids_dir: Path) -> tuple[str, ...]:
 def open_layout(
     bids_dir: Path, *, participant_labels: tuple[str, ...] = (), database_dir: Path | None = None
 ) -> BIDSLayout:
-    """Index a data set once, and only the subjects asked for.
+    """Index the files of a data set once, and only of the subjects asked for; sidecars are not read.
 
     Parameters
     ----------
@@ -133,9 +138,10 @@ def open_layout(
     Raises
     ------
     InputMissingError
-        See `check_description`; or if there is a database that is not one of this data set.
+        See `check_description`; or if there is a database that is not one of this data set, or that another program or
+        version made.
     InvalidBIDSError
-        See `check_description`; or if a sidecar is not valid JSON.
+        See `check_description`.
     NothingMatchedError
         If a label has no folder.
     OutputError
@@ -164,18 +170,8 @@ def _index(bids_dir: Path, subjects_left_out: tuple[str, ...]) -> BIDSLayout:
     folders = ["code", "stimuli", "sourcedata", "models", "derivatives"]
     folders += [f"sub-{re.escape(label)}" for label in sorted(subjects_left_out)]
     ignore = [re.compile(rf"^/{folder}(/|$)") for folder in folders]
-    indexer = BIDSLayoutIndexer(ignore=ignore, validate=False)
-    try:
-        return BIDSLayout(bids_dir, validate=False, indexer=indexer, config=_entities_below(bids_dir))
-    except OSError as error:
-        # This is how pybids reports JSON that it cannot read.
-        if "JSON" not in str(error):
-            raise
-        match = re.search(r"filename='(.*)'", str(error))
-        raise InvalidBIDSError(
-            f"{match[1] if match else error} is not valid JSON; correct it, or leave its participant out with "
-            "--participant-label."
-        ) from error
+    indexer = BIDSLayoutIndexer(ignore=ignore, validate=False, index_metadata=False)
+    return BIDSLayout(bids_dir, validate=False, indexer=indexer, config=_entities_below(bids_dir))
 
 
 def _entities_below(bids_dir: Path) -> dict[str, Any]:
@@ -199,7 +195,9 @@ def _save_database(layout: BIDSLayout, database_dir: Path) -> None:
         with atomic_file(database_dir / DATABASE) as temporary:
             # pybids takes the folder; the file's name is its own.
             layout.save(temporary.parent, replace_connection=False)
-    except OSError as error:
+            with closing(sqlite3.connect(temporary)) as database:
+                database.execute(f"PRAGMA user_version = {DATABASE_VERSION}")
+    except (OSError, sqlite3.Error) as error:
         raise OutputError(f"The pybids database cannot be written to {database_dir} ({error}).") from error
 
 
@@ -209,10 +207,16 @@ def _read_database(bids_dir: Path, database_dir: Path) -> BIDSLayout:
 
     # pybids takes the data set's folder from the database, whatever it is given.
     try:
+        with closing(sqlite3.connect(database_dir / DATABASE)) as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
         layout = BIDSLayout(bids_dir, validate=False, database_path=database_dir)
         reason = "" if Path(layout.root) == bids_dir else f"it belongs to {layout.root}"
-    except (ValueError, SQLAlchemyError) as error:
+        if version != DATABASE_VERSION:
+            reason = "another program made it, or another version of this one"
+    except (ValueError, SQLAlchemyError, sqlite3.Error) as error:
         reason = str(error).splitlines()[0]
     if reason:
-        raise InputMissingError(f"{database_dir / DATABASE} cannot be used for {bids_dir} ({reason}); remove it.")
+        raise InputMissingError(
+            f"{database_dir / DATABASE} cannot be used for {bids_dir} ({reason}); remove it, and it is made anew."
+        )
     return layout

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qmri_bidsapp.errors import InputError
-
-if TYPE_CHECKING:
-    from bids.layout import BIDSFile
 
 #: ``Units`` of the sidecar -> factor from stored values to effective over nominal flip angle. BIDS recommends "percent
 #: multiplicative factors" and names the unit "arbitrary", which says neither 100 nor 1.
@@ -42,21 +39,20 @@ class CovariateMap:
     nominal_angle: float | None = None
 
 
-def choose_b1(candidates: Sequence[BIDSFile], session: str | None, files: Sequence[str]) -> list[BIDSFile]:
-    """Return the maps of the transmit field that apply to a series, the best first.
+def choose_b1(
+    candidates: Sequence[tuple[str, Mapping[str, Any]]], files: Sequence[str]
+) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    """Return the maps of the transmit field that apply to a series, the best first: path and sidecar.
 
     Parameters
     ----------
-    candidates : sequence of BIDSFile
-        All of the subject.
-    session : str or None
-        Session of the series. The field depends on the position of the head: a map of another session does not apply.
+    candidates : sequence of (str, mapping)
+        Path and sidecar of those of the session.
     files : sequence of str
         The series. Maps whose ``IntendedFor`` names one of them come alone.
     """
-    same = [item for item in candidates if item.entities.get("session") in (None, session)]
     names = {Path(name).name for name in files}
-    return [item for item in same if names & _intended(item.get_metadata())] or same
+    return [(path, sidecar) for path, sidecar in candidates if names & _intended(sidecar)] or candidates
 
 
 def _intended(sidecar: Mapping[str, Any]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,25 @@ def same_labels_of(path: str | Path) -> dict[str, str]:
     return labels | {key: labels[key].lstrip("0") or "0" for key in NUMBERED if labels.get(key, "").isdigit()}
 
 
+def is_label(text: str) -> bool:
+    """Return whether a text may be a label of BIDS: letters and digits."""
+    return re.fullmatch("[0-9A-Za-z+]+", text) is not None
+
+
+def check_is_here(path: str | Path) -> None:
+    """Raise InputError if a path is a link to nowhere, as datalad leaves it until the content is fetched."""
+    if Path(path).is_symlink() and not Path(path).exists():
+        raise InputError(
+            f"{path} is a link to a file that is not here: fetch it (datalad get, git annex get) or exclude its series."
+        )
+
+
 def open_image(path: str) -> Any:
-    """Open an image and read its header only; InputError if it is no image."""
+    """Open an image and read its header only; InputError if it is absent or no image."""
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
 
+    check_is_here(path)
     try:
         return nib.load(path)
     except (ImageFileError, OSError, EOFError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,11 @@ class Complement:
     part: str
     files: tuple[str, ...]
     unit: str | None = None
+
+
+def magnitudes(files: Iterable[BIDSFile]) -> list[BIDSFile]:
+    """Return the magnitude images: those of ``part-mag``, or without ``part-``."""
+    return [item for item in files if item.entities.get("part") in (None, "mag")]
 
 
 def split_parts(members: Sequence[BIDSFile], axis: str) -> tuple[list[BIDSFile], list[BIDSFile], str | None]:

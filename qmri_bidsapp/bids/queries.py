@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.bids.dataset import subjects_of
 from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
-from qmri_bidsapp.bids.files import check_headers, labels_of, open_image, same_labels_of
+from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of
+from qmri_bidsapp.bids.inheritance import InheritedFiles
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
-from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, Kind, load_kinds, suffixes
-from qmri_bidsapp.bids.parts import Complement, split_parts
+from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, Kind, load_kinds
+from qmri_bidsapp.bids.parts import Complement, magnitudes, split_parts
+from qmri_bidsapp.bids.selection import Selection
 from qmri_bidsapp.bids.sidecars import series_protocol, volumes_protocol
 from qmri_bidsapp.core.acquisition import Acquisition
-from qmri_bidsapp.errors import InputError, NothingMatchedError, UsageError
+from qmri_bidsapp.errors import InputError, NothingMatchedError
 
 if TYPE_CHECKING:
     from bids import BIDSLayout
@@ -37,81 +40,41 @@ def find_inputs(
     participant_labels, session_labels, run_labels : tuple of str
         Labels without the key; empty for all. Runs are compared as numbers.
     filters : mapping, optional
-        Kind in lower case (``"t1w"``, ``"irt1"``, ..., ``"tb1map"``) -> pybids query.
+        Kind in lower case (``"t1w"``, ``"irt1"``, ..., ``"tb1map"``) -> pybids query; see `Selection`.
 
     Raises
     ------
     NothingMatchedError
-        If the labels and filters leave nothing.
+        If there is nothing to work on for anybody; the message says why.
     UsageError
         If a filter names an unknown kind or entity.
     """
-    queries = _queries(filters or {})
-    subjects = sorted(participant_labels or layout.get_subjects())
+    selection = Selection(session_labels, run_labels, filters or {})
+    root = Path(layout.root)
+    inherited = InheritedFiles(root)
     found = []
-    n_files = 0
-    for subject in subjects:
+    nothing: list[str] = []
+    for subject in sorted(participant_labels or subjects_of(root)):
         groups: list[InputGroup] = []
         problems: list[Problem] = []
         for kind in load_kinds().values():
-            files = _files(layout, subject, kind.suffix, queries[kind.suffix], session_labels, run_labels)
-            if not kind.restores_polarity:
-                files = _magnitudes(files)
-            n_files += len(files)
+            files = selection.images(layout, inherited, subject, kind.suffix)
             for entities, members in _grouped(files, kind):
-                _add_group(layout, subject, kind, entities, members, groups, problems)
-        # `choose_b1` takes maps of the session of a series, or without a session.
-        fieldmaps = _magnitudes(_files(layout, subject, FIELDMAP, queries[FIELDMAP], (), ()))
-        groups = _with_covariates(groups, fieldmaps, problems)
+                _add_group(inherited, subject, kind, entities, members, groups, problems)
+        if session_labels or run_labels:
+            unselected = selection.images(layout, inherited, subject, "T1w", by_labels=False)
+            groups = _with_t1w(inherited, subject, unselected, groups, problems)
+        fieldmaps = magnitudes(selection.images(layout, inherited, subject, FIELDMAP, by_labels=False))
+        groups = _with_covariates(inherited, groups, fieldmaps, problems)
         if not groups and not problems:
-            message = f"sub-{subject} has no {' or '.join(suffixes().rsplit(', ', 1))} to work on."
-            problems.append(Problem(subject, "", "", message, severity="note"))
+            nothing.append(selection.why_nothing(layout, subject))
+            severity = "note" if is_label(subject) else "error"
+            problems.append(Problem(subject, "", "", nothing[-1], severity=severity))
         found.append(SubjectInputs(subject, tuple(groups), tuple(problems)))
-    if not n_files:
-        raise NothingMatchedError(
-            f"No {suffixes()} matches the chosen participants, sessions, runs and filters; check the labels."
-        )
+    if len(nothing) == len(found):
+        more = f" {len(nothing) - 1} more participants have nothing either." if len(nothing) > 1 else ""
+        raise NothingMatchedError(f"There is nothing to work on in {root}: {nothing[0]}{more}")
     return tuple(found)
-
-
-def _queries(filters: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    known = {kind.lower(): kind for kind in (*load_kinds(), FIELDMAP)}
-    unknown = sorted(set(filters) - set(known))
-    if unknown:
-        raise UsageError(f"The filter file names {', '.join(unknown)}; known: {', '.join(sorted(known))}.")
-    return {kind: dict(filters.get(key, {})) for key, kind in known.items()}
-
-
-def _files(
-    layout: BIDSLayout,
-    subject: str,
-    suffix: str,
-    query: dict[str, Any],
-    session_labels: tuple[str, ...],
-    run_labels: tuple[str, ...],
-) -> list[BIDSFile]:
-    """Return the images of a suffix, sorted by path."""
-    filters = {"suffix": suffix, "extension": [".nii", ".nii.gz"], "scope": "raw", **query, "subject": subject}
-    try:
-        files = sorted(layout.get(**filters), key=lambda item: item.path)
-    except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"pybids does not understand the filter {query} of {suffix.lower()} ({str(error).splitlines()[0]}); "
-            "it takes long names, such as acquisition for acq."
-        ) from error
-    # pybids also finds copies in other folders, such as the output of an earlier run.
-    own = Path(layout.root) / f"sub-{subject}"
-    files = [item for item in files if own in Path(item.path).parents]
-    if session_labels:
-        files = [item for item in files if item.entities.get("session") in session_labels]
-    if run_labels:
-        runs = {int(label) for label in run_labels}
-        files = [item for item in files if item.entities.get("run") is not None and int(item.entities["run"]) in runs]
-    return files
-
-
-def _magnitudes(files: Iterable[BIDSFile]) -> list[BIDSFile]:
-    return [item for item in files if item.entities.get("part") in (None, "mag")]
 
 
 def _grouped(files: Iterable[BIDSFile], kind: Kind) -> list[tuple[tuple[tuple[str, str], ...], list[BIDSFile]]]:
@@ -138,7 +101,7 @@ def _first_echo(members: list[BIDSFile]) -> tuple[list[BIDSFile], str | None]:
 
 
 def _add_group(
-    layout: BIDSLayout,
+    inherited: InheritedFiles,
     subject: str,
     kind: Kind,
     entities: tuple[tuple[str, str], ...],
@@ -152,6 +115,9 @@ def _add_group(
     note = None
     try:
         _check_distinct(kind, [item.path for item in members])
+        if not kind.restores_polarity:
+            members = _of_magnitude(members)
+            path = members[0].path
         reason = _not_needed(kind, path)
         if reason is not None:
             problems.append(Problem(subject, kind.suffix, path, f"{path} is not used: {reason}.", severity="note"))
@@ -160,11 +126,30 @@ def _add_group(
             members, note = _first_echo(members)
         elif kind.restores_polarity:
             members, complement, note = split_parts(members, *kind.axis)
+        try:
+            sidecars = [inherited.metadata(item.path) for item in members]
+        except InputError as error:
+            if kind.acquisition is not None:
+                raise
+            # Nothing is computed from the sidecar of such an image.
+            sidecars, note = [{} for _ in members], f"{path} is used without its sidecar: {error}"
         if note:
             problems.append(Problem(subject, kind.suffix, path, note, severity="note"))
-        groups.append(_make_group(layout, subject, kind, entities, members, complement))
+        groups.append(_make_group(inherited, subject, kind, entities, members, complement, sidecars))
     except InputError as error:
         problems.append(Problem(subject, kind.suffix, path, str(error)))
+
+
+def _of_magnitude(members: list[BIDSFile]) -> list[BIDSFile]:
+    """Return the magnitude images of a series; InputError if there are none."""
+    found = magnitudes(members)
+    if not found:
+        parts = ", ".join(sorted({f"part-{item.entities['part']}" for item in members}))
+        raise InputError(
+            f"{members[0].path} and its series have {parts} only, but magnitude images are needed; add them (from "
+            "part-real and part-imag, the root of the sum of squares)."
+        )
+    return found
 
 
 def _not_needed(kind: Kind, path: str) -> str | None:
@@ -202,43 +187,88 @@ def _check_distinct(kind: Kind, paths: list[str]) -> None:
         seen[key] = path
 
 
-def _with_covariates(groups: list[InputGroup], fieldmaps: list[BIDSFile], problems: list[Problem]) -> list[InputGroup]:
+def _with_t1w(
+    inherited: InheritedFiles,
+    subject: str,
+    unselected: list[BIDSFile],
+    groups: list[InputGroup],
+    problems: list[Problem],
+) -> list[InputGroup]:
+    """Add, to series of sessions without a chosen T1w, the one that they would have if nothing was chosen.
+
+    That is the first usable one of the session or else of the participant: it gives mask and tissues.
+    """
+    kind = load_kinds()["T1w"]
+    t1w = [group for group in groups if group.kind == kind.suffix]
+    series = [group for group in groups if group.kind != kind.suffix]
+    sessions = sorted({_session(group.entities) for group in series} - {_session(group.entities) for group in t1w})
+    everyone = _grouped(unselected, kind)
+    for session in sessions:
+        same = [item for item in everyone if _session(item[0]) == session]
+        for entities, members in (*same, *everyone):
+            found: list[InputGroup] = []
+            notes: list[Problem] = []
+            _add_group(inherited, subject, kind, entities, members, found, notes)
+            if found and found[0] not in t1w:
+                t1w += found
+                message = (
+                    f"{found[0].files[0]} gives mask and tissues: the chosen sessions and runs have no T1w for the "
+                    f"series{f' of ses-{session}' if session else ''}."
+                )
+                problems += [*notes, Problem(subject, kind.suffix, found[0].files[0], message, severity="note")]
+            if found:
+                break
+    return [*sorted(t1w, key=lambda group: group.entities), *series]
+
+
+def _session(entities: tuple[tuple[str, str], ...]) -> str:
+    """Return the session of a group, empty if it has none."""
+    return dict(entities).get("ses", "")
+
+
+def _with_covariates(
+    inherited: InheritedFiles, groups: list[InputGroup], fieldmaps: list[BIDSFile], problems: list[Problem]
+) -> list[InputGroup]:
     """Add the map of the transmit field to steady-state series; leave out a series whose map cannot be used."""
     found = []
     for group in groups:
-        maps = choose_b1(fieldmaps, dict(group.entities).get("ses"), group.files)
-        if not group.row.is_steady_state or not maps:
+        if not group.row.is_steady_state:
             found.append(group)
             continue
-        chosen = maps[0]
-        if len(maps) > 1:
-            message = (
-                f"{len(maps)} TB1maps apply to {group.name}: {Path(chosen.path).name} is used; "
-                "name another with IntendedFor or --bids-filter-file."
-            )
-            problems.append(Problem(group.subject, group.kind, chosen.path, message, severity="note"))
+        # The field depends on the position of the head: a map of another session does not apply.
+        session = dict(group.entities).get("ses")
+        same = [item.path for item in fieldmaps if item.entities.get("session") in (None, session)]
         try:
-            check_headers([chosen.path], ndim=3)
-            b1 = read_b1(chosen.path, chosen.get_metadata())
+            maps = choose_b1([(path, inherited.metadata(path)) for path in same], group.files)
+            if len(maps) > 1:
+                message = (
+                    f"{len(maps)} TB1maps apply to {group.name}: {Path(maps[0][0]).name} is used; "
+                    "name another with IntendedFor or --bids-filter-file."
+                )
+                problems.append(Problem(group.subject, group.kind, maps[0][0], message, severity="note"))
+            covariates = []
+            for path, sidecar in maps[:1]:
+                check_headers([path], ndim=3)
+                covariates.append(read_b1(path, sidecar))
         except InputError as error:
             message = f"{group.name} is left out because of its map of the transmit field: {error}"
-            problems.append(Problem(group.subject, group.kind, chosen.path, message))
+            problems.append(Problem(group.subject, group.kind, group.files[0], message))
             continue
-        found.append(replace(group, covariates=(b1,)))
+        found.append(replace(group, covariates=tuple(covariates)))
     return found
 
 
 def _make_group(
-    layout: BIDSLayout,
+    inherited: InheritedFiles,
     subject: str,
     kind: Kind,
     entities: tuple[tuple[str, str], ...],
     members: list[BIDSFile],
     complement: list[BIDSFile],
+    sidecars: list[dict[str, Any]],
 ) -> InputGroup:
     """Check headers and sidecars, and build the group."""
     paths = [item.path for item in members]
-    sidecars = [dict(item.get_metadata()) for item in members]
     shape = check_headers([*paths, *(item.path for item in complement)], ndim=kind.ndim)
     acquisition: Acquisition | None = None
     bval = bvec = completed = None
@@ -247,11 +277,10 @@ def _make_group(
         paths, complement = [paths[i] for i in order], [complement[i] for i in order if complement]
     elif kind.acquisition is not None:
         if kind.is_diffusion:
-            root = Path(layout.root)
-            bval, bvec = (_gradient_file(root, paths[0], kind.suffix, extension) for extension in (".bval", ".bvec"))
+            bval, bvec = (inherited.gradient_file(paths[0], extension) for extension in (".bval", ".bvec"))
         acquisition = volumes_protocol(kind, paths[0], sidecars[0], shape[3], bval=bval, bvec=bvec)
     if complement:
-        part, unit = complement[0].entities["part"], complement[0].get_metadata().get("Units")
+        part, unit = complement[0].entities["part"], inherited.metadata(complement[0].path).get("Units")
         completed = Complement(part, tuple(item.path for item in complement), unit)
     shown = ((field, sidecars[0].get(field)) for field in kind.shown)
     return InputGroup(
@@ -266,27 +295,3 @@ def _make_group(
         complement=completed,
         shape=shape,
     )
-
-
-def _gradient_file(root: Path, path: str, suffix: str, extension: str) -> str | None:
-    """Return the gradient file that applies to an image by BIDS' inheritance principle, None if there is none.
-
-    It is in the folder of the image or above it, and its name has no entity that the image's name lacks. The nearest
-    one applies; within a folder, the one with most entities. InputError if two have as many.
-    """
-    image = labels_of(path).items()
-    for folder in Path(path).parents:
-        # Hidden files are none of the data set, such as the resource files (._*) that macOS leaves on other disks.
-        found = [name for name in sorted(folder.glob(f"*{suffix}{extension}")) if not name.name.startswith(".")]
-        names = [name for name in found if labels_of(name).items() <= image]
-        n_labels = max((len(labels_of(name)) for name in names), default=0)
-        best = [name for name in names if len(labels_of(name)) == n_labels]
-        if len(best) > 1:
-            raise InputError(
-                f"{path} needs one {extension} file, but {best[0]} and {best[1].name} apply to it alike; remove one."
-            )
-        if best:
-            return str(best[0])
-        if folder == root:
-            break
-    return None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Callable
@@ -8,14 +9,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from bids import BIDSLayout
+from helpers.datasets import write_image, write_sidecar
 
-from qmri_bidsapp.bids.dataset import blocking, open_layout, validate
+from qmri_bidsapp.bids.dataset import blocking, check_description, open_layout, validate
 from qmri_bidsapp.bids.files import labels_of
 from qmri_bidsapp.bids.inputs import SubjectInputs
 from qmri_bidsapp.bids.kinds import load_kinds
 from qmri_bidsapp.bids.queries import find_inputs
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SpoiledGradientEcho
-from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, UsageError
+from qmri_bidsapp.errors import InputMissingError, InvalidBIDSError, NothingMatchedError, OutputError, UsageError
 
 Make = Callable[[], Path]
 Add = Callable[[Path, dict[str, dict]], None]
@@ -95,25 +98,37 @@ def test_hidden_gradient_files_are_no_gradients(make_dataset: Make) -> None:
 def test_database_is_made_once_and_holds_all_subjects(make_dataset: Make, tmp_path: Path) -> None:
     root, database = make_dataset(), tmp_path / "database"
     open_layout(root, participant_labels=("02",), database_dir=database)
-    (root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json").unlink()
+    (root / "sub-01" / "anat" / "sub-01_T1w.nii.gz").unlink()
     layout = open_layout(root, database_dir=database)
     assert layout.get_subjects() == ["01", "02"]
-    (image,) = layout.get(subject="01", suffix="IRT1", inv=2, extension=".nii.gz")
-    assert image.get_metadata()["InversionTime"] == 0.1
+    assert len(layout.get(subject="01", suffix="T1w", extension=".nii.gz")) == 1
     assert [path.name for path in database.iterdir()] == ["layout_index.sqlite"]
 
 
-def test_failed_indexing_leaves_no_database(make_dataset: Make, tmp_path: Path) -> None:
-    """pybids would take half of one for all there is, without any metadata."""
+def test_interrupted_indexing_leaves_no_database(
+    make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pybids would take half of one for all there is."""
     root, database = make_dataset(), tmp_path / "database"
-    sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
-    sidecar.write_text("{bad")
-    with pytest.raises(InvalidBIDSError):
+
+    def save(_layout: BIDSLayout, folder: Path, **_options: object) -> None:
+        (folder / "layout_index.sqlite").write_bytes(b"half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BIDSLayout, "save", save)
+        with pytest.raises(OutputError, match="no space left"):
+            open_layout(root, database_dir=database)
+    assert open_layout(root, database_dir=database).get_subjects() == ["01", "02"]
+    assert open_layout(root, database_dir=database).get_subjects() == ["01", "02"]
+
+
+def test_database_of_pybids_alone_is_refused(make_dataset: Make, tmp_path: Path) -> None:
+    """Another program reads labels from the folders above the data set, as this one did once."""
+    root, database = make_dataset(), tmp_path / "database"
+    BIDSLayout(root, validate=False, database_path=database)
+    with pytest.raises(InputMissingError, match="another program made it, or another version of this one"):
         open_layout(root, database_dir=database)
-    sidecar.write_text('{"InversionTime": 0.1}')
-    layout = open_layout(root, database_dir=database)
-    (image,) = layout.get(subject="01", suffix="IRT1", inv=2, extension=".nii.gz")
-    assert image.get_metadata()["InversionTime"] == 0.1
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["of-another-data-set", "no-database"])
@@ -240,6 +255,67 @@ def test_two_gradient_files_that_apply_alike_are_refused(make_dataset: Make) -> 
         shutil.copy(dwi / "sub-01_dwi.bval", dwi / f"sub-01_{name}_dwi.bval")
     message = error_of(root)
     assert "sub-01_acq-a_dwi.bval and sub-01_run-1_dwi.bval apply to it alike" in message
+
+
+@pytest.mark.parametrize("part", ["phase", "real", "imag"])
+def test_parts_without_a_magnitude_are_an_error(make_dataset: Make, part: str) -> None:
+    root = make_dataset()
+    for path in (root / "sub-01" / "anat").glob("*MESE.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_MESE", f"_part-{part}_MESE")))
+    assert f"have part-{part} only, but magnitude images are needed" in error_of(root)
+    assert len(inputs_of(root).groups) == 3
+
+
+class TestT1wOfOtherSessionsAndRuns:
+    """The T1w of a series is the one that it has if everything is run."""
+
+    @staticmethod
+    def names(root: Path, **options) -> tuple[list[str], list[str]]:
+        found = inputs_of(root, "02", **options)
+        assert not found.has_errors
+        return [group.name for group in found.groups], [problem.message for problem in found.problems]
+
+    @staticmethod
+    def dataset(root: Path, *t1w: str) -> Path:
+        """Echoes of sub-02 in sessions 1 to 3, run 2, and T1w with these entities."""
+        source = root / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+        for session in "123":
+            for echo in "123":
+                write_image(root / f"sub-02/ses-{session}/anat/sub-02_ses-{session}_run-2_echo-{echo}_MESE.nii.gz")
+        for name in t1w:
+            target = root / "sub-02" / name.split("_")[0] / "anat" / f"sub-02_{name}_T1w.nii.gz"
+            shutil.copy(source, target)
+        source.unlink()
+        return root
+
+    def test_another_session(self, make_dataset: Make) -> None:
+        root = self.dataset(make_dataset(), "ses-1")
+        names, notes = self.names(root, session_labels=("2",))
+        assert names == ["ses-1_T1w", "ses-2_run-2_MESE"]
+        (note,) = notes
+        assert "sub-02_ses-1_T1w.nii.gz gives mask and tissues" in note
+        assert "series of ses-2" in note
+
+    def test_the_session_comes_first(self, make_dataset: Make) -> None:
+        root = self.dataset(make_dataset(), "ses-1", "ses-2_run-1")
+        assert self.names(root, session_labels=("2",)) == (["ses-2_run-1_T1w", "ses-2_run-2_MESE"], [])
+        names, notes = self.names(root, session_labels=("2",), run_labels=("2",))
+        assert names == ["ses-2_run-1_T1w", "ses-2_run-2_MESE"]
+        assert len(notes) == 1
+        # As without labels, ses-3 gets the first of the participant.
+        names, notes = self.names(root, session_labels=("2", "3"))
+        assert names == ["ses-1_T1w", "ses-2_run-1_T1w", "ses-2_run-2_MESE", "ses-3_run-2_MESE"]
+        assert len(notes) == 1
+
+    def test_only_a_usable_one(self, make_dataset: Make) -> None:
+        root = self.dataset(make_dataset(), "ses-1", "ses-2")
+        (root / "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz").write_bytes(b"")
+        assert self.names(root, session_labels=("3",))[0] == ["ses-2_T1w", "ses-3_run-2_MESE"]
+
+    def test_a_filter_excludes_it(self, make_dataset: Make) -> None:
+        root = self.dataset(make_dataset(), "ses-1")
+        found = self.names(root, session_labels=("2",), filters={"t1w": {"session": "9"}})
+        assert found == (["ses-2_run-2_MESE"], [])
 
 
 def test_output_within_the_data_set_is_no_input(make_dataset: Make) -> None:
@@ -553,23 +629,63 @@ class TestWholeDataset:
         with pytest.raises(InvalidBIDSError, match="not valid JSON"):
             open_layout(root)
 
-    def test_broken_sidecar(self, make_dataset: Make) -> None:
+    def test_description_with_a_byte_order_mark(self, make_dataset: Make) -> None:
+        """Editors of Windows write it."""
         root = make_dataset()
-        sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
-        sidecar.write_text("{bad")
-        with pytest.raises(InvalidBIDSError, match=f"{sidecar} is not valid JSON"):
-            open_layout(root)
-        assert open_layout(root, participant_labels=("02",)).get_subjects() == ["02"]
+        path = root / "dataset_description.json"
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        assert check_description(root)["Name"] == "test"
+        assert len(inputs_of(root).groups) == 4
 
     def test_unknown_participant(self, make_dataset: Make) -> None:
         with pytest.raises(NothingMatchedError, match=r"no sub-77; it has: 01, 02"):
             open_layout(make_dataset(), participant_labels=("77",))
 
-    def test_filter_that_leaves_nothing(self, make_dataset: Make) -> None:
+    @pytest.mark.parametrize(
+        ("options", "cause"),
+        [
+            (
+                {"filters": {kind.lower(): {"acquisition": "none"} for kind in load_kinds()}},
+                "none with the filters of --bids-filter-file; it has no session- and no run-",
+            ),
+            (
+                {"session_labels": ("7",), "run_labels": ("1", "2")},
+                r"IRT1 \(3\), MESE \(3\), T1w \(1\), dwi \(1\), but none with --session-label 7 and --run-label 1 2",
+            ),
+        ],
+        ids=["filters", "labels"],
+    )
+    def test_a_choice_that_leaves_nothing(self, make_dataset: Make, options: dict, cause: str) -> None:
         layout = open_layout(make_dataset())
-        filters = {kind.lower(): {"acquisition": "none"} for kind in load_kinds()}
-        with pytest.raises(NothingMatchedError):
-            find_inputs(layout, filters=filters)
+        with pytest.raises(NothingMatchedError, match=cause):
+            find_inputs(layout, **options)
+
+    def test_nothing_of_a_known_kind(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        for path in root.glob("sub-*/*"):
+            shutil.rmtree(path)
+        with pytest.raises(
+            NothingMatchedError, match=r"to work on: it has no images\. 1 more participants have nothing either"
+        ):
+            find_inputs(open_layout(root))
+        write_image(root / "sub-01" / "anat" / "sub-01_echo-1_flip-1_mt-off_MPM.nii.gz")
+        with pytest.raises(NothingMatchedError, match=r"sub-01 has no T1w, .* to work on: its images are MPM \(1\)"):
+            find_inputs(open_layout(root, participant_labels=("01",)), participant_labels=("01",))
+
+    def test_labels_that_bids_does_not_know(self, make_dataset: Make) -> None:
+        """Their names cannot be taken apart: the participant fails, others go on."""
+        root = make_dataset()
+        write_image(root / "sub-A_1" / "anat" / "sub-A_1_T1w.nii.gz")
+        found = {subject.subject: subject for subject in find_inputs(open_layout(root))}
+        assert sorted(found) == ["01", "02", "A_1"]
+        assert len(found["01"].groups) == 4
+        assert found["A_1"].has_errors
+        assert "a label holds letters and digits only" in found["A_1"].problems[0].message
+        assert "sub-A1" in found["A_1"].problems[0].message
+        for label in ("01", "02"):
+            shutil.rmtree(root / f"sub-{label}")
+        with pytest.raises(NothingMatchedError, match="letters and digits only"):
+            find_inputs(open_layout(root))
 
     def test_filter_of_an_unknown_entity(self, make_dataset: Make) -> None:
         with pytest.raises(UsageError, match="acquisition for acq"):
@@ -578,6 +694,98 @@ class TestWholeDataset:
     def test_filter_of_an_unknown_kind(self, make_dataset: Make) -> None:
         with pytest.raises(UsageError, match="bold"):
             find_inputs(open_layout(make_dataset()), filters={"bold": {}})
+
+
+class TestSidecars:
+    """One that cannot be read concerns the images it applies to and nothing else."""
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda path: path.write_text("{bad"), "is not valid JSON"),
+            (lambda path: path.write_bytes(b'{"Note": "37\xb0"}'), "is not valid JSON"),
+            (lambda path: path.write_text("[1]"), r"must hold a JSON object"),
+            (
+                lambda path: (path.unlink(), path.symlink_to("../nowhere")),
+                "is a link to a file that is not here: fetch",
+            ),
+        ],
+        ids=["syntax", "latin-1", "list", "link"],
+    )
+    def test_an_unreadable_one(self, make_dataset: Make, damage: Callable[[Path], object], message: str) -> None:
+        root = make_dataset()
+        sidecar = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
+        damage(sidecar)
+        assert error_of(root).startswith(f"{sidecar} ")
+        assert message in error_of(root)
+        assert [group.kind for group in inputs_of(root).groups] == ["T1w", "MESE", "dwi"]
+        # A filter by its fields does not hide it.
+        assert message in inputs_of(root, filters={"irt1": {"InversionTime": 0.1}}).problems[0].message
+
+    @pytest.mark.parametrize("name", ["sub-01_T1w.json", "T1w.json", "func/sub-01_task-rest_bold.json"])
+    def test_one_that_nothing_is_computed_from(self, make_dataset: Make, name: str) -> None:
+        root = make_dataset()
+        path = root / "sub-01" / "anat" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{bad")
+        found = inputs_of(root)
+        assert len(found.groups) == 4
+        assert not found.has_errors
+        notes = [problem.message for problem in found.problems]
+        assert len(notes) == ("T1w" in name)
+        assert all(f"is used without its sidecar: {path} is not valid JSON" in note for note in notes)
+
+    def test_one_of_a_transmit_field(self, make_dataset: Make, add_images: Add) -> None:
+        root = make_dataset()
+        add_images(root / "sub-01" / "anat", STEADY_STATE)
+        add_images(root / "sub-01" / "fmap", {"TB1map": {}})
+        (root / "sub-01" / "fmap" / "sub-01_TB1map.json").write_text("{bad")
+        found = inputs_of(root)
+        assert [group.kind for group in found.groups] == ["T1w", "IRT1", "MESE", "dwi"]
+        assert all("left out because of its map" in problem.message for problem in found.problems)
+
+    def test_a_byte_order_mark(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        path = root / "sub-01" / "anat" / "sub-01_inv-2_IRT1.json"
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+        assert inversion_recovery(root).acquisition == InversionRecovery((0.1, 0.5, 1.5))
+
+    def test_the_nearest_one_wins_and_then_that_of_most_entities(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        write_sidecar(root / "MESE.json", EchoTime=9.0, Manufacturer="A")
+        write_sidecar(root / "sub-01" / "sub-01_echo-2_MESE.json", EchoTime=0.06)
+        write_sidecar(root / "sub-01" / "anat" / "sub-01_MESE.json", FlipAngle=90)
+        write_sidecar(root / "sub-01" / "anat" / "._sub-01_MESE.json", FlipAngle=91)
+        (group,) = [group for group in inputs_of(root).groups if group.kind == "MESE"]
+        assert group.acquisition == MultiEcho((0.01, 0.03, 0.06))
+        assert dict(group.metadata) == {"Manufacturer": "A", "FlipAngle": 90}
+
+    def test_two_that_apply_alike_must_agree(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        dwi = root / "sub-01" / "dwi"
+        (dwi / "sub-01_dwi.nii.gz").rename(dwi / "sub-01_acq-a_run-1_dwi.nii.gz")
+        write_sidecar(dwi / "sub-01_acq-a_dwi.json", SmallDelta=0.01)
+        write_sidecar(dwi / "sub-01_run-01_dwi.json", SmallDelta=0.01)
+        assert not inputs_of(root).problems
+        write_sidecar(dwi / "sub-01_run-01_dwi.json", SmallDelta=0.02)
+        assert "needs one SmallDelta" in error_of(root)
+
+    @pytest.mark.parametrize(
+        ("query", "kept"),
+        [
+            ({"InversionTime": 0.5}, False),
+            ({"InversionTime": [0.1, 0.5, 1.5]}, True),
+            ({"Manufacturer": None}, True),
+            ({"InversionTime": r"^\d", "regex_search": True}, True),
+            ({"Manufacturer": "A"}, None),
+        ],
+        ids=["number", "list", "absent", "regular-expression", "no-match"],
+    )
+    def test_filters_by_their_fields(self, make_dataset: Make, query: dict, kept: bool | None) -> None:
+        found = inputs_of(make_dataset(), filters={"irt1": query})
+        series = [group for group in found.groups if group.kind == "IRT1"]
+        assert len(series) == (kept is not None)
+        assert all((len(group.files) == 3) == kept for group in series)
 
 
 class TestDefects:
@@ -671,6 +879,15 @@ class TestDefects:
         image = nib.Nifti1Image(np.ones((6, 6, 3), np.float32), np.diag([2.0, 1, 1, 1]))
         nib.save(image, root / "sub-01" / "anat" / "sub-01_echo-2_MESE.nii.gz")
         assert "affine" in error_of(root)
+
+    @pytest.mark.parametrize("name", ["sub-01_T1w.nii.gz", "sub-01_inv-2_IRT1.nii.gz"])
+    def test_an_image_that_was_not_fetched(self, make_dataset: Make, name: str) -> None:
+        root = make_dataset()
+        path = root / "sub-01" / "anat" / name
+        path.unlink()
+        path.symlink_to("../../.git/annex/objects/absent")
+        assert f"{path} is a link to a file that is not here: fetch it" in error_of(root)
+        assert len(inputs_of(root).groups) == 3
 
     def test_empty_file(self, make_dataset: Make) -> None:
         root = make_dataset()

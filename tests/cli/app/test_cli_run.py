@@ -79,7 +79,7 @@ def test_exit_code(error, n_failed, code):
         (["{tmp}/none", "{out}", "participant"], 66, "does not exist"),
         (["{tmp}/raw2", "{out}", "participant"], 16, "dataset_description.json"),
         (["{bids}", "{out}", "participant", "--participant-label", "9"], 18, "no sub-9"),
-        (["{bids}", "{out}", "participant"], 18, "No T1w"),
+        (["{bids}", "{out}", "participant"], 18, "sub-01 has no T1w"),
         (["{bids}", "{bids}", "participant"], 73, "mix"),
         (["{bids}", "{bids}/dataset_description.json/out", "participant"], 73, "cannot be written"),
         (["{bids}", "{out}", "participant", "-w", "{bids}/../raw2/file/w"], 73, "work folder"),
