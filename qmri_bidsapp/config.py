@@ -19,6 +19,15 @@ LAYOUTS = ("bids", "legacy")
 LEVELS = ("participant", "group")
 #: Fibre directions per voxel: one, or as many as there are.
 N_FIBRES = ("1", "auto")
+#: Steps of preprocessing that ``--skip`` leaves out -> what they do.
+STEPS = {
+    "denoise": "denoising of diffusion series",
+    "noise-floor": "correction of the noise floor of denoised series",
+    "unring": "Gibbs unringing of diffusion series",
+    "align": "alignment of the images of a series",
+    "bias-field": "bias-field correction of T1w images",
+    "register": "registration of the T1w to a series",
+}
 #: Training distributions of learned estimators.
 PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
 #: What belongs to one call and is not given back with --config-file.
@@ -78,6 +87,7 @@ class Config:
     bids_filter_file: Path | None = None
     skip_bids_validation: bool = False
     bids_database_dir: Path | None = None
+    skip: tuple[str, ...] = ()
     models: tuple[str, ...] = ("auto",)
     estimators: tuple[str, ...] = ("auto",)
     weights: Path | None = None
@@ -139,6 +149,8 @@ class Config:
         for name in ("models", "estimators"):
             if not getattr(self, name):
                 raise UsageError(f"{_option(name)} must name at least one, or be auto.")
+        if unknown := [step for step in self.skip if step not in STEPS]:
+            raise UsageError(f"--skip knows no step {', '.join(unknown)}; steps: {', '.join(STEPS)}.")
         if self.reports_only and self.boilerplate_only:
             raise UsageError("--reports-only and --boilerplate-only exclude each other; give one of them.")
 

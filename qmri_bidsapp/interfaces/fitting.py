@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
     in_mask = File(exists=True, mandatory=True)
-    noise_std = File(exists=True, desc="3-D standard deviation of the noise of one raw measurement, floor removed")
+    noise_std = File(exists=True, desc="3-D standard deviation of the noise of one raw measurement")
+    floor_removed = traits.Bool(False, usedefault=True, desc="whether the noise floor of the magnitudes was removed")
     covariates = InputMultiObject(
         File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
     )
@@ -117,7 +118,7 @@ def _fit(estimator: Any, inputs: Any, mask: Any) -> SeriesFit:
         mask,
         protocol,
         noise=SeriesNoise.of_series(
-            data, mask, protocol, measured=_load(measured) if measured else None, floor_removed=bool(measured)
+            data, mask, protocol, measured=_load(measured) if measured else None, floor_removed=inputs.floor_removed
         ),
         covariates=[_load(name) for name in defined(inputs.covariates) or ()],
         directions=_load_directions(directions) if directions else None,

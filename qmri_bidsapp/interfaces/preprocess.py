@@ -47,6 +47,10 @@ class _MaskedInputSpec(_ImageInputSpec):
     in_mask = File(exists=True, mandatory=True, desc="3-D mask on the grid of the image")
 
 
+class _SkipInputSpec(BaseInterfaceInputSpec):
+    skip = traits.List(traits.Str, [], usedefault=True, desc="steps left out, see `config.STEPS`")
+
+
 class _ImageOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="uncompressed float32 image")
 
@@ -211,7 +215,7 @@ class ResampleFieldmap(_Node):
         return runtime
 
 
-class _TransferInputSpec(BaseInterfaceInputSpec):
+class _TransferInputSpec(_SkipInputSpec):
     t1w = File(exists=True, mandatory=True)
     in_mask = File(exists=True, mandatory=True, desc="brain mask on the T1w grid")
     in_dseg = File(exists=True, mandatory=True, desc="tissues on the T1w grid")
@@ -234,21 +238,27 @@ class TransferLabels(_Node):
 
         inputs = self.inputs
         labels = [_load(name, 3) for name in (inputs.in_mask, inputs.in_dseg)]
-        (mask, dseg), note = transfer(_load(inputs.t1w, 3), labels, series_reference(_load(inputs.reference, 4)))
+        reference = series_reference(_load(inputs.reference, 4))
+        (mask, dseg), note = transfer(_load(inputs.t1w, 3), labels, reference, skip=inputs.skip)
         self._save(runtime, "mask.nii", mask, "out_mask")
         self._save(runtime, "tissues.nii", dseg, "out_dseg")
         self._note(note)
         return runtime
 
 
+class _DenoiseInputSpec(_MaskedInputSpec, _SkipInputSpec):
+    pass
+
+
 class _DenoiseOutputSpec(_NotedOutputSpec):
-    noise_std = File(desc="3-D standard deviation of the noise; undefined where the step was skipped")
+    noise_std = File(desc="3-D standard deviation of the noise; undefined where it could not be measured")
+    floor_removed = traits.Bool(desc="whether the noise floor was removed")
 
 
 class DenoiseDiffusion(_Node):
-    """MP-PCA denoising."""
+    """MP-PCA denoising, or measurement of the noise alone."""
 
-    input_spec = _MaskedInputSpec
+    input_spec = _DenoiseInputSpec
     output_spec = _DenoiseOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
@@ -257,11 +267,12 @@ class DenoiseDiffusion(_Node):
         from qmri_bidsapp.preprocess.dwi import denoise
 
         source = _load(self.inputs.in_file, 4)
-        image, noise_std, note = denoise(source, mask=_load(self.inputs.in_mask, 3))
-        self._save(runtime, "denoised.nii", image)
-        if noise_std is not None:
-            self._save(runtime, "noise.nii", nib.Nifti1Image(noise_std, source.affine), "noise_std")
-        self._note(note)
+        found = denoise(source, mask=_load(self.inputs.in_mask, 3), skip=self.inputs.skip)
+        self._save(runtime, "denoised.nii", found.image)
+        if found.noise_std is not None:
+            self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, source.affine), "noise_std")
+        self._results["floor_removed"] = found.floor_removed
+        self._note(found.note)
         return runtime
 
 

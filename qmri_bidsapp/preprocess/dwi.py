@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -21,9 +23,29 @@ MIN_DENOISE_VOLUMES = 20
 MIN_UNRING_SIZE = 32
 
 
-def denoise(
-    image: nib.Nifti1Image, *, mask: nib.Nifti1Image
-) -> tuple[nib.Nifti1Image, npt.NDArray[np.float32] | None, str | None]:
+class Denoised(NamedTuple):
+    """A series after `denoise`.
+
+    Attributes
+    ----------
+    image : Nifti1Image
+        (x, y, z, n).
+    noise_std : ndarray or None
+        (x, y, z) standard deviation of the noise of one volume before denoising, in the unit of the image; NaN where
+        it was not measured.
+    floor_removed : bool
+        Whether the noise floor of the magnitudes was removed.
+    note : str or None
+        Why the step was left out.
+    """
+
+    image: nib.Nifti1Image
+    noise_std: npt.NDArray[np.float32] | None = None
+    floor_removed: bool = False
+    note: str | None = None
+
+
+def denoise(image: nib.Nifti1Image, *, mask: nib.Nifti1Image, skip: Collection[str] = ()) -> Denoised:
     """Remove noise by MP-PCA (Veraart et al. 2016), and the noise floor of the magnitudes.
 
     Parameters
@@ -32,23 +54,16 @@ def denoise(
         (x, y, z, n), as acquired: any interpolation before would break the noise model.
     mask : Nifti1Image
         Where denoised values are needed; others stay as they are.
-
-    Returns
-    -------
-    image : Nifti1Image
-        (x, y, z, n).
-    noise_std : ndarray or None
-        (x, y, z) standard deviation of the noise of one volume, in the unit of the image; NaN where
-        nothing was denoised.
-    note : str or None
-        Why the step was left out.
+    skip : collection of str
+        Steps left out, see `config.STEPS`: without ``"denoise"`` the noise is still measured, and the noise floor
+        stays too, since its correction holds for denoised magnitudes only.
     """
     if image.shape[2] < MIN_DENOISE_SLICES or image.shape[3] < MIN_DENOISE_VOLUMES:
         note = (
             f"Denoising left out: {image.shape[2]} slices and {image.shape[3]} volumes (needs {MIN_DENOISE_SLICES} "
             f"and {MIN_DENOISE_VOLUMES})."
         )
-        return image, None, note
+        return Denoised(image, note=note)
     from dipy.denoise.localpca import mppca
 
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -61,9 +76,14 @@ def denoise(
             np.where(np.isfinite(data), data, 0), mask=inside, patch_radius=2, return_sigma=True
         )
     noise_std = np.asarray(noise_std, dtype=np.float32)
-    usable = inside[..., None] & np.isfinite(data)
-    values = np.where(usable, remove_noise_floor(denoised, noise_std), data).astype(np.float32)
-    return make_image(values, image), np.where(inside, noise_std, np.float32(np.nan)), None
+    known = np.where(inside, noise_std, np.float32(np.nan))
+    if "denoise" in skip:
+        return Denoised(image, known)
+    floor_removed = "noise-floor" not in skip
+    if floor_removed:
+        denoised = remove_noise_floor(denoised, noise_std)
+    values = np.where(inside[..., None] & np.isfinite(data), denoised, data).astype(np.float32)
+    return Denoised(make_image(values, image), known, floor_removed)
 
 
 def remove_noise_floor(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import nibabel as nib
 import numpy as np
@@ -99,7 +99,11 @@ def _by_distance(bright: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bo
 
 
 def transfer(
-    t1w: nib.Nifti1Image, labels: Sequence[nib.Nifti1Image], reference: nib.Nifti1Image
+    t1w: nib.Nifti1Image,
+    labels: Sequence[nib.Nifti1Image],
+    reference: nib.Nifti1Image,
+    *,
+    skip: Collection[str] = (),
 ) -> tuple[list[nib.Nifti1Image], str | None]:
     """Bring label images from the T1w grid to the grid of a series.
 
@@ -111,6 +115,8 @@ def transfer(
         On the same grid; the first is the brain mask.
     reference : Nifti1Image
         (x, y, z), an image of the series.
+    skip : collection of str
+        Steps left out, see `config.STEPS`: without ``"register"`` the headers must agree.
 
     Returns
     -------
@@ -125,7 +131,9 @@ def transfer(
         If the brain lies outside the series.
     """
     motion, note = IDENTITY, None
-    if reference.shape[2] < MIN_SLICES:
+    if "register" in skip:
+        pass
+    elif reference.shape[2] < MIN_SLICES:
         note = (
             f"T1w to series registration left out: {reference.shape[2]} slices are too few (at least {MIN_SLICES}); "
             "the header geometry is used."

@@ -108,9 +108,9 @@ def init_subject_wf(config: Config, subject_plan: SubjectPlan) -> Workflow:
     wf = Workflow(name=workflow_name(subject_plan.subject))
     anat = {}
     for index, group in enumerate(subject_plan.t1w):
-        anat_wf = init_anat_wf(group, f"anat_{index}_wf")
+        anat_wf = init_anat_wf(group, f"anat_{index}_wf", subject_plan.skip)
         anat[group] = anat_wf
-        outputs = anat_outputs(group, str(config.bids_dir))
+        outputs = anat_outputs(group, str(config.bids_dir), subject_plan.skip)
         save = _sink(
             config, subject_plan, SaveImages, f"save_anat_{index}", group.name, ("series", f"{index}"), **outputs
         )
@@ -182,14 +182,14 @@ def _add_series(
         ("series", f"{index}"),
         **outputs,
     )
-    fields = ["preproc", "mask", "notes", "motion"]
+    fields = ["preproc", "mask", "notes", *([] if "align" in item.skip else ["motion"])]
     fit_ports = [("preproc", "in_file"), ("mask", "in_mask")]
     if anat_wf is not None:
         fields.append("dseg")
     if item.group.row.is_diffusion:
         save.inputs.b_value = [float(value) for value in item.group.acquisition.to_dict()["b_value"]]  # type: ignore[union-attr]
         fields.append("direction")
-        fit_ports += [("direction", "direction"), ("noise_std", "noise_std")]
+        fit_ports += [("direction", "direction"), ("noise_std", "noise_std"), ("floor_removed", "floor_removed")]
     wf.connect([(series_wf, save, [(f"outputnode.{field}", field) for field in fields])])
     orientation = init_orientation_node(item, resources) if item.bundle_fits else None
     if orientation is not None:

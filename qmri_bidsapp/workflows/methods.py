@@ -50,6 +50,49 @@ def bibliography(config: Config) -> str:
     return "\n".join([*(model.bibliography for model in models), *(item.bibliography for item in estimators)])
 
 
+def _preprocessing(skip: tuple[str, ...], motion: str) -> str:
+    """Return the paragraphs on preprocessing without the steps that were left out; `motion` follows on the T1w."""
+    begin = "T1-weighted images were corrected for the bias field with N4 [@n4]; the brain was"
+    if "bias-field" in skip:
+        begin = "T1-weighted images were not corrected for the bias field; the brain was"
+    anat = (
+        f"{begin} extracted with ROBEX [@robex] and segmented into grey matter, white matter and cerebrospinal "
+        f"fluid with Atropos [@atropos].{motion}"
+    )
+    series = ["The images of a series were not aligned."]
+    if "align" not in skip:
+        series = [
+            "The images of each relaxometry series were aligned rigidly by mutual information [@mattes] where there "
+            f"were at least {MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not "
+            "resampled."
+        ]
+    series += _diffusion(skip)
+    series.append("No correction of susceptibility or eddy-current distortion was made.")
+    how = "by the geometry in the headers, without registration" if "register" in skip else "by rigid registration"
+    series.append(
+        f"Mask and tissues were transferred from the T1-weighted image to each series {how}; without a T1-weighted "
+        "image the mask came from the series itself (Otsu threshold [@otsu], opening, largest component)."
+    )
+    return f"{anat}\n\n{' '.join(series)}"
+
+
+def _diffusion(skip: tuple[str, ...]) -> list[str]:
+    """Return the sentences on the preprocessing of diffusion series."""
+    done, left_out = [], ["denoised"] if "denoise" in skip else []
+    if "denoise" not in skip:
+        floor = " and corrected for the Rician noise floor [@koay]" if "noise-floor" not in skip else ""
+        done.append(f"denoised by MP-PCA [@mppca]{floor} with DIPY [@dipy]")
+        left_out += [] if floor else ["corrected for the noise floor"]
+    if "unring" in skip:
+        left_out.append("cleared of Gibbs ringing")
+    else:
+        done.append(f"cleared of Gibbs ringing [@gibbs]{'' if done else ' with DIPY [@dipy]'}")
+    if "align" not in skip:
+        done.append("aligned in the same way, with their gradient directions rotated accordingly [@bmatrix]")
+    found = [f"Diffusion series were {', then '.join(done)}."] if done else []
+    return [*found, f"Diffusion series were not {' or '.join(left_out)}."] if left_out else found
+
+
 def describe_methods(config: Config) -> str:
     """Return the methods text, with ``[@key]`` marks for references."""
     models, estimators = _fitted(config)
@@ -70,21 +113,12 @@ def describe_methods(config: Config) -> str:
     return f"""Data in the Brain Imaging Data Structure [@bids] were processed with qmri_bidsapp {__version__}, a BIDS
 App [@bidsapps] built on Nipype [@nipype].
 
-T1-weighted images were corrected for the bias field with N4 [@n4]; the brain was extracted with ROBEX [@robex] and
-segmented into grey matter, white matter and cerebrospinal fluid with Atropos [@atropos].{motion}
-
-The images of each relaxometry series were aligned rigidly by mutual information [@mattes] where there were at least
-{MIN_SLICES} slices; images that had moved by less than {NEGLIGIBLE:g} voxels were not resampled. Diffusion series
-were denoised by MP-PCA [@mppca], corrected for the Rician noise floor [@koay] and cleared of Gibbs ringing [@gibbs]
-with DIPY [@dipy], then aligned in the same way, and the gradient directions were rotated accordingly [@bmatrix]. No
-correction of susceptibility or eddy-current distortion was made. Mask and tissues were transferred from the T1-weighted
-image to each series by rigid registration; without a T1-weighted image the mask came from the series itself
-(Otsu threshold [@otsu], opening, largest component).
+{_preprocessing(config.skip, motion)}
 
 {fits} Unless maps say otherwise, non-linear models were fitted by least squares within bounds with the
 Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
 the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, and, of an orientation dispersion index,
 the expected error over the truths compatible with the estimate; the noise level in them is from the residuals,
-moderated over the voxels of a series [@moderation], or, for denoised diffusion series, from MP-PCA.{special} Voxels
+moderated over the voxels of a series [@moderation], or, for diffusion series, from MP-PCA [@mppca].{special} Voxels
 whose estimate is on a bound, did not converge or failed are marked in a status map.{trust}
 """

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.errors import UsageError
+
 if TYPE_CHECKING:
     from nipype.pipeline.engine import Workflow
 
@@ -50,6 +52,8 @@ def find_motion_weights(config: Config) -> MotionWeights | None:
     ------
     WeightsError
         If the weights cannot be used, or the quality-control head was trained on embeddings of other weights.
+    UsageError
+        If the weights were trained on images without bias field, and the run leaves its correction out.
     """
     if not scores_motion(config):
         return None
@@ -58,6 +62,11 @@ def find_motion_weights(config: Config) -> MotionWeights | None:
 
     weights = config.motion_weights or SHIPPED
     scorer = MotionScorer.open(weights, config.motion_weights_sha256 or None)
+    if scorer.bias_corrected and "bias-field" in config.skip:
+        raise UsageError(
+            f"{weights} scores images that are corrected for the bias field, and --skip names bias-field; leave it out "
+            "or give --no-motion-score."
+        )
     head = {}
     if config.qc_head is not None:
         found = QualityHead.load(config.qc_head, scorer.sha256)

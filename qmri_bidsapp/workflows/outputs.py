@@ -14,6 +14,7 @@ from qmri_bidsapp.bids.save_results import FitSidecars, TruthSidecars
 from qmri_bidsapp.bids.sidecars import image_fields
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.workflows.plan import NO_RESIDUALS
+from qmri_bidsapp.workflows.steps import skip_fields, skip_notes
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
@@ -88,19 +89,23 @@ def _sidecar(
     return {"Description": description, "Sources": sources, "SkullStripped": skull_stripped, **fields}
 
 
-def anat_outputs(group: InputGroup, bids_dir: str) -> dict[str, Any]:
-    """Return inputs of `SaveImages` for a T1w: preprocessed image, brain mask, tissues."""
+def anat_outputs(group: InputGroup, bids_dir: str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return inputs of `SaveImages` for a T1w: preprocessed image, brain mask, tissues; `skip` names steps left out."""
     names = [
         result_name(group, "T1w", desc="preproc"),
         result_name(group, "mask", desc="brain"),
         result_name(group, "dseg"),
     ]
+    skipped = skip_fields(skip)
+    description = "T1w" if "bias-field" in skip else "T1w, corrected for the bias field (N4)"
     sidecars = [
-        _sidecar(group, bids_dir, "T1w, corrected for the bias field (N4)", skull_stripped=False),
-        _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain"),
-        _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False),
+        _sidecar(group, bids_dir, description, skull_stripped=False, **skipped),
+        _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain", **skipped),
+        _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False, **skipped),
     ]
-    record = replace(series_record(group, bids_dir), preproc=names[0], mask=names[1], tissues=names[2])
+    record = replace(
+        series_record(group, bids_dir, skip_notes(skip)), preproc=names[0], mask=names[1], tissues=names[2]
+    )
     return {"names": names, "sidecars": sidecars, "record": record}
 
 
@@ -117,7 +122,8 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
         result_name(group, "dseg", desc=f"{row.label_prefix}tissue"),
     ]
     description = f"{group.kind}, preprocessed"
-    sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False) for _ in names]
+    skipped = skip_fields(item.skip)
+    sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False, **skipped) for _ in names]
     known = dict(group.metadata)
     copied = {name: known.get(name, default) for name, default in row.copied}
     shared = {name: value for name, value in copied.items() if value is not None}
@@ -130,8 +136,8 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
         "preproc_sidecars": sidecars,
         "label_names": labels,
         "label_sidecars": [
-            _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain"),
-            _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False),
+            _sidecar(group, bids_dir, "Brain mask", skull_stripped=False, Type="Brain", **skipped),
+            _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False, **skipped),
         ],
         "record": series_record(group, bids_dir, (*item.notes, *notes)),
     }
@@ -145,6 +151,7 @@ def orientation_outputs(item: SeriesPlan, bids_dir: str) -> dict[str, Any]:
         "Units": "1",
         "EstimationAlgorithm": "Multi-tissue constrained spherical deconvolution",
         "EstimationReference": CSD_REFERENCE,
+        **skip_fields(item.skip),
     }
     vectors = (
         "Fibre directions, by descending amplitude: x, y and z of the first, of the second and of the third; NaN where "
@@ -216,11 +223,11 @@ def fit_outputs(
     std_texts = [
         f"Standard deviation ({kind}{moderated}) of: {p.description}{unknown}" for p, kind in std_kinds.items()
     ]
-    return record, _fit_sidecars(group, bids_dir, record, estimator, maps_used, std_texts)
+    return record, _fit_sidecars(item, bids_dir, record, estimator, maps_used, std_texts)
 
 
 def _fit_sidecars(
-    group: InputGroup,
+    item: SeriesPlan,
     bids_dir: str,
     record: FitRecord,
     estimator: type[Estimator],
@@ -228,9 +235,11 @@ def _fit_sidecars(
     std_texts: list[str],
 ) -> FitSidecars:
     """Return the sidecars of a fit, given the URIs of the maps that it used and descriptions of the deviations."""
+    group, skipped = item.group, skip_fields(item.skip)
     fields = {
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {record.model_reference}. Estimator: {estimator.reference}",
+        **skipped,
     }
 
     def sidecar(description: str, unit: str) -> dict[str, Any]:
@@ -246,7 +255,7 @@ def _fit_sidecars(
         estimates=[sidecar(p.description, p.unit) for p in maps],
         stds=[sidecar(text, p.unit) for text, p in zip(std_texts, maps, strict=True)],
         posterior=posterior if estimator.has_posterior else [],
-        status=_sidecar(group, bids_dir, description, skull_stripped=True, Manual=False),
+        status=_sidecar(group, bids_dir, description, skull_stripped=True, Manual=False, **skipped),
     )
 
 

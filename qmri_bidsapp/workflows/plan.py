@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from qmri_bidsapp.errors import ProtocolError, WeightsError
 from qmri_bidsapp.workflows.motion_score import find_motion_weights
+from qmri_bidsapp.workflows.steps import skip_notes, skipped_of
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
@@ -26,13 +27,15 @@ NO_RESIDUALS = "with as many parameters as images there are no residuals to esti
 class SeriesPlan:
     """One quantitative series with the (model, estimator) pairs that will be fitted to it.
 
-    Those in `bundle_fits` are fitted with as many bundles as the voxel has fibre directions.
+    Those in `bundle_fits` are fitted with as many bundles as the voxel has fibre directions. `skip` names the steps of
+    preprocessing that the user leaves out.
     """
 
     group: InputGroup
     fits: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
     bundle_fits: tuple[tuple[str, str], ...] = ()
+    skip: tuple[str, ...] = ()
 
     @property
     def node_name(self) -> str:
@@ -74,6 +77,8 @@ class SubjectPlan:
         Why a model that was asked for cannot be fitted.
     motion_weights : MotionWeights or None
         Files that T1w images are scored with; None without motion scores.
+    skip : tuple of str
+        Steps that the user leaves out of the preprocessing of T1w images.
     """
 
     inputs: SubjectInputs
@@ -81,6 +86,7 @@ class SubjectPlan:
     series: tuple[SeriesPlan, ...]
     errors: tuple[str, ...] = ()
     motion_weights: MotionWeights | None = None
+    skip: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -123,7 +129,9 @@ class SubjectPlan:
         lines = [f"sub-{self.subject}"]
         for group in self.t1w:
             score = ", motion score" if self.motion_weights else ""
-            lines.append(f"  {group.name}: bias correction, brain mask, tissues{score}")
+            bias = "" if "bias-field" in self.skip else "bias correction, "
+            lines.append(f"  {group.name}: {bias}brain mask, tissues{score}")
+            lines.extend(f"    note: {note}" for note in skip_notes(self.skip))
         for item in self.series:
             t1w = self.t1w_for(item.group)
             mask = f"mask and tissues from {t1w.name}" if t1w else "mask from the series"
@@ -154,15 +162,17 @@ def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPl
 def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
     series = []
     errors: list[str] = []
+    t1w = tuple(group for group in inputs.groups if group.acquisition is None)
     for group in inputs.groups:
         if group.acquisition is None:
             continue
         item, refused = _plan_series(config, group, group.acquisition)
         errors += [f"{group.name}: {cause}" for cause in refused]
         if item.fits or not refused:
-            series.append(item)
-    t1w = tuple(group for group in inputs.groups if group.acquisition is None)
-    return SubjectPlan(inputs, t1w, tuple(series), tuple(errors))
+            skip = skipped_of(group, config.skip, has_t1w=bool(t1w)) if item.fits else ()
+            series.append(replace(item, notes=(*skip_notes(skip), *item.notes), skip=skip))
+    skip = skipped_of(t1w[0], config.skip, has_t1w=True) if t1w else ()
+    return SubjectPlan(inputs, t1w, tuple(series), tuple(errors), skip=skip)
 
 
 def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) -> tuple[SeriesPlan, list[str]]:

@@ -46,7 +46,7 @@ def _identity(name: str, fields: list[str]) -> Any:
     return Node(IdentityInterface(fields=fields), name=name)
 
 
-def init_anat_wf(group: InputGroup, name: str) -> Workflow:
+def init_anat_wf(group: InputGroup, name: str, skip: tuple[str, ...] = ()) -> Workflow:
     """Build the T1w workflow: bias correction, brain mask, tissues.
 
     Parameters
@@ -54,6 +54,8 @@ def init_anat_wf(group: InputGroup, name: str) -> Workflow:
     group : InputGroup
         The T1w image.
     name : str
+    skip : tuple of str
+        Steps left out, see `config.STEPS`.
 
     Outputs
     -------
@@ -66,12 +68,14 @@ def init_anat_wf(group: InputGroup, name: str) -> Workflow:
     wf = Workflow(name=name)
     outputnode = _identity("outputnode", ["preproc", "mask", "dseg"])
     load = _node(nodes.ImportImages, "load", f"read {group.name}", in_files=list(group.files), ndim=3)
-    bias = _node(nodes.CorrectBias, "bias", f"{group.name} bias correction", mem_gb=2)
+    bias = load
+    if "bias-field" not in skip:
+        bias = _node(nodes.CorrectBias, "bias", f"{group.name} bias correction", mem_gb=2)
+        wf.connect(load, "out_file", bias, "in_file")
     brain = _node(nodes.ExtractBrain, "brain", f"{group.name} brain mask", mem_gb=2)
     tissues = _node(nodes.SegmentTissues, "tissues", f"{group.name} tissues", mem_gb=2)
     wf.connect(
         [
-            (load, bias, [("out_file", "in_file")]),
             (bias, brain, [("out_file", "in_file")]),
             (bias, tissues, [("out_file", "in_file")]),
             (brain, tissues, [("out_mask", "in_mask")]),
@@ -99,9 +103,10 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     Outputs
     -------
-    preproc, mask, dseg, notes, motion, direction, noise_std, covariates
-        ``dseg`` only with a T1w; ``direction`` and ``noise_std`` only of diffusion series; ``covariates`` only where
-        the series has a map of the transmit field.
+    preproc, mask, dseg, notes, motion, direction, noise_std, floor_removed, covariates
+        ``dseg`` only with a T1w; ``motion`` unless alignment is skipped; ``direction``, ``noise_std`` and
+        ``floor_removed`` only of diffusion series; ``covariates`` only where the series has a map of the transmit
+        field.
     """
     from nipype.interfaces.utility import Merge
     from nipype.pipeline.engine import Node, Workflow
@@ -110,20 +115,23 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
-    fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "covariates"]
+    fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "floor_removed", "covariates"]
     outputnode = _identity("outputnode", fields)
     mem_gb = max(0.5, 4 * item.group.size_gb)
     notes = Node(Merge(4), name="notes")
     load = _load_node(wf, item, notes, mem_gb)
     if item.group.row.is_diffusion:
         last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
+    elif "align" in item.skip:
+        last = load
     else:
         last = _node(nodes.AlignSeries, "align", f"{item.group.name} alignment", mem_gb=mem_gb)
         wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
+        wf.connect(last, "motion", outputnode, "motion")
     _connect_covariates(wf, item, load, notes, outputnode)
     title = f"{item.group.name} mask"
     if has_t1w:
-        mask = _node(nodes.TransferLabels, "mask", title, mem_gb=mem_gb)
+        mask = _node(nodes.TransferLabels, "mask", title, mem_gb=mem_gb, skip=list(item.skip))
         wf.connect(
             [
                 (inputnode, mask, [("t1w", "t1w"), ("t1w_mask", "in_mask"), ("t1w_dseg", "in_dseg")]),
@@ -137,7 +145,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
         wf.connect(last, "out_file", mask, "in_file")
     wf.connect(
         [
-            (last, outputnode, [("out_file", "preproc"), ("motion", "motion")]),
+            (last, outputnode, [("out_file", "preproc")]),
             (mask, outputnode, [("out_mask", "mask")]),
             (notes, outputnode, [("out", "notes")]),
         ]
@@ -207,36 +215,53 @@ def _connect_diffusion(
     acquisition = item.group.acquisition.to_dict()  # type: ignore[union-attr]
     series = item.group.name
     raw_mask = _node(nodes.SeriesMask, "rawmask", f"{series} preliminary mask", mem_gb=mem_gb)
-    denoise = _node(nodes.DenoiseDiffusion, "denoise", f"{series} denoising", mem_gb=mem_gb)
-    unring = _node(
-        nodes.UnringDiffusion,
-        "unring",
-        f"{series} Gibbs unringing",
-        n_procs=resources.n_threads,
-        mem_gb=mem_gb,
-        n_threads=resources.n_threads,
+    # Without denoising the node still measures the noise, which the fits need.
+    title = f"{series} {'noise' if 'denoise' in item.skip else 'denoising'}"
+    denoise = _node(nodes.DenoiseDiffusion, "denoise", title, mem_gb=mem_gb, skip=list(item.skip))
+    wf.connect(
+        [
+            (load, raw_mask, [("out_file", "in_file")]),
+            (load, denoise, [("out_file", "in_file")]),
+            (raw_mask, denoise, [("out_mask", "in_mask")]),
+            (denoise, notes, [("notes", "in1")]),
+            (denoise, outputnode, [("noise_std", "noise_std"), ("floor_removed", "floor_removed")]),
+        ]
     )
+    last = denoise
+    if "unring" not in item.skip:
+        unring = _node(
+            nodes.UnringDiffusion,
+            "unring",
+            f"{series} Gibbs unringing",
+            n_procs=resources.n_threads,
+            mem_gb=mem_gb,
+            n_threads=resources.n_threads,
+        )
+        wf.connect(
+            [
+                (raw_mask, unring, [("out_mask", "in_mask")]),
+                (last, unring, [("out_file", "in_file")]),
+                (unring, notes, [("notes", "in2")]),
+            ]
+        )
+        last = unring
+    direction = [list(row) for row in acquisition["direction"]]
+    if "align" in item.skip:
+        outputnode.inputs.direction = direction
+        return last
     align = _node(
         nodes.AlignDiffusion,
         "align",
         f"{series} alignment",
         mem_gb=mem_gb,
         b_value=[float(value) for value in acquisition["b_value"]],
-        direction=[list(row) for row in acquisition["direction"]],
+        direction=direction,
     )
     wf.connect(
         [
-            (load, raw_mask, [("out_file", "in_file")]),
-            (load, denoise, [("out_file", "in_file")]),
-            (raw_mask, denoise, [("out_mask", "in_mask")]),
-            (raw_mask, unring, [("out_mask", "in_mask")]),
-            (denoise, unring, [("out_file", "in_file")]),
-            (unring, align, [("out_file", "in_file")]),
-            (denoise, notes, [("notes", "in1")]),
-            (unring, notes, [("notes", "in2")]),
+            (last, align, [("out_file", "in_file")]),
             (align, notes, [("notes", "in3")]),
-            (denoise, outputnode, [("noise_std", "noise_std")]),
-            (align, outputnode, [("direction", "direction")]),
+            (align, outputnode, [("direction", "direction"), ("motion", "motion")]),
         ]
     )
     return align

@@ -130,6 +130,41 @@ def test_a_second_run_computes_nothing(bids: Path, finished: Path, capsys: pytes
     assert {path: path.stat().st_mtime_ns for path in (finished / "out" / "sub-01" / "anat").iterdir()} == before
 
 
+def test_steps_left_out_leave_the_images_as_they_are_and_are_named(
+    bids: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the work folder of a run that had them: nothing of it is reused."""
+    folders = [str(bids), str(tmp_path / "out"), "participant", "-w", str(finished / "work")]
+    options = [
+        "--skip-bids-validation",
+        "--no-certificate",
+        "--device",
+        "cpu",
+        "--models",
+        "tensor",
+        "--participant-label",
+        "01",
+    ]
+    assert run.main([*folders, *options, "--skip", "denoise", "unring", "align"]) == 0
+    printed, out = capsys.readouterr().out, tmp_path / "out"
+    assert "note: Left out on request (--skip): denoising of diffusion series" in printed
+    assert not any(step in printed for step in ("dwi denoising", "dwi alignment", "unringing   "))
+    names = ("sub-01_desc-preproc_dwi", "sub-01_model-tensor_param-fa_desc-wls_dwimap")
+    for sidecar in (json.loads((out / "sub-01" / "dwi" / f"{name}.json").read_text()) for name in names):
+        assert sidecar["SkippedSteps"] == ["denoise", "unring", "align"]
+    raw, found = bids / "sub-01" / "dwi" / "sub-01_dwi.nii.gz", out / "sub-01" / "dwi" / f"{names[0]}.nii.gz"
+    np.testing.assert_array_equal(read(found), read(raw).astype(np.float32))
+    np.testing.assert_allclose(
+        np.loadtxt(str(found).replace(".nii.gz", ".bvec")), np.loadtxt(str(raw).replace(".nii.gz", ".bvec")), atol=2e-6
+    )
+    fa = [read(folder / "sub-01" / "dwi" / f"{names[1]}.nii.gz") for folder in (out, finished / "out")]
+    assert np.nanmedian(np.abs(fa[0] - fa[1])) > 0.001
+    for file in ("sub-01.html", "logs/CITATION.md"):
+        text = (out / file).read_text()
+        assert "not denoised or cleared of Gibbs ringing" in text
+    assert "Left out on request (--skip)" in (out / "sub-01.html").read_text()
+
+
 def test_a_changed_option_computes_what_depends_on_it(
     bids: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,10 +79,31 @@ def test_mask_is_that_of_the_function(files: dict[str, str], tmp_path: Path) -> 
 def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_path: Path) -> None:
     found = run(nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"]), tmp_path)
     series, mask = load_image(files["series"], ndim=4), load_image(files["mask"], ndim=3)
-    expected, noise_std, _ = denoise(series, mask=mask)
-    np.testing.assert_array_equal(read(found.out_file), np.asarray(expected.dataobj))
-    np.testing.assert_array_equal(read(found.noise_std), noise_std)
+    expected = denoise(series, mask=mask)
+    np.testing.assert_array_equal(read(found.out_file), np.asarray(expected.image.dataobj))
+    np.testing.assert_array_equal(read(found.noise_std), expected.noise_std)
+    assert found.floor_removed
     assert found.notes == []
+
+
+def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict[str, str], tmp_path: Path) -> None:
+    node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], skip=["denoise"])
+    found = run(node, tmp_path)
+    np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
+    noise, mask = read(found.noise_std), read(files["mask"]) > 0
+    # The series has noise of standard deviation 2; MP-PCA finds a little less.
+    assert np.median(noise[mask]) == pytest.approx(2, rel=0.1)
+    assert not found.floor_removed
+
+
+def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path) -> None:
+    inputs = {"in_file": files["series"], "in_mask": files["mask"]}
+    corrected = read(run(nodes.DenoiseDiffusion(**inputs), tmp_path).out_file)
+    found = run(nodes.DenoiseDiffusion(**inputs, skip=["noise-floor"]), tmp_path)
+    assert not found.floor_removed
+    # Magnitudes of 10 and 110 with noise of 2: the floor raises them by sigma^2 / (2 S).
+    inside, difference = read(files["mask"]) > 0, (read(found.out_file) - corrected).mean(axis=3)
+    assert difference[inside].mean() == pytest.approx(4 / 220, rel=0.3)
 
 
 def test_small_images_are_not_unringed(files: dict[str, str], tmp_path: Path) -> None:

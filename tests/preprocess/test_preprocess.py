@@ -79,7 +79,7 @@ def test_too_few_slices_are_left_alone_with_a_note() -> None:
     assert note is not None
     assert "2 slices" in note
     assert not found.any()
-    _, sigma, note = dwi.denoise(series, mask=image(np.ones((20, 20, 2))))
+    _, sigma, _, note = dwi.denoise(series, mask=image(np.ones((20, 20, 2))))
     assert sigma is None
     assert "2 slices" in str(note)
     assert "20 x 20" in str(dwi.unring(series, mask=image(np.ones((20, 20, 2))))[1])
@@ -123,7 +123,7 @@ def test_denoising_lowers_noise_and_knows_its_level() -> None:
     clean = head(shape=(14, 14, 8))[..., None] * np.exp(-np.linspace(0, 2, 30)) + 60
     noisy = np.hypot(clean + 4 * rng.standard_normal(clean.shape), 4 * rng.standard_normal(clean.shape))
     mask = image(np.ones((14, 14, 8)))
-    result, sigma, note = dwi.denoise(image(noisy), mask=mask)
+    result, sigma, _, note = dwi.denoise(image(noisy), mask=mask)
     assert note is None
     assert sigma is not None
     assert np.median(sigma) == pytest.approx(4, rel=0.15)
@@ -135,7 +135,7 @@ def test_noise_is_not_known_where_nothing_was_denoised() -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((14, 14, 8))
     mask[6:8, 6:8, 4] = 1
-    _, sigma, _ = dwi.denoise(image(rng.normal(100, 4, (14, 14, 8, 24))), mask=image(mask))
+    sigma = dwi.denoise(image(rng.normal(100, 4, (14, 14, 8, 24))), mask=image(mask)).noise_std
     assert sigma is not None
     assert (sigma[mask > 0] > 1).all()
     assert np.isnan(sigma[0, 0, 0])
@@ -187,6 +187,20 @@ def test_values_beyond_the_field_of_view_are_undefined_not_zero() -> None:
         )
         assert np.isnan(found).all(axis=(0, 1)).sum() == n_undefined
         np.testing.assert_allclose(found[np.isfinite(found)], 50, rtol=1e-5)
+
+
+def test_without_registration_the_headers_count() -> None:
+    """A T1w that is 8 mm off in its header is registered; with `register` left out its labels stay 8 mm off."""
+    data, off = head(), np.array(AFFINE)
+    off[0, 3] += 8
+    displaced = []
+    for skip in ((), ("register",)):
+        (mask,), note = masks.transfer(image(data, off), [image(data > 0, off)], image(data), skip=skip)
+        assert note is None
+        centres = [np.argwhere(labels > 0).mean(axis=0) for labels in (np.asarray(mask.dataobj), data)]
+        displaced.append(np.linalg.norm(AFFINE[:3, :3] @ (centres[0] - centres[1])))
+    assert displaced[0] < 1
+    assert displaced[1] == pytest.approx(8, abs=1.5)
 
 
 @pytest.mark.parametrize("amplitude", [0.0, 0.5, 1.0, 2.0, 4.0, 30.0])

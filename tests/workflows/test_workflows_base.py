@@ -9,7 +9,7 @@ import pytest
 import qmri_bidsapp
 from qmri_bidsapp import formats
 from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
-from qmri_bidsapp.config import Config
+from qmri_bidsapp.config import STEPS, Config
 from qmri_bidsapp.core.acquisition import MultiEcho
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.registry import get_model
@@ -34,6 +34,15 @@ def test_steps_of_two_series_are_told_apart(tmp_path: Path) -> None:
     assert "run-1_MESE alignment" in titles
     assert "run-2_T1w brain mask" in titles
     assert sorted(set(titles)) == sorted(titles)
+
+
+@pytest.mark.parametrize("skip", [(), tuple(STEPS)], ids=["all-steps", "none"])
+def test_steps_left_out_are_not_in_the_graph(tmp_path: Path, skip: tuple[str, ...]) -> None:
+    config = Config(tmp_path, tmp_path / "out", "participant", "run", tmp_path.parent / "work", skip=skip)
+    (found,) = plan(config, (SubjectInputs("01", (group(tmp_path, "T1w", "1"), group(tmp_path, "MESE", "1"))),))
+    nodes = {node.name: node for node in init_subject_wf(config, found)._get_all_nodes()}
+    assert ({"bias", "align"} <= nodes.keys()) == (not skip)
+    assert nodes["mask"].inputs.skip == (["align", "register"] if skip else [])
 
 
 def test_work_of_a_version_with_other_maps_is_not_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

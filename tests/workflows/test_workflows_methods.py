@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,27 @@ def test_opt_in_models_are_reported_when_named(models: tuple[str, ...], said: bo
     found = text(models)
     assert ("ActiveAx" in found) == said
     assert "plug-ins" not in found
+
+
+@pytest.mark.parametrize(
+    ("step", "gone", "said"),
+    [
+        ("denoise", "denoised by MP-PCA", "not denoised"),
+        ("noise-floor", "[@koay]", "not corrected for the noise floor"),
+        ("unring", "[@gibbs]", "not cleared of Gibbs ringing"),
+        ("align", "[@bmatrix]", "not aligned"),
+        ("bias-field", "[@n4]", "not corrected for the bias field"),
+        ("register", "by rigid registration", "without registration"),
+    ],
+)
+def test_steps_left_out_are_not_claimed(step: str, gone: str, said: str) -> None:
+    whole = describe_methods(of())
+    found = describe_methods(replace(of(), skip=(step,)))
+    assert gone in whole
+    assert said not in whole
+    assert gone not in found
+    assert said in found
+    assert "[@" not in resolve(found, bibliography(of()))[0]
 
 
 class Plugin(SpinEchoT2):

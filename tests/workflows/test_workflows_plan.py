@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
-from qmri_bidsapp.config import Config
+from qmri_bidsapp.config import STEPS, Config
 from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
@@ -52,6 +52,22 @@ def test_auto_leaves_models_out_with_a_note() -> None:
     assert not found.errors
     assert [item.fits for item in found.series] == [(("tensor", "wls"),)]
     assert any("at least 2 shells" in note for note in found.series[0].notes)
+
+
+def test_steps_left_out_are_in_the_plan_of_the_series_they_belong_to() -> None:
+    t1w = InputGroup("T1w", "01", (), ("/raw/sub-01/anat/sub-01_T1w.nii.gz",))
+    config = Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), skip=tuple(STEPS))
+    (found,) = plan(config, (SubjectInputs("01", (t1w, series(), echoes(0.09))),))
+    assert found.skip == ("bias-field",)
+    assert {item.group.kind: item.skip for item in found.series} == {
+        "dwi": ("denoise", "noise-floor", "unring", "align", "register"),
+        "MESE": ("align", "register"),
+    }
+    printed = [text for text in found.describe() if "--skip" in text]
+    assert len(printed) == 3
+    assert "bias-field correction of T1w images" in printed[0]
+    assert "denoising of diffusion series" in printed[1]
+    assert "T1w: brain mask, tissues" in "".join(found.describe())
 
 
 def two_shells(n_directions: int) -> InputGroup:

@@ -12,7 +12,7 @@ from typing import Any
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.arguments import Parser, words
 from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
-from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, PRIORS, Config, make_config, read_toml
+from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, PRIORS, STEPS, Config, make_config, read_toml
 from qmri_bidsapp.errors import UnknownLevelError
 
 DESCRIPTION = (
@@ -30,6 +30,7 @@ _LISTS = {
     "participant_label": "sub-",
     "session_label": "ses-",
     "run_label": "run-",
+    "skip": "",
     "models": "",
     "estimators": "",
 }
@@ -98,6 +99,13 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_methods(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--skip",
+        nargs="+",
+        metavar="STEP",
+        help=f"steps of preprocessing to leave out: {', '.join(f'{name} ({what})' for name, what in STEPS.items())} "
+        "(default: none)",
+    )
     group.add_argument(
         "--models",
         nargs="+",

@@ -29,6 +29,11 @@ def test_inputs_are_the_options():
         assert inputs[name].get("list", False) == (action.nargs == "+")
 
 
+def test_steps_to_skip_are_listed():
+    (skip,) = (item for item in build_descriptor()["inputs"] if item["id"] == "skip")
+    assert skip["value-choices"] == ["denoise", "noise-floor", "unring", "align", "bias-field", "register"]
+
+
 def test_command_line_names_every_input():
     descriptor = build_descriptor()
     keys = [item["value-key"] for item in descriptor["inputs"]]

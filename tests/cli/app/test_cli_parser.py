@@ -18,7 +18,7 @@ from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
 OPTIONS = {
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
-    "--bids-database-dir", "--models", "--estimators", "--n-fibres", "--no-certificate", "--debias",
+    "--bids-database-dir", "--skip", "--models", "--estimators", "--n-fibres", "--no-certificate", "--debias",
     "--prior", "--weights", "--device", "--nprocs", "--omp-nthreads",
     "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
     "--motion-weights", "--motion-weights-sha256", "--no-motion-score", "--qc-head",
@@ -97,6 +97,11 @@ def test_models_and_estimators(bids_dir):
     assert config.estimators == ("nlls", "tensor:wls")
 
 
+def test_steps_to_skip(bids_dir):
+    assert parse(line(bids_dir)).skip == ()
+    assert parse(line(bids_dir, "--skip", "denoise,unring", "align")).skip == ("denoise", "unring", "align")
+
+
 def test_legacy_layout(bids_dir, tmp_path):
     config = parse(line(bids_dir, "--output-layout", "legacy"))
     assert config.derivatives_dir == tmp_path / "out" / "qmri_bidsapp"
@@ -128,6 +133,10 @@ def test_threads_are_shared_by_participants(bids_dir, participants, expected):
         (["--mem-gb", "nan"], "--mem-gb must be positive, got nan"),
         (["--mem-gb", "inf"], "--mem-gb must be positive, got inf"),
         (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:n, got 'gpu'"),
+        (
+            ["--skip", "denoise", "denoising"],
+            "--skip knows no step denoising; steps: denoise, noise-floor, unring, align, bias-field, register.",
+        ),
         (["--output-layout", "flat"], "invalid choice: 'flat'"),
         (["--work-dir", ""], "work_dir must be a path, got ''"),
         (["--reports-only", "--boilerplate-only"], "not allowed with argument"),
