@@ -7,11 +7,11 @@ no part of any key: a new version that computes the same reuses work folders, ce
 #: Preprocessed images and maps. Raise it when the same input gives other values;
 #: `tests/contracts/test_contracts_maps.py` fails until then. Part of the work folder's name, and of the keys of
 #: certificates and of weights trained in a run.
-MAPS = 6
+MAPS = 7
 #: Arrays and summary of a certificate (`uncertainty.certificate`).
-CERTIFICATE = 8
+CERTIFICATE = 9
 #: Tensors and card of trained weights (`artifacts.weights`).
 WEIGHTS = 2
 #: Record of a participant, ``logs/sub-<label>.json`` (`bids.record`). Raise it when a field changes: the reader refuses
 #: other numbers. Records before 2 carry none.
-RECORD = 2
+RECORD = 3

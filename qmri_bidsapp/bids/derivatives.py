@@ -248,7 +248,8 @@ def write_dataset_files(
         "BIDS units (s, mm2/s, 1/s); each has a\nstandard deviation (desc-<estimator>std) and each fit a status map "
         "(desc-<...>status_dseg). How far\na value can be trusted: desc-<estimator>bias, the range of the truth "
         "(truthlow, truthhigh) and\ndesc-<...>trust_dseg. Voxels that differ from all simulated ones: "
-        "desc-<...>flag_dseg. descriptions.tsv\nexplains all labels.\n",
+        "desc-<...>flag_dseg. Voxels that\ncount in tables: desc-<...>usable_mask. descriptions.tsv explains all "
+        "labels.\n",
         out_dir,
         "README",
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qmri_bidsapp import formats
 from qmri_bidsapp.bids.derivatives import bids_uri
 from qmri_bidsapp.bids.kinds import protocol_of
+from qmri_bidsapp.bids.usable_record import UsableRecord
 
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
@@ -298,6 +299,7 @@ class SubjectRecord:
     orientations: tuple[OrientationRecord, ...] = ()
     fits: tuple[FitRecord, ...] = ()
     truths: tuple[TruthRecord, ...] = ()
+    usables: tuple[UsableRecord, ...] = ()
     motion_scores: tuple[MotionScoreRecord, ...] = ()
     problems: tuple[ProblemRecord, ...] = ()
     notes: tuple[str, ...] = ()
@@ -309,8 +311,15 @@ class SubjectRecord:
 
     def truth_of(self, fit: FitRecord) -> TruthRecord | None:
         """Return the certificate maps of a fit, None without any."""
-        identity = (fit.series, fit.model, fit.estimator)
-        return next((item for item in self.truths if (item.series, item.model, item.estimator) == identity), None)
+        return next((item for item in self.truths if _is_of(item, fit)), None)
+
+    def usable_of(self, fit: FitRecord) -> UsableRecord | None:
+        """Return the usable voxels of a fit, None if the run stopped before they were saved."""
+        return next((item for item in self.usables if _is_of(item, fit)), None)
+
+
+def _is_of(item: TruthRecord | UsableRecord, fit: FitRecord) -> bool:
+    return (item.series, item.model, item.estimator) == (fit.series, fit.model, fit.estimator)
 
 
 def series_record(group: InputGroup, bids_dir: str, notes: tuple[str, ...] = ()) -> SeriesRecord:

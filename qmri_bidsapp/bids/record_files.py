@@ -22,6 +22,7 @@ from qmri_bidsapp.bids.record import (
     SubjectRecord,
     TruthRecord,
 )
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.errors import InputMissingError
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ STEPS: dict[str, type[Any]] = {
     "orientations": OrientationRecord,
     "fits": FitRecord,
     "truths": TruthRecord,
+    "usables": UsableRecord,
     "motion_scores": MotionScoreRecord,
 }
 

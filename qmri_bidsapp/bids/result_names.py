@@ -77,6 +77,11 @@ class FitNames:
         return self._of_fit("dseg", "status")
 
     @property
+    def usable(self) -> str:
+        """Mask of the usable voxels."""
+        return self._of_fit("mask", "usable")
+
+    @property
     def trust(self) -> str:
         """Map of `Trust`."""
         return self._of_fit("dseg", "trust")

@@ -21,7 +21,7 @@ class Status(IntEnum):
     OUTSIDE = 0  #: not in the mask
     OK = 1
     NOT_CONVERGED = 2  #: the iteration limit was reached; the estimate is the best point found
-    AT_BOUND = 3  #: at least one parameter is on a bound; its standard deviation is NaN
+    AT_BOUND = 3  #: a parameter is on a bound that is no physical limit; its standard deviation is NaN
     NO_SIGNAL = 4  #: all values are zero or negative
     INVALID_INPUT = 5  #: a value is NaN or infinite
     FAILED = 6  #: the estimate is not finite

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+#: Distance from a bound, relative to its range, that counts as on the bound.
+BOUND_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,10 @@ class Parameter:
     is_skewed : bool
         Whether the signal depends on it less and less along its range, so that errors are skewed: the standard
         deviation at the estimate differs from the spread of the true values that lead to this estimate.
+    physical : tuple of bool
+        Whether the lower and the upper bound are limits of nature, as zero and one are for a fraction. An estimate on
+        such a limit is an answer. One on any other bound is not: the program drew that bound, and the best value may
+        lie beyond it.
     saved : bool
         Whether the app writes a map of it. Parameters that mean nothing by themselves are returned in Python only.
     """
@@ -48,6 +60,7 @@ class Parameter:
     is_periodic: bool = False
     is_uniform: bool = False
     is_skewed: bool = False
+    physical: tuple[bool, bool] = (False, False)
     saved: bool = True
 
     @property
@@ -62,9 +75,38 @@ class Parameter:
         return self.is_logarithmic and not self.is_uniform
 
     @property
+    def drawn_bounds(self) -> tuple[float, float]:
+        """Bounds that the program drew, in `unit`; infinite on the side of a physical limit."""
+        low, high = self.bounds
+        return -inf if self.physical[0] else low, inf if self.physical[1] else high
+
+    @property
     def label(self) -> str:
         """Value of the BIDS ``param`` entity: the name without underscores."""
         return self.name.replace("_", "")
+
+
+def on_physical_limits(
+    parameters: Sequence[Parameter], values: npt.ArrayLike
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return which values lie on their lower and which on their upper physical limit, see `Parameter.physical`.
+
+    Parameters
+    ----------
+    parameters : sequence of Parameter
+    values : array_like
+        (n, n_parameters), in each one's unit.
+
+    Returns
+    -------
+    lower, upper : ndarray
+        (n, n_parameters) bool; False where there is no such limit, or no value.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    low, high = (np.array([p.bounds[side] for p in parameters], dtype=np.float64) for side in (0, 1))
+    has_low, has_high = (np.array([p.physical[side] for p in parameters], dtype=bool) for side in (0, 1))
+    margin = BOUND_TOLERANCE * (high - low)
+    return has_low & (found <= low + margin), has_high & (found >= high - margin)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from qmri_bidsapp.estimators.base import Estimator
 from qmri_bidsapp.fitting.once import certify_once, noise_level_of
 from qmri_bidsapp.fitting.series import SeriesFit
 from qmri_bidsapp.fitting.trust import Verdict, judge, quantities_of
+from qmri_bidsapp.fitting.usable import usable_voxels
 from qmri_bidsapp.images.volumes import fill
 from qmri_bidsapp.uncertainty.certificate import Certificate
 from qmri_bidsapp.uncertainty.ood import Reason
@@ -164,12 +165,13 @@ class Maps(Mapping[str, npt.NDArray[np.float32]]):
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:
-        """(x, y, z) bool: the fit converged within the bounds and, given a certificate, the voxel is not flagged.
+        """(x, y, z) bool: voxels that count in tables, see `fitting.usable.usable_voxels`.
 
-        See `has_certificate`: without one there are no flags.
+        The fit converged, on no bound but physical limits; given a certificate, the range of the truth is given and
+        the voxel is not flagged. See `has_certificate`: without one the status decides.
         """
-        converged = self.status == Status.OK
-        return converged & (self.flag == Reason.TYPICAL) if self.has_certificate else converged
+        labels = (self.verdict.reading.trust, self.verdict.flags.reason) if self.has_certificate else ()
+        return np.asarray(fill(usable_voxels(self.fit.maps.status, *labels), self.mask, False))
 
     @property
     def has_certificate(self) -> bool:

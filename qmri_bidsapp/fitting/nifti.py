@@ -16,6 +16,7 @@ from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.errors import OutputError
 from qmri_bidsapp.fitting.series import provenance_of
+from qmri_bidsapp.fitting.usable import definition, usable_voxels
 from qmri_bidsapp.images.volumes import save_image
 from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import Reason
@@ -48,12 +49,20 @@ def write_maps(maps: Maps, folder: Path, prefix: str, *, with_trust: bool) -> li
             if parameter.name in found:
                 writer.quantity(parameter, ending, found[parameter.name], f"{what} of: {parameter.description}")
     writer.labels("status", maps.status, "Outcome of the estimation", Status)
+    writer.mask("usable", *_usable_of(maps, with_trust=with_trust))
     if with_trust and maps.has_certificate:
         trust = np.full(maps.mask.shape, Trust.OUTSIDE, np.uint8)
         trust[maps.mask] = maps.verdict.reading.trust
         writer.labels("trust", trust, "Outcome of the inverse reading", Trust)
         writer.labels("flag", maps.flag, "Whether and why a voxel is unlike all simulated ones", Reason)
     return writer.written
+
+
+def _usable_of(maps: Maps, *, with_trust: bool) -> tuple[npt.NDArray[np.bool_], str]:
+    """Return the usable voxels and what they are; by the status alone without biases, ranges and flags."""
+    has_certificate = with_trust and maps.has_certificate
+    usable = maps.usable if has_certificate else usable_voxels(maps.status)
+    return usable, f"Usable voxels: 1 where {definition(has_certificate=has_certificate)}"
 
 
 class _Writer:
@@ -82,9 +91,19 @@ class _Writer:
 
     def labels(self, what: str, values: npt.NDArray[Any], description: str, meanings: type[IntEnum]) -> None:
         """Write a label image, with the meaning of each value."""
-        model = f"model-{self._model}_desc-{self._label}" if self._is_diffusion else f"desc-{self._label}{self._model}"
         levels = {str(int(item)): item.name for item in meanings}
-        self._write(f"{model}{what}_dseg", values, {"Description": description, "Levels": levels})
+        self._write(f"{self._of_fit}{what}_dseg", values, {"Description": description, "Levels": levels})
+
+    def mask(self, what: str, values: npt.NDArray[np.bool_], description: str) -> None:
+        """Write a mask."""
+        self._write(f"{self._of_fit}{what}_mask", values.astype(np.uint8), {"Description": description, "Type": "ROI"})
+
+    @property
+    def _of_fit(self) -> str:
+        """Start of the names of images that belong to no single quantity."""
+        if self._is_diffusion:
+            return f"model-{self._model}_desc-{self._label}"
+        return f"desc-{self._label}{self._model}"
 
     def _write(self, stem: str, values: npt.NDArray[Any], fields: dict[str, Any]) -> None:
         path = self._folder / f"{self._prefix}{stem}.nii.gz"

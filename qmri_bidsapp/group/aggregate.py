@@ -38,8 +38,8 @@ COLUMNS: dict[str, dict[str, Any]] = {
             "CSF": "Cerebrospinal fluid",
         },
     },
-    "n_voxels": {"Description": "Voxels with status OK; median and quartiles are over these"},
-    "n_flagged": {"Description": "Voxels of the region with another status, left out"},
+    "n_voxels": {"Description": "Usable voxels (desc-...usable_mask); median and quartiles are over these"},
+    "n_excluded": {"Description": "Other voxels of the region, left out"},
     "n_unlike": {"Description": "Voxels of the region unlike all simulated voxels; n/a without a certificate"},
     "median": {"Description": "Median"},
     "q1": {"Description": "First quartile"},
@@ -146,7 +146,10 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
         try:
             flags, warning = _flags(out_dir, truth)
             warnings += [f"{where}: {warning}"] if warning else []
-            entries = _fit_rows(out_dir, path.stem, series, fit, flags)
+            usable = record.usable_of(fit)
+            if usable is None:
+                raise ValueError("the run stopped before the usable voxels were known")
+            entries = _fit_rows(out_dir, path.stem, series, fit, _load(out_dir / usable.mask) > 0, flags)
         except _UNREADABLE as error:
             warnings.append(f"{where}: a map cannot be read ({error}): run the participant again.")
             continue
@@ -175,6 +178,7 @@ def _fit_rows(
     participant: str,
     series: SeriesRecord,
     fit: FitRecord,
+    usable: npt.NDArray[np.bool_],
     flags: npt.NDArray[np.integer] | None,
 ) -> list[tuple[str, MapRecord, list[dict[str, Any]]]]:
     """Return table name, record and rows of each map of a fit.
@@ -189,8 +193,11 @@ def _fit_rows(
     entries = []
     for item in fit.maps:
         values = _load(out_dir / item.estimate)
-        if values.shape != status.shape:
-            raise ValueError(f"{item.estimate} has the shape {values.shape}, its status map {status.shape}")
+        if not values.shape == usable.shape == status.shape:
+            raise ValueError(
+                f"{item.estimate} has the shape {values.shape}, its mask of usable voxels {usable.shape}, its status "
+                f"map {status.shape}"
+            )
         origin = {
             "participant_id": participant,
             "session": series.entities.get("ses"),
@@ -202,7 +209,7 @@ def _fit_rows(
             {
                 **origin,
                 "tissue": tissue,
-                **_statistics(values, region, status),
+                **_statistics(values, region, usable),
                 "n_unlike": None if flags is None or flags.shape != region.shape else _n_unlike(flags[region]),
                 "unit": item.unit,
             }
@@ -227,12 +234,12 @@ def _n_unlike(flags: npt.NDArray[np.integer]) -> int:
 
 
 def _statistics(
-    values: npt.NDArray[np.floating], region: npt.NDArray[np.bool_], status: npt.NDArray[np.integer]
+    values: npt.NDArray[np.floating], region: npt.NDArray[np.bool_], usable: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """Return counts, median and quartiles of the voxels with status OK; None where there are none."""
-    counted = region & (status == Status.OK) & np.isfinite(values)
+    """Return counts, median and quartiles of the usable voxels; None where there are none."""
+    counted = region & usable & np.isfinite(values)
     part = values[counted].astype(float)
-    numbers: dict[str, Any] = {"n_voxels": int(part.size), "n_flagged": int(region.sum()) - int(part.size)}
+    numbers: dict[str, Any] = {"n_voxels": int(part.size), "n_excluded": int(region.sum()) - int(part.size)}
     if not part.size:
         return {**numbers, "median": None, "q1": None, "q3": None, "iqr": None}
     q1, median, q3 = (float(value) for value in np.percentile(part, [25, 50, 75]))

@@ -38,6 +38,7 @@ from qmri_bidsapp.bids.save_results import (
     save_truth,
     save_volumes,
 )
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.interfaces.preprocess import defined
 
 
@@ -197,6 +198,44 @@ class SaveTruth(SimpleInterface):
             certificate=inputs.certificate,
             training=defined(inputs.training) or {},
             out_dir=inputs.out_dir,
+        )
+        self._results["record_file"] = write_step(record, inputs.record_file)
+        return runtime
+
+
+class _SaveUsableInputSpec(_SaveInputSpec):
+    record = traits.Instance(UsableRecord, mandatory=True, desc="the fit, with the name of the mask")
+    sidecar = traits.Dict(mandatory=True)
+    status = File(exists=True, mandatory=True, desc="of `Fit`")
+    trust = traits.Str("", usedefault=True, desc="of `ReadTruth`; empty without a certificate, likewise the next")
+    flags = traits.List(traits.Str, desc="reasons, then p-values")
+
+
+class SaveUsable(SimpleInterface):
+    """Find the usable voxels of a fit, and save their mask."""
+
+    input_spec = _SaveUsableInputSpec
+    output_spec = _RecordOutputSpec
+    _always_run = True
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from qmri_bidsapp.core.maps import Status
+        from qmri_bidsapp.fitting.usable import definition, unlike_voxels, usable_voxels
+        from qmri_bidsapp.images.volumes import load_image, make_image, save_image
+
+        inputs = self.inputs
+        image = load_image(inputs.status, ndim=3)
+        files = [inputs.trust, *inputs.flags[:1]] if inputs.trust else []
+        status, *labels = (np.asarray(load_image(file, ndim=3).dataobj, np.uint8) for file in (inputs.status, *files))
+        usable = usable_voxels(status, *labels)
+        mask = save_image(make_image(usable, image), Path(runtime.cwd) / "usable.nii")
+        text = f"{inputs.sidecar['Description']}: 1 where {definition(has_certificate=bool(labels))}"
+        save_images([mask], [inputs.record.mask], [{**inputs.sidecar, "Description": text}], inputs.out_dir)
+        record = replace(
+            inputs.record,
+            n_voxels=int((status != Status.OUTSIDE).sum()),
+            n_usable=int(usable.sum()),
+            n_unlike=int(unlike_voxels(*labels).sum()) if labels else None,
         )
         self._results["record_file"] = write_step(record, inputs.record_file)
         return runtime

@@ -37,10 +37,24 @@ PARALLEL_DIFFUSIVITY = Parameter(
     is_uniform=True,
 )
 PERPENDICULAR_DIFFUSIVITY = Parameter(
-    "perpendicular_diffusivity", "mm2/s", _DIFFUSIVITIES, 1e-3, "Diffusivity across fibres", None, _DIFFUSIVITIES
+    "perpendicular_diffusivity",
+    "mm2/s",
+    _DIFFUSIVITIES,
+    1e-3,
+    "Diffusivity across fibres",
+    None,
+    _DIFFUSIVITIES,
+    physical=(True, False),
 )
 ISOTROPIC_DIFFUSIVITY = Parameter(
-    "isotropic_diffusivity", "mm2/s", _DIFFUSIVITIES, 1e-3, "Isotropic diffusivity", None, _DIFFUSIVITIES
+    "isotropic_diffusivity",
+    "mm2/s",
+    _DIFFUSIVITIES,
+    1e-3,
+    "Isotropic diffusivity",
+    None,
+    _DIFFUSIVITIES,
+    physical=(True, False),
 )
 DIAMETER = Parameter("diameter", "mm", (1e-4, 2e-2), 5e-3, "Axon diameter index", None, (0.0, 2e-2), is_uniform=True)
 ODI = Parameter(
@@ -53,6 +67,8 @@ ODI = Parameter(
     (0.0, 1.0),
     is_uniform=True,
     is_skewed=True,
+    # At the upper bound fibres point everywhere alike, up to 1 %; the lower one is where the program stops.
+    physical=(False, True),
 )
 
 #: Roots of the derivative of the Bessel function J1. The terms of the sum over them fall with the sixth power of

@@ -27,7 +27,7 @@ _S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion we
 
 
 def _fraction(name: str, description: str) -> Parameter:
-    return Parameter(name, "1", (0.0, 1.0), 1.0, description, None, (0.0, 1.0))
+    return Parameter(name, "1", (0.0, 1.0), 1.0, description, None, (0.0, 1.0), physical=(True, True))
 
 
 def _angles(suffix: str, of: str) -> tuple[Parameter, Parameter]:

@@ -42,7 +42,9 @@ class IntravoxelIncoherentMotion(SeparableModel):
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting"),
         # In no tissue does perfusion make up more than half of the signal.
-        Parameter("perfusion_fraction", "1", (0.0, 0.5), 0.1, "Perfusion fraction f", None, (0.0, 0.3)),
+        Parameter(
+            "perfusion_fraction", "1", (0.0, 0.5), 0.1, "Perfusion fraction f", None, (0.0, 0.3), physical=(True, False)
+        ),
         # At 0.1 mm2/s perfusion is gone at b = 10 s/mm2: faster ones cannot be distinguished.
         Parameter(
             "pseudodiffusivity",
@@ -53,7 +55,16 @@ class IntravoxelIncoherentMotion(SeparableModel):
             None,
             (0.0, 0.05),
         ),
-        Parameter("diffusivity", "mm2/s", (0.0, DIFFUSIVITY_LIMIT), 1e-3, "Diffusivity D of tissue", None, (0.0, 3e-3)),
+        Parameter(
+            "diffusivity",
+            "mm2/s",
+            (0.0, DIFFUSIVITY_LIMIT),
+            1e-3,
+            "Diffusivity D of tissue",
+            None,
+            (0.0, 3e-3),
+            physical=(True, False),
+        ),
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)

@@ -52,8 +52,8 @@ class Noddi(Composition):
         Zeppelin(_parallel, _perpendicular),
     )
     shares: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("fwf", "1", (0.0, 1.0), 1.0, "Free water fraction", None, (0.0, 1.0)),
-        Parameter("ndi", "1", (0.0, 1.0), 1.0, "Neurite density index", None, (0.0, 1.0)),
+        Parameter("fwf", "1", (0.0, 1.0), 1.0, "Free water fraction", None, (0.0, 1.0), physical=(True, True)),
+        Parameter("ndi", "1", (0.0, 1.0), 1.0, "Neurite density index", None, (0.0, 1.0), physical=(True, True)),
     )
     largest_diffusivity: ClassVar[float] = INTRINSIC_DIFFUSIVITY
     methods: ClassVar[str] = (

@@ -58,7 +58,16 @@ class SphericalMeanTechnique(SeparableModel):
     reference: ClassVar[str] = "Kaden et al. 2016, NeuroImage 139:346; Gyori et al. 2021, eq. 1"
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting"),
-        Parameter("intra_fraction", "1", (0.0, 1.0), 1.0, "Intra-neurite volume fraction", None, (0.0, 1.0)),
+        Parameter(
+            "intra_fraction",
+            "1",
+            (0.0, 1.0),
+            1.0,
+            "Intra-neurite volume fraction",
+            None,
+            (0.0, 1.0),
+            physical=(True, True),
+        ),
         Parameter(
             "diffusivity",
             "mm2/s",
@@ -67,6 +76,7 @@ class SphericalMeanTechnique(SeparableModel):
             "Intrinsic diffusivity",
             None,
             (0.0, FREE_DIFFUSIVITY),
+            physical=(True, False),
         ),
     )
     acquisition_type: ClassVar[type[Acquisition]] = SphericalMean

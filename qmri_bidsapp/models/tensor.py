@@ -28,7 +28,7 @@ def _diffusivity(name: str, description: str) -> Parameter:
 S0 = Parameter("s0", "arbitrary", (0.0, 5.0), 1.0, "Signal without diffusion weighting")
 ELEMENTS = tuple(_element(axes) for axes in ("xx", "xy", "yy", "xz", "yz", "zz"))
 INVARIANTS = (
-    Parameter("fa", "1", (0.0, 1.0), 1.0, "Fractional anisotropy", None, (0.0, 1.0)),
+    Parameter("fa", "1", (0.0, 1.0), 1.0, "Fractional anisotropy", None, (0.0, 1.0), physical=(True, True)),
     _diffusivity("md", "Mean diffusivity"),
     _diffusivity("ad", "Axial diffusivity"),
     _diffusivity("rd", "Radial diffusivity"),

@@ -109,9 +109,9 @@ def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
         text += tables.notes([f"{series.name}: {note}" for note in series.notes], "warning")
     text += tables.notes(score_notes(record.motion_scores), "warning")
     for fit in record.fits:
-        part = fit.status_counts.get("OK", 0) / max(1, sum(fit.status_counts.values()))
-        if part < 0.5:
-            message = f"{fit.series}, {fit.model_title}: only {part:.0%} of the voxels have the status OK."
+        usable = record.usable_of(fit)
+        if usable is not None and usable.part_usable < 0.5:
+            message = f"{fit.series}, {fit.model_title}: only {usable.part_usable:.0%} of the voxels are usable."
             text += tables.notes([message], "warning")
         truth = record.truth_of(fit)
         flags = truth.flag_counts if truth else {}

@@ -11,7 +11,7 @@ from qmri_bidsapp.bids.record import SeriesRecord, SubjectRecord
 STATUS_MEANING = {
     "OK": "estimated",
     "NOT_CONVERGED": "iteration limit reached; the best point is in the map",
-    "AT_BOUND": "a parameter lies on a bound of its range",
+    "AT_BOUND": "a parameter lies on a bound that the program drew, which is no physical limit",
     "NO_SIGNAL": "no positive value; not estimated",
     "INVALID_INPUT": "a value is not finite, or the transmit field is unknown; not estimated",
     "FAILED": "the estimate is not finite; NaN in the map",
@@ -51,10 +51,10 @@ def status_table(counts: Mapping[str, int]) -> str:
 
 
 def overview_table(record: SubjectRecord) -> str:
-    """Return one row per fit: number of maps, voxels and fraction with status OK."""
+    """Return one row per fit: number of maps, voxels, and fractions that are usable and unlike simulated voxels."""
     rows = []
     for fit in record.fits:
-        total = sum(fit.status_counts.values())
+        total, found = sum(fit.status_counts.values()), record.usable_of(fit)
         rows.append(
             (
                 fit.series,
@@ -63,7 +63,15 @@ def overview_table(record: SubjectRecord) -> str:
                 len(fit.maps),
                 f"{total:,}",
                 f"{100 * fit.status_counts.get('OK', 0) / total:.1f} %",
+                percent(found.part_usable if found else None),
+                percent(found.part_unlike if found else None),
                 f"{fit.seconds:.1f} s",
             )
         )
-    return table(("Series", "Model", "Estimator", "Maps", "Voxels", "Estimated (OK)", "Time of the fit"), rows)
+    header = ("Series", "Model", "Estimator", "Maps", "Voxels", "Estimated (OK)", "Usable", "Unlike", "Time of the fit")
+    return table(header, rows)
+
+
+def percent(part: float | None) -> str:
+    """Return a fraction in words; n/a without one."""
+    return "n/a" if part is None else f"{100 * part:.1f} %"

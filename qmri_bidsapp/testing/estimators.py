@@ -12,6 +12,7 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.parameters import on_physical_limits
 from qmri_bidsapp.data.bibliography import bundled_bibliography, cited_keys, format_references
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.estimators.base import Estimator
@@ -53,7 +54,13 @@ class EstimatorCase:
 def _at_bound_margin(maps: ParameterMaps) -> npt.NDArray[np.float64]:
     """Return (n_voxels, n_parameters) deviations that are allowed where an estimate is on a bound."""
     scale = np.array([p.scale for p in maps.parameters])
-    return np.where((maps.status == Status.AT_BOUND)[:, None], BOUND_MARGIN * scale, 0.0)
+    return np.where(((maps.status == Status.AT_BOUND) | _on_limit(maps))[:, None], BOUND_MARGIN * scale, 0.0)
+
+
+def _on_limit(maps: ParameterMaps) -> npt.NDArray[np.bool_]:
+    """Return (n_voxels,) whether a parameter is on a physical limit: it has no standard deviation."""
+    lower, upper = on_physical_limits(maps.parameters, maps.estimate)
+    return np.asarray((lower | upper).any(axis=1))
 
 
 def _is_tied(
@@ -96,7 +103,10 @@ def check_maps(case: EstimatorCase) -> None:
         require(dtype == np.float32, f"The {name} must be float32, got {dtype}")
     fine = maps.status == Status.OK
     require(np.isfinite(maps.estimate[fine]).all(), "Estimates must be finite where the status is OK")
-    require(np.isfinite(maps.std[fine]).all(), "Standard deviations must be finite where the status is OK")
+    require(
+        np.isfinite(maps.std[fine & ~_on_limit(maps)]).all(),
+        "Standard deviations must be finite where the status is OK and no parameter is on a physical limit",
+    )
     low, high = (np.array([p.bounds[i] for p in model.parameters[1:]]) for i in (0, 1))
     inside, margin = maps.estimate[fine][:, 1 : len(model.parameters)], BOUND_MARGIN * (high - low)
     within = ((inside >= low - margin) & (inside <= high + margin)).all()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from qmri_bidsapp.core.parameters import on_physical_limits
 from qmri_bidsapp.uncertainty.simulation import Pairs, conditions_of
 from qmri_bidsapp.uncertainty.space import Space
 
@@ -29,6 +30,8 @@ N_NEIGHBOURS = 150
 LOWER, UPPER = 0.05, 0.95
 #: Distance between these limits of a normal distribution, in standard deviations.
 NORMAL_RANGE = 3.2897
+#: An estimate less than this many standard deviations from a physical limit does not differ from it (one-sided, 5 %).
+REACH = NORMAL_RANGE / 2
 #: A range of the truth is wide if it is more than this many times what the standard deviation suggests, and more than
 #: this share of the range of all truths.
 WIDE_RATIO = 3.0
@@ -69,7 +72,8 @@ class Reading:
     ----------
     bias, lower, upper : ndarray
         (n, n_quantities) float32, expected bias and limits of the truth, in each quantity's unit; NaN if the estimate
-        is missing or unlike any simulated one.
+        is missing or unlike any simulated one. Where the estimate does not differ from a physical limit, the range
+        begins, or ends, there.
     trust : ndarray
         (n,) uint8, values of `Trust`.
     is_wide : ndarray
@@ -99,6 +103,8 @@ class LocalErrors(NamedTuple):
         (n, n_dimensions, n_quantities).
     low, high : ndarray
         (n, n_quantities) limits of the residual.
+    least, most : ndarray
+        (n, n_quantities) the same of ranges that are open on the other side, which have all 10 % on this one.
     mean : ndarray
         (n, n_quantities) mean of minus the residual or, for ratios, of its exponential.
     farthest : ndarray
@@ -109,6 +115,8 @@ class LocalErrors(NamedTuple):
     slope: npt.NDArray[np.float32]
     low: npt.NDArray[np.float32]
     high: npt.NDArray[np.float32]
+    least: npt.NDArray[np.float32]
+    most: npt.NDArray[np.float32]
     mean: npt.NDArray[np.float32]
     farthest: npt.NDArray[np.float32]
 
@@ -169,12 +177,11 @@ class InverseReader:
             level, slope, residual = _regress(away, errors[near])
             residual *= _size_here(away, residual) * inflation
             # Of k exchangeable errors, the j-th is below the next one with probability j / (k + 1).
-            low, high = np.quantile(residual, [LOWER, UPPER], axis=1, method="weibull")
+            limits = np.quantile(residual, [LOWER, UPPER, 2 * LOWER, 2 * UPPER - 1], axis=1, method="weibull")
             mean = np.where(ratio, np.exp(-residual * ratio), -residual).mean(axis=1)
-            parts.append((level, slope, low, high, mean))
-        level, slope, low, high, mean = (np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True))
-        farthest = np.array(self._usual_distance(), dtype=np.float32)
-        return LocalErrors(level, slope, low, high, mean, farthest)
+            parts.append((level, slope, *limits, mean))
+        arrays = (np.concatenate(part).astype(np.float32) for part in zip(*parts, strict=True))
+        return LocalErrors._make([*arrays, np.array(self._usual_distance(), dtype=np.float32)])
 
     def read(
         self,
@@ -207,26 +214,39 @@ class InverseReader:
         like = distance <= self.local.farthest
         trust[usable] = np.where(like, Trust.RANGE_GIVEN, Trust.UNLIKE)
         rows, index, values = np.flatnonzero(usable)[like], index[like], values[like]
-        low, high, mean = self._truths_of(values, place[like], index)
-        bias[rows], lower[rows], upper[rows] = values - mean, low, high
-        is_wide = np.zeros(found.shape, dtype=bool)
+        is_wide, spread = np.zeros(found.shape, dtype=bool), np.zeros_like(values)
         if std is not None:
-            is_wide[rows] = self._is_wide(values, np.asarray(std, dtype=np.float64)[rows], index)
+            spread = np.asarray(std, dtype=np.float64)[rows]
+            is_wide[rows] = self._is_wide(values, spread, index)
             trust[is_wide.any(axis=1)] = Trust.WIDE
+        low, high, mean = self._truths_of(values, spread, place[like], index)
+        bias[rows], lower[rows], upper[rows] = values - mean, low, high
         return Reading(bias, lower, upper, trust, is_wide)
 
-    def _truths_of(self, values: Array, place: Array, index: npt.NDArray[np.intp]) -> tuple[Array, Array, Array]:
-        """Return limits and mean of the truth of estimates, given the index of the nearest simulated voxel."""
+    def _truths_of(
+        self, values: Array, std: Array, place: Array, index: npt.NDArray[np.intp]
+    ) -> tuple[Array, Array, Array]:
+        """Return limits and mean of the truth of estimates, given the index of the nearest simulated voxel.
+
+        Where the estimate does not differ from a physical limit, the range begins, or ends, there, and has all 10 % on
+        the other side. The prior has no truths on the limit itself, but tissue has: white matter has no free water. A
+        central range would hardly ever contain them. An estimate on the limit has no standard deviation.
+        """
         ratio, bounds, local = self._space.is_ratio, self._space.bounds(), self.local
         error = local.level[index] + np.einsum("nd,ndq->nq", place - self._tree.data[index], local.slope[index])
+        margin = REACH * np.nan_to_num(std)
+        from_low = on_physical_limits(self._space.parameters, values - margin)[0]
+        to_high = on_physical_limits(self._space.parameters, values + margin)[1]
+        from_low, to_high = from_low & ~to_high, to_high & ~from_low
 
         def without(error: Array) -> Array:
             return np.where(ratio, values * np.exp(-error * ratio), values - error)
 
         centre = without(error)
         mean = np.where(ratio, centre * local.mean[index], centre + local.mean[index])
-        limits = without(error + local.high[index]), without(error + local.low[index])
-        low, high, mean = (np.clip(part, *bounds) for part in (*limits, mean))
+        low = np.where(from_low, bounds[0], without(error + np.where(to_high, local.most[index], local.high[index])))
+        high = np.where(to_high, bounds[1], without(error + np.where(from_low, local.least[index], local.low[index])))
+        low, high, mean = (np.clip(part, *bounds) for part in (low, high, mean))
         return low, high, mean
 
     def _is_wide(self, values: Array, std: Array, index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from qmri_bidsapp.workflows.outputs import (
     orientation_outputs,
     series_outputs,
     truth_outputs,
+    usable_outputs,
 )
 from qmri_bidsapp.workflows.plan import SeriesPlan, SubjectPlan, is_learned, plan, weights_for
 from qmri_bidsapp.workflows.series import (
@@ -221,7 +222,7 @@ def _add_fit(
     resources: Resources,
 ) -> None:
     """Add covariates, certificate, training or weights, and the sink of a fit."""
-    from qmri_bidsapp.interfaces.derivatives import SaveFit
+    from qmri_bidsapp.interfaces.derivatives import SaveFit, SaveUsable
 
     model, estimator = fit.inputs.model, fit.inputs.estimator
     clashing = subject_plan.clashing(item, model)
@@ -230,15 +231,20 @@ def _add_fit(
     written = {file for entry in record.maps for file in (entry.estimate, entry.std)} | set(record.posterior_files)
     if _has_covariates(item, model):
         wf.connect(wf.get_node(f"{item.node_name}_wf"), "outputnode.covariates", fit, "covariates")
+    what = f"{item.group.name} {model} ({estimator})"
+    usable_name = f"save_{fit.name.replace('fit_', 'usable_', 1)}"
+    usable_inputs = usable_outputs(record, sidecars, names)
+    usable = _sink(config, subject_plan, SaveUsable, usable_name, f"{what} usable", ("usables", step), **usable_inputs)
+    wf.connect(fit, "status", usable, "status")
     certify = None
     if item.objection_to_certificate(model, estimator) is None and not config.no_certificate:
         truth = truth_outputs(record, sidecars, names, debias=config.debias)
         written |= set(truth[0].files)
-        certify = _add_certificate(wf, config, subject_plan, item, fit, step, truth)
+        certify, read = _add_certificate(wf, config, subject_plan, item, fit, step, truth)
+        wf.connect([(read, usable, [("trust", "trust"), ("flags", "flags")])])
     _add_weights(wf, config, fit, certify, resources)
     # What an earlier run wrote beyond this run's files would contradict the new maps.
     obsolete = sorted(names.further(certified_parameters(model)) - written)
-    what = f"{item.group.name} {model} ({estimator})"
     inputs = {"record": record, "sidecars": sidecars, "obsolete": obsolete}
     save = _sink(config, subject_plan, SaveFit, f"save_{fit.name}", what, ("fits", step), **inputs)
     results = ("estimates", "stds", "posterior", "status", "counts", "seconds", "training")
@@ -253,8 +259,8 @@ def _add_certificate(
     fit: Any,
     step: str,
     truth: tuple[TruthRecord, TruthSidecars],
-) -> Any:
-    """Add the certificate of a fit, what is read from it, and its sink; return the node that certifies."""
+) -> tuple[Any, Any]:
+    """Add the certificate of a fit, what is read from it, and its sink; return the first two nodes."""
     from qmri_bidsapp.interfaces.derivatives import SaveTruth
     from qmri_bidsapp.registry import get_estimator
 
@@ -277,7 +283,7 @@ def _add_certificate(
     wf.connect(series_wf, "outputnode.mask", read, "in_mask")
     if has_covariates:
         wf.connect(series_wf, "outputnode.covariates", read, "covariates")
-    return certify
+    return certify, read
 
 
 def _add_weights(wf: Workflow, config: Config, fit: Any, certify: Any, resources: Resources) -> None:

@@ -12,6 +12,7 @@ from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, TruthMaps, Tr
 from qmri_bidsapp.bids.result_names import ENDINGS, FitNames, result_name
 from qmri_bidsapp.bids.save_results import FitSidecars, TruthSidecars
 from qmri_bidsapp.bids.sidecars import image_fields
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.core.parameters import Parameter
 from qmri_bidsapp.workflows.plan import NO_RESIDUALS
 from qmri_bidsapp.workflows.steps import skip_fields, skip_notes
@@ -69,6 +70,7 @@ def desc_meanings() -> dict[str, str]:
         endings = {ENDINGS[what]: text for what, text in maps.items()}
         meanings |= {f"{name}{ending}": f"{text}: {estimator.title}" for ending, text in endings.items()}
         meanings[f"{name}status"] = f"Outcome in each voxel of: {estimator.title}"
+        meanings[f"{name}usable"] = f"Usable voxels, which tables count, of: {estimator.title}"
         meanings[f"{name}trust"] = f"Verdict of the certificate in each voxel of: {estimator.title}"
         meanings[f"{name}flag"] = f"Voxels unlike all simulated voxels of: {estimator.title}"
         for model in filter(estimator.supports, map(get_model, load_models())):
@@ -76,6 +78,7 @@ def desc_meanings() -> dict[str, str]:
                 continue
             of = f"{model.title}, {estimator.title}"
             meanings[f"{name}{model.name}status"] = f"Outcome in each voxel of: {of}"
+            meanings[f"{name}{model.name}usable"] = f"Usable voxels, which tables count, of: {of}"
             meanings[f"{name}{model.name}trust"] = f"Verdict of the certificate in each voxel of: {of}"
             meanings[f"{name}{model.name}flag"] = f"Voxels unlike all simulated voxels of: {of}"
             meanings |= {f"{name}{model.name}{ending}": f"{text}: {of}" for ending, text in endings.items()}
@@ -257,6 +260,16 @@ def _fit_sidecars(
         posterior=posterior if estimator.has_posterior else [],
         status=_sidecar(group, bids_dir, description, skull_stripped=True, Manual=False, **skipped),
     )
+
+
+def usable_outputs(record: FitRecord, sidecars: FitSidecars, names: FitNames) -> dict[str, Any]:
+    """Return inputs of `SaveUsable`: the record, without its counts, and the sidecar of the mask."""
+    title = f"{record.model_title}, {record.estimator_title}"
+    plain = {key: value for key, value in sidecars.status.items() if key != "Manual"}
+    return {
+        "record": UsableRecord(record.series, record.model, record.estimator, names.usable),
+        "sidecar": {**plain, "Description": f"Usable voxels ({title}), which tables count", "Type": "ROI"},
+    }
 
 
 def _std_kind(estimator: type[Estimator], parameter: Parameter) -> str:

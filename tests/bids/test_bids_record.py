@@ -21,6 +21,7 @@ from qmri_bidsapp.bids.record import (
     TruthRecord,
 )
 from qmri_bidsapp.bids.record_files import gather_record, read_record, record_file, step_file, write_record, write_step
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.errors import InputMissingError
 
@@ -57,6 +58,7 @@ TRUTH = TruthRecord(
     flag_counts={"MISFIT": 1},
     noise_factor=0.5,
 )
+USABLE = UsableRecord("ses-1_MESE", "t2", "grid", "usable.nii.gz", 12, 9, 3)
 SCORES = (
     MotionScoreRecord("T1w", "i", "d", "w", "sha", score=MotionScoreValues(1.0, 0.5, 1.5, None, {"1": 0.25})),
     MotionScoreRecord("run-2_T1w", "i2", "d2", refusal="Empty.", warnings=("Odd.",)),
@@ -68,6 +70,7 @@ RECORD = SubjectRecord(
     orientations=(OrientationRecord("dwi", "n.nii.gz", "v.nii.gz", ("Few.",)),),
     fits=(FIT,),
     truths=(TRUTH,),
+    usables=(USABLE,),
     motion_scores=SCORES,
     problems=(ProblemRecord("x needs EchoTime", "MESE", "x"), ProblemRecord("Fine.", severity="note")),
     notes=("dwi was left out.",),
@@ -81,7 +84,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_steps_are_gathered(tmp_path: Path) -> None:
-    for part in ("series", "orientations", "fits", "truths", "motion_scores"):
+    for part in ("series", "orientations", "fits", "truths", "usables", "motion_scores"):
         for number, entry in enumerate(getattr(RECORD, part)):
             write_step(entry, step_file(tmp_path, part, f"{number}"))
     assert gather_record(tmp_path, "01", "1.2", RECORD.problems, RECORD.notes) == RECORD
@@ -94,6 +97,9 @@ def test_parts_find_each_other() -> None:
     assert RECORD.series_of(FIT) is MESE
     assert RECORD.truth_of(FIT) is TRUTH
     assert SubjectRecord("01", "1", fits=(FIT,)).truth_of(FIT) is None
+    assert RECORD.usable_of(FIT) is USABLE
+    assert (USABLE.part_usable, USABLE.part_unlike) == (0.75, 0.25)
+    assert SubjectRecord("01", "1", fits=(FIT,)).usable_of(FIT) is None
     assert T1W.acquisition is None
     assert MESE.acquisition == MultiEcho((0.01, 0.05))
 

@@ -25,6 +25,7 @@ def test_relaxometry_has_the_model_only_where_names_would_clash() -> None:
     assert clashing.of(T2["t2"], "estimate") == f"{stem}desc-nllst2_T2map.nii.gz"
     assert alone.of(T2["t2"], "truth_low") == f"{stem}desc-nllstruthlow_T2map.nii.gz"
     assert alone.status == f"{stem}desc-nllst2status_dseg.nii.gz"
+    assert alone.usable == f"{stem}desc-nllst2usable_mask.nii.gz"
     assert (alone.flag, alone.p_value) == (f"{stem}desc-nllst2flag_dseg.nii.gz", f"{stem}desc-nllst2flag_pvalue.nii.gz")
 
 
@@ -33,6 +34,7 @@ def test_diffusion_has_the_model_as_an_entity() -> None:
     stem = "sub-01/dwi/sub-01_run-1_model-noddi_"
     assert names.of(NODDI["odi"], "std") == f"{stem}param-{NODDI['odi'].label}_desc-nllsstd_dwimap.nii.gz"
     assert names.trust == f"{stem}desc-nllstrust_dseg.nii.gz"
+    assert names.usable == f"{stem}desc-nllsusable_mask.nii.gz"
     assert names.log_evidence == f"{stem}desc-nlls_logevidence.nii.gz"
 
 

@@ -17,7 +17,7 @@ N = 24
 def row(participant, session, tissue, median, unit):
     series = f"ses-{session}_IRT1" if session else "IRT1"
     origin = {"participant_id": participant, "session": session, "series": series, "model": "t1", "estimator": "nlls"}
-    counts = {"n_voxels": 9, "n_flagged": 0, "n_unlike": None}
+    counts = {"n_voxels": 9, "n_excluded": 0, "n_unlike": None}
     return {**origin, "tissue": tissue, **counts, "median": median, "q1": None, "q3": None, "iqr": None, "unit": unit}
 
 

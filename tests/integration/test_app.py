@@ -195,8 +195,9 @@ def test_reports_can_be_rebuilt_and_group_tables_made(bids: Path, finished: Path
     rows = [dict(zip(header, line.split("\t"), strict=True)) for line in table[1:]]
     assert [row["participant_id"] for row in rows] == ["sub-01", "sub-02"]
     values = read(finished / "out" / "sub-01" / "anat" / "sub-01_T1map.nii.gz")
-    status = read(finished / "out" / "sub-01" / "anat" / "sub-01_desc-nllst1status_dseg.nii.gz")
-    assert float(rows[0]["median"]) == pytest.approx(np.median(values[status == 1]), rel=1e-4)
+    usable = read(finished / "out" / "sub-01" / "anat" / "sub-01_desc-nllst1usable_mask.nii.gz") > 0
+    assert float(rows[0]["median"]) == pytest.approx(np.median(values[usable]), rel=1e-4)
+    assert int(rows[0]["n_voxels"]) == usable.sum()
     assert "T1map" in (finished / "out" / "group_report.html").read_text()
 
 

@@ -179,4 +179,5 @@ def test_python_gives_the_numbers_of_the_app_to_the_bit(heads, out):
         np.testing.assert_array_equal(load(Path(name)), values, err_msg=ending)
     np.testing.assert_array_equal(load(Path(f"{stem}t2status_dseg.nii.gz")), maps.status)
     np.testing.assert_array_equal(load(Path(f"{stem}t2flag_dseg.nii.gz")), maps.flag)
+    np.testing.assert_array_equal(load(Path(f"{stem}t2usable_mask.nii.gz")) > 0, maps.usable)
     np.testing.assert_array_equal(load(Path(f"{stem}t2flag_pvalue.nii.gz")), maps.p_value)

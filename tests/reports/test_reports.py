@@ -20,6 +20,7 @@ from qmri_bidsapp.bids.record import (
     TruthRecord,
 )
 from qmri_bidsapp.bids.record_files import read_record, record_file, write_record
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.data.bibliography import bundled_bibliography, format_references
 from qmri_bidsapp.errors import InputMissingError
 from qmri_bidsapp.group.aggregate import GroupTable, aggregate
@@ -52,6 +53,7 @@ def output(tmp_path: Path) -> Path:
     save(anat / "sub-01_T1map.nii.gz", values)
     save(anat / "std.nii.gz", values / 20)
     save(anat / "status.nii.gz", mask)
+    save(anat / "usable.nii.gz", mask)
     item = MapRecord(
         parameter="t1",
         description="T1 <b>",
@@ -87,7 +89,9 @@ def output(tmp_path: Path) -> Path:
         maps=(item, replace(item, parameter="r1", estimate="sub-01/anat/sub-01_R1map.nii.gz")),
     )
     problem = ProblemRecord("x needs <EchoTime>", "MESE", "x")
-    write_record(SubjectRecord("01", "0", series=(series,), fits=(fit,), problems=(problem,)), tmp_path)
+    usable = UsableRecord("IRT1", "t1", "nlls", "sub-01/anat/usable.nii.gz", 400, 100)
+    record = SubjectRecord("01", "0", series=(series,), fits=(fit,), usables=(usable,), problems=(problem,))
+    write_record(record, tmp_path)
     return tmp_path
 
 
@@ -180,19 +184,20 @@ class TestCitation:
 
 
 class TestGroup:
-    def test_only_estimated_voxels_count(self, output: Path) -> None:
+    def test_only_usable_voxels_count(self, output: Path) -> None:
         anat = output / "sub-01" / "anat"
         save(anat / "sub-01_R1map.nii.gz", np.ones((12, 14, 6), np.float32))
-        status = np.asarray(nib.load(anat / "status.nii.gz").dataobj).copy()
-        status[4:6] = np.where(status[4:6] > 0, 3, 0)
-        save(anat / "status.nii.gz", status)
+        usable = np.asarray(nib.load(anat / "usable.nii.gz").dataobj).copy()
+        left_out = int(usable[4:6].sum())
+        usable[4:6] = 0
+        save(anat / "usable.nii.gz", usable)
         found, warnings = aggregate(output)
         assert warnings == []
         table = next(item for item in found if item.name == "T1map")
         brain = next(row for row in table.rows if row["tissue"] == "brain")
         values = np.asarray(nib.load(anat / "sub-01_T1map.nii.gz").dataobj)
-        assert brain["median"] == pytest.approx(float(np.median(values[status == 1])))
-        assert brain["n_flagged"] == int((status == 3).sum())
+        assert brain["median"] == pytest.approx(float(np.median(values[usable == 1])))
+        assert (brain["n_voxels"], brain["n_excluded"]) == (usable.sum(), left_out)
         assert sum(r["n_voxels"] for r in table.rows if r["tissue"] != "brain") == brain["n_voxels"]
 
     def test_a_missing_map_is_a_warning(self, output: Path) -> None:
@@ -205,6 +210,7 @@ class TestGroup:
         [
             ("status.nii.gz", lambda content: content[: len(content) // 2]),
             ("status.nii.gz", lambda _: b"not an image"),
+            ("usable.nii.gz", lambda _: b"not an image"),
             ("sub-01_T1map.nii.gz", lambda content: content[:-20]),
         ],
     )

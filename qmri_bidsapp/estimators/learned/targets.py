@@ -6,14 +6,12 @@ import math
 
 import torch
 
-from qmri_bidsapp.core.parameters import Directional, Parameter
+from qmri_bidsapp.core.parameters import BOUND_TOLERANCE, Directional, Parameter
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.directions import angles_of, turns, unit_vector
 from qmri_bidsapp.models.rotation import rotation_of_elements
 from qmri_bidsapp.models.tensor import full_tensor, quadratic_form
 
-#: Largest distance from a bound, relative to its range, that counts as on the bound.
-BOUND_TOLERANCE = 1e-5
 #: Half the range of tensor elements and of quantities derived from them, in standard deviations of the training. Their
 #: bounds are too wide to resolve plausible values.
 RANGE = 6.0

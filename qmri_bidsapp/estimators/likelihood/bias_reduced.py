@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.parameters import BOUND_TOLERANCE
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root
 from qmri_bidsapp.estimators.likelihood.cramer_rao import Sensitivity, cramer_rao_solution
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.likelihood.scaled import BOUND_TOLERANCE, Voxels
+from qmri_bidsapp.estimators.likelihood.scaled import Voxels
 from qmri_bidsapp.estimators.likelihood.search import Found, restart_from_inside
 from qmri_bidsapp.estimators.voxels import Solution, VoxelData
 from qmri_bidsapp.models.base import SignalModel

@@ -65,7 +65,7 @@ def _gram(jacobian: torch.Tensor) -> Triangle:
 
 
 def propagate(
-    model: SignalModel, theta: torch.Tensor, root: Triangle, free: torch.Tensor
+    model: SignalModel, theta: torch.Tensor, root: Triangle, free: torch.Tensor, inside: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the parameters with the derived ones, and standard deviations, by the delta method for the latter.
 
@@ -77,8 +77,10 @@ def propagate(
     root : Triangle
         R, with R^T R the covariance, in the same units; elements (n_voxels,) float64.
     free : Tensor
-        (n_voxels, n_parameters) bool; a parameter on a bound has no standard deviation, nor has one derived from
-        it.
+        (n_voxels, n_parameters) bool; a parameter on a bound has no standard deviation.
+    inside : Tensor
+        (n_voxels, n_parameters) bool; nor has one that is derived from a parameter outside, on a bound that the program
+        drew. That of one derived from a parameter on its physical limit is the spread given this limit.
 
     Returns
     -------
@@ -98,9 +100,9 @@ def propagate(
         slope = pull_back(output.expand_as(derived))[0][:, :n_parameters]
         columns = slope.unbind(-1)
         spread = _sum([_sum([r * c for r, c in zip(row, columns, strict=False)]).square() for row in root])
-        depends_on_bound = ((slope != 0) & ~free).any(-1)
+        depends_on_bound = ((slope != 0) & ~inside).any(-1)
         # A value that is cut off, such as a fractional anisotropy of one, does not move at all: no spread follows.
-        undefined = depends_on_bound | (slope == 0).all(-1)
+        undefined = depends_on_bound | ((slope == 0) | ~free).all(-1)
         variances.append(torch.where(undefined, torch.nan, spread))
     return torch.cat([theta[:, :n_parameters], derived], dim=1), torch.stack(variances, dim=-1).sqrt()
 

@@ -29,8 +29,9 @@ def cramer_rao_solution(
 ) -> Solution:
     """Return estimates of all parameters and derived ones, with standard deviations from the information matrix.
 
-    A parameter on a bound has no standard deviation. That of a skewed parameter is its expected error; see
-    `error_along`.
+    A parameter on a bound has no standard deviation; those of the others hold it fixed there, which is exact if it is
+    a physical limit. Only bounds that the program drew mark a voxel. That of a skewed parameter is its expected error;
+    see `error_along`.
 
     Parameters
     ----------
@@ -49,21 +50,22 @@ def cramer_rao_solution(
         sensitivity = _jacobian_of(problem, voxels)
     model = problem.model
     scaled = model.canonical(scaled * problem.scale) / problem.scale
-    free = problem.is_free(scaled)
+    free, inside = problem.is_free(scaled), problem.is_inside(scaled)
     unit = problem.scale.double().expand(len(scaled), -1).clone()
     unit[:, :1] *= voxels.size.double().unsqueeze(-1)
     theta = model.with_covariates(scaled.double() * unit, voxels.covariates.double())
     spreads = []
     for index in problem.batches(len(scaled)):
         root = covariance_root(sensitivity(scaled[index], variance[index], index), variance[index], free[index])
-        own, spread = propagate(model, theta[index], scale_columns(root, unit[index].unbind(-1)), free[index])
+        in_units = scale_columns(root, unit[index].unbind(-1))
+        own, spread = propagate(model, theta[index], in_units, free[index], inside[index])
         for column in (i for i, p in enumerate(model.parameters) if p.is_skewed):
             error = _skewed_error(column, problem, sensitivity, scaled[index], variance[index], index, root)
             spread[:, column] = torch.where(free[index, column], error * unit[index, column], torch.nan)
         spreads.append((own, spread))
     estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
     status = torch.where(converged, int(Status.OK), int(Status.NOT_CONVERGED))
-    status = torch.where(free.all(-1), status, int(Status.AT_BOUND))
+    status = torch.where(inside.all(-1), status, int(Status.AT_BOUND))
     own = variance * voxels.size.square()
     if voxels.noise_variance is not None:
         own = torch.where(voxels.noise_variance.isfinite(), torch.nan, own)

@@ -83,6 +83,7 @@ class WeightedLinearLeastSquares(VoxelwiseEstimator):
         self._products = (self._design[:, rows] * self._design[:, columns]).T.contiguous()
         everything = (*parameters, *self.model.derived)
         self._lower, self._upper = (self._tensor([p.bounds[i] for p in everything]) for i in (0, 1))
+        self._drawn = tuple(self._tensor([p.drawn_bounds[i] for p in everything]) for i in (0, 1))
 
     def _solve(self, voxels: VoxelData) -> Solution:
         """Return the fit; NaN where it is singular. See `VoxelwiseEstimator`.
@@ -125,10 +126,12 @@ class WeightedLinearLeastSquares(VoxelwiseEstimator):
         unit[:, 0] = theta[:, 0] * size
         bounded[:, 0] *= size
         root = scale_columns(root, (unit * variance.sqrt().unsqueeze(-1)).unbind(-1))
-        estimate, std = propagate(self.model, bounded, root, free)
-        estimate[:, n:], inside = _within(estimate[:, n:], self._lower[n:], self._upper[n:])
-        std[:, n:] = torch.where(inside, std[:, n:], torch.nan)
-        status = torch.where(free.all(-1) & inside.all(-1), int(Status.OK), int(Status.AT_BOUND))
+        _, inside = _within(theta, *(limit[:n] for limit in self._drawn))
+        estimate, std = propagate(self.model, bounded, root, free, inside)
+        _, derived_inside = _within(estimate[:, n:], *(limit[n:] for limit in self._drawn))
+        estimate[:, n:], derived_free = _within(estimate[:, n:], self._lower[n:], self._upper[n:])
+        std[:, n:] = torch.where(derived_free, std[:, n:], torch.nan)
+        status = torch.where(inside.all(-1) & derived_inside.all(-1), int(Status.OK), int(Status.AT_BOUND))
         return estimate, std, status
 
     def _iterate(self, signal: torch.Tensor) -> tuple[torch.Tensor, Triangle]:

@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.parameters import BOUND_TOLERANCE
 from qmri_bidsapp.estimators.voxels import VoxelData
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.solvers.problem import Bounds, Evaluate
 
-#: Distance from a bound, relative to its range, that counts as on the bound.
-BOUND_TOLERANCE = 1e-5
 #: Values that are evaluated at a time: few enough for the processor's cache, enough that threads, which take turns in
 #: the interpreter between operations, seldom wait for each other.
 BATCH_VALUES = 2**19
@@ -72,6 +71,8 @@ class ScaledModel:
         self.scale = self.tensor([p.scale for p in parameters])
         lower, upper = (self.tensor([p.bounds[i] for p in parameters]) / self.scale for i in (0, 1))
         self.bounds = Bounds(lower, upper, torch.tensor([p.is_periodic for p in parameters], device=device))
+        lower, upper = (self.tensor([p.drawn_bounds[i] for p in parameters]) / self.scale for i in (0, 1))
+        self._drawn = Bounds(lower, upper, self.bounds.is_periodic)
         self.root_averages = self.tensor(acquisition.n_averages).sqrt()
         self._weight = self.root_averages.unsqueeze(-1) * self.scale
         self.batch = max(1, BATCH_VALUES // acquisition.n_measurements)
@@ -120,6 +121,12 @@ class ScaledModel:
     def is_free(self, scaled: torch.Tensor) -> torch.Tensor:
         """Return which parameters (n, p) are off their bounds, bool."""
         return self.bounds.is_free(scaled, BOUND_TOLERANCE)
+
+    def is_inside(self, scaled: torch.Tensor) -> torch.Tensor:
+        """Return which parameters (n, p) are off the bounds that the program drew, see `Parameter.physical`, bool."""
+        margin = BOUND_TOLERANCE * (self.bounds.upper - self.bounds.lower)
+        lower, upper, is_periodic = self._drawn
+        return is_periodic | ((scaled > lower + margin) & (scaled < upper - margin))
 
     def batches(self, n: int) -> tuple[torch.Tensor, ...]:
         """Return the numbers 0 to n - 1 in batches, small enough for the memory of a Jacobian."""

@@ -11,10 +11,10 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition
 from qmri_bidsapp.core.maps import ParameterMaps, Status
+from qmri_bidsapp.core.parameters import BOUND_TOLERANCE
 from qmri_bidsapp.errors import ProtocolError, UsageError
 from qmri_bidsapp.estimators.likelihood.covariance import covariance_root, propagate
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
-from qmri_bidsapp.estimators.likelihood.scaled import BOUND_TOLERANCE
 from qmri_bidsapp.estimators.posterior.smoothness import NeighbourPairs, SmoothnessPrior
 from qmri_bidsapp.estimators.voxels import Solution, assemble, check_inputs
 from qmri_bidsapp.models.base import SignalModel
@@ -275,7 +275,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
             costs.append(residual.square().sum(-1))
             slopes.append((along * residual).sum(-1))
             curvatures.append(along.square().sum(-1))
-        status = np.where(free.all(-1).cpu().numpy(), found.status, np.uint8(Status.AT_BOUND))
+        status = np.where(free[:, self._position].cpu().numpy(), found.status, np.uint8(Status.AT_BOUND))
         return _State(theta, free, status, torch.cat(costs), torch.cat(slopes), torch.cat(curvatures))
 
     def _spread(
@@ -299,7 +299,7 @@ class SmoothFieldPosterior(NonLinearLeastSquares):
             row = torch.zeros_like(jacobian[:, :1])
             row[:, 0, self._position] = weight
             root = covariance_root(torch.cat([jacobian, row], dim=1), torch.ones_like(weight), free)
-            spreads.append(propagate(self.model, here, root, free))
+            spreads.append(propagate(self.model, here, root, free, free))
         estimate, std = (torch.cat(part) for part in zip(*spreads, strict=True))
         return estimate.cpu().numpy(), std.cpu().numpy()
 

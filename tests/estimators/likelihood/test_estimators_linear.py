@@ -69,7 +69,8 @@ def test_a_fractional_anisotropy_cut_off_at_one_has_no_std() -> None:
     """One eigenvalue is negative, as noise makes it: the formula gives more than one."""
     theta = torch.tensor([[1.0, 2e-3, 0.0, -2e-4, 0.0, 0.0, -2e-4]], dtype=torch.float64)
     root = [[torch.tensor([1e-5 * (i == j)], dtype=torch.float64) for j in range(i + 1)] for i in range(7)]
-    std = propagate(DiffusionTensor(), theta, root, torch.ones_like(theta, dtype=torch.bool))[1].numpy()
+    free = torch.ones_like(theta, dtype=torch.bool)
+    std = propagate(DiffusionTensor(), theta, root, free, free)[1].numpy()
     names = [p.name for p in (*DiffusionTensor.parameters, *DiffusionTensor.derived)]
     assert np.isnan(std[0, names.index("fa")])
     assert std[0, names.index("md")] > 0
