@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.core.maps import Status
@@ -35,7 +36,10 @@ def test_usable_voxels() -> None:
     np.testing.assert_array_equal(unlike_voxels(TRUST, FLAG), UNLIKE)
 
 
-def test_the_node_writes_the_mask_with_its_definition_and_counts(tmp_path: Path) -> None:
+def test_the_node_writes_the_mask_with_its_definition_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     files = {}
     for name, values in (("status", STATUS), ("trust", TRUST), ("flag", FLAG)):
         files[name] = str(tmp_path / f"{name}.nii")
