@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from qmri_bidsapp.errors import ProtocolError, WeightsError
+from qmri_bidsapp.workflows.joined import advice_to_join
 from qmri_bidsapp.workflows.motion_score import find_motion_weights
 from qmri_bidsapp.workflows.steps import skip_notes, skipped_of
 
@@ -160,37 +161,51 @@ def plan(config: Config, subjects: tuple[SubjectInputs, ...]) -> tuple[SubjectPl
 
 
 def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
+    from qmri_bidsapp.fitting.choice import named_models
+
+    planned = [_plan_series(config, group, group.acquisition) for group in inputs.groups if group.acquisition]
+    fitted = {(item.group.kind, name) for item, _ in planned for name, _ in item.fits}
+    alone = {name for _, name in fitted}
+    advice = advice_to_join(inputs.groups, [name for name in named_models(config.models) if name not in alone])
     series = []
     errors: list[str] = []
     t1w = tuple(group for group in inputs.groups if group.acquisition is None)
-    for group in inputs.groups:
-        if group.acquisition is None:
-            continue
-        item, refused = _plan_series(config, group, group.acquisition)
-        errors += [f"{group.name}: {cause}" for cause in refused]
-        if item.fits or not refused:
-            skip = skipped_of(group, config.skip, has_t1w=bool(t1w)) if item.fits else ()
-            series.append(replace(item, notes=(*skip_notes(skip), *item.notes), skip=skip))
+    for item, refused in planned:
+        hint = [advice[item.group.name]] if item.group.name in advice else []
+        # A model that was asked for is fitted if one series of the suffix determines it; others, such as b = 0 with
+        # reversed phase encoding, need not.
+        others = [cause for model, cause in refused if (item.group.kind, model) in fitted]
+        own = [cause for model, cause in refused if (item.group.kind, model) not in fitted]
+        errors += [" ".join([f"{item.group.name}: {cause}", *hint]) for cause in own]
+        if item.fits or not own:
+            skip = skipped_of(item.group, config.skip, has_t1w=bool(t1w)) if item.fits else ()
+            notes = (*skip_notes(skip), *item.notes, *others, *(hint if not own else ()))
+            series.append(replace(item, notes=notes, skip=skip))
     skip = skipped_of(t1w[0], config.skip, has_t1w=True) if t1w else ()
     return SubjectPlan(inputs, t1w, tuple(series), tuple(errors), skip=skip)
 
 
-def _plan_series(config: Config, group: InputGroup, acquisition: Acquisition) -> tuple[SeriesPlan, list[str]]:
-    """Return what will be fitted to a series, and why models that were named cannot be; these do not stop others."""
+def _plan_series(
+    config: Config, group: InputGroup, acquisition: Acquisition
+) -> tuple[SeriesPlan, list[tuple[str | None, str]]]:
+    """Return what will be fitted to a series, and why models that were named cannot be; these do not stop others.
+
+    Each reason comes with the model that the protocol does not determine, or with None where weights cannot be used.
+    """
     from qmri_bidsapp.fitting.choice import AUTO, choose
     from qmri_bidsapp.registry import get_model
 
     fits: list[tuple[str, str]] = []
     notes: list[str] = []
-    refused = []
+    refused: list[tuple[str | None, str]] = []
     for models in [config.models] if AUTO in config.models else [(name,) for name in config.models]:
         try:
             pairs, reasons = choose(group.kind, acquisition, models=models, estimators=config.estimators)
         except ProtocolError as error:
-            refused.append(str(error))
+            refused.append((models[0], str(error)))
             continue
         kept, causes = _with_weights(config, acquisition, pairs)
-        refused += causes
+        refused += [(None, cause) for cause in causes]
         fits += _with_classical(config, group, acquisition, kept)
         notes += reasons
     found = SeriesPlan(group, tuple(fits))

@@ -70,6 +70,54 @@ def test_steps_left_out_are_in_the_plan_of_the_series_they_belong_to() -> None:
     assert "T1w: brain mask, tissues" in "".join(found.describe())
 
 
+def one_shell(name: str, b_value: float, n_directions: int = 30, **entities: str) -> InputGroup:
+    directions = np.random.default_rng(0).standard_normal((n_directions, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    rows = ((0.0, 0.0, 0.0), *map(tuple, directions.tolist()))
+    acquisition = Diffusion((0.0,) + (b_value,) * n_directions, rows)
+    labels = (*entities.items(), ("run", name))
+    return InputGroup("dwi", "01", labels, (f"/raw/sub-01/dwi/sub-01_run-{name}_dwi.nii.gz",), acquisition)
+
+
+def plan_of(models: tuple[str, ...], *groups: InputGroup):
+    config = Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), models=models)
+    (found,) = plan(config, (SubjectInputs("01", groups),))
+    return found
+
+
+@pytest.mark.parametrize("models", [("tensor",), ("auto",)], ids=["named", "auto"])
+def test_a_series_of_b0_only_beside_a_fitted_one_is_a_note(models: tuple[str, ...]) -> None:
+    """As it is acquired with reversed phase encoding, to correct distortion."""
+    b0 = InputGroup("dwi", "01", (("dir", "PA"),), ("/raw/b0.nii.gz",), Diffusion((0.0,) * 4, ((0.0,) * 3,) * 4))
+    found = plan_of(models, series(("dir", "AP")), b0)
+    assert not found.errors
+    assert [item.fits for item in found.series] == [(("tensor", "wls"),), ()]
+    assert any("tensor needs at least 7 measurements, got 4" in note for note in found.series[1].notes)
+    assert not any("together" in note for item in found.series for note in item.notes)
+    # Alone, it is an error where the model is named.
+    assert bool(plan_of(models, b0).errors) == (models == ("tensor",))
+
+
+@pytest.mark.parametrize("models", [("smt",), ("auto",)], ids=["named", "auto"])
+def test_shells_in_several_series_are_named(models: tuple[str, ...]) -> None:
+    found = plan_of(models, one_shell("1", 1000.0), one_shell("2", 2500.0))
+    texts = found.errors if models == ("smt",) else [" ".join(item.notes) for item in found.series]
+    assert len(texts) == 2
+    for text in texts:
+        assert "smt" in text
+        assert "could be fitted to run-1_dwi and run-2_dwi together, but series are not joined" in text
+    # Other sessions or phase encodings, or a second series of the same shell, do not help.
+    for others in (
+        (one_shell("1", 1000.0, ses="a"), one_shell("2", 2500.0, ses="b")),
+        (one_shell("1", 1000.0, dir="AP"), one_shell("2", 2500.0, dir="PA")),
+        (one_shell("1", 1000.0), one_shell("2", 1000.0)),
+    ):
+        found = plan_of(models, *others)
+        assert not any(
+            "together" in text for text in (*found.errors, *(n for item in found.series for n in item.notes))
+        )
+
+
 def two_shells(n_directions: int) -> InputGroup:
     vectors = np.random.default_rng(1).standard_normal((n_directions, 3))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
