@@ -48,6 +48,29 @@ def open_image(path: str) -> Any:
         raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
 
 
+def shape_of(path: str, image: Any, *, ndim: int) -> tuple[int, ...]:
+    """Return the shape of an image without trailing axes of length one.
+
+    Raises
+    ------
+    InputError
+        If it has another number of dimensions.
+    """
+    shape: tuple[int, ...] = image.shape
+    while len(shape) > ndim and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == ndim:
+        return shape
+    needed = {3: "one volume, (x, y, z)", 4: "a series of volumes, (x, y, z, volume)"}[ndim]
+    remedies = {
+        2: "write a single slice with a third axis of length 1",
+        3: "write all volumes into one file",
+        4: "write each volume to a file of its own, with the entity that numbers it, such as echo-1",
+    }
+    remedy = remedies.get(len(shape), "split it")
+    raise InputError(f"{path} must hold {needed}, but its shape is {image.shape}: {remedy}, or exclude it.")
+
+
 def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     """Check that images can be opened, are real, have the right number of dimensions, and share shape and affine.
 
@@ -67,11 +90,7 @@ def check_headers(paths: list[str], *, ndim: int) -> tuple[int, ...]:
     for path in paths:
         image = open_image(path)
         check_values_are_real(path, image)
-        shape = image.shape
-        while len(shape) > ndim and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != ndim:
-            raise InputError(f"{path} must have {ndim} dimensions, got shape {image.shape}; split or exclude it.")
+        shape = shape_of(path, image, ndim=ndim)
         if first is None:
             first = (path, shape, image.affine)
         elif shape != first[1]:

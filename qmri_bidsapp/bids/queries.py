@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qmri_bidsapp.bids.dataset import subjects_of
 from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
-from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of
+from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of, shape_of
 from qmri_bidsapp.bids.inheritance import InheritedFiles
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, Kind, load_kinds
@@ -153,14 +155,14 @@ def _of_magnitude(members: list[BIDSFile]) -> list[BIDSFile]:
 
 
 def _not_needed(kind: Kind, path: str) -> str | None:
-    """Return why a valid image is not used; None if it is."""
+    """Return why a valid image is not used, None if it is; InputError if it has another number of dimensions."""
     from nibabel.affines import voxel_sizes
 
     image = open_image(path)
     if kind.ndim == 4 and image.ndim == 3:
         return "it is a single volume, from which nothing can be estimated"
     if kind.min_extent:
-        extent = float(min(image.shape[:3] * voxel_sizes(image.affine)))
+        extent = float(min(np.multiply(shape_of(path, image, ndim=3), voxel_sizes(image.affine))))
         if extent < kind.min_extent:
             return (
                 f"it is {extent:.0f} mm thick, and brain extraction needs the whole head (at least "
@@ -176,6 +178,8 @@ def _check_distinct(kind: Kind, paths: list[str]) -> None:
         labels = same_labels_of(path)
         for name in kind.axis:
             if name not in labels:
+                # All volumes in one file is the usual cause.
+                shape_of(path, open_image(path), ndim=kind.ndim)
                 raise InputError(f"{path} needs the entity {name}- in its name, as an image of a series; rename it.")
         # Without part-, an image is a magnitude.
         key = (*(labels.get(name) for name in kind.within), labels.get("part", "mag"))

@@ -97,15 +97,19 @@ def volumes_protocol(
         values["b_value"] = tuple(float(value) for value in b_value)
         values["direction"] = tuple(tuple(float(value) for value in row) for row in direction)
     values |= {field.attribute: _value(path, sidecar, field, may_be_list=True) for field in kind.fields}
-    return _make(kind, path, values)
+    return _make(kind, f"{path} with {Path(bval).name}" if bval else path, values)
 
 
 def _make(kind: Kind, source: str, values: Mapping[str, Any]) -> Acquisition:
     assert kind.acquisition is not None
     try:
-        return kind.acquisition(**values)
+        found = kind.acquisition(**values)
     except ProtocolError as error:
         raise InputError(f"{source}: {error}") from error
+    doubt = found.doubt_about_units()
+    if doubt:
+        raise InputError(f"{source}: {doubt} Correct it; nothing is converted.")
+    return found
 
 
 def _value(path: str, sidecar: Mapping[str, Any], field: Field, *, may_be_list: bool = False) -> Any:

@@ -23,8 +23,6 @@ from qmri_bidsapp.registry import get_model
 
 #: Protocol settings with no default.
 _NEEDED = ("echo_time", "inversion_time", "preparation_time", "flip_angle", "repetition_time")
-#: Largest and smallest maximum of b-values in s/mm2: beyond, the unit is another one.
-_B_LIMITS = (20.0, 200_000.0)
 #: Larger labels are not exact in the single precision in which images are read.
 _MAX_LABEL = 2**24
 Values = npt.NDArray[np.float32]
@@ -118,7 +116,8 @@ def acquisition_of(model: SignalModel, acquisition: Acquisition | None, settings
     Raises
     ------
     UsageError
-        If settings are missing, are not numbers, do not belong to the model's protocol, or come with an `acquisition`.
+        If settings are missing, are not numbers, do not belong to the model's protocol, are probably in another unit,
+        or come with an `acquisition`.
     """
     if acquisition is not None:
         if settings:
@@ -140,7 +139,11 @@ def acquisition_of(model: SignalModel, acquisition: Acquisition | None, settings
     values = {name: _setting(name, value) for name, value in settings.items() if name not in ("bvals", "bvecs")}
     if kind is Diffusion:
         values |= _gradients(settings["bvals"], settings["bvecs"])
-    return Acquisition.from_dict({"type": kind.__name__, **values})
+    found = Acquisition.from_dict({"type": kind.__name__, **values})
+    doubt = found.doubt_about_units()
+    if doubt:
+        raise UsageError(f"{doubt} A protocol that is really so is taken as acquisition={kind.__name__}(...).")
+    return found
 
 
 def _setting(name: str, value: Any) -> Any:
@@ -165,10 +168,6 @@ def _gradients(bvals: Any, bvecs: Any) -> dict[str, Any]:
         b_value, direction = as_gradients(bvals, bvecs)
     except (TypeError, ValueError) as error:
         raise UsageError(f"bvals and bvecs must be numbers or names of files ({error}).") from error
-    largest = float(b_value.max(initial=0.0))
-    low, high = _B_LIMITS
-    if largest > high or 0 < largest < low:
-        raise UsageError(f"b-values must be in s/mm2, got {largest:g} at most: are they in another unit?")
     return {"b_value": b_value.tolist(), "direction": direction.tolist()}
 
 

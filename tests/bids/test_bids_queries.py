@@ -847,6 +847,15 @@ class TestDefects:
             (root / f"echo-{number}_MESE.json").write_text(json.dumps({"EchoTime": 5 * number}))
         assert "milliseconds" in error_of(root)
 
+    def test_b_values_in_another_unit(self, make_dataset: Make) -> None:
+        root = make_dataset()
+        (root / "sub-01" / "dwi" / "sub-01_dwi.bval").write_text("0 0 1e9 1e9 1e9 1e9 1e9 1e9\n")
+        message = error_of(root)
+        assert (
+            "sub-01_dwi.nii.gz with sub-01_dwi.bval: b-values must be in s/mm2, got 1e+09: are they in s/m2?" in message
+        )
+        assert "nothing is converted" in message
+
     @pytest.mark.parametrize("extension", ["bval", "bvec"])
     def test_missing_gradients(self, make_dataset: Make, extension: str) -> None:
         root = make_dataset()
@@ -864,7 +873,35 @@ class TestDefects:
             nib.Nifti1Image(np.ones((4, 4, 4, 2), np.float32), np.diag([40.0, 40.0, 40.0, 1.0])),
             root / "sub-01" / "anat" / "sub-01_T1w.nii.gz",
         )
-        assert "must have 3 dimensions" in error_of(root)
+        assert "must hold one volume, (x, y, z), but its shape is (4, 4, 4, 2): write each" in error_of(root)
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "message"),
+        [
+            ("anat/sub-01_T1w", (64, 64), "its shape is (64, 64): write a single slice with a third axis of length 1"),
+            ("anat/sub-01_echo-2_MESE", (6, 6), "must hold one volume, (x, y, z), but its shape is (6, 6)"),
+            (
+                "anat/sub-01_MESE",
+                (6, 6, 3, 8),
+                "write each volume to a file of its own, with the entity that numbers it",
+            ),
+            ("dwi/sub-01_dwi", (6, 6), "must hold a series of volumes, (x, y, z, volume), but its shape is (6, 6)"),
+            ("dwi/sub-01_dwi", (6, 6, 3, 8, 2), "its shape is (6, 6, 3, 8, 2): split it"),
+        ],
+        ids=["T1w-2D", "echo-2D", "all-echoes-4D", "dwi-2D", "dwi-5D"],
+    )
+    def test_another_number_of_dimensions(
+        self, make_dataset: Make, name: str, shape: tuple[int, ...], message: str
+    ) -> None:
+        root = make_dataset()
+        path = root / "sub-01" / f"{name}.nii.gz"
+        if path.name == "sub-01_MESE.nii.gz":
+            for echo in path.parent.glob("*MESE*"):
+                echo.unlink()
+        nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), path)
+        assert str(path) in error_of(root)
+        assert message in error_of(root)
+        assert len(inputs_of(root).groups) == 3
 
     def test_different_shapes(self, make_dataset: Make) -> None:
         root = make_dataset()

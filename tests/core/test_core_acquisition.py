@@ -61,9 +61,60 @@ def test_steady_states_are_checked() -> None:
         SpoiledGradientEcho((5, 20), (15, 15))
 
 
-def test_milliseconds_are_noticed() -> None:
-    with pytest.raises(ProtocolError, match="milliseconds"):
-        InversionRecovery((50.0, 400.0))
+@pytest.mark.parametrize(("factor", "unit"), [(1e3, "milliseconds"), (1e6, "microseconds")])
+def test_other_units_of_times_are_noticed(factor: float, unit: str) -> None:
+    with pytest.raises(ProtocolError, match=unit):
+        InversionRecovery((0.05 * factor, 0.4 * factor))
+    with pytest.raises(ProtocolError, match=unit):
+        MultiEcho((0.005 * factor, 0.03 * factor))
+
+
+def of_table(factor: float, n_directions: int = 30) -> Diffusion:
+    """Shells of 1000 and 3000 s/mm2, in another unit."""
+    vectors = np.random.default_rng(0).standard_normal((n_directions, 3))
+    rows = [(0.0, 0.0, 0.0), *map(tuple, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).tolist())]
+    b_value = np.array([0.0, *[1000.0, 3000.0] * (n_directions // 2)]) * factor
+    return Diffusion(tuple(b_value.tolist()), tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("acquisition", "doubt"),
+    [
+        (MultiEcho((0.4, 0.8, 1.6, 3.2)), "got 0.4 for the first echo, when no signal is left: is it in milliseconds"),
+        (MultiEcho((5e-6, 3e-5)), "EchoTime must be in seconds, got 3e-05 at most: was it divided by 1000 twice"),
+        (InversionRecovery((3.5e-4, 1.7e-3)), "InversionTime must be in seconds, got 0.0017 at most: was it divided"),
+        (SpoiledGradientEcho((3.0, 15.0), (4.9, 4.9)), "got 4.9 with flip angles of at most 15 degrees"),
+        (SpoiledGradientEcho((3.0, 15.0), (4.9e-6, 4.9e-6)), "got 4.9e-06 at most: was it divided by 1000 twice"),
+        (SpoiledGradientEcho((0.1, 1.05), (0.0049, 0.0049)), "FlipAngle must be in degrees, got 1.05 at most with a"),
+        (of_table(1e6), "b-values must be in s/mm2, got 3e+09: are they in s/m2"),
+        (of_table(1e2), "b-values must be in s/mm2, got 300000: are they in s/cm2"),
+        (of_table(1e-3), "b-values must be in s/mm2, got 3 at most in many directions: are they in ms/um2"),
+    ],
+    ids=["te-ms", "te-ks", "ti-ks", "tr-ms", "tr-ks", "radian", "s-m2", "s-cm2", "ms-um2"],
+)
+def test_implausible_values_are_named_with_the_likely_unit(acquisition: Acquisition, doubt: str) -> None:
+    assert doubt in str(acquisition.doubt_about_units())
+
+
+@pytest.mark.parametrize(
+    "acquisition",
+    [
+        # Ultra-short and very long echoes, zero echo time, saturation in 2-D, post-mortem diffusion, low b only.
+        MultiEcho((7e-5, 1e-3)),
+        MultiEcho((0.03, 1.0, 3.0)),
+        InversionRecovery((0.02, 0.1)),
+        InversionRecovery((2.0, 15.0)),
+        SpoiledGradientEcho((1.0, 3.0), (0.001, 0.001)),
+        SpoiledGradientEcho((20.0, 90.0), (2.0, 2.0)),
+        SpoiledGradientEcho((2.0, 10.0), (0.0022, 0.0022)),
+        of_table(14.0),
+        Diffusion((0.0, 5.0, 5.0), ((0.0,) * 3, AXES[0], AXES[1])),
+        T2Preparation((0.0, 0.05)),
+    ],
+    ids=["ute", "csf", "short-t1", "long-t1", "zte", "saturation", "fast", "post-mortem", "b0-only", "prepared"],
+)
+def test_unusual_protocols_are_not_doubted(acquisition: Acquisition) -> None:
+    assert acquisition.doubt_about_units() is None
 
 
 def test_gradient_tables_are_checked() -> None:

@@ -45,6 +45,13 @@ class Acquisition:
         """Whether values may be negative; otherwise they are magnitudes."""
         return False
 
+    def doubt_about_units(self) -> str | None:
+        """Return which value is implausible in its unit, and the unit in which it would not be; None if all may be.
+
+        Experiments may have any protocol; that of measured data is refused where there is a doubt.
+        """
+        return None
+
     def summary(self) -> str:
         """Return a few words about the protocol, for the list of planned work."""
         return f"{self.n_measurements} measurements"
@@ -84,4 +91,5 @@ def check_times(name: str, times: tuple[float, ...], *, longest: float, allow_ze
         if not np.isfinite(time) or time < 0 or (time == 0 and not allow_zero):
             raise ProtocolError(f"{name} must be finite and positive seconds, got {time}.")
         if time > longest:
-            raise ProtocolError(f"{name} must be in seconds, got {time}: is it in milliseconds?")
+            unit = "milliseconds" if max(times) <= 1e3 * longest else "microseconds"
+            raise ProtocolError(f"{name} must be in seconds, got {time:g}: is it in {unit}?")

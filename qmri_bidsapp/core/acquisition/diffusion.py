@@ -25,6 +25,12 @@ B_ROUNDING = 1.0
 MAX_PULSE_TIME = 1.0
 
 
+#: Higher b-values, s/mm2, are not reached.
+MAX_B_VALUE = 5e4
+#: So many directions among b-values up to `B0_THRESHOLD`, without a higher one, are weighted volumes.
+MANY_DIRECTIONS = 6
+
+
 def reference_limit(b_value: Sequence[float]) -> float:
     """Return the largest b-value, s/mm2, that counts as a reference in a protocol; models use its b-value all the same.
 
@@ -77,6 +83,18 @@ class Diffusion(Acquisition):
         for name, time in (("SmallDelta", self.small_delta), ("BigDelta", self.large_delta)):
             if isinstance(time, tuple) and len(time) != len(self.b_value):
                 raise ProtocolError(f"{len(self.b_value)} b-values but {len(time)} values of {name}.")
+
+    def doubt_about_units(self) -> str | None:
+        """Doubt b-values that no scanner reaches, and those of many directions that are all very low."""
+        b_value = np.asarray(self.b_value, dtype=float)
+        highest = float(b_value.max(initial=0.0))
+        if highest > MAX_B_VALUE:
+            unit = "s/m2" if highest > 1e6 * B0_THRESHOLD else "s/cm2"
+            return f"b-values must be in s/mm2, got {highest:g}: are they in {unit}?"
+        directions = np.asarray(self.direction, dtype=float).reshape(-1, 3)[b_value > 0]
+        if highest <= B0_THRESHOLD and len(np.unique(directions.round(3), axis=0)) >= MANY_DIRECTIONS:
+            return f"b-values must be in s/mm2, got {highest:g} at most in many directions: are they in ms/um2?"
+        return None
 
     @property
     def effective_b_value(self) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,27 @@ MAX_INVERSION_TIME = 60.0
 MAX_ECHO_TIME = 4.0
 
 
+#: Series whose longest time, s, is shorter show no relaxation of tissue.
+SHORT_INVERSION_TIME = 0.02
+SHORT_ECHO_TIME = 5e-4
+#: Series whose first echo, s, is later have no signal of tissue.
+LATE_ECHO_TIME = 0.3
+#: With longer repetition times, s, and smaller flip angles, degree, all tissue is relaxed; shorter ones are impossible.
+LONG_REPETITION_TIME, LARGE_FLIP_ANGLE = 1.0, 45.0
+SHORT_REPETITION_TIME = 2e-4
+#: T1, s, of the Ernst angle that some flip angle of a series exceeds, unless angles are in radian.
+TYPICAL_T1 = 1.0
+
+
 def _milliseconds(times: Sequence[float]) -> str:
     return ", ".join(f"{1e3 * time:g}" for time in times) + " ms"
+
+
+def _too_short(name: str, times: Sequence[float], shortest: float) -> str | None:
+    """Return a doubt about times, s, of which the longest is shorter than this."""
+    if not times or max(times) >= shortest:
+        return None
+    return f"{name} must be in seconds, got {max(times):g} at most: was it divided by 1000 twice?"
 
 
 def _range(times: Sequence[float]) -> str:
@@ -39,6 +59,10 @@ class InversionRecovery(Acquisition):
 
     def __post_init__(self) -> None:
         check_times("InversionTime", self.inversion_time, longest=MAX_INVERSION_TIME)
+
+    def doubt_about_units(self) -> str | None:
+        """Doubt inversion times that are all very short."""
+        return _too_short("InversionTime", self.inversion_time, SHORT_INVERSION_TIME)
 
     @property
     def n_measurements(self) -> int:
@@ -74,6 +98,15 @@ class MultiEcho(Acquisition):
 
     def __post_init__(self) -> None:
         check_times("EchoTime", self.echo_time, longest=MAX_ECHO_TIME)
+
+    def doubt_about_units(self) -> str | None:
+        """Doubt echo times that are all late or all very short."""
+        if self.echo_time and min(self.echo_time) > LATE_ECHO_TIME:
+            return (
+                f"EchoTime must be in seconds, got {min(self.echo_time):g} for the first echo, when no signal is left: "
+                "is it in milliseconds?"
+            )
+        return _too_short("EchoTime", self.echo_time, SHORT_ECHO_TIME)
 
     @property
     def n_measurements(self) -> int:
@@ -153,6 +186,24 @@ class SpoiledGradientEcho(Acquisition):
                     f"The repetition time of a spoiled gradient echo must lie between 0 and 5 s, got {time}: "
                     "is it in milliseconds?"
                 )
+
+    def doubt_about_units(self) -> str | None:
+        """Doubt repetition times after which all tissue is relaxed, and flip angles below all Ernst angles."""
+        if not self.flip_angle:
+            return None
+        angle, time = max(self.flip_angle), max(self.repetition_time)
+        if time > LONG_REPETITION_TIME and angle < LARGE_FLIP_ANGLE:
+            return (
+                f"The repetition time of a spoiled gradient echo must be in seconds, got {time:g} with flip angles of "
+                f"at most {angle:g} degrees, where T1 has no effect: is it in milliseconds, or that of a volume?"
+            )
+        ernst = math.degrees(math.acos(math.exp(-time / TYPICAL_T1)))
+        if angle < min(math.pi, ernst):
+            return (
+                f"FlipAngle must be in degrees, got {angle:g} at most with a repetition time of {time:g} s: is it in "
+                "radian?"
+            )
+        return _too_short("The repetition time", self.repetition_time, SHORT_REPETITION_TIME)
 
     @property
     def n_measurements(self) -> int:
