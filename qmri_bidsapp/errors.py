@@ -41,6 +41,12 @@ class UsageError(QmriError):
     exit_code = 64
 
 
+class NotComparableError(QmriError):
+    """Maps and true maps cannot be compared: they cannot be read or lie on different grids."""
+
+    exit_code = 65
+
+
 class InputMissingError(QmriError):
     """A file or folder that was named does not exist or cannot be read."""
 
@@ -55,6 +61,10 @@ class OutputError(QmriError):
 
 class InputError(QmriError):
     """A series is unfit for use (missing field, wrong shape, unreadable or empty image)."""
+
+
+class CoverageError(QmriError):
+    """Ranges or intervals of maps hold the truth more or less often than they say."""
 
 
 class ProtocolError(InputError):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import correct, fit, train
-from qmri_bidsapp.cli.arguments import Parser, seed
+from qmri_bidsapp.cli import correct, demo, fit, train
+from qmri_bidsapp.cli.arguments import Parser
 from qmri_bidsapp.cli.evaluate import commands as evaluate
 from qmri_bidsapp.cli.exits import exit_code, say_error, say_unexpected
 from qmri_bidsapp.errors import QmriError
@@ -24,10 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="qmri", description="Tools beside the BIDS App qmri-bids.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"qmri {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    demo = commands.add_parser("demo", help="write the demo data set: two simulated heads with known truth")
-    demo.add_argument("directory", type=Path, help="new or empty folder")
-    demo.add_argument("--seed", type=seed, default=0, help="random seed (default: %(default)s)")
-    demo.set_defaults(run=_demo)
+    demo.add_parser(commands)
     models = commands.add_parser("models", help="list models and estimators")
     models.set_defaults(run=_models)
     fit.add_parser(commands)
@@ -59,13 +55,6 @@ def main(argv: list[str] | None = None) -> int:
         say_unexpected("qmri", error)
         return exit_code(error)
     return exit_code(None)
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from qmri_bidsapp.demo.dataset import write_demo
-
-    write_demo(arguments.directory, seed=arguments.seed)
-    print(f"Demo data set: {arguments.directory}")
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from qmri_bidsapp import __version__
 from qmri_bidsapp.demo import signals
-from qmri_bidsapp.demo.phantom import PhantomHead, make_head
+from qmri_bidsapp.demo.neurites import neurite_parameters
+from qmri_bidsapp.demo.phantom import make_head
+from qmri_bidsapp.demo.truth import label_maps, true_maps
 from qmri_bidsapp.errors import OutputError
 from qmri_bidsapp.images.gradients import format_gradients
 
@@ -23,6 +25,8 @@ Affine = npt.NDArray[np.float64]
 #: Voxel sizes, mm: T1w, and the quantitative series.
 T1W_VOXEL, SERIES_VOXEL = 1.5, 4.5
 SUBJECTS = (1, 2)
+#: The subject whose diffusion is that of NODDI; the other's is that of the spherical mean technique.
+NODDI_SUBJECT = 1
 BIDS_VERSION = "1.10.0"
 GENERATED_BY = [{"Name": "qmri_bidsapp", "Version": __version__}]
 SCANNER = {"Manufacturer": "Simulated", "MagneticFieldStrength": 3}
@@ -34,18 +38,27 @@ noise. Signal-to-noise ratio: {snr}.
 It is the mean signal of grey and white matter (at full recovery, at TE = 0, at b = 0) over the standard
 deviation of the noise, and SimulatedSNR in the sidecars.
 
+Diffusion is that of NODDI (Watson) in sub-01, and in sub-02 that of the two compartments of the spherical mean
+technique.
+
 sub-02 holds a small lesion in its left white matter (Abnormality 3 of Gyori et al. 2021: intra-neurite
 fraction 0.60, diffusivity 1.8e-3 mm2/s) and, on the right, a region that none of the models describes: two
 pools of T1 and of T2, and water that does not diffuse. The true maps lie in derivatives/truth.
 
 Ages and sexes are invented. Seed: {seed}. The same seed and version give the same files.
 """
-TRUTH_README = """True parameters of the two simulated heads, in BIDS units.
+TRUTH_README = """True parameters of the two simulated heads, in BIDS units. `qmri demo --check OUT` compares
+the maps of a run with them.
 
-Maps lie on the grid of the quantitative series (IRT1, MESE and dwi share one). A voxel has one value of each
-parameter, the mean over the protons of the tissues in it; of T1 and T2, the mean of their rates (fast
-exchange). So every voxel obeys the models exactly, but for those of label-unmodelled_mask, which have no true
-value (NaN).
+Maps lie on the grid of the quantitative series (IRT1, MESE and dwi share one) and have the names of the app's
+maps, without desc. A voxel has one value of each parameter, the mean over the protons of the tissues in it; of
+T1 and T2, the mean of their rates (fast exchange). So every voxel obeys the models of relaxation exactly, but
+for those of label-unmodelled_mask, which have no true value (NaN).
+
+Diffusion of sub-01 obeys NODDI, that of sub-02 the spherical mean technique: the other model has no true value
+there. Tensor and kurtosis are expansions that no tissue obeys. Their true values are fits to the signals
+without noise, by the same estimator as in the app (wls), of the same volumes; NaN where such a fit ends on a
+bound. Tensor elements and the angles theta and phi are in world axes (RAS+), which are those of the voxels.
 
 desc-series_dseg (series) and dseg (T1w) hold the tissue of the largest volume fraction: 1 grey matter, 2
 white matter, 3 CSF. anat/*_desc-brain_mask is on the grid of the T1w, dwi/*_desc-brain_mask on that of the
@@ -141,60 +154,27 @@ def _write_subject(out_dir: Path, index: int, seed: int, t1w_voxel: float, serie
         sequence = {"EchoTime": time, "RepetitionTime": 5.0, "FlipAngle": 90}
         _write_series(anat / f"{name}_echo-{number + 1}_MESE", echoes[..., number], head.affine, sequence)
     acquisition = signals.gradient_table(rng)
+    neurites = neurite_parameters(head, np.random.default_rng((seed, index, 2))) if index == NODDI_SUBJECT else None
+    magnitude, signal = signals.diffusion(head, acquisition, rng, neurites)
     sequence = {"EchoTime": signals.DWI_ECHO_TIME, "RepetitionTime": 9.2, "FlipAngle": 90}
     stem = dwi / f"{name}_dwi"
-    _write_series(stem, signals.diffusion(head, acquisition, rng), head.affine, sequence)
+    _write_series(stem, magnitude, head.affine, sequence)
     # FSL's convention: the affine's determinant is positive, so that the first component is reversed;
     # adding zero turns -0 into 0.
     direction = np.asarray(acquisition.direction) * [-1, 1, 1] + 0.0
     bval, bvec = format_gradients(np.asarray(acquisition.b_value), direction)
     stem.with_suffix(".bval").write_text(bval)
     stem.with_suffix(".bvec").write_text(bvec)
-    _write_truth(out_dir / "derivatives" / "truth" / name, name, head, factor, fine)
+    truth = out_dir / "derivatives" / "truth" / name
+    for pattern, values, sidecar in true_maps(head, factor, neurites, signal, acquisition):
+        _write_truth(truth / pattern.format(name), values, head.affine, np.float32, sidecar)
+    for pattern, labels, affine, sidecar in label_maps(head, fine):
+        _write_truth(truth / pattern.format(name), labels, affine, np.uint8, sidecar)
 
 
-def _write_truth(
-    folder: Path, name: str, head: PhantomHead, factor: npt.NDArray[np.float64], fine: PhantomHead
-) -> None:
-    """Write the true maps on the grid of the series, and brain and tissues on that of the T1w as well."""
-    p, brain = head.parameters, head.brain
-    maps = {
-        "anat/{}_T1map": (p["t1"], "s", "T1"),
-        "anat/{}_T2map": (p["t2"], "s", "T2"),
-        "anat/{}_IEmap": (factor, "1", "Inversion factor"),
-        "dwi/{}_model-smt_param-intrafraction_dwimap": (p["fraction"], "1", "Intra-neurite volume fraction"),
-        "dwi/{}_model-smt_param-diffusivity_dwimap": (p["diffusivity"], "mm2/s", "Intrinsic diffusivity"),
-    }
-    known = brain & ~head.unmodelled
-    for pattern, (values, unit, description) in maps.items():
-        stem = folder / pattern.format(name)
-        _write_image(stem, np.where(known, values, np.nan), head.affine, np.float32)
-        _write_json(
-            stem.with_suffix(".json"),
-            {"Description": f"{description}, true value", "Units": unit, "SkullStripped": True},
-        )
-    tissues = "Largest fraction: 1 grey matter, 2 white matter, 3 CSF"
-    labels = {
-        "anat/{}_dseg": (fine.dseg, fine.affine, {"Description": tissues}),
-        "anat/{}_desc-series_dseg": (head.dseg, head.affine, {"Description": tissues}),
-        "anat/{}_desc-brain_mask": (
-            fine.brain,
-            fine.affine,
-            {"Description": "Brain and CSF", "Type": "Brain"},
-        ),
-        "dwi/{}_desc-brain_mask": (brain, head.affine, {"Description": "Brain and CSF", "Type": "Brain"}),
-        "dwi/{}_label-lesion_mask": (head.lesion, head.affine, {"Description": "Lesion", "Type": "Lesion"}),
-        "dwi/{}_label-unmodelled_mask": (
-            head.unmodelled,
-            head.affine,
-            {"Description": "Region that no model describes", "Type": "ROI"},
-        ),
-    }
-    for pattern, (region, affine, sidecar) in labels.items():
-        stem = folder / pattern.format(name)
-        if region.any():
-            _write_image(stem, region, affine, np.uint8)
-            _write_json(stem.with_suffix(".json"), {**sidecar, "SkullStripped": True})
+def _write_truth(stem: Path, data: npt.NDArray[Any], affine: Affine, dtype: type, sidecar: Mapping[str, str]) -> None:
+    _write_image(stem, data, affine, dtype)
+    _write_json(stem.with_suffix(".json"), {**sidecar, "SkullStripped": True})
 
 
 def _write_series(stem: Path, data: npt.NDArray[np.float64], affine: Affine, sequence: Mapping[str, Any]) -> None:

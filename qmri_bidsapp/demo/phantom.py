@@ -124,7 +124,7 @@ def make_head(index: int, voxel_size: float, *, seed: int) -> PhantomHead:
     fractions = tissue_fractions(points, voxel_size)
     parameters = _mean_parameters(fractions, anatomy)
     for name in ("t1", "t2", "density", "fraction", "diffusivity"):
-        parameters[name] = parameters[name] * (1 + _variation(shape, voxel_size, texture))
+        parameters[name] = parameters[name] * (1 + variation(shape, voxel_size, texture))
     parameters["fraction"] = np.clip(parameters["fraction"], 0.01, 0.95)
     parameters["diffusivity"] = np.clip(parameters["diffusivity"], 1e-4, 2.95e-3)
     lesion, unmodelled = (
@@ -253,7 +253,7 @@ def _mean_parameters(fractions: dict[str, Volume], rng: np.random.Generator) -> 
     return parameters
 
 
-def _variation(shape: Sequence[int], voxel_size: float, rng: np.random.Generator) -> Volume:
+def variation(shape: Sequence[int], voxel_size: float, rng: np.random.Generator) -> Volume:
     """Return relative deviations: a smooth field and voxel noise."""
     from scipy.ndimage import gaussian_filter
 

@@ -10,7 +10,8 @@ import torch
 
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
 from qmri_bidsapp.core.noise import add_rician
-from qmri_bidsapp.demo.phantom import PhantomHead
+from qmri_bidsapp.demo.neurites import main_direction, neurite_attenuation
+from qmri_bidsapp.demo.phantom import PhantomHead, Volume
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 
 Array = npt.NDArray[np.float64]
@@ -24,9 +25,8 @@ B_VALUES, N_DIRECTIONS, N_B0, DWI_ECHO_TIME = (1000.0, 2000.0, 3500.0, 5000.0), 
 SNR = {"T1w": 40.0, "IRT1": 60.0, "MESE": 60.0, "dwi": 25.0}
 #: Intensity of proton density 1.
 GAIN = 1000.0
-#: Fibre directions per voxel, spread about the main one by an angle (degree) in white and in grey matter; the
-#: main one is smooth over a length (mm).
-N_FIBRES, WM_SPREAD, GM_SPREAD, FIBRE_LENGTH = 8, 12.0, 60.0, 16.0
+#: Fibre directions per voxel, spread about the main one by an angle (degree) in white and in grey matter.
+N_FIBRES, WM_SPREAD, GM_SPREAD = 8, 12.0, 60.0
 #: The region that no model describes: two equal pools with these times (s), and water that does not diffuse.
 POOL_T1, POOL_T2, DOT_FRACTION = (0.25, 3.0), (0.015, 0.30), 0.4
 
@@ -65,18 +65,37 @@ def multi_echo(head: PhantomHead, rng: np.random.Generator) -> Array:
     return add_rician(signal, noise_level("MESE", head, s0), rng)
 
 
-def diffusion(head: PhantomHead, acquisition: Diffusion, rng: np.random.Generator) -> Array:
-    """Return magnitudes, (x, y, z, n_measurements), along gradient directions in world axes."""
+def diffusion(
+    head: PhantomHead, acquisition: Diffusion, rng: np.random.Generator, neurites: dict[str, Volume] | None = None
+) -> tuple[Array, Array]:
+    """Return magnitudes and signals without noise, (x, y, z, n_measurements), along gradient directions in world axes.
+
+    Parameters
+    ----------
+    head : PhantomHead
+    acquisition : Diffusion
+    rng : numpy.random.Generator
+    neurites : dict, optional
+        From `neurite_parameters`: the signal is then that of NODDI. Without them it is that of the two compartments of
+        the spherical mean technique along several fibres.
+    """
     p = head.parameters
     inside = p["density"] > 0
-    attenuation = fibre_attenuation(
-        p["fraction"][inside], p["diffusivity"][inside], _fibres(head, rng)[inside], acquisition
-    )
+    if neurites is None:
+        fibres = _fibres(head, rng)[inside]
+        attenuation = fibre_attenuation(p["fraction"][inside], p["diffusivity"][inside], fibres, acquisition)
+    else:
+        attenuation = neurite_attenuation(neurites, inside, acquisition)
     dot = head.unmodelled[inside]
     attenuation[dot] = DOT_FRACTION + (1 - DOT_FRACTION) * attenuation[dot]
     signal = np.zeros((*inside.shape, acquisition.n_measurements))
-    signal[inside] = (GAIN * p["density"] * np.exp(-DWI_ECHO_TIME / p["t2"]))[inside][:, None] * attenuation
-    return add_rician(signal, noise_level("dwi", head, signal[..., 0]), rng)
+    signal[inside] = without_diffusion(head)[inside][:, None] * attenuation
+    return add_rician(signal, noise_level("dwi", head, signal[..., 0]), rng), signal
+
+
+def without_diffusion(head: PhantomHead) -> Array:
+    """Return the signal at b = 0, (x, y, z)."""
+    return np.asarray(GAIN * head.parameters["density"] * np.exp(-DWI_ECHO_TIME / head.parameters["t2"]))
 
 
 def fibre_attenuation(fraction: Array, diffusivity: Array, fibres: Array, acquisition: Diffusion) -> Array:
@@ -154,12 +173,7 @@ def _spread_directions(n: int, rng: np.random.Generator) -> Array:
 
 def _fibres(head: PhantomHead, rng: np.random.Generator) -> Array:
     """Return (x, y, z, n_fibres, 3): a smooth main direction, spread little in white, much in grey matter."""
-    from scipy.ndimage import gaussian_filter
-
-    shape = head.parameters["t2"].shape
-    width = FIBRE_LENGTH / head.affine[0, 0]
-    main = np.stack([gaussian_filter(rng.standard_normal(shape), width) for _ in range(3)], axis=-1)
-    main /= np.linalg.norm(main, axis=-1, keepdims=True)
+    shape, main = head.parameters["t2"].shape, main_direction(head, rng)
     angle = np.where(head.fractions["wm"] > 0.5, WM_SPREAD, GM_SPREAD)
     spread = np.tan(np.deg2rad(angle))[..., None, None]
     fibres = main[..., None, :] + spread * rng.standard_normal((*shape, N_FIBRES, 3))

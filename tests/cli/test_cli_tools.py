@@ -76,7 +76,7 @@ def test_demo(monkeypatch, tmp_path, capsys):
     [
         ([], 64, "required: COMMAND. See qmri --help"),
         (["cook"], 64, "invalid choice: 'cook'"),
-        (["demo"], 64, "required: directory. See qmri demo --help"),
+        (["demo"], 64, "needs a new folder for the data set, or --check OUT. See qmri demo --help"),
         (["demo", "{full}"], 73, "is not empty; name a new folder"),
     ],
     ids=["nothing", "unknown", "no folder", "full folder"],

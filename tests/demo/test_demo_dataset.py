@@ -9,10 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho
 from qmri_bidsapp.demo import dataset, phantom, signals
 from qmri_bidsapp.demo.dataset import write_demo
 from qmri_bidsapp.errors import OutputError
+from qmri_bidsapp.fitting.choice import choose
+from qmri_bidsapp.registry import get_model
 
 COARSE = {"t1w_voxel": 12.0, "series_voxel": 16.0}
 
@@ -77,6 +79,47 @@ def test_truth(coarse_demo: Path) -> None:
         name = f"sub-02_model-smt_param-{parameter}_dwimap.nii.gz"
         np.testing.assert_allclose(load(folder / name)[lesion], value, rtol=1e-6)
     assert not list((truth / "sub-01").rglob("*label-*"))
+    assert {path.parent.name for path in (truth / "sub-02").rglob("*label-unmodelled*")} == {"anat", "dwi"}
+
+
+def test_every_map_of_every_default_model_has_a_truth(coarse_demo: Path) -> None:
+    """Names are those of the app's maps without ``desc``. One of the two models of tissue holds in each head."""
+    table = np.loadtxt(coarse_demo / "sub-01" / "dwi" / "sub-01_dwi.bvec").T
+    b_value = np.loadtxt(coarse_demo / "sub-01" / "dwi" / "sub-01_dwi.bval")
+    protocols = {
+        "IRT1": InversionRecovery(signals.INVERSION_TIMES),
+        "MESE": MultiEcho(signals.ECHO_TIMES),
+        "dwi": Diffusion(tuple(b_value), tuple(map(tuple, table))),
+    }
+    for kind, protocol in protocols.items():
+        models = [name for name, _ in choose(kind, protocol, models=("auto",), estimators=("auto",))[0]]
+        for model in map(get_model, models):
+            wanted = {
+                f"anat/{{}}_{p.bids_suffix}.nii.gz"
+                if p.bids_suffix
+                else f"dwi/{{}}_model-{model.name}_param-{p.label}_dwimap.nii.gz"
+                for p in (*model.parameters, *model.derived)
+                if p.saved
+            }
+            heads = {"noddi": ("sub-01",), "smt": ("sub-02",)}.get(model.name, ("sub-01", "sub-02"))
+            for subject in ("sub-01", "sub-02"):
+                folder = coarse_demo / "derivatives" / "truth" / subject
+                found = {name for name in wanted if (folder / name.format(subject)).is_file()}
+                assert found == (wanted if subject in heads else set()), (model.name, subject)
+    assert models == ["kurtosis", "noddi", "smt", "tensor"]
+
+
+def test_truth_of_an_expansion_is_its_fit_without_noise(coarse_demo: Path) -> None:
+    """Fractional anisotropy and diffusivities follow from the elements, whose trace is three times the mean."""
+    folder = coarse_demo / "derivatives" / "truth" / "sub-02" / "dwi"
+    name = "sub-02_model-tensor_param-{}_dwimap.nii.gz"
+    maps = {key: load(folder / name.format(key)) for key in ("dxx", "dyy", "dzz", "md", "ad", "fa")}
+    known = np.isfinite(maps["md"])
+    assert known.sum() > 1000
+    np.testing.assert_allclose((maps["dxx"] + maps["dyy"] + maps["dzz"])[known] / 3, maps["md"][known], rtol=1e-5)
+    assert (maps["ad"][known] >= maps["md"][known]).all()
+    labels = load(coarse_demo / "derivatives/truth/sub-02/anat/sub-02_desc-series_dseg.nii.gz")
+    assert np.median(maps["fa"][known & (labels == 2)]) > 2 * np.median(maps["fa"][known & (labels == 1)])
 
 
 def test_gradients_follow_fsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

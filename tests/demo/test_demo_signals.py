@@ -7,7 +7,9 @@ from dipy.data import get_sphere
 
 from qmri_bidsapp.core.acquisition import Diffusion, InversionRecovery, MultiEcho, SphericalMean
 from qmri_bidsapp.demo import phantom, signals
+from qmri_bidsapp.demo.neurites import neurite_parameters
 from qmri_bidsapp.estimators.likelihood.least_squares import NonLinearLeastSquares
+from qmri_bidsapp.models.noddi import Noddi
 from qmri_bidsapp.models.relaxometry import InversionRecoveryT1, SpinEchoT2
 from qmri_bidsapp.models.smt import SphericalMeanTechnique
 
@@ -24,7 +26,7 @@ def gradients() -> Diffusion:
 
 @pytest.fixture(scope="module")
 def dwi(head: phantom.PhantomHead, gradients: Diffusion) -> np.ndarray:
-    return signals.diffusion(head, gradients, np.random.default_rng(1))
+    return signals.diffusion(head, gradients, np.random.default_rng(1))[0]
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -124,15 +126,35 @@ def test_truth_of_relaxometry_comes_back(
     assert np.median(wrong) > 1.5 * np.median(residual)
 
 
-def test_truth_of_diffusion_comes_back(
-    head: phantom.PhantomHead, gradients: Diffusion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_truth_of_diffusion_comes_back(head: phantom.PhantomHead, gradients: Diffusion) -> None:
     """Without noise: at the SNR of the demo the noise floor biases a fit to magnitudes."""
-    monkeypatch.setitem(signals.SNR, "dwi", 1e6)
-    series = signals.diffusion(head, gradients, np.random.default_rng(1))
+    series = signals.diffusion(head, gradients, np.random.default_rng(1))[1]
     tissue = np.isin(head.dseg, (1, 2)) & ~head.unmodelled
     theta, residual = fitted("smt", series[tissue], gradients)
     assert np.median(np.abs(theta[:, 1] - head.parameters["fraction"][tissue])) < 0.002
     assert np.median(np.abs(theta[:, 2] / head.parameters["diffusivity"][tissue] - 1)) < 0.002
     _, wrong = fitted("smt", series[head.unmodelled], gradients)
     assert np.median(wrong) > 10 * np.median(residual)
+
+
+def test_truth_of_neurites_comes_back(gradients: Diffusion) -> None:
+    """The first subject's signal is that of NODDI, whose parameters and axis a fit without noise finds again."""
+    head = phantom.make_head(1, 8.0, seed=0)
+    truth = neurite_parameters(head, np.random.default_rng(2))
+    series = signals.diffusion(head, gradients, np.random.default_rng(1), truth)[1]
+    tissue = np.isin(head.dseg, (1, 2))
+    maps = NonLinearLeastSquares(Noddi()).fit(gradients).predict(series[tissue])
+    found = {p.name: maps.estimate[:, column] for column, p in enumerate(maps.parameters)}
+    assert np.median(found["s0"] / signals.without_diffusion(head)[tissue]) == pytest.approx(1, abs=1e-3)
+    for name in ("fwf", "ndi", "odi"):
+        assert np.median(np.abs(found[name] - truth[name][tissue])) < 0.002
+    axes = [
+        np.stack([np.sin(a) * np.cos(b), np.sin(a) * np.sin(b), np.cos(a)])
+        for a, b in (
+            np.radians([values["theta"], values["phi"]])
+            for values in (found, {name: volume[tissue] for name, volume in truth.items()})
+        )
+    ]
+    assert np.median(np.abs((axes[0] * axes[1]).sum(axis=0))) > 0.9999
+    assert truth["theta"].min() >= 0
+    assert truth["theta"].max() <= 90

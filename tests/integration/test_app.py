@@ -62,12 +62,12 @@ def steps(printed: str, which: str) -> list[str]:
 
 
 def test_maps_agree_with_the_truth(bids: Path, finished: Path) -> None:
-    truth, out = bids / "derivatives" / "truth" / "sub-01", finished / "out" / "sub-01"
-    tissue = np.isin(read(truth / "anat" / "sub-01_desc-series_dseg.nii.gz"), (1, 2))
-    smt = "dwi/sub-01_model-smt_param-{}{}_dwimap.nii.gz"
+    truth, out = bids / "derivatives" / "truth" / "sub-02", finished / "out" / "sub-02"
+    tissue = np.isin(read(truth / "anat" / "sub-02_desc-series_dseg.nii.gz"), (1, 2))
+    smt = "dwi/sub-02_model-smt_param-{}{}_dwimap.nii.gz"
     names = {
-        "anat/sub-01_T1map.nii.gz": ("anat/sub-01_T1map.nii.gz", 0.05),
-        "anat/sub-01_T2map.nii.gz": ("anat/sub-01_T2map.nii.gz", 0.05),
+        "anat/sub-02_T1map.nii.gz": ("anat/sub-02_T1map.nii.gz", 0.05),
+        "anat/sub-02_T2map.nii.gz": ("anat/sub-02_T2map.nii.gz", 0.05),
         smt.format("intrafraction", ""): (smt.format("intrafraction", "_desc-nlls"), 0.20),
         smt.format("diffusivity", ""): (smt.format("diffusivity", "_desc-nlls"), 0.20),
     }

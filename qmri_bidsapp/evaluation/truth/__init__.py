@@ -1,0 +1,1 @@
+"""Maps of a run against the true maps of simulated data."""
