@@ -8,11 +8,15 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-all lint docs release-check clean
 
-demo: $(VENV)/.runtime
-	@test -f demo-data/dataset_description.json || $(BIN)/qmri demo demo-data
+demo: $(VENV)/.runtime demo-data/dataset_description.json
 	$(BIN)/qmri-bids demo-data demo-out participant -w demo-work
 	$(BIN)/qmri-bids demo-data demo-out group -w demo-work
 	@echo "Reports: demo-out/sub-01.html, demo-out/sub-02.html, demo-out/group_report.html"
+
+# Written again after a change of its source; the file is the last to be written.
+demo-data/dataset_description.json: $(wildcard qmri_bidsapp/demo/*.py) | $(VENV)/.runtime
+	rm -rf demo-data
+	$(BIN)/qmri demo demo-data
 
 test: $(VENV)/.all
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_OPTIONS)

@@ -24,6 +24,7 @@ from qmri_bidsapp.reports.certificate import certificate_figure, certificate_tex
 from qmri_bidsapp.reports.figures import head_motion_figure, image_figure, map_figure, save_svg
 from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
 from qmri_bidsapp.reports.motion_score import score_notes, score_reportlets
+from qmri_bidsapp.reports.truth import truth_text
 
 #: Head motion is plotted if a volume moved by more than this, mm or rad.
 VISIBLE_MOTION = 1e-6
@@ -57,6 +58,8 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
     if record.motion_scores:
         sections.append({"name": "Motion", "reportlets": score_reportlets(pages, record.motion_scores)})
     sections += [_series_section(pages, record, series) for series in record.series]
+    if (comparison := truth_text(out_dir, record)) is not None:
+        sections.append({"name": "Truth", "reportlets": [pages.html("truth", comparison)]})
     if (out_dir / "logs" / "CITATION.html").is_file():
         sections.append({"name": "Methods", "reportlets": [pages.html("methods", _methods(out_dir))]})
     sections.append({"name": "Errors", "reportlets": [_errors(pages, crash_dir)]})

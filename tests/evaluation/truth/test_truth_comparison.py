@@ -91,9 +91,9 @@ def test_an_unreadable_truth_is_named(tmp_path: Path) -> None:
 
 def test_without_truth_or_maps(tmp_path: Path) -> None:
     out, data = write_output(tmp_path)
+    (data / "derivatives/truth/sub-01/anat/sub-01_T1map.nii.gz").unlink()
     with pytest.raises(InputMissingError, match="no true map for any map"):
-        (data / "derivatives/truth/sub-01/anat/sub-01_T1map.nii.gz").unlink()
-        compare_run(out, find_truth(out))
+        compare_run(out, data / "derivatives" / "truth")
     shutil.rmtree(data / "derivatives")
     with pytest.raises(InputMissingError, match=r"has no derivatives.truth; name the folder .* --truth"):
         find_truth(out)
