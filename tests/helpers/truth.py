@@ -11,6 +11,7 @@ import numpy as np
 
 from qmri_bidsapp.bids.record import FitRecord, MapRecord, SeriesRecord, SubjectRecord, TruthMaps, TruthRecord
 from qmri_bidsapp.bids.record_files import write_record
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import Reason
@@ -53,6 +54,7 @@ def write_output(folder: Path, *, scale: float = 1.0, subject: str = "01") -> tu
         "desc-nllst1status_dseg": np.full(SHAPE, Status.OK, np.uint8),
         "desc-nllst1trust_dseg": np.full(SHAPE, Trust.RANGE_GIVEN, np.uint8),
         "desc-nllst1flag_dseg": flag,
+        "desc-nllst1usable_mask": (flag == Reason.TYPICAL).astype(np.uint8),
         "desc-nllstruthlow_T1map": estimate - np.float32(1.6449) * std,
         "desc-nllstruthhigh_T1map": estimate + np.float32(1.6449) * std,
         "desc-nllsbias_T1map": np.zeros_like(std),
@@ -84,5 +86,6 @@ def _record(subject: str, stem: str) -> SubjectRecord:
     certified = TruthRecord(
         "IRT1", "t1", "nlls", None, (limits,), name("desc-nllst1trust_dseg"), name("desc-nllst1flag_dseg")
     )
+    usable = UsableRecord("IRT1", "t1", "nlls", name("desc-nllst1usable_mask"))
     series = SeriesRecord("IRT1", "IRT1", {}, ())
-    return SubjectRecord(subject, "1", series=(series,), fits=(fit,), truths=(certified,))
+    return SubjectRecord(subject, "1", series=(series,), fits=(fit,), truths=(certified,), usables=(usable,))

@@ -19,7 +19,7 @@ from qmri_bidsapp.bids.record_files import read_record, record_files
 from qmri_bidsapp.bids.result_names import TISSUE_LABELS
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import InputError, InputMissingError, NotComparableError
-from qmri_bidsapp.evaluation.truth.usable import unlike_voxels, usable_voxels
+from qmri_bidsapp.fitting.usable import unlike_voxels
 from qmri_bidsapp.images.volumes import compare_grids
 
 Mask = npt.NDArray[np.bool_]
@@ -112,15 +112,16 @@ def fit_masks(out_dir: Path, record: SubjectRecord, fit: FitRecord) -> tuple[nib
 
     Without a certificate there are no flags, None.
     """
-    path = out_dir / fit.status
-    if not path.is_file():
-        raise InputMissingError(f"{path} is missing: run participant sub-{record.subject} again.")
+    path, usable, truth = out_dir / fit.status, record.usable_of(fit), record.truth_of(fit)
+    if usable is None or not path.is_file():
+        raise InputMissingError(
+            f"{path} or the mask of its usable voxels is missing: run participant sub-{record.subject} again."
+        )
     like = nib.load(path)
-    status, truth = read(path, like), record.truth_of(fit)
+    fitted, counted = read(path, like) != Status.OUTSIDE, read(out_dir / usable.mask, like) > 0
     if truth is None or truth.trust is None or truth.flag is None:
-        return like, status != Status.OUTSIDE, usable_voxels(status), None
-    trust, flag = read(out_dir / truth.trust, like), read(out_dir / truth.flag, like)
-    return like, status != Status.OUTSIDE, usable_voxels(status, trust, flag), unlike_voxels(trust, flag)
+        return like, fitted, counted, None
+    return like, fitted, counted, unlike_voxels(read(out_dir / truth.trust, like), read(out_dir / truth.flag, like))
 
 
 def read(path: Path, like: nib.Nifti1Image) -> Volume:
