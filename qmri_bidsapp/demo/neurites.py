@@ -13,8 +13,7 @@ from qmri_bidsapp.models.noddi import Noddi
 Array = npt.NDArray[np.float64]
 
 #: Tissue -> free water fraction, neurite density and orientation dispersion; for the brain, round values from the range
-#: of published maps of healthy adults. All lie off their limits: no range of equal tails holds a truth on a limit at
-#: its nominal rate.
+#: of published maps of healthy adults. All lie off their limits: ranges hold a truth on a limit more often than others.
 TISSUES = {
     "gm": (0.10, 0.42, 0.45),
     "wm": (0.05, 0.65, 0.18),

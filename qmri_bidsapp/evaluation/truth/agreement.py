@@ -35,9 +35,10 @@ class Agreement:
     mean_z, robust_sd_z : float or None
         Of the errors over their standard deviations: mean, and 1.4826 times the median absolute deviation from the
         median.
-    n_interval, n_range : int
-        Voxels with a 95 % interval, and with a range of the truth.
-    interval_coverage, range_coverage : float or None
+    n_interval, n_range, n_limit : int
+        Voxels with a 95 % interval; with a range of the truth, if the truth is off its physical limits; with such a
+        range, if the truth is on one of them.
+    interval_coverage, range_coverage, limit_coverage : float or None
         Shares of these whose interval, or range, contains the truth.
     """
 
@@ -50,14 +51,21 @@ class Agreement:
     interval_coverage: float | None
     n_range: int
     range_coverage: float | None
+    n_limit: int = 0
+    limit_coverage: float | None = None
 
     def to_dict(self) -> dict[str, float | int | None]:
         """Return the fields."""
         return asdict(self)
 
     def faults(self) -> list[str]:
-        """Return which coverage leaves its limits, in words; too few voxels are not judged."""
+        """Return which coverage leaves its limits, in words; too few voxels are not judged.
+
+        Ranges near a physical limit end on it and have both tails on their other side, so that they hold a truth on the
+        limit in about 95 %: more than `RANGE_LIMITS` is right there.
+        """
         parts = (
+            ("range at the limit", self.n_limit, self.limit_coverage, (RANGE_LIMITS[0], 1.0)),
             ("range", self.n_range, self.range_coverage, RANGE_LIMITS),
             ("interval", self.n_interval, self.interval_coverage, INTERVAL_LIMITS),
         )
@@ -70,11 +78,17 @@ class Agreement:
     @property
     def is_judged(self) -> bool:
         """Whether there are enough voxels to judge the interval or the range."""
-        return max(self.n_interval, self.n_range) >= MIN_VOXELS
+        return max(self.n_interval, self.n_range, self.n_limit) >= MIN_VOXELS
 
 
 def agreement(
-    truth: Array, estimate: Array, std: Array, *, interval: Limits | None = None, value_range: Limits | None = None
+    truth: Array,
+    estimate: Array,
+    std: Array,
+    *,
+    interval: Limits | None = None,
+    value_range: Limits | None = None,
+    physical: tuple[float, float] = (-np.inf, np.inf),
 ) -> Agreement:
     """Compare estimates with true values.
 
@@ -88,6 +102,8 @@ def agreement(
         Limits of the central 95 % interval; by default 1.96 standard deviations on each side of the estimate.
     value_range : (ndarray, ndarray), optional
         5th and 95th percentile of the truth.
+    physical : (float, float)
+        Limits of nature of the quantity, such as 0 and 1 of a fraction.
     """
     truth, estimate, std = (np.asarray(values, dtype=np.float64) for values in (truth, estimate, std))
     known = np.isfinite(truth) & np.isfinite(estimate)
@@ -98,8 +114,10 @@ def agreement(
         spread = np.where(has_std, Z_95 * std, np.nan)
         interval = estimate - spread, estimate + spread
     n_interval, in_interval = _coverage(truth[known], *(limit[known] for limit in interval))
-    n_range, in_range = (
-        (0, None) if value_range is None else _coverage(truth[known], *(limit[known] for limit in value_range))
+    on_limit = (truth <= physical[0]) | (truth >= physical[1])
+    (n_range, in_range), (n_limit, on_it) = (
+        (0, None) if value_range is None else _coverage(truth[where], *(limit[where] for limit in value_range))
+        for where in (known & ~on_limit, known & on_limit)
     )
     return Agreement(
         n=int(known.sum()),
@@ -111,6 +129,8 @@ def agreement(
         interval_coverage=in_interval,
         n_range=n_range,
         range_coverage=in_range,
+        n_limit=n_limit,
+        limit_coverage=on_it,
     )
 
 

@@ -25,6 +25,7 @@ from qmri_bidsapp.evaluation.truth.files import (
     tissues_of,
     true_map,
 )
+from qmri_bidsapp.registry import get_model
 
 #: Tissues in which coverage is judged; ``brain`` where there is no segmentation.
 JUDGED = ("GM", "WM", "brain")
@@ -196,6 +197,7 @@ def _compare_fit(
     truths = _true_values(out_dir, fit, names, like)
     certificate = record.truth_of(fit)
     ranges = {} if certificate is None else {item.parameter: item for item in certificate.maps}
+    limits = _physical_limits(fit.model)
     maps = []
     for item in fit.maps:
         if item.parameter in truths:
@@ -203,7 +205,7 @@ def _compare_fit(
             maps += [
                 MapRow(
                     *identity, item.parameter, item.unit, name, int(mask.sum()), int((mask & usable).sum()),
-                    _agreement(truths[item.parameter], volumes, mask & usable),
+                    _agreement(truths[item.parameter], volumes, mask & usable, limits.get(item.parameter)),
                 )
                 for name, mask in regions.items()
             ]  # fmt: skip
@@ -249,7 +251,18 @@ def _answers(
     return {key: read(out_dir / name, like) if name else None for key, name in names.items()}
 
 
-def _agreement(truth: Volume, volumes: dict[str, Volume | None], where: Mask) -> Agreement:
+def _physical_limits(model: str) -> dict[str, tuple[float, float]]:
+    """Return the limits of nature of the parameters of a model, see `Parameter.physical`."""
+    found = get_model(model)
+    return {
+        p.name: (p.bounds[0] if p.physical[0] else -np.inf, p.bounds[1] if p.physical[1] else np.inf)
+        for p in (*found.parameters, *found.derived)
+    }
+
+
+def _agreement(
+    truth: Volume, volumes: dict[str, Volume | None], where: Mask, physical: tuple[float, float] | None
+) -> Agreement:
     def limits(low: str, high: str) -> tuple[Volume, Volume] | None:
         first, last = volumes[low], volumes[high]
         return None if first is None or last is None else (first[where], last[where])
@@ -263,4 +276,5 @@ def _agreement(truth: Volume, volumes: dict[str, Volume | None], where: Mask) ->
         std[where],
         interval=limits("low", "high"),
         value_range=limits("range_low", "range_high"),
+        physical=physical or (-np.inf, np.inf),
     )

@@ -32,7 +32,7 @@ LEGEND = (
 def map_cells(row: MapRow) -> tuple[str, ...]:
     """Return the cells of `MAP_HEADER`; empty where there is nothing to count."""
     found = row.agreement
-    faults = " and ".join(text.partition(" ")[0] for text in row.faults)
+    faults = " and ".join(text.partition(" holds")[0] for text in row.faults)
     return (
         row.parameter,
         row.unit,

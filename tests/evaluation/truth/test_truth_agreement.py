@@ -68,8 +68,9 @@ def test_only_voxels_with_truth_and_estimate_count() -> None:
 def test_nothing_to_compare_gives_none() -> None:
     found = agreement(np.array([np.nan]), np.array([1.0]), np.array([1.0]))
     assert found.to_dict() == {
-        **dict.fromkeys(("median_bias", "rmse", "mean_z", "robust_sd_z", "interval_coverage", "range_coverage")),
-        **dict.fromkeys(("n", "n_interval", "n_range"), 0),
+        **dict.fromkeys(("median_bias", "rmse", "mean_z", "robust_sd_z", "interval_coverage")),
+        **dict.fromkeys(("range_coverage", "limit_coverage")),
+        **dict.fromkeys(("n", "n_interval", "n_range", "n_limit"), 0),
     }
 
 
@@ -80,6 +81,22 @@ def test_a_truth_at_a_limit_is_held_by_a_range_that_ends_there() -> None:
     found = agreement(truth, estimate, std, value_range=(low, high))
     assert (found.n, found.n_interval, found.n_range) == (3, 0, 3)
     assert found.range_coverage == pytest.approx(2 / 3)
+
+
+def test_truths_on_a_limit_are_judged_apart() -> None:
+    """Estimates of zero water, cut off at zero: where they do not differ from it, the range begins there."""
+    rng = np.random.default_rng(0)
+    estimate = np.maximum(0.0, 0.1 * rng.standard_normal(N))
+    std = np.where(estimate > 0, 0.1, np.nan)
+    low = np.where(estimate > Z_90 * 0.1, estimate - Z_90 * 0.1, 0.0)
+    found = agreement(np.zeros(N), estimate, std, value_range=(low, estimate + 0.1282), physical=(0.0, 1.0))
+    assert (found.n_range, found.range_coverage, found.n_limit) == (0, None, N)
+    assert found.limit_coverage == pytest.approx(0.95, abs=0.005)
+    assert found.interval_coverage == pytest.approx(0.95, abs=0.005)
+    assert found.faults() == []
+    # A central range hardly ever contains the limit.
+    central = agreement(np.zeros(N), estimate, std, value_range=(low + 1e-3, estimate + 0.2), physical=(0.0, 1.0))
+    assert [text.partition(" holds")[0] for text in central.faults()] == ["range at the limit"]
 
 
 def test_an_interval_of_the_estimator_replaces_that_of_the_standard_deviation() -> None:
