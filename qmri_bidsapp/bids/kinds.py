@@ -194,7 +194,7 @@ _KINDS = (
         datatype="dwi",
         map_suffix="dwimap",
         is_diffusion=True,
-        shown=(*SHOWN_FIELDS, "BigDelta", "LargeDelta", "SmallDelta"),
+        shown=(*SHOWN_FIELDS, "PartialFourier", "BigDelta", "LargeDelta", "SmallDelta"),
         copied=(("RepetitionTime", None),),
     ),
 )

@@ -186,17 +186,30 @@ def signal_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
         Expectation of a magnitude over sigma, such as a denoised magnitude; any shape.
     """
     values = np.asarray(mean, dtype=np.float64)
-    means, signals = _mean_table()
+    means, signals, _ = _mean_table()
     # For large signals the mean is s + 1 / (2 s).
     bright = 0.5 * (values + np.sqrt(np.maximum(values**2 - 2, 0)))
     return np.where(values < means[-1], np.interp(values, means, signals), bright)
 
 
+def variance_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    r"""Return the variance of magnitudes of this mean, in units of sigma: from :math:`2 - \pi / 2` of noise alone to 1.
+
+    Parameters
+    ----------
+    mean : array_like
+        Expectation of a magnitude over sigma; any shape.
+    """
+    means, _, variances = _mean_table()
+    return np.interp(np.asarray(mean, dtype=np.float64), means, variances)
+
+
 @cache
-def _mean_table() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return mean magnitudes, ascending from noise alone, and their signals."""
+def _mean_table() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean magnitudes, ascending from noise alone, their signals and their variances."""
     signals = torch.linspace(0, MEAN_TABLE[0], MEAN_TABLE[1], dtype=torch.float64)
-    return rice_moments(signals)[0].numpy(), signals.numpy()
+    mean, _, variance, _ = rice_moments(signals)
+    return mean.numpy(), signals.numpy(), variance.numpy()
 
 
 def rice_moments(s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

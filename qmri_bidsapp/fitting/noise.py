@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, reference_limit
 from qmri_bidsapp.core.noise import NoiseKind, noise_kind
-from qmri_bidsapp.images.volumes import VolumeData
+from qmri_bidsapp.core.rice import variance_of_mean
+from qmri_bidsapp.images.volumes import VolumeData, iter_voxels
 
-#: Volumes whose b-values differ by no more (s/mm2) are repeats of each other.
-REPEAT_TOLERANCE = 5.0
-#: With fewer b0 volumes the noise cannot be estimated from them.
-MIN_REPEATS = 4
+#: Neighbouring b-values that differ by no more (s/mm2), or by 5 %, belong to one shell: below it, perfusion attenuates
+#: the signal.
+SHELL_TOLERANCE = 5.0
+#: With fewer degrees of freedom the noise cannot be estimated; with as many among directions, volumes without weighting,
+#: which differ by pulsation as well, are not used.
+MIN_FREEDOM, ENOUGH_FREEDOM = 3, 10
+#: Steps of the fixed point that turns the noise of magnitudes into that of their real and imaginary parts.
+N_STEPS = 8
+#: Voxels that are read at once.
+CHUNK_SIZE = 32_768
 #: Standard deviation, in voxels, of the Gaussian weights with which variances are averaged over neighbours: the noise
 #: changes slowly over space, and a few repeats of one voxel determine it poorly.
 SMOOTHING = 2.0
@@ -51,9 +57,9 @@ class SeriesNoise:
     ) -> SeriesNoise:
         """Determine the noise of a series.
 
-        It is the measured one where that is positive, elsewhere that of repeated b0 volumes where there are at least
-        `MIN_REPEATS`. Only volumes of (nearly) the lowest b-value count as repeats: perfusion attenuates the signal
-        below `B0_THRESHOLD`. Powder averages leave too few residuals to estimate the noise from; repeats do not.
+        It is the measured one where that is positive, elsewhere that of the residuals of each shell of a diffusion
+        series, see `noise_of_shells`. Powder averages leave too few residuals to estimate the noise from; shells do
+        not.
 
         Parameters
         ----------
@@ -69,54 +75,64 @@ class SeriesNoise:
             Whether preprocessing removed the noise floor of the magnitudes.
         """
         known = None if measured is None else measured[mask]
-        repeats = _b0_repeats(acquisition)
-        if len(repeats) < MIN_REPEATS or (known is not None and (known > 0).all()):
+        if not isinstance(acquisition, Diffusion) or (known is not None and (known > 0).all()):
             return cls(known, floor_removed)
-        found = noise_of_repeats(data, mask, repeats)
-        return cls(found if known is None else np.where(known > 0, known, found), floor_removed)
+        found = noise_of_shells(data, mask, acquisition, is_magnitude=not floor_removed)
+        return cls(found if known is None or found is None else np.where(known > 0, known, found), floor_removed)
 
     def kind(self, acquisition: Acquisition) -> NoiseKind:
         """Return the distribution of the noise; `acquisition` is the protocol, raw or as the model uses it."""
         return noise_kind(acquisition, floor_removed=self.floor_removed)
 
 
-def _b0_repeats(acquisition: Acquisition) -> npt.NDArray[np.intp]:
-    """Return the indices of the volumes of (nearly) the lowest b-value, if that counts as no weighting."""
-    if not isinstance(acquisition, Diffusion):
-        return np.array([], dtype=np.intp)
-    lowest = acquisition.shells(REPEAT_TOLERANCE)[0]
-    return lowest if acquisition.b_value[lowest[0]] <= B0_THRESHOLD else lowest[:0]
+def noise_of_shells(
+    data: VolumeData, mask: npt.NDArray[np.bool_], acquisition: Diffusion, *, is_magnitude: bool
+) -> npt.NDArray[np.float32] | None:
+    """Estimate the standard deviation of the noise of one measurement from what varies within shells.
 
-
-def noise_of_repeats(
-    data: VolumeData, mask: npt.NDArray[np.bool_], volumes: Sequence[int] | npt.NDArray[np.intp]
-) -> npt.NDArray[np.float32]:
-    """Estimate the standard deviation of the noise of one measurement from repeated volumes.
+    The volumes of a shell are fitted by an even function of their direction, see `Diffusion.angular_fit`. Volumes
+    without weighting are repeats of each other, but differ by pulsation as well: they are used only where directions
+    leave too little freedom.
 
     Parameters
     ----------
     data : array_like
-        (x, y, z, n_volumes); one volume at a time is read.
+        (x, y, z, n_volumes).
     mask : ndarray
         (x, y, z) bool.
-    volumes : sequence of int
-        Volumes that differ by noise only, at least two.
+    acquisition : Diffusion
+    is_magnitude : bool
+        Whether the noise is Rician; magnitudes vary less where the signal is low (Koay and Basser 2006, J Magn Reson
+        179:317).
 
     Returns
     -------
-    ndarray
-        (n_voxels,) of the masked voxels, in C order; NaN where a volume is not finite, or nothing varies.
+    ndarray or None
+        (n_voxels,) of the masked voxels, in C order; NaN where a volume is not finite, or nothing varies. None if
+        shells leave fewer than `MIN_FREEDOM` degrees of freedom.
     """
-    mean, square = (np.zeros(int(mask.sum())) for _ in range(2))
-    for count, volume in enumerate(volumes, start=1):
-        values = np.asarray(data[..., int(volume)], dtype=np.float64)[mask]
-        away = values - mean
-        mean += away / count
-        square += away * (values - mean)
+    fit = acquisition.angular_fit(SHELL_TOLERANCE)
+    # Volumes that are fitted exactly say nothing about the noise.
+    used = np.diag(fit) < 1 - 1e-6
+    weighted = used & (np.asarray(acquisition.b_value) > reference_limit(acquisition.b_value))
+    if (1 - np.diag(fit))[weighted].sum() >= ENOUGH_FREEDOM:
+        used = weighted
+    freedom = (1 - np.diag(fit))[used].sum()
+    if freedom < MIN_FREEDOM:
+        return None
+    fitted = np.empty((int(mask.sum()), int(used.sum())), dtype=np.float32)
     variance = np.full(mask.shape, np.nan)
-    variance[mask] = square / (len(volumes) - 1)
-    noise = np.sqrt(smooth(np.where(mask, variance, np.nan)))
-    return np.asarray(np.where(np.isfinite(variance) & (noise > 0), noise, np.nan)[mask], dtype=np.float32)
+    square = np.empty(len(fitted))
+    for index, series in iter_voxels(data, mask, CHUNK_SIZE):
+        fitted[index] = series @ fit[:, used].astype(np.float32)
+        square[index] = np.square(series[:, used] - fitted[index]).sum(axis=1)
+    variance[mask] = square / freedom
+    magnitude = np.sqrt(smooth(variance)[mask])
+    noise = np.where(np.isfinite(square) & (magnitude > 0), magnitude, np.nan)
+    sigma = noise
+    for _ in range(N_STEPS if is_magnitude else 0):
+        sigma = noise / np.sqrt(variance_of_mean(fitted / sigma[:, None]).mean(axis=1))
+    return sigma.astype(np.float32)
 
 
 def smooth(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -178,16 +178,22 @@ class AlignSeries(_Node):
         return runtime
 
 
+class _NotedMaskOutputSpec(_MaskOutputSpec):
+    notes = traits.List(traits.Str, desc="what is doubtful about the mask")
+
+
 class SeriesMask(_Node):
     """Brain mask from the series itself."""
 
     input_spec = _ImageInputSpec
-    output_spec = _MaskOutputSpec
+    output_spec = _NotedMaskOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        from qmri_bidsapp.preprocess.masks import series_mask
+        from qmri_bidsapp.preprocess.masks import doubt_of_mask, series_mask
 
-        self._save(runtime, "seriesmask.nii", series_mask(_load(self.inputs.in_file, 4)), "out_mask")
+        mask = series_mask(_load(self.inputs.in_file, 4))
+        self._save(runtime, "seriesmask.nii", mask, "out_mask")
+        self._note(doubt_of_mask(mask))
         return runtime
 
 
@@ -222,9 +228,8 @@ class _TransferInputSpec(_SkipInputSpec):
     reference = File(exists=True, mandatory=True, desc="4-D series")
 
 
-class _TransferOutputSpec(_MaskOutputSpec):
+class _TransferOutputSpec(_NotedMaskOutputSpec):
     out_dseg = File(exists=True, desc="tissues on the grid of the series")
-    notes = traits.List(traits.Str)
 
 
 class TransferLabels(_Node):
@@ -246,7 +251,19 @@ class TransferLabels(_Node):
         return runtime
 
 
-class _DenoiseInputSpec(_MaskedInputSpec, _SkipInputSpec):
+class _DiffusionInputSpec(_MaskedInputSpec):
+    b_value = traits.List(traits.Float, mandatory=True, desc="(n_volumes,) s/mm2")
+    direction = traits.List(mandatory=True, desc="(n_volumes, 3) unit vectors, FSL convention")
+
+
+def _protocol(inputs: Any) -> Any:
+    """Return the protocol of a diffusion series."""
+    from qmri_bidsapp.core.acquisition import Diffusion
+
+    return Diffusion(tuple(inputs.b_value), tuple(map(tuple, inputs.direction)))
+
+
+class _DenoiseInputSpec(_DiffusionInputSpec, _SkipInputSpec):
     pass
 
 
@@ -266,17 +283,19 @@ class DenoiseDiffusion(_Node):
 
         from qmri_bidsapp.preprocess.dwi import denoise
 
-        source = _load(self.inputs.in_file, 4)
-        found = denoise(source, mask=_load(self.inputs.in_mask, 3), skip=self.inputs.skip)
+        image, mask = _load(self.inputs.in_file, 4), _load(self.inputs.in_mask, 3)
+        found = denoise(image, _protocol(self.inputs), mask=mask, skip=self.inputs.skip)
         self._save(runtime, "denoised.nii", found.image)
         if found.noise_std is not None:
-            self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, source.affine), "noise_std")
-        self._results["floor_removed"] = found.floor_removed
+            self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, image.affine), "noise_std")
+        self._results.update(is_denoised=found.is_denoised, floor_removed=found.floor_removed)
         self._note(found.note)
         return runtime
 
 
-class _UnringInputSpec(_MaskedInputSpec):
+class _UnringInputSpec(_DiffusionInputSpec):
+    is_denoised = traits.Bool(mandatory=True, desc="whether the series was denoised")
+    partial_fourier = traits.Float(1.0, usedefault=True, desc="acquired part of k-space")
     n_threads = traits.Int(1, usedefault=True, nohash=True)
 
 
@@ -290,7 +309,14 @@ class UnringDiffusion(_Node):
         from qmri_bidsapp.preprocess.dwi import unring
 
         inputs = self.inputs
-        image, note = unring(_load(inputs.in_file, 4), mask=_load(inputs.in_mask, 3), n_threads=inputs.n_threads)
+        image, note = unring(
+            _load(inputs.in_file, 4),
+            _protocol(inputs),
+            mask=_load(inputs.in_mask, 3),
+            is_denoised=inputs.is_denoised,
+            partial_fourier=inputs.partial_fourier,
+            n_threads=inputs.n_threads,
+        )
         self._save(runtime, "unringed.nii", image)
         self._note(note)
         return runtime

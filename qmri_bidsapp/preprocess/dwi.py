@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -13,12 +12,18 @@ import numpy.typing as npt
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
+from qmri_bidsapp.preprocess.mppca import RADIUS, mppca, sigma_of_magnitudes
 from qmri_bidsapp.preprocess.relaxometry import apply
 from qmri_bidsapp.preprocess.rigid import IDENTITY, Rigid, register, too_small
+from qmri_bidsapp.preprocess.ringing import find_ringing
+from qmri_bidsapp.preprocess.stillness import Frame, moved_between, moved_within_shell
 
-#: MP-PCA needs a patch of this depth, and enough volumes for a spectrum of noise.
-MIN_DENOISE_SLICES = 5
+#: MP-PCA needs the width of a patch along each axis, and enough volumes for a spectrum of noise.
+MIN_DENOISE_SIZE = 2 * RADIUS + 1
 MIN_DENOISE_VOLUMES = 20
+#: Residuals of a fit to each shell hold what the fit does not follow as well, up to 1.2 times the noise in simulations
+#: of white matter; beyond this ratio it is not the noise that MP-PCA found.
+MAX_SCATTER = 1.5
 #: Gibbs ringing is removed along whole lines of k-space: small fields of view have too few.
 MIN_UNRING_SIZE = 32
 
@@ -31,8 +36,10 @@ class Denoised(NamedTuple):
     image : Nifti1Image
         (x, y, z, n).
     noise_std : ndarray or None
-        (x, y, z) standard deviation of the noise of one volume before denoising, in the unit of the image; NaN where
-        it was not measured.
+        (x, y, z) standard deviation of the noise of one raw volume, in the unit of the image; NaN where it was not
+        measured. Errors of fits to a denoised series are hardly smaller than those of fits to the raw one: what MP-PCA
+        removes is mostly what a model does not follow.
+    is_denoised : bool
     floor_removed : bool
         Whether the noise floor of the magnitudes was removed.
     note : str or None
@@ -41,49 +48,67 @@ class Denoised(NamedTuple):
 
     image: nib.Nifti1Image
     noise_std: npt.NDArray[np.float32] | None = None
+    is_denoised: bool = False
     floor_removed: bool = False
     note: str | None = None
 
 
-def denoise(image: nib.Nifti1Image, *, mask: nib.Nifti1Image, skip: Collection[str] = ()) -> Denoised:
+def denoise(
+    image: nib.Nifti1Image, acquisition: Diffusion, *, mask: nib.Nifti1Image, skip: Collection[str] = ()
+) -> Denoised:
     """Remove noise by MP-PCA (Veraart et al. 2016), and the noise floor of the magnitudes.
 
     Parameters
     ----------
     image : Nifti1Image
         (x, y, z, n), as acquired: any interpolation before would break the noise model.
+    acquisition : Diffusion
+        Its protocol.
     mask : Nifti1Image
         Where denoised values are needed; others stay as they are.
     skip : collection of str
         Steps left out, see `config.STEPS`: without ``"denoise"`` the noise is still measured, and the noise floor
         stays too, since its correction holds for denoised magnitudes only.
     """
-    if image.shape[2] < MIN_DENOISE_SLICES or image.shape[3] < MIN_DENOISE_VOLUMES:
+    if min(image.shape[:3]) < MIN_DENOISE_SIZE or image.shape[3] < MIN_DENOISE_VOLUMES:
+        size = " x ".join(map(str, image.shape[:3]))
         note = (
-            f"Denoising left out: {image.shape[2]} slices and {image.shape[3]} volumes (needs {MIN_DENOISE_SLICES} "
+            f"Denoising left out: {size} voxels and {image.shape[3]} volumes (needs {MIN_DENOISE_SIZE} along each axis "
             f"and {MIN_DENOISE_VOLUMES})."
         )
         return Denoised(image, note=note)
-    from dipy.denoise.localpca import mppca
-
     data = np.asarray(image.dataobj, dtype=np.float32)
     inside = _surroundings(mask)
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        # dipy divides by zero outside the mask, and recommends larger patches, which blur more.
-        warnings.filterwarnings("ignore", message="Number of samples")
-        # One undefined value would invalidate every patch around it: it is zero there, and undefined in the result.
-        denoised, noise_std = mppca(
-            np.where(np.isfinite(data), data, 0), mask=inside, patch_radius=2, return_sigma=True
+    # One undefined value would invalidate every patch around it: it is zero there, and undefined in the result.
+    denoised, noise_std = mppca(np.where(np.isfinite(data), data, 0), inside)
+    within = np.asarray(mask.dataobj) > 0
+    apart = _scatter_of_directions(data, acquisition, within) / np.median(noise_std[within])
+    if apart > MAX_SCATTER:
+        note = (
+            f"Denoising left out: directions scatter by {apart:.1f} times the noise that MP-PCA finds, so that noise "
+            "is correlated between voxels (interpolated or filtered images), or volumes moved much."
         )
-    noise_std = np.asarray(noise_std, dtype=np.float32)
-    known = np.where(inside, noise_std, np.float32(np.nan))
+        return Denoised(image, note=note)
+    sigma = sigma_of_magnitudes(denoised, noise_std)
+    known = np.where(inside, sigma, np.float32(np.nan))
     if "denoise" in skip:
         return Denoised(image, known)
     floor_removed = "noise-floor" not in skip
     if floor_removed:
-        denoised = remove_noise_floor(denoised, noise_std)
+        denoised = remove_noise_floor(denoised, sigma)
     values = np.where(inside[..., None] & np.isfinite(data), denoised, data).astype(np.float32)
-    return Denoised(make_image(values, image), known, floor_removed)
+    return Denoised(make_image(values, image), known, is_denoised=True, floor_removed=floor_removed)
+
+
+def _scatter_of_directions(data: npt.NDArray[np.float32], acquisition: Diffusion, mask: npt.NDArray[np.bool_]) -> float:
+    """Return the median over voxels of the residuals of a fit to each shell; zero if none has enough directions."""
+    fit = acquisition.angular_fit()
+    freedom = acquisition.n_measurements - np.trace(fit)
+    if freedom < 1:
+        return 0.0
+    values = data[mask]
+    variance = np.square(values - values @ fit.astype(np.float32)).sum(axis=1) / freedom
+    return float(np.sqrt(np.nanmedian(variance)))
 
 
 def remove_noise_floor(
@@ -109,37 +134,65 @@ def remove_noise_floor(
     return corrected
 
 
-def unring(image: nib.Nifti1Image, *, mask: nib.Nifti1Image, n_threads: int = 1) -> tuple[nib.Nifti1Image, str | None]:
-    """Remove Gibbs ringing by local subvoxel shifts (Kellner et al. 2016), slice by slice.
+def unring(
+    image: nib.Nifti1Image,
+    acquisition: Diffusion,
+    *,
+    mask: nib.Nifti1Image,
+    is_denoised: bool,
+    partial_fourier: float = 1.0,
+    n_threads: int = 1,
+) -> tuple[nib.Nifti1Image, str]:
+    """Remove Gibbs ringing by local subvoxel shifts (Kellner et al. 2016), slice by slice, where there is ringing.
 
     Parameters
     ----------
     image : Nifti1Image
         (x, y, z, n).
+    acquisition : Diffusion
+        Its protocol.
     mask : Nifti1Image
         Slices beyond it stay as they are: the step is slow, and slices do not influence each other.
+    is_denoised : bool
+        Noise that was not removed would be taken for ringing.
+    partial_fourier : float
+        Acquired part of k-space; below one, ringing has other periods than these shifts assume (Lee et al. 2021).
     n_threads : int
 
     Returns
     -------
     image : Nifti1Image
         (x, y, z, n).
-    note : str or None
-        Why the step was left out.
+    note : str
+        Why the step was left out, or how ringing was found.
     """
-    if min(image.shape[:2]) < MIN_UNRING_SIZE:
-        note = f"Unringing left out: {image.shape[0]} x {image.shape[1]} voxels in plane (needs {MIN_UNRING_SIZE})."
-        return image, note
+    if reason := _no_unringing(image, is_denoised, partial_fourier):
+        return image, f"Unringing left out: {reason}."
+    data = np.array(image.dataobj, dtype=np.float32)
+    lowest = data[..., acquisition.shells()[0]].mean(axis=3)
+    rings, finding = find_ringing(np.nan_to_num(lowest), np.linalg.norm(image.affine[:3, :3], axis=0))
+    if not rings:
+        return image, f"Unringing left out: {finding}."
     from dipy.denoise.gibbs import gibbs_removal
 
-    data = np.array(image.dataobj, dtype=np.float32)
     slices = np.flatnonzero(_surroundings(mask).any(axis=(0, 1)))
     chosen = data[:, :, slices]
     # The Fourier transform would spread one undefined value over its slice.
     defined = np.isfinite(chosen)
     cleaned = gibbs_removal(np.where(defined, chosen, 0), slice_axis=2, inplace=False, num_processes=n_threads)
     data[:, :, slices] = np.where(defined, cleaned, np.nan)
-    return make_image(data, image), None
+    return make_image(data, image), f"Ringing was found and removed: {finding}."
+
+
+def _no_unringing(image: nib.Nifti1Image, is_denoised: bool, partial_fourier: float) -> str | None:
+    """Return why unringing would do harm, whether images ring or not."""
+    if min(image.shape[:2]) < MIN_UNRING_SIZE:
+        return f"{image.shape[0]} x {image.shape[1]} voxels in plane (needs {MIN_UNRING_SIZE})"
+    if not is_denoised:
+        return "the series was not denoised, and noise would be taken for ringing"
+    if partial_fourier < 1:
+        return f"{partial_fourier:g} of k-space was acquired (PartialFourier), whose ringing has other periods"
+    return None
 
 
 def _surroundings(mask: nib.Nifti1Image) -> npt.NDArray[np.bool_]:
@@ -156,8 +209,8 @@ def align(
 ) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], npt.NDArray[np.float64], str]:
     """Align the volumes rigidly and rotate their gradient directions (Leemans and Jones 2009).
 
-    Every volume is registered to the mean of its shell, whose contrast it shares, and that mean to the mean of the
-    lowest shell.
+    A volume that contradicts stillness (see `preprocess.stillness`) is registered to the mean of its shell, whose
+    contrast it shares, and such a mean to the mean of the lowest shell.
 
     Parameters
     ----------
@@ -183,13 +236,21 @@ def align(
         return image, direction, np.zeros((image.shape[3], 6)), f"Alignment left out: {reason}."
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
-    shells = Diffusion(tuple(b_value), tuple(map(tuple, direction))).shells()
+    acquisition = Diffusion(tuple(b_value), tuple(map(tuple, direction)))
+    shells = acquisition.shells()
     means = [make_image(data[..., shell].mean(axis=3), image) for shell in shells]
+    lowest = np.asarray(means[0].dataobj)
+    frame = Frame(lowest >= lowest.mean(), image.affine)
+    has_moved = moved_within_shell(frame, data, acquisition.angular_fit())
     motions = [IDENTITY] * len(volumes)
     for mean, shell in zip(means, shells, strict=True):
-        to_lowest = IDENTITY if mean is means[0] else register(means[0], mean, effort="near")
+        to_lowest = IDENTITY
+        if mean is not means[0] and moved_between(frame, np.asarray(mean.dataobj), lowest):
+            to_lowest = register(means[0], mean, effort="near")
         for index in shell:
-            within = register(mean, volumes[index], effort="quick") if len(shell) > 1 else IDENTITY
+            within = IDENTITY
+            if len(shell) > 1 and has_moved[index]:
+                within = register(mean, volumes[index], effort="quick")
             motions[index] = Rigid(within.matrix @ to_lowest.matrix)
     aligned, motion, note = apply(image, volumes, means[0], motions)
     return aligned, rotate_directions(direction, motion, image.affine), motion, note

@@ -16,6 +16,8 @@ from qmri_bidsapp.preprocess.rigid import IDENTITY, MIN_SLICES, register, resamp
 INSIDE_HEAD = 0.25
 #: Radius of the opening that separates scalp from brain, mm.
 OPENING_RADIUS = 6.0
+#: No brain is larger, litres; a mask that is holds more than the brain.
+MAX_BRAIN = 2.2
 
 
 def series_reference(image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -62,6 +64,17 @@ def series_mask(image: nib.Nifti1Image) -> nib.Nifti1Image:
     if not mask.any():
         raise InputError("No brain was found on the series: is it a head?")
     return make_image(mask, image)
+
+
+def doubt_of_mask(mask: nib.Nifti1Image) -> str | None:
+    """Return why a mask is not that of a brain, if so."""
+    volume = float(np.asarray(mask.dataobj).astype(bool).sum() * abs(np.linalg.det(mask.affine[:3, :3]))) / 1e6
+    if volume <= MAX_BRAIN:
+        return None
+    return (
+        f"The brain mask found on the series has {volume:.1f} L, more than a brain (at most {MAX_BRAIN:g} L): it holds "
+        "scalp or background as well. Add a T1w, from which the brain is extracted."
+    )
 
 
 def _border_fraction(bright: npt.NDArray[np.bool_]) -> float:

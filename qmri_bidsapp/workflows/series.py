@@ -142,7 +142,8 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
         )
     else:
         mask = _node(nodes.SeriesMask, "mask", title, mem_gb=mem_gb)
-        wf.connect(last, "out_file", mask, "in_file")
+        # As read: processing fills the empty border of images, from which the threshold is found.
+        wf.connect([(load, mask, [("out_file", "in_file")]), (mask, notes, [("notes", "in4")])])
     wf.connect(
         [
             (last, outputnode, [("out_file", "preproc")]),
@@ -215,9 +216,13 @@ def _connect_diffusion(
     acquisition = item.group.acquisition.to_dict()  # type: ignore[union-attr]
     series = item.group.name
     raw_mask = _node(nodes.SeriesMask, "rawmask", f"{series} preliminary mask", mem_gb=mem_gb)
+    protocol: dict[str, Any] = {
+        "b_value": [float(value) for value in acquisition["b_value"]],
+        "direction": [list(row) for row in acquisition["direction"]],
+    }
     # Without denoising the node still measures the noise, which the fits need.
     title = f"{series} {'noise' if 'denoise' in item.skip else 'denoising'}"
-    denoise = _node(nodes.DenoiseDiffusion, "denoise", title, mem_gb=mem_gb, skip=list(item.skip))
+    denoise = _node(nodes.DenoiseDiffusion, "denoise", title, mem_gb=mem_gb, skip=list(item.skip), **protocol)
     wf.connect(
         [
             (load, raw_mask, [("out_file", "in_file")]),
@@ -236,27 +241,21 @@ def _connect_diffusion(
             n_procs=resources.n_threads,
             mem_gb=mem_gb,
             n_threads=resources.n_threads,
+            partial_fourier=_partial_fourier(item.group),
+            **protocol,
         )
         wf.connect(
             [
                 (raw_mask, unring, [("out_mask", "in_mask")]),
-                (last, unring, [("out_file", "in_file")]),
+                (denoise, unring, [("out_file", "in_file"), ("is_denoised", "is_denoised")]),
                 (unring, notes, [("notes", "in2")]),
             ]
         )
         last = unring
-    direction = [list(row) for row in acquisition["direction"]]
     if "align" in item.skip:
-        outputnode.inputs.direction = direction
+        outputnode.inputs.direction = protocol["direction"]
         return last
-    align = _node(
-        nodes.AlignDiffusion,
-        "align",
-        f"{series} alignment",
-        mem_gb=mem_gb,
-        b_value=[float(value) for value in acquisition["b_value"]],
-        direction=direction,
-    )
+    align = _node(nodes.AlignDiffusion, "align", f"{series} alignment", mem_gb=mem_gb, **protocol)
     wf.connect(
         [
             (last, align, [("out_file", "in_file")]),
@@ -265,6 +264,12 @@ def _connect_diffusion(
         ]
     )
     return align
+
+
+def _partial_fourier(group: InputGroup) -> float:
+    """Return the acquired part of k-space that the sidecar states; one where it states none."""
+    stated = dict(group.metadata).get("PartialFourier")
+    return float(stated) if isinstance(stated, (int, float)) else 1.0
 
 
 def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resources) -> Any:

@@ -21,6 +21,8 @@ MAX_REFERENCE = 100.0
 REFERENCE_RATIO = 5.0
 #: Powder averages of at most this b-value, s/mm2, are of b = 0.
 B_ROUNDING = 1.0
+#: Orders of even functions on the sphere, and measurements for each of their coefficients: fewer would follow noise.
+ANGULAR_ORDERS, PER_COEFFICIENT = (6, 4, 2), 1.5
 #: Longer gradient pulses, s, must be in milliseconds.
 MAX_PULSE_TIME = 1.0
 
@@ -166,6 +168,29 @@ class Diffusion(Acquisition):
         gap = np.maximum(tolerance, 0.05 * sorted_b[1:])
         return [np.sort(part) for part in np.split(order, np.flatnonzero(np.diff(sorted_b) > gap) + 1)]
 
+    def angular_fit(self, tolerance: float = B0_THRESHOLD) -> npt.NDArray[np.float64]:
+        """Return the (n, n) matrix that fits every shell by an even function of the direction, of order 2 to 6.
+
+        ``signals @ matrix`` are the fitted values: the mean of volumes without weighting, elsewhere a least-squares
+        fit of spherical harmonics, which are spanned by the products of as many components of the direction as the
+        order. The order is the highest that leaves enough freedom; a shell of fewer than 9 directions is returned as
+        it is. The matrix is symmetric and a projection: residuals have n minus its trace degrees of freedom.
+
+        Parameters
+        ----------
+        tolerance : float
+            s/mm2, see `shells`.
+        """
+        direction = np.asarray(self.direction, dtype=float)
+        fit = np.zeros((self.n_measurements, self.n_measurements))
+        for shell in self.shells(tolerance):
+            if self.b_value[shell[0]] <= reference_limit(self.b_value):
+                basis = np.ones((len(shell), 1))
+            else:
+                basis = _even_functions(direction[shell])
+            fit[np.ix_(shell, shell)] = basis @ np.linalg.pinv(basis)
+        return fit
+
     def timed_shells(self) -> list[npt.NDArray[np.intp]]:
         """Group volumes by b-value, as `shells` does, and by the timing of their gradient pulses.
 
@@ -190,6 +215,16 @@ class Diffusion(Acquisition):
         """
         keep = np.flatnonzero(np.asarray(self.b_value) <= b_value)
         return self.select(keep), np.eye(self.n_measurements)[:, keep]
+
+
+def _even_functions(direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return (n, n_functions) values of even functions of (n, 3) directions; one function each if they are too few."""
+    n = len(direction)
+    for order in ANGULAR_ORDERS:
+        powers = [(i, j, order - i - j) for i in range(order + 1) for j in range(order + 1 - i)]
+        if PER_COEFFICIENT * len(powers) <= n:
+            return np.stack([np.prod(direction**power, axis=1) for power in np.array(powers)], axis=-1)
+    return np.eye(n)
 
 
 @dataclass(frozen=True)
