@@ -16,7 +16,7 @@ from qmri_bidsapp.images.volumes import VolumeData, iter_voxels
 #: Neighbouring b-values that differ by no more (s/mm2), or by 5 %, belong to one shell: below it, perfusion attenuates
 #: the signal.
 SHELL_TOLERANCE = 5.0
-#: With fewer degrees of freedom the noise cannot be estimated; with as many among directions, volumes without weighting,
+#: With fewer degrees of freedom the noise cannot be estimated; with as many of directions, volumes without weighting,
 #: which differ by pulsation as well, are not used.
 MIN_FREEDOM, ENOUGH_FREEDOM = 3, 10
 #: Steps of the fixed point that turns the noise of magnitudes into that of their real and imaginary parts.

@@ -114,7 +114,7 @@ def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _noise_variance(eigenvalues: torch.Tensor, n_kept: torch.Tensor, n_rows: int, n_columns: int) -> torch.Tensor:
-    """Return the variance of the noise of one value, (patch,), from ascending eigenvalues without the highest n_kept."""
+    """Return the variance of the noise, (patch,), from ascending eigenvalues without the highest."""
     lowest = torch.arange(eigenvalues.shape[1], device=eigenvalues.device) < eigenvalues.shape[1] - n_kept[:, None]
     return torch.where(lowest, eigenvalues, 0.0).sum(dim=1) / ((n_rows - n_kept) * (n_columns - n_kept))
 

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.images.volumes import load_image
 from qmri_bidsapp.interfaces import preprocess as nodes
 from qmri_bidsapp.preprocess.dwi import denoise
@@ -16,6 +17,8 @@ from qmri_bidsapp.preprocess.masks import series_mask
 
 SHAPE = (10, 10, 6)
 N_VOLUMES = 24
+#: Volumes without weighting.
+GRADIENTS = {"b_value": [0.0] * N_VOLUMES, "direction": [[0.0, 0.0, 0.0]] * N_VOLUMES}
 
 
 @pytest.fixture
@@ -77,9 +80,10 @@ def test_mask_is_that_of_the_function(files: dict[str, str], tmp_path: Path) -> 
 
 
 def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_path: Path) -> None:
-    found = run(nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"]), tmp_path)
+    found = run(nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], **GRADIENTS), tmp_path)
     series, mask = load_image(files["series"], ndim=4), load_image(files["mask"], ndim=3)
-    expected = denoise(series, mask=mask)
+    protocol = Diffusion(tuple(GRADIENTS["b_value"]), tuple(map(tuple, GRADIENTS["direction"])))
+    expected = denoise(series, protocol, mask=mask)
     np.testing.assert_array_equal(read(found.out_file), np.asarray(expected.image.dataobj))
     np.testing.assert_array_equal(read(found.noise_std), expected.noise_std)
     assert found.floor_removed
@@ -87,7 +91,7 @@ def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_
 
 
 def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict[str, str], tmp_path: Path) -> None:
-    node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], skip=["denoise"])
+    node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], skip=["denoise"], **GRADIENTS)
     found = run(node, tmp_path)
     np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
     noise, mask = read(found.noise_std), read(files["mask"]) > 0
@@ -97,7 +101,7 @@ def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict
 
 
 def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path) -> None:
-    inputs = {"in_file": files["series"], "in_mask": files["mask"]}
+    inputs = {"in_file": files["series"], "in_mask": files["mask"], **GRADIENTS}
     corrected = read(run(nodes.DenoiseDiffusion(**inputs), tmp_path).out_file)
     found = run(nodes.DenoiseDiffusion(**inputs, skip=["noise-floor"]), tmp_path)
     assert not found.floor_removed
@@ -107,7 +111,7 @@ def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path)
 
 
 def test_small_images_are_not_unringed(files: dict[str, str], tmp_path: Path) -> None:
-    found = run(nodes.UnringDiffusion(in_file=files["series"], in_mask=files["mask"]), tmp_path)
+    found = run(nodes.UnringDiffusion(in_file=files["series"], in_mask=files["mask"], is_denoised=True, **GRADIENTS), tmp_path)
     np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
     assert "Unringing left out: 10 x 10 voxels" in found.notes[0]
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.preprocess import dwi, masks, relaxometry
 from qmri_bidsapp.preprocess.rigid import Rigid, head_points, register, resample, to_ants
@@ -72,6 +75,28 @@ def test_alignment_of_a_series_and_its_report() -> None:
     np.testing.assert_array_equal(np.asarray(aligned.dataobj)[..., 2], series[..., 2])
 
 
+def protocol(n_volumes: int) -> Diffusion:
+    """Return as many shells of one direction."""
+    return Diffusion(tuple(100 * 1.2**i for i in range(n_volumes)), ((1.0, 0.0, 0.0),) * n_volumes)
+
+
+def unring(series: nib.Nifti1Image, mask: nib.Nifti1Image, **known: Any) -> tuple[nib.Nifti1Image, str]:
+    return dwi.unring(series, protocol(series.shape[3]), mask=mask, **({"is_denoised": True} | known))
+
+
+@pytest.mark.usefixtures("ringing")
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [({"is_denoised": False}, "not denoised"), ({"partial_fourier": 0.75}, "0.75 of k-space was acquired")],
+)
+def test_unringing_that_would_do_harm_is_left_out(known: dict[str, Any], reason: str) -> None:
+    series = image(head(shape=(40, 40, 12))[..., None] * np.ones(2))
+    same, note = unring(series, image(np.ones((40, 40, 12))), **known)
+    assert same is series
+    assert note.startswith("Unringing left out: ")
+    assert reason in note
+
+
 def test_too_few_slices_are_left_alone_with_a_note() -> None:
     series = image(np.stack([head(shape=(20, 20, 2))] * 3, axis=-1))
     same, found, note = relaxometry.align(series)
@@ -79,10 +104,10 @@ def test_too_few_slices_are_left_alone_with_a_note() -> None:
     assert note is not None
     assert "2 slices" in note
     assert not found.any()
-    _, sigma, _, note = dwi.denoise(series, mask=image(np.ones((20, 20, 2))))
+    _, sigma, *_, note = dwi.denoise(series, protocol(3), mask=image(np.ones((20, 20, 2))))
     assert sigma is None
-    assert "2 slices" in str(note)
-    assert "20 x 20" in str(dwi.unring(series, mask=image(np.ones((20, 20, 2))))[1])
+    assert "20 x 20 x 2 voxels" in str(note)
+    assert "20 x 20" in str(unring(series, image(np.ones((20, 20, 2))))[1])
 
 
 def test_a_small_region_is_left_alone_with_a_note() -> None:
@@ -123,7 +148,7 @@ def test_denoising_lowers_noise_and_knows_its_level() -> None:
     clean = head(shape=(14, 14, 8))[..., None] * np.exp(-np.linspace(0, 2, 30)) + 60
     noisy = np.hypot(clean + 4 * rng.standard_normal(clean.shape), 4 * rng.standard_normal(clean.shape))
     mask = image(np.ones((14, 14, 8)))
-    result, sigma, _, note = dwi.denoise(image(noisy), mask=mask)
+    result, sigma, *_, note = dwi.denoise(image(noisy), protocol(30), mask=mask)
     assert note is None
     assert sigma is not None
     assert np.median(sigma) == pytest.approx(4, rel=0.15)
@@ -135,31 +160,43 @@ def test_noise_is_not_known_where_nothing_was_denoised() -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((14, 14, 8))
     mask[6:8, 6:8, 4] = 1
-    sigma = dwi.denoise(image(rng.normal(100, 4, (14, 14, 8, 24))), mask=image(mask)).noise_std
+    sigma = dwi.denoise(image(rng.normal(100, 4, (14, 14, 8, 24))), protocol(24), mask=image(mask)).noise_std
     assert sigma is not None
     assert (sigma[mask > 0] > 1).all()
     assert np.isnan(sigma[0, 0, 0])
     assert not (sigma == 0).any()
 
 
+@pytest.mark.usefixtures("ringing")
 def test_an_undefined_value_stays_undefined_and_spoils_nothing_else() -> None:
     data = np.abs(np.random.default_rng(0).normal(100, 3, (34, 34, 6, 24))).astype(np.float32)
     spoilt = data.copy()
     spoilt[16, 16, 3, 5] = np.nan
     mask = np.zeros(data.shape[:3])
     mask[14:19, 14:19, 2:4] = 1
-    for step in (dwi.denoise, dwi.unring):
-        expected, found = (np.asarray(step(image(volumes), mask=image(mask))[0].dataobj) for volumes in (data, spoilt))
+
+    def denoise(volumes: nib.Nifti1Image, mask: nib.Nifti1Image) -> Any:
+        return dwi.denoise(volumes, protocol(24), mask=mask)
+
+    for step in (denoise, unring):
+        expected, found = (np.asarray(step(image(volumes), image(mask))[0].dataobj) for volumes in (data, spoilt))
         np.testing.assert_array_equal(np.argwhere(np.isnan(found)), [[16, 16, 3, 5]])
         far = (slice(None, 8), slice(None), slice(None))
         np.testing.assert_allclose(found[far], expected[far], rtol=0.01)
 
 
+@pytest.fixture
+def ringing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every image for one that rings."""
+    monkeypatch.setattr(dwi, "find_ringing", lambda *_: (True, "as the test says"))
+
+
+@pytest.mark.usefixtures("ringing")
 def test_unringing_leaves_slices_far_from_the_brain_alone() -> None:
     data = head(shape=(40, 40, 12))[..., None] * np.ones(2)
     mask = np.zeros(data.shape[:3])
     mask[15:25, 15:25, 5] = 1
-    whole, part = (np.asarray(dwi.unring(image(data), mask=image(m))[0].dataobj) for m in (np.ones_like(mask), mask))
+    whole, part = (np.asarray(unring(image(data), image(m))[0].dataobj) for m in (np.ones_like(mask), mask))
     np.testing.assert_array_equal(part[:, :, 3:8], whole[:, :, 3:8])
     np.testing.assert_array_equal(part[:, :, :3], data[:, :, :3].astype(np.float32))
     assert np.abs(whole[:, :, :3] - data[:, :, :3]).max() > 0.1
