@@ -78,7 +78,9 @@ class SeriesNoise:
         if not isinstance(acquisition, Diffusion) or (known is not None and (known > 0).all()):
             return cls(known, floor_removed)
         found = noise_of_shells(data, mask, acquisition, is_magnitude=not floor_removed)
-        return cls(found if known is None or found is None else np.where(known > 0, known, found), floor_removed)
+        if known is not None and found is not None:
+            found = np.where(known > 0, known, found)
+        return cls(known if found is None else found, floor_removed)
 
     def kind(self, acquisition: Acquisition) -> NoiseKind:
         """Return the distribution of the noise; `acquisition` is the protocol, raw or as the model uses it."""

@@ -269,6 +269,7 @@ class _DenoiseInputSpec(_DiffusionInputSpec, _SkipInputSpec):
 
 class _DenoiseOutputSpec(_NotedOutputSpec):
     noise_std = File(desc="3-D standard deviation of the noise; undefined where it could not be measured")
+    is_denoised = traits.Bool(desc="whether the series was denoised")
     floor_removed = traits.Bool(desc="whether the noise floor was removed")
 
 

@@ -197,7 +197,7 @@ class OutOfDistribution:
     def noise_in_use(self, measures: Measures, stated: npt.ArrayLike, smooth: Callable[[Array], Array]) -> Array:
         """Return the noise that voxels are compared with, (n,): the stated noise, lowered where the data show less.
 
-        Noise measured from b0 volumes is too large where these differ by pulsation and motion. It is lowered by the
+        Noise measured from repeats is too large where these differ by pulsation and motion. It is lowered by the
         scatter over directions in the neighbourhood, relative to the usual one at the signal-to-noise ratio. Not for
         denoised series, whose scatter says little about the noise that is left in estimates.
 

@@ -81,14 +81,16 @@ def _diffusion(skip: tuple[str, ...]) -> list[str]:
     done, left_out = [], ["denoised"] if "denoise" in skip else []
     if "denoise" not in skip:
         floor = " and corrected for the Rician noise floor [@koay]" if "noise-floor" not in skip else ""
-        done.append(f"denoised by MP-PCA [@mppca]{floor} with DIPY [@dipy]")
+        done.append(f"denoised by MP-PCA [@mppca]{floor}")
         left_out += [] if floor else ["corrected for the noise floor"]
     if "unring" in skip:
         left_out.append("cleared of Gibbs ringing")
     else:
-        done.append(f"cleared of Gibbs ringing [@gibbs]{'' if done else ' with DIPY [@dipy]'}")
+        done.append("cleared of Gibbs ringing [@gibbs] with DIPY [@dipy] where it was found")
     if "align" not in skip:
-        done.append("aligned in the same way, with their gradient directions rotated accordingly [@bmatrix]")
+        done.append(
+            "aligned in the same way where they had moved, with gradient directions rotated accordingly [@bmatrix]"
+        )
     found = [f"Diffusion series were {', then '.join(done)}."] if done else []
     return [*found, f"Diffusion series were not {' or '.join(left_out)}."] if left_out else found
 
@@ -119,6 +121,7 @@ App [@bidsapps] built on Nipype [@nipype].
 Levenberg-Marquardt method [@marquardt] in PyTorch [@pytorch], started from the best entry of a dictionary that spans
 the parameter space. Standard deviations are Cramer-Rao bounds at the estimate, and, of an orientation dispersion index,
 the expected error over the truths compatible with the estimate; the noise level in them is from the residuals,
-moderated over the voxels of a series [@moderation], or, for diffusion series, from MP-PCA [@mppca].{special} Voxels
-whose estimate is on a bound, did not converge or failed are marked in a status map.{trust}
+moderated over the voxels of a series [@moderation], or, for diffusion series, from MP-PCA [@mppca] or what varies
+within shells.{special} Voxels whose estimate is on a bound, did not converge or failed are marked in a status
+map.{trust}
 """

@@ -19,8 +19,8 @@ NOISE = 2.0
 def protocol(n_directions: int) -> Diffusion:
     directions = np.random.default_rng(0).standard_normal((n_directions, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    rows = [(0.0, 0.0, 0.0), *(tuple(row) for row in directions)]
-    return Diffusion((0.0,) + (1000.0,) * n_directions, tuple(rows))
+    rows = [(0.0, 0.0, 0.0)] * 2 + [tuple(row) for row in directions]
+    return Diffusion((0.0, 0.0) + (1000.0,) * n_directions, tuple(rows))
 
 
 @pytest.mark.parametrize("n_directions", [6, 40], ids=["nothing-repeats", "many-directions"])

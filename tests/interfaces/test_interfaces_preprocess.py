@@ -111,7 +111,9 @@ def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path)
 
 
 def test_small_images_are_not_unringed(files: dict[str, str], tmp_path: Path) -> None:
-    found = run(nodes.UnringDiffusion(in_file=files["series"], in_mask=files["mask"], is_denoised=True, **GRADIENTS), tmp_path)
+    found = run(
+        nodes.UnringDiffusion(in_file=files["series"], in_mask=files["mask"], is_denoised=True, **GRADIENTS), tmp_path
+    )
     np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
     assert "Unringing left out: 10 x 10 voxels" in found.notes[0]
 

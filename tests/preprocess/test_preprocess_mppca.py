@@ -73,11 +73,11 @@ def test_interpolated_images_are_not_denoised():
     correlated = gaussian_filter(noise, (0.9, 0.9, 0.9, 0))
     image = nib.Nifti1Image((smooth_series() + SIGMA * correlated / correlated.std()).astype(np.float32), np.eye(4))
     mask = nib.Nifti1Image(np.ones(SHAPE, np.uint8), np.eye(4))
-    result, noise_std, note = denoise(image, PROTOCOL, mask=mask)
-    assert noise_std is None
-    assert "noise is correlated between voxels" in note
-    np.testing.assert_array_equal(result.dataobj, image.dataobj)
+    found = denoise(image, PROTOCOL, mask=mask)
+    assert found.noise_std is None
+    assert "noise is correlated between voxels" in str(found.note)
+    np.testing.assert_array_equal(found.image.dataobj, image.dataobj)
     white = nib.Nifti1Image((smooth_series() + SIGMA * noise).astype(np.float32), np.eye(4))
-    _, noise_std, note = denoise(white, PROTOCOL, mask=mask)
-    assert note is None
-    assert np.nanmedian(noise_std) == pytest.approx(SIGMA, rel=0.05)
+    found = denoise(white, PROTOCOL, mask=mask)
+    assert found.note is None
+    assert np.nanmedian(found.noise_std) == pytest.approx(SIGMA, rel=0.05)
