@@ -60,7 +60,7 @@ os.environ["COLUMNS"] = "100"
 tools_parser = build_tools_parser()
 (GENERATED / "qmri.txt").write_text(tools_parser.format_help())
 (tools,) = tools_parser._subparsers._group_actions
-for name in ("demo", "fit", "correct", "train"):
+for name in ("demo", "fit", "correct", "train", "check-repeatability"):
     (GENERATED / f"{name}.txt").write_text(tools.choices[name].format_help())
 (trainings,) = tools.choices["train"]._subparsers._group_actions
 for name in ("motion", "qc-head"):

@@ -63,6 +63,10 @@ class InputError(QmriError):
     """A series is unfit for use (missing field, wrong shape, unreadable or empty image)."""
 
 
+class RepeatabilityError(QmriError):
+    """Differences between halves or repeats do not agree with the standard deviations of the maps."""
+
+
 class CoverageError(QmriError):
     """Ranges or intervals of maps hold the truth more or less often than they say."""
 

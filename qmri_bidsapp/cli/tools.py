@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from qmri_bidsapp import __version__
-from qmri_bidsapp.cli import correct, demo, fit, train
+from qmri_bidsapp.cli import correct, demo, fit, repeatability, train
 from qmri_bidsapp.cli.arguments import Parser
 from qmri_bidsapp.cli.evaluate import commands as evaluate
 from qmri_bidsapp.cli.exits import exit_code, say_error, say_unexpected
@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_parser(commands)
     train.add_parser(commands)
     correct.add_parser(commands)
+    repeatability.add_parser(commands)
     boutiques = commands.add_parser("boutiques", help="print the Boutiques descriptor of qmri-bids")
     boutiques.set_defaults(run=_boutiques)
     return parser

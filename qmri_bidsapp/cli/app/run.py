@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         with terminable():
             config = parse(argv)
             prepare(config)
-            level = _run_participants if config.analysis_level == "participant" else _run_group
+            level = run_participants if config.analysis_level == "participant" else _run_group
             return level(config)
     except KeyboardInterrupt as error:
         # The cursor is behind ^C or behind the line of running steps.
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         close_log()
 
 
-def _run_participants(config: Config) -> int:
-    """Run the participant level."""
+def run_participants(config: Config) -> int:
+    """Run the participant level and return the exit code; `prepare` was called for the output and work folders."""
     from qmri_bidsapp.cli.app.summary import print_summary, unfinished
     from qmri_bidsapp.reports.citation import write_citation
     from qmri_bidsapp.workflows.methods import bibliography, describe_methods
@@ -74,9 +74,8 @@ def _run_participants(config: Config) -> int:
 
 
 def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
-    """Index and validate the data set, plan the run, and print the plan."""
-    from qmri_bidsapp.bids.dataset import check_description, open_layout
-    from qmri_bidsapp.bids.queries import find_inputs
+    """Find the series, plan the run, and print the plan."""
+    from qmri_bidsapp.bids.dataset import check_description
     from qmri_bidsapp.fitting.choice import check_choice
     from qmri_bidsapp.workflows.base import plan
     from qmri_bidsapp.workflows.motion_score import why_no_score
@@ -85,7 +84,23 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     check_choice(config.models, config.estimators)
     _check_plugin(config.use_plugin)
     LOGGER.debug("Estimators run on %s", config.torch_device)
-    description = check_description(config.bids_dir)
+    subjects = find_subjects(config)
+    plans = plan(config, subjects)
+    gather_samples(config, plans)
+    LOGGER.info("\nFound series and planned steps:")
+    for item in plans:
+        LOGGER.info("%s", "\n".join(item.describe()))
+    if any(item.t1w and item.motion_weights is None for item in plans):
+        LOGGER.info("%s", why_no_score(config))
+    _describe_output(config, check_description(config.bids_dir))
+    return plans
+
+
+def find_subjects(config: Config) -> tuple[SubjectInputs, ...]:
+    """Index and validate the data set, and find the series of the chosen participants."""
+    from qmri_bidsapp.bids.dataset import open_layout
+    from qmri_bidsapp.bids.queries import find_inputs
+
     layout = open_layout(
         config.bids_dir, participant_labels=config.participant_label, database_dir=config.bids_database_dir
     )
@@ -98,15 +113,7 @@ def _find_and_plan(config: Config) -> tuple[SubjectPlan, ...]:
     )
     if not config.skip_bids_validation:
         _validate(config, subjects)
-    plans = plan(config, subjects)
-    gather_samples(config, plans)
-    LOGGER.info("\nFound series and planned steps:")
-    for item in plans:
-        LOGGER.info("%s", "\n".join(item.describe()))
-    if any(item.t1w and item.motion_weights is None for item in plans):
-        LOGGER.info("%s", why_no_score(config))
-    _describe_output(config, description)
-    return plans
+    return subjects
 
 
 def _describe_output(config: Config, source: dict[str, Any]) -> None:

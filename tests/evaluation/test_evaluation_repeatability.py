@@ -1,0 +1,62 @@
+"""Differences of two fits over their standard deviations: verdicts on errors of known size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qmri_bidsapp.evaluation.repeatability import summarise, z_scores
+
+N = 20_000
+
+
+def differences(claimed: float, *, correlation: float = 0.0) -> np.ndarray:
+    """Return z-scores of two estimates with errors of 2 and of 3 units, of which `claimed` times as much is stated."""
+    rng = np.random.default_rng(0)
+    truth, common = 100 * rng.random(N), rng.standard_normal(N)
+    first, second = (
+        truth + std * (np.sqrt(correlation) * common + np.sqrt(1 - correlation) * rng.standard_normal(N))
+        for std in (2, 3)
+    )
+    return z_scores(first, np.full(N, 2 * claimed), second, np.full(N, 3 * claimed))
+
+
+@pytest.mark.parametrize(
+    ("claimed", "verdict"),
+    [(1.0, "ok"), (0.5, "std too small"), (2.0, "std too large")],
+    ids=["right", "half", "twice"],
+)
+def test_the_spread_of_z_shows_the_error_of_the_standard_deviation(claimed: float, verdict: str) -> None:
+    found = summarise(differences(claimed))
+    assert found["sd_z"] == pytest.approx(1 / claimed, rel=0.03)
+    assert abs(found["median_z"]) < 0.05 / claimed
+    assert found["verdict"] == verdict
+
+
+def test_right_standard_deviations_hold_95_percent() -> None:
+    assert summarise(differences(1.0))["within"] == pytest.approx(95, abs=0.6)
+
+
+def test_a_difference_that_is_systematic_is_a_wrong_standard_deviation() -> None:
+    found = summarise(differences(1.0) + 1.5)
+    assert found["verdict"] == "std too small"
+    assert found["median_z"] == pytest.approx(1.5, abs=0.05)
+
+
+def test_outliers_are_named_although_the_spread_is_right() -> None:
+    z = differences(1.0)
+    z[: N // 20] = 8.0
+    found = summarise(z)
+    assert found["sd_z"] < 1.15
+    assert found["verdict"] == "outliers"
+
+
+def test_correlated_errors_are_no_fault_but_too_large_ones_remain_one() -> None:
+    z = differences(1.0, correlation=0.5)
+    assert summarise(z)["verdict"] == "std too large"
+    assert summarise(z, may_be_small=True)["verdict"] == "ok"
+    assert summarise(differences(0.5), may_be_small=True)["verdict"] == "std too small"
+
+
+def test_few_voxels_are_not_judged() -> None:
+    assert summarise(differences(1.0)[:99])["verdict"] == "few voxels"
