@@ -32,6 +32,8 @@ class InputGroup:
         Gradient table of a diffusion series.
     metadata : tuple of (str, object)
         Sidecar fields of the first image that reports show.
+    kept : tuple of (str, object)
+        Sidecar fields that hold for all images and that preprocessed images keep; see `bids.kinds.KEPT_FIELDS`.
     covariates : tuple of CovariateMap
         Maps of known quantities that models of the series use.
     complement : Complement or None
@@ -48,6 +50,7 @@ class InputGroup:
     bval: str | None = None
     bvec: str | None = None
     metadata: tuple[tuple[str, Any], ...] = ()
+    kept: tuple[tuple[str, Any], ...] = ()
     covariates: tuple[CovariateMap, ...] = ()
     complement: Complement | None = None
     shape: tuple[int, ...] = ()

@@ -7,7 +7,7 @@ of `core.acquisition.Acquisition` where no present one describes it, and a model
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -28,6 +28,29 @@ SHOWN_FIELDS = (
     "RepetitionTime",
     "FlipAngle",
     "PulseSequenceType",
+)
+#: Sidecar fields that preprocessing leaves true: preprocessed images keep those that all images of a series share.
+KEPT_FIELDS = (
+    *SHOWN_FIELDS,
+    "RepetitionTimeExcitation",
+    "EchoTime",
+    "InversionTime",
+    "MTState",
+    "BigDelta",
+    "LargeDelta",
+    "SmallDelta",
+    "PhaseEncodingDirection",
+    "TotalReadoutTime",
+    "EffectiveEchoSpacing",
+    "PartialFourier",
+    "ParallelReductionFactorInPlane",
+    "MultibandAccelerationFactor",
+    "ReceiveCoilName",
+    "SequenceName",
+    "ScanningSequence",
+    "PulseSequenceDetails",
+    "NonlinearGradientCorrection",
+    "BodyPart",
 )
 
 
@@ -93,8 +116,8 @@ class Kind:
         Whether a map of the transmit field applies, and only the first of several echoes is used.
     shown : tuple of str
         Sidecar fields that reports show.
-    copied : tuple of (str, str or None)
-        Sidecar fields that the preprocessed images keep, and the value of an absent one; None: it stays absent.
+    assumed : dict
+        Sidecar fields of preprocessed images -> value where the raw images lack them; for others see `KEPT_FIELDS`.
     min_extent : float
         Smallest field of view along any axis, mm; thinner images are not used.
     objection : callable or None
@@ -112,7 +135,7 @@ class Kind:
     restores_polarity: bool = False
     is_steady_state: bool = False
     shown: tuple[str, ...] = SHOWN_FIELDS
-    copied: tuple[tuple[str, str | None], ...] = ()
+    assumed: Mapping[str, str] = field(default_factory=dict)
     min_extent: float = 0.0
     objection: Callable[[Mapping[str, Any]], str | None] | None = None
 
@@ -171,7 +194,7 @@ _KINDS = (
         axis=("flip",),
         sort_by=_STEADY_STATE_ORDER,
         is_steady_state=True,
-        copied=(("PulseSequenceType", "Spoiled gradient echo"),),
+        assumed={"PulseSequenceType": "Spoiled gradient echo"},
         objection=_not_spoiled,
     ),
     Kind(
@@ -195,7 +218,6 @@ _KINDS = (
         map_suffix="dwimap",
         is_diffusion=True,
         shown=(*SHOWN_FIELDS, "PartialFourier", "BigDelta", "LargeDelta", "SmallDelta"),
-        copied=(("RepetitionTime", None),),
     ),
 )
 

@@ -14,7 +14,7 @@ from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
 from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of, shape_of
 from qmri_bidsapp.bids.inheritance import InheritedFiles
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
-from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, Kind, load_kinds
+from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, KEPT_FIELDS, Kind, load_kinds
 from qmri_bidsapp.bids.parts import Complement, magnitudes, split_parts
 from qmri_bidsapp.bids.selection import Selection
 from qmri_bidsapp.bids.sidecars import series_protocol, volumes_protocol
@@ -296,6 +296,12 @@ def _make_group(
         bval=bval,
         bvec=bvec,
         metadata=tuple((field, value) for field, value in shown if isinstance(value, (str, int, float))),
+        kept=tuple((name, sidecars[0][name]) for name in KEPT_FIELDS if _agree(sidecars, name)),
         complement=completed,
         shape=shape,
     )
+
+
+def _agree(sidecars: list[dict[str, Any]], name: str) -> bool:
+    """Return whether all images of a series have one value of a sidecar field."""
+    return all(name in sidecar and sidecar[name] == sidecars[0][name] for sidecar in sidecars)

@@ -137,8 +137,8 @@ class Directional:
     first : int
         Position of the first of them among the model's parameters; the others follow it.
     kind : {"axis", "rank-2", "rank-4"}
-        Polar angle and azimuth of an axis (degrees), or the distinct elements of a symmetric tensor in voxel axes, in
-        the order of `models.tensor` and `models.kurtosis`.
+        Polar angle and azimuth of an axis (degrees), or the distinct elements of a symmetric tensor, both in the axes
+        of the gradient table, in the order of `models.tensor` and `models.kurtosis`.
     """
 
     first: int

@@ -84,6 +84,7 @@ class _SaveSeriesInputSpec(_SaveInputSpec):
     label_names = traits.List(traits.Str, mandatory=True, desc="names of the mask and of the tissues")
     label_sidecars = traits.List(traits.Dict, mandatory=True)
     notes = traits.List(traits.Str, desc="steps that were left out, with their reason")
+    steps = traits.List(traits.Str, desc="what was done to the images, for their sidecars")
     motion = traits.List(desc="head motion, (n_volumes, 6): rotation, rad, and translation, mm")
     b_value = traits.List(traits.Float, desc="(n_volumes,) s/mm2, of a diffusion series")
     direction = traits.List(desc="(n_volumes, 3), of a diffusion series")
@@ -98,7 +99,9 @@ class SaveSeries(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         inputs, out_dir = self.inputs, self.inputs.out_dir
-        save_volumes(inputs.preproc, inputs.preproc_names, inputs.preproc_sidecars, out_dir, Path(runtime.cwd))
+        steps = {"PreprocessingSteps": list(inputs.steps)}
+        sidecars = [{**sidecar, **steps} for sidecar in inputs.preproc_sidecars]
+        save_volumes(inputs.preproc, inputs.preproc_names, sidecars, out_dir, Path(runtime.cwd))
         labels = [inputs.mask] + ([inputs.dseg] if defined(inputs.dseg) else [])
         names = inputs.label_names[: len(labels)]
         save_images(labels, names, inputs.label_sidecars[: len(labels)], out_dir)

@@ -15,6 +15,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+ALIGNED = "Images aligned rigidly by mutual information"
+
 
 def defined(value: Any) -> Any:
     """Return the value of an optional input, or None if it was not given."""
@@ -34,6 +36,10 @@ class _Node(SimpleInterface):
         from qmri_bidsapp.images.volumes import save_image
 
         self._results[output] = str(save_image(image, Path(runtime.cwd) / name))
+
+    def _did(self, step: str | None) -> None:
+        # A function of `preprocess` that leaves its step out returns the image that it was given.
+        self._results["steps"] = [step] if step else []
 
     def _note(self, note: str | None) -> None:
         self._results["notes"] = [note] if note else []
@@ -57,6 +63,7 @@ class _ImageOutputSpec(TraitedSpec):
 
 class _NotedOutputSpec(_ImageOutputSpec):
     notes = traits.List(traits.Str, desc="why the step, or a part of it, was left out, and what was assumed")
+    steps = traits.List(traits.Str, desc="what was done to the images, for their sidecars")
 
 
 class _MaskOutputSpec(TraitedSpec):
@@ -85,6 +92,7 @@ class ImportImages(_Node):
             image = load_image(files[0], ndim=self.inputs.ndim, is_magnitude=is_magnitude)
         self._save(runtime, "imported.nii", image)
         self._results["notes"] = grid_notes(files)
+        self._did(None)
         return runtime
 
 
@@ -93,6 +101,7 @@ class _PolarityInputSpec(BaseInterfaceInputSpec):
     complement = InputMultiObject(File(exists=True), mandatory=True, desc="phases or imaginary parts, in this order")
     part = traits.Enum("phase", "imag", mandatory=True, desc="whether the complement is phases or imaginary parts")
     unit = traits.Str(desc="Units of the phase")
+    inversion_time = traits.List(traits.Float, mandatory=True, desc="of each image, s")
 
 
 class RestorePolarity(_Node):
@@ -108,9 +117,11 @@ class RestorePolarity(_Node):
         is_real_part = self.inputs.part == "imag"
         first = merge_series(self.inputs.in_files, may_be_zero=is_real_part, is_magnitude=not is_real_part)
         second = merge_series(self.inputs.complement, may_be_zero=True)
-        image, note = signed_series(first, second, self.inputs.part, defined(self.inputs.unit))
+        inputs = self.inputs
+        image, note = signed_series(first, second, inputs.part, defined(inputs.unit), inputs.inversion_time)
         self._save(runtime, "signed.nii", image)
         self._results["notes"] = [*grid_notes(self.inputs.in_files), *([note] if note else [])]
+        self._did(f"Polarity from part-{inputs.part}")
         return runtime
 
 
@@ -171,7 +182,9 @@ class AlignSeries(_Node):
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.preprocess.relaxometry import align
 
-        image, motion, note = align(_load(self.inputs.in_file, 4))
+        source = _load(self.inputs.in_file, 4)
+        image, motion, note = align(source)
+        self._did(None if image is source else f"{ALIGNED}. {note}")
         self._save(runtime, "aligned.nii", image)
         self._results["motion"] = motion.tolist()
         self._note(note)
@@ -290,6 +303,8 @@ class DenoiseDiffusion(_Node):
         if found.noise_std is not None:
             self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, image.affine), "noise_std")
         self._results.update(is_denoised=found.is_denoised, floor_removed=found.floor_removed)
+        floor = "; noise floor corrected (Koay and Basser 2006)" if found.floor_removed else ""
+        self._did(f"Denoised by MP-PCA (Veraart et al. 2016){floor}" if found.is_denoised else None)
         self._note(found.note)
         return runtime
 
@@ -310,8 +325,9 @@ class UnringDiffusion(_Node):
         from qmri_bidsapp.preprocess.dwi import unring
 
         inputs = self.inputs
+        source = _load(inputs.in_file, 4)
         image, note = unring(
-            _load(inputs.in_file, 4),
+            source,
             _protocol(inputs),
             mask=_load(inputs.in_mask, 3),
             is_denoised=inputs.is_denoised,
@@ -319,6 +335,8 @@ class UnringDiffusion(_Node):
             n_threads=inputs.n_threads,
         )
         self._save(runtime, "unringed.nii", image)
+        done = "Gibbs ringing removed by local subvoxel shifts (Kellner et al. 2016)"
+        self._did(None if image is source else f"{done}. {note}")
         self._note(note)
         return runtime
 
@@ -344,7 +362,10 @@ class AlignDiffusion(_Node):
         from qmri_bidsapp.preprocess.dwi import align
 
         b_value, direction = np.asarray(self.inputs.b_value), np.asarray(self.inputs.direction)
-        image, direction, motion, note = align(_load(self.inputs.in_file, 4), b_value, direction)
+        source = _load(self.inputs.in_file, 4)
+        image, direction, motion, note = align(source, b_value, direction)
+        rotated = "gradient directions rotated (Leemans and Jones 2009)"
+        self._did(None if image is source else f"{ALIGNED}; {rotated}. {note}")
         self._save(runtime, "aligned.nii", image)
         self._results.update(direction=direction.tolist(), motion=motion.tolist())
         self._note(note)

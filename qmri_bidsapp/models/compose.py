@@ -35,8 +35,10 @@ def _angles(suffix: str, of: str) -> tuple[Parameter, Parameter]:
         bounds, scale = (-180.0, 180.0), 180 / np.pi
         return Parameter(f"{name}{suffix}", "degree", bounds, scale, description, None, shown, is_periodic=True)
 
-    polar = angle("theta", f"Polar angle of {of}", (0.0, 90.0))
-    return polar, angle("phi", f"Azimuth of {of}", (-180.0, 180.0))
+    polar = angle("theta", f"Polar angle of {of} from the third axis of the gradient table", (0.0, 90.0))
+    return polar, angle(
+        "phi", f"Azimuth of {of} about the third axis of the gradient table, from its first", (-180.0, 180.0)
+    )
 
 
 class Composition(SignalModel):
@@ -51,7 +53,7 @@ class Composition(SignalModel):
     signal is the mean over the sphere of the signal of one bundle, and dispersion, which is complete, is not estimated.
 
     Order of the parameters: s0, shares, the compartments' own, shares of the bundles, then polar angle and
-    azimuth (voxel axes) of each bundle.
+    azimuth (axes of the gradient table) of each bundle.
 
     Attributes
     ----------
@@ -234,7 +236,7 @@ class Composition(SignalModel):
         return jacobian.reshape(*theta.shape[:-1], acquisition.n_measurements, len(self.parameters))
 
     def direction(self, theta: torch.Tensor) -> torch.Tensor:
-        """Return the unit vectors of the bundles, (..., n_bundles, 3), in voxel axes; their sign has no meaning."""
+        """Return the unit vectors of the bundles, (..., n_bundles, 3), up to sign, in the gradient table's axes."""
         return unit_vector(self._split(theta)[-1])
 
     def canonical(self, parameters: torch.Tensor) -> torch.Tensor:

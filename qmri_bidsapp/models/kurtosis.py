@@ -36,7 +36,9 @@ N_AROUND = 8
 
 def _element(axes: tuple[int, ...]) -> Parameter:
     name = "".join("xyz"[axis] for axis in axes)
-    description = f"Element {name} of the kurtosis tensor times the squared mean diffusivity, voxel axes"
+    description = (
+        f"Element {name} of the kurtosis tensor times the squared mean diffusivity, axes of the gradient table"
+    )
     return Parameter(f"v{name}", "mm4/s2", (-5e-5, 5e-5), 1e-6, description, saved=False)
 
 

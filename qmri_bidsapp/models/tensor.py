@@ -17,7 +17,7 @@ _ELEMENT_BOUNDS = (-3e-3, 1e-2)
 
 
 def _element(axes: str) -> Parameter:
-    description = f"Tensor element {axes}, voxel axes"
+    description = f"Tensor element {axes}, axes of the gradient table"
     return Parameter(f"d{axes}", "mm2/s", _ELEMENT_BOUNDS, 1e-3, description, None, (-1e-3, 3e-3))
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
+from qmri_bidsapp.preprocess.recovery_signs import opposite_signs
 
 #: Unit -> stored value of the phase pi, where ``Units`` is "arbitrary": numbers of 12 bits cover one circle or two.
 HALF_CIRCLES = {"13 bits": 4096.0, "12 bits": 2048.0, "milliradian": 1000 * np.pi, "degrees": 180.0}
@@ -21,10 +22,13 @@ MAX_UNWRAPPED = 100.0
 ARBITRARY_UNITS = ("arbitrary", "a.u.", "au", "")
 #: Share of the signal's energy that may contradict an inversion recovery before a note says so.
 MAX_CONTRADICTION = 0.1
+#: An image is refused if more than this share of its energy is in voxels whose magnitude asks for the opposite sign:
+#: with phases that mean nothing it is half.
+MAX_OPPOSITE = 0.6
 
 
 def signed_series(
-    first: nib.Nifti1Image, second: nib.Nifti1Image, part: str, unit: str | None
+    first: nib.Nifti1Image, second: nib.Nifti1Image, part: str, unit: str | None, inversion_time: Sequence[float]
 ) -> tuple[nib.Nifti1Image, str | None]:
     """Return an inversion-recovery series with its sign.
 
@@ -40,6 +44,8 @@ def signed_series(
         ``Units`` of the phase: ``"rad"`` or ``"degree"``. For ``"arbitrary"`` or None the values must end where the
         circle does in radian, 12 or 13 bits, milliradian or degrees; if they fit several of these, the unit decides
         under which the signal rises with the inversion time.
+    inversion_time : sequence of float
+        (n,) s.
 
     Returns
     -------
@@ -51,7 +57,8 @@ def signed_series(
     Raises
     ------
     InputError
-        If the phase is in no known unit, or its values contradict the stated one.
+        If the phase is in no known unit, or its values contradict the stated one; or if the magnitudes ask for the
+        opposite sign of an image.
     """
     note = None
     values, other = (np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32)) for image in (first, second))
@@ -61,6 +68,14 @@ def signed_series(
         factors, note = phase_factors(other, unit)
         readings = [np.abs(values) * np.exp(1j * factor * other) for factor in factors]
     signed, contradiction = min((restore_sign(reading) for reading in readings), key=lambda found: found[1])
+    opposite = opposite_signs(signed, np.asarray(inversion_time))
+    if opposite.max() > MAX_OPPOSITE:
+        worst = int(opposite.argmax())
+        raise InputError(
+            f"The image at inversion time {inversion_time[worst]:g} s has the wrong sign: by its magnitude "
+            f"{opposite[worst]:.0%} of its signal has the other one. Correct its phase (or real and imaginary part), "
+            'or fit the magnitudes ({"irt1": {"part": "mag"}} as --bids-filter-file).'
+        )
     if contradiction > MAX_CONTRADICTION:
         note = (f"{note} " if note else "") + (
             f"Polarity: {contradiction:.0%} of the signal's energy contradicts an inversion recovery of one phase per "

@@ -183,7 +183,7 @@ def _add_series(
         ("series", f"{index}"),
         **outputs,
     )
-    fields = ["preproc", "mask", "notes", *([] if "align" in item.skip else ["motion"])]
+    fields = ["preproc", "mask", "notes", "steps", *([] if "align" in item.skip else ["motion"])]
     fit_ports = [("preproc", "in_file"), ("mask", "in_mask")]
     if anat_wf is not None:
         fields.append("dseg")

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from qmri_bidsapp.workflows.plan import SeriesPlan
 
 CSD_REFERENCE = "Jeurissen et al. 2014, NeuroImage 103:411"
+#: Fields of maps that rotate with the tissue. FSL's convention: voxel axes, the first reversed where the determinant
+#: of the affine is positive.
+FRAME = {"ReferenceAxes": "bvec"}
 LOG_EVIDENCE = "Natural logarithm of the evidence: density of the measurements of a voxel, in the unit of the series"
 #: Maps that a posterior adds; keys as in `bids.result_names.ENDINGS`, here and below.
 INTERVAL = {
@@ -124,16 +127,13 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
         result_name(group, "mask", desc=f"{row.label_prefix}brain"),
         result_name(group, "dseg", desc=f"{row.label_prefix}tissue"),
     ]
+    skipped, shared = skip_fields(item.skip), {**row.assumed, **dict(group.kept)}
     description = f"{group.kind}, preprocessed"
-    skipped = skip_fields(item.skip)
     sidecars = [_sidecar(group, bids_dir, description, skull_stripped=False, **skipped) for _ in names]
-    known = dict(group.metadata)
-    copied = {name: known.get(name, default) for name, default in row.copied}
-    shared = {name: value for name, value in copied.items() if value is not None}
     fields = image_fields(row, group.acquisition)  # type: ignore[arg-type]
     # The sources of a file are its magnitude and, if used, its phase or imaginary part.
     for index, (sidecar, own) in enumerate(zip(sidecars, fields, strict=True)):
-        sidecar.update({**own, **shared, "Sources": sidecar["Sources"][index :: len(group.files)]})
+        sidecar.update({**shared, **own, "Sources": sidecar["Sources"][index :: len(group.files)]})
     return {
         "preproc_names": names,
         "preproc_sidecars": sidecars,
@@ -160,7 +160,7 @@ def orientation_outputs(item: SeriesPlan, bids_dir: str) -> dict[str, Any]:
         "Fibre directions, by descending amplitude: x, y and z of the first, of the second and of the third; NaN where "
         "absent. The length is the amplitude relative to that of a single coherent fibre"
     )
-    frame = {"OrientationRepresentation": "3vector", "ReferenceAxes": "bvec"}
+    frame = {"OrientationRepresentation": "3vector", **FRAME}
     sidecars = [
         _sidecar(group, bids_dir, "Number of fibre directions", skull_stripped=True, **fields),
         _sidecar(group, bids_dir, vectors, skull_stripped=True, **fields, **frame),
@@ -226,7 +226,9 @@ def fit_outputs(
     std_texts = [
         f"Standard deviation ({kind}{moderated}) of: {p.description}{unknown}" for p, kind in std_kinds.items()
     ]
-    return record, _fit_sidecars(item, bids_dir, record, estimator, maps_used, std_texts)
+    rotated = {model.parameters[column].name for part in model.directional for column in part.columns}
+    frames = {p.name: FRAME if p.name in rotated else {} for p in saved}
+    return record, _fit_sidecars(item, bids_dir, record, estimator, maps_used, std_texts, frames)
 
 
 def _fit_sidecars(
@@ -236,8 +238,21 @@ def _fit_sidecars(
     estimator: type[Estimator],
     maps_used: list[str],
     std_texts: list[str],
+    frames: dict[str, dict[str, str]],
 ) -> FitSidecars:
-    """Return the sidecars of a fit, given the URIs of the maps that it used and descriptions of the deviations."""
+    """Return the sidecars of a fit.
+
+    Parameters
+    ----------
+    item, bids_dir, record, estimator
+        What was fitted.
+    maps_used : list of str
+        URIs of the maps that the fit used.
+    std_texts : list of str
+        Descriptions of the standard deviations.
+    frames : dict
+        Parameter -> fields on its axes.
+    """
     group, skipped = item.group, skip_fields(item.skip)
     fields = {
         "EstimationAlgorithm": estimator.title,
@@ -245,18 +260,23 @@ def _fit_sidecars(
         **skipped,
     }
 
-    def sidecar(description: str, unit: str) -> dict[str, Any]:
-        found = _sidecar(group, bids_dir, description, skull_stripped=True, Units=unit, **fields)
+    def sidecar(description: str, unit: str, frame: dict[str, str]) -> dict[str, Any]:
+        found = _sidecar(group, bids_dir, description, skull_stripped=True, Units=unit, **frame, **fields)
         found["Sources"] += maps_used
         return found
 
     maps = record.maps
-    posterior = [sidecar(f"{text} of: {p.description}", p.unit) for text in INTERVAL.values() for p in maps]
-    posterior.append(sidecar(LOG_EVIDENCE, "arbitrary"))
+    own = [frames[p.parameter] for p in maps]
+    posterior = [
+        sidecar(f"{text} of: {p.description}", p.unit, frame)
+        for text in INTERVAL.values()
+        for p, frame in zip(maps, own, strict=True)
+    ]
+    posterior.append(sidecar(LOG_EVIDENCE, "arbitrary", {}))
     description = f"Outcome of the estimation ({record.model_title}, {estimator.title}) in each voxel"
     return FitSidecars(
-        estimates=[sidecar(p.description, p.unit) for p in maps],
-        stds=[sidecar(text, p.unit) for text, p in zip(std_texts, maps, strict=True)],
+        estimates=[sidecar(p.description, p.unit, frame) for p, frame in zip(maps, own, strict=True)],
+        stds=[sidecar(text, p.unit, frame) for text, p, frame in zip(std_texts, maps, own, strict=True)],
         posterior=posterior if estimator.has_posterior else [],
         status=_sidecar(group, bids_dir, description, skull_stripped=True, Manual=False, **skipped),
     )

@@ -103,7 +103,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     Outputs
     -------
-    preproc, mask, dseg, notes, motion, direction, noise_std, floor_removed, covariates
+    preproc, mask, dseg, notes, steps, motion, direction, noise_std, floor_removed, covariates
         ``dseg`` only with a T1w; ``motion`` unless alignment is skipped; ``direction``, ``noise_std`` and
         ``floor_removed`` only of diffusion series; ``covariates`` only where the series has a map of the transmit
         field.
@@ -115,19 +115,27 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
-    fields = ["preproc", "mask", "dseg", "notes", "motion", "direction", "noise_std", "floor_removed", "covariates"]
+    fields = ["preproc", "mask", "dseg", "notes", "steps", "motion"]
+    fields += ["direction", "noise_std", "floor_removed", "covariates"]
     outputnode = _identity("outputnode", fields)
     mem_gb = max(0.5, 4 * item.group.size_gb)
-    notes = Node(Merge(4), name="notes")
+    notes, steps = Node(Merge(4), name="notes"), Node(Merge(4), name="steps")
     load = _load_node(wf, item, notes, mem_gb)
+    wf.connect(load, "steps", steps, "in1")
     if item.group.row.is_diffusion:
-        last = _connect_diffusion(wf, item, load, notes, outputnode, resources, mem_gb)
+        last = _connect_diffusion(wf, item, load, notes, steps, outputnode, resources, mem_gb)
     elif "align" in item.skip:
         last = load
     else:
         last = _node(nodes.AlignSeries, "align", f"{item.group.name} alignment", mem_gb=mem_gb)
-        wf.connect([(load, last, [("out_file", "in_file")]), (last, notes, [("notes", "in1")])])
-        wf.connect(last, "motion", outputnode, "motion")
+        wf.connect(
+            [
+                (load, last, [("out_file", "in_file")]),
+                (last, notes, [("notes", "in1")]),
+                (last, steps, [("steps", "in2")]),
+                (last, outputnode, [("motion", "motion")]),
+            ]
+        )
     _connect_covariates(wf, item, load, notes, outputnode)
     title = f"{item.group.name} mask"
     if has_t1w:
@@ -149,6 +157,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
             (last, outputnode, [("out_file", "preproc")]),
             (mask, outputnode, [("out_mask", "mask")]),
             (notes, outputnode, [("out", "notes")]),
+            (steps, outputnode, [("out", "steps")]),
         ]
     )
     return wf
@@ -174,6 +183,7 @@ def _load_node(wf: Workflow, item: SeriesPlan, notes: Any, mem_gb: float) -> Any
         in_files=files,
         complement=list(complement.files),
         part=complement.part,
+        inversion_time=[float(time) for time in group.acquisition.to_dict()["inversion_time"]],  # type: ignore[union-attr]
     )
     if complement.unit is not None:
         load.inputs.unit = complement.unit
@@ -206,6 +216,7 @@ def _connect_diffusion(
     item: SeriesPlan,
     load: Any,
     notes: Any,
+    steps: Any,
     outputnode: Any,
     resources: Resources,
     mem_gb: float,
@@ -229,6 +240,7 @@ def _connect_diffusion(
             (load, denoise, [("out_file", "in_file")]),
             (raw_mask, denoise, [("out_mask", "in_mask")]),
             (denoise, notes, [("notes", "in1")]),
+            (denoise, steps, [("steps", "in2")]),
             (denoise, outputnode, [("noise_std", "noise_std"), ("floor_removed", "floor_removed")]),
         ]
     )
@@ -249,6 +261,7 @@ def _connect_diffusion(
                 (raw_mask, unring, [("out_mask", "in_mask")]),
                 (denoise, unring, [("out_file", "in_file"), ("is_denoised", "is_denoised")]),
                 (unring, notes, [("notes", "in2")]),
+                (unring, steps, [("steps", "in3")]),
             ]
         )
         last = unring
@@ -260,6 +273,7 @@ def _connect_diffusion(
         [
             (last, align, [("out_file", "in_file")]),
             (align, notes, [("notes", "in3")]),
+            (align, steps, [("steps", "in4")]),
             (align, outputnode, [("direction", "direction"), ("motion", "motion")]),
         ]
     )

@@ -52,7 +52,9 @@ def test_images_are_imported_in_order(files: dict[str, str], tmp_path: Path) -> 
 
 def test_polarity_is_restored_from_imaginary_parts(files: dict[str, str], tmp_path: Path) -> None:
     names = [files["first"], files["second"]]
-    found = run(nodes.RestorePolarity(in_files=names, complement=names, part="imag"), tmp_path)
+    found = run(
+        nodes.RestorePolarity(in_files=names, complement=names, part="imag", inversion_time=[0.1, 0.9]), tmp_path
+    )
     assert read(found.out_file).shape == (*SHAPE, 2)
     assert isinstance(found.notes, list)
 
@@ -62,6 +64,7 @@ def test_thin_series_are_not_aligned(files: dict[str, str], tmp_path: Path) -> N
     np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
     assert found.motion == [[0.0] * 6] * N_VOLUMES
     assert "Alignment left out: 6 slices" in found.notes[0]
+    assert found.steps == []
 
 
 def test_diffusion_directions_come_with_the_alignment(files: dict[str, str], tmp_path: Path) -> None:
@@ -88,6 +91,7 @@ def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_
     np.testing.assert_array_equal(read(found.noise_std), expected.noise_std)
     assert found.floor_removed
     assert found.notes == []
+    assert found.steps == ["Denoised by MP-PCA (Veraart et al. 2016); noise floor corrected (Koay and Basser 2006)"]
 
 
 def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict[str, str], tmp_path: Path) -> None:
@@ -98,6 +102,7 @@ def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict
     # The series has noise of standard deviation 2; MP-PCA finds a little less.
     assert np.median(noise[mask]) == pytest.approx(2, rel=0.1)
     assert not found.floor_removed
+    assert found.steps == []
 
 
 def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path) -> None:

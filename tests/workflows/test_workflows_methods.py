@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from qmri_bidsapp import registry
+from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
 from qmri_bidsapp.config import Config
+from qmri_bidsapp.core.acquisition import MultiEcho
+from qmri_bidsapp.evaluation.standards import standard
 from qmri_bidsapp.models.relaxometry import SpinEchoT2
 from qmri_bidsapp.registry import PREFERENCE, load_estimators, load_models
 from qmri_bidsapp.reports.citation import resolve
 from qmri_bidsapp.workflows.methods import bibliography, describe_methods
+from qmri_bidsapp.workflows.plan import SubjectPlan, plan
 
 
 def of(models: tuple[str, ...] = ("auto",), estimators: tuple[str, ...] = ("auto",)) -> Config:
@@ -82,6 +86,37 @@ def test_steps_left_out_are_not_claimed(step: str, gone: str, said: str) -> None
     assert gone not in found
     assert said in found
     assert "[@" not in resolve(found, bibliography(of()))[0]
+
+
+def plans_of(config: Config, *kinds: str) -> tuple[SubjectPlan, ...]:
+    files = {kind: (f"/raw/sub-01_{kind}.nii",) for kind in ("T1w", "MESE", "MEGRE", "dwi")}
+    acquisitions = {
+        "MESE": standard("t2"),
+        "MEGRE": MultiEcho((0.004, 0.012, 0.02, 0.03)),
+        "dwi": standard("noddi"),
+        "T1w": None,
+    }
+    groups = tuple(InputGroup(kind, "01", (), files[kind], acquisitions[kind]) for kind in kinds)
+    return plan(config, (SubjectInputs("01", groups),))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said", "unsaid"),
+    [
+        (("MESE",), ("T2 was estimated", "The mask came"), ("T2*", "iffusion", "MTsat", "T1-weighted", "[@jenkinson]")),
+        (("T1w", "MEGRE"), ("T2*", "[@robex]"), ("[@mppca]", "multi-echo spin-echo", "[@otsu]")),
+        (("dwi",), ("[@mppca]", "he diffusion tensor"), ("relaxometry series", "pseudodiffusivity", "variable flip")),
+        (("T1w",), ("[@robex]",), ("[@marquardt]", "[@otsu]", "transferred")),
+    ],
+    ids=["t2", "t2star-with-t1w", "diffusion", "t1w-alone"],
+)
+def test_only_what_was_done_is_claimed(kinds: tuple[str, ...], said: tuple[str, ...], unsaid: tuple[str, ...]) -> None:
+    config = of()
+    plans = plans_of(config, *kinds)
+    found = describe_methods(config, plans)
+    assert not [part for part in said if part not in found]
+    assert not [part for part in unsaid if part in found]
+    assert "[@" not in resolve(found, bibliography(config, plans))[0]
 
 
 class Plugin(SpinEchoT2):

@@ -7,7 +7,7 @@ import pytest
 from qmri_bidsapp.bids.inputs import InputGroup
 from qmri_bidsapp.core.acquisition import Acquisition, MultiEcho
 from qmri_bidsapp.evaluation.standards import standard
-from qmri_bidsapp.workflows.outputs import EXPECTED_ERROR, MODERATED, fit_outputs
+from qmri_bidsapp.workflows.outputs import EXPECTED_ERROR, MODERATED, fit_outputs, series_outputs
 from qmri_bidsapp.workflows.plan import SeriesPlan
 
 BOUND = "Cramer-Rao bound at the estimate"
@@ -24,6 +24,27 @@ def said(
     names = [entry.parameter for entry in record.maps]
     texts = [sidecar["Description"] for sidecar in sidecars.stds]
     return record.std_kind, dict(zip(names, texts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "rotated"),
+    [("tensor", {"dxx", "dxy", "dyy", "dxz", "dyz", "dzz"}), ("noddi", {"theta", "phi"}), ("smt", set())],
+)
+def test_maps_that_rotate_name_their_axes(model: str, rotated: set[str]) -> None:
+    group = InputGroup("dwi", "01", (), ("/raw/sub-01_dwi.nii",), standard("noddi"))
+    estimator = "wls" if model == "tensor" else "nlls"
+    record, sidecars = fit_outputs(SeriesPlan(group, ((model, estimator),)), model, estimator, "/raw")
+    for kind in (sidecars.estimates, sidecars.stds):
+        named = {entry.parameter for entry, own in zip(record.maps, kind, strict=True) if "ReferenceAxes" in own}
+        assert named == rotated
+    assert all("gradient table" in entry.description for entry in record.maps if entry.parameter in rotated)
+
+
+def test_preprocessed_images_keep_what_still_holds() -> None:
+    kept = (("EchoTime", 0.08), ("RepetitionTime", 3.0), ("PhaseEncodingDirection", "j-"))
+    group = InputGroup("dwi", "01", (), ("/raw/sub-01_dwi.nii",), standard("noddi"), kept=kept)
+    (sidecar,) = series_outputs(SeriesPlan(group, ()), "/raw", ())["preproc_sidecars"]
+    assert sidecar | dict(kept) == sidecar
 
 
 @pytest.mark.parametrize("estimator", ["nlls", "varpro"])

@@ -56,14 +56,15 @@ def run_participants(config: Config) -> int:
     from qmri_bidsapp.workflows.methods import bibliography, describe_methods
 
     if config.boilerplate_only:
-        write_citation(config.derivatives_dir, describe_methods(config), bibliography(config))
+        plans = _find_and_plan(config)
+        write_citation(config.derivatives_dir, describe_methods(config, plans), bibliography(config, plans))
         LOGGER.info("Methods text: %s", config.log_dir / "CITATION.md")
         return exit_code(None)
     if config.reports_only:
         return _rebuild_reports(config)
     LOGGER.info("qmri-bids %s: %s -> %s", __version__, config.bids_dir, config.derivatives_dir)
     plans = _find_and_plan(config)
-    write_citation(config.derivatives_dir, describe_methods(config), bibliography(config))
+    write_citation(config.derivatives_dir, describe_methods(config, plans), bibliography(config, plans))
     result = _execute(config, plans)
     failed = {item.subject for item in plans if item.inputs.has_errors or item.errors or unfinished(config, item)}
     failed |= set(result.failed)

@@ -1,6 +1,6 @@
 """Protocols: what the scanner did, frozen, validated and hashable.
 
-All times are in seconds, b-values in s/mm2, directions are unit vectors in the image's voxel axes (BIDS/FSL
+All times are in seconds, b-values in s/mm2, directions are unit vectors in the axes of the gradient table (BIDS/FSL
 convention).
 """
 

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from helpers.datasets import write_image, write_sidecar
 
 from qmri_bidsapp.bids.dataset import Issue
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
@@ -184,11 +185,20 @@ def test_choices_are_beside_the_log(with_subject, tmp_path):
     assert read_toml(dumped)["models"] == ["t1"]
 
 
-def test_methods_text_alone(with_subject, tmp_path):
-    assert run.main([str(with_subject), "out", "participant", "--boilerplate-only"]) == 0
+def test_methods_text_alone(bids_dir, tmp_path):
+    """It is on what the run would do: of all models, those of the one series."""
+    for echo in (1, 2, 3):
+        stem = bids_dir / "sub-01" / "anat" / f"sub-01_echo-{echo}_MESE"
+        write_image(stem.with_suffix(".nii.gz"))
+        write_sidecar(stem.with_suffix(".json"), EchoTime=0.02 * echo)
+    options = ["--boilerplate-only", "--skip-bids-validation"]
+    assert run.main([str(bids_dir), "out", "participant", *options]) == 0
+    assert not list((tmp_path / "out").glob("sub-*"))
     text = (tmp_path / "out/logs/CITATION.md").read_text()
     assert "## References" in text
     assert "[@" not in text
+    assert "T2 was estimated from multi-echo spin-echo images" in text
+    assert not [word for word in ("T2*", "inversion", "iffusion", "T1-weighted", "ROBEX") if word in text]
     assert (tmp_path / "out/logs/CITATION.html").is_file()
 
 
