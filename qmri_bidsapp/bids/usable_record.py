@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from qmri_bidsapp.fitting.clusters import Clusters
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class UsableRecord:
         Voxels of the mask of the series, and usable ones among them.
     n_unlike : int or None
         Voxels unlike all simulated ones; None without a certificate.
+    clusters : Clusters
+        Of the voxels unlike all simulated ones.
     """
 
     series: str
@@ -28,6 +32,12 @@ class UsableRecord:
     n_voxels: int = 0
     n_usable: int = 0
     n_unlike: int | None = None
+    clusters: Clusters = field(default_factory=Clusters)
+
+    @property
+    def fit(self) -> str:
+        """Name of the fit, for messages."""
+        return f"{self.series} {self.model} ({self.estimator})"
 
     @property
     def part_usable(self) -> float:

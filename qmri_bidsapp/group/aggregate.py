@@ -17,11 +17,13 @@ from qmri_bidsapp.bids.derivatives import save_json, save_table
 from qmri_bidsapp.bids.record import FitRecord, MapRecord, SeriesRecord, TruthRecord
 from qmri_bidsapp.bids.record_files import read_record, record_files
 from qmri_bidsapp.bids.result_names import TISSUE_LABELS
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.errors import NothingMatchedError, QmriError
+from qmri_bidsapp.fitting.clusters import Clusters
+from qmri_bidsapp.fitting.usable import unlike_voxels
 from qmri_bidsapp.reports.flags import MOST, main_reason, part_flagged
 from qmri_bidsapp.reports.tables import protocol_rows
-from qmri_bidsapp.uncertainty.ood import Reason
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant"},
@@ -41,6 +43,9 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "n_voxels": {"Description": "Usable voxels (desc-...usable_mask); median and quartiles are over these"},
     "n_excluded": {"Description": "Other voxels of the region, left out"},
     "n_unlike": {"Description": "Voxels of the region unlike all simulated voxels; n/a without a certificate"},
+    "cluster_voxels": {"Description": "Largest cluster of voxels unlike all simulated voxels; in rows of the brain"},
+    "next_cluster_voxels": {"Description": "The next largest cluster; in rows of the brain"},
+    "cluster_place": {"Description": "Centre of the largest cluster, world mm (x, y, z), and where this is"},
     "median": {"Description": "Median"},
     "q1": {"Description": "First quartile"},
     "q3": {"Description": "Third quartile"},
@@ -68,7 +73,8 @@ class GroupTable:
     missing : list of str
         Participants without this map.
     unlike : list of str
-        Fits with more than half of the voxels unlike all simulated voxels, with the main reason.
+        Fits with more than half of the voxels unlike all simulated voxels, with the main reason, and fits with a
+        cluster of such voxels that stands out, with its place.
     """
 
     name: str
@@ -144,33 +150,35 @@ def _add_record(out_dir: Path, path: Path, found: dict[str, GroupTable], warning
         series, truth = record.series_of(fit), record.truth_of(fit)
         where = f"{path.stem}, {fit.series}, {fit.model}"
         try:
-            flags, warning = _flags(out_dir, truth)
+            unlike, warning = _unlike(out_dir, truth)
             warnings += [f"{where}: {warning}"] if warning else []
             usable = record.usable_of(fit)
             if usable is None:
                 raise ValueError("the run stopped before the usable voxels were known")
-            entries = _fit_rows(out_dir, path.stem, series, fit, _load(out_dir / usable.mask) > 0, flags)
+            entries = _fit_rows(out_dir, path.stem, series, fit, usable, unlike)
         except _UNREADABLE as error:
             warnings.append(f"{where}: a map cannot be read ({error}): run the participant again.")
             continue
         counts = truth.flag_counts if truth else {}
+        where = f"{path.stem}, {usable.fit}"
         for name, item, rows in entries:
             table = found.setdefault(name, GroupTable(name, item.description, item.unit))
             table.rows += rows
             table.protocols[path.stem, fit.series] = (series.kind, protocols[fit.series])
             if part_flagged(counts) > MOST:
-                where = f"{path.stem}, {fit.series} {fit.model} ({fit.estimator})"
                 table.unlike.append(f"{where}: {part_flagged(counts):.0%}; main reason: {main_reason(counts)}")
+            if usable.clusters.stand_out:
+                table.unlike.append(f"{where}: {usable.clusters.text}")
 
 
-def _flags(out_dir: Path, truth: TruthRecord | None) -> tuple[npt.NDArray[np.integer] | None, str]:
-    """Return the flags of a fit, None without any, and a warning if they cannot be read."""
-    if truth is None or truth.flag is None:
+def _unlike(out_dir: Path, truth: TruthRecord | None) -> tuple[npt.NDArray[np.bool_] | None, str]:
+    """Return which voxels of a fit are unlike all simulated ones, None if unknown, and a warning if unreadable."""
+    if truth is None or truth.trust is None or truth.flag is None:
         return None, ""
     try:
-        return _load(out_dir / truth.flag), ""
+        return unlike_voxels(_load(out_dir / truth.trust), _load(out_dir / truth.flag)), ""
     except _UNREADABLE as error:
-        return None, f"{truth.flag} cannot be read ({error}): run the participant again."
+        return None, f"{truth.trust} or {truth.flag} cannot be read ({error}): run the participant again."
 
 
 def _fit_rows(
@@ -178,14 +186,14 @@ def _fit_rows(
     participant: str,
     series: SeriesRecord,
     fit: FitRecord,
-    usable: npt.NDArray[np.bool_],
-    flags: npt.NDArray[np.integer] | None,
+    found: UsableRecord,
+    unlike: npt.NDArray[np.bool_] | None,
 ) -> list[tuple[str, MapRecord, list[dict[str, Any]]]]:
     """Return table name, record and rows of each map of a fit.
 
     Raises one of `_UNREADABLE` if any image cannot be read, so that a fit is in all tables or in none.
     """
-    status = _load(out_dir / fit.status)
+    status, usable = _load(out_dir / fit.status), _load(out_dir / found.mask) > 0
     regions = {"brain": status != Status.OUTSIDE}
     if series.tissues:
         tissues = _load(out_dir / series.tissues)
@@ -210,7 +218,8 @@ def _fit_rows(
                 **origin,
                 "tissue": tissue,
                 **_statistics(values, region, usable),
-                "n_unlike": None if flags is None or flags.shape != region.shape else _n_unlike(flags[region]),
+                "n_unlike": None if unlike is None or unlike.shape != region.shape else int(unlike[region].sum()),
+                **(_cluster(found.clusters) if tissue == "brain" else {}),
                 "unit": item.unit,
             }
             for tissue, region in regions.items()
@@ -229,8 +238,16 @@ def _load(path: Path) -> npt.NDArray[Any]:
     return np.asarray(nib.load(path).dataobj)
 
 
-def _n_unlike(flags: npt.NDArray[np.integer]) -> int:
-    return int(((flags > Reason.TYPICAL) & (flags < Reason.NO_ESTIMATE)).sum())
+def _cluster(clusters: Clusters) -> dict[str, Any]:
+    """Return the columns of the largest cluster of voxels unlike all simulated ones; none without any."""
+    if not clusters.largest:
+        return {}
+    first, *others = clusters.largest
+    return {
+        "cluster_voxels": first.n_voxels,
+        "next_cluster_voxels": others[0].n_voxels if others else 0,
+        "cluster_place": f"{', '.join(f'{value:.0f}' for value in first.centre)} mm: {first.place}",
+    }
 
 
 def _statistics(

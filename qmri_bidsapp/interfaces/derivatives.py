@@ -223,6 +223,7 @@ class SaveUsable(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         from qmri_bidsapp.core.maps import Status
+        from qmri_bidsapp.fitting.clusters import Clusters, find_clusters
         from qmri_bidsapp.fitting.usable import definition, unlike_voxels, usable_voxels
         from qmri_bidsapp.images.volumes import load_image, make_image, save_image
 
@@ -234,11 +235,14 @@ class SaveUsable(SimpleInterface):
         mask = save_image(make_image(usable, image), Path(runtime.cwd) / "usable.nii")
         text = f"{inputs.sidecar['Description']}: 1 where {definition(has_certificate=bool(labels))}"
         save_images([mask], [inputs.record.mask], [{**inputs.sidecar, "Description": text}], inputs.out_dir)
+        inside = status != Status.OUTSIDE
+        unlike = unlike_voxels(*labels) if labels else None
         record = replace(
             inputs.record,
-            n_voxels=int((status != Status.OUTSIDE).sum()),
+            n_voxels=int(inside.sum()),
             n_usable=int(usable.sum()),
-            n_unlike=int(unlike_voxels(*labels).sum()) if labels else None,
+            n_unlike=None if unlike is None else int(unlike.sum()),
+            clusters=Clusters() if unlike is None else find_clusters(unlike, inside, image.affine),
         )
         self._results["record_file"] = write_step(record, inputs.record_file)
         return runtime

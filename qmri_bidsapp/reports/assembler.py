@@ -19,10 +19,11 @@ from qmri_bidsapp.artifacts.atomic import atomic_file
 from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, SeriesRecord, SubjectRecord, TruthRecord
 from qmri_bidsapp.bids.record_files import read_record, record_file
 from qmri_bidsapp.bids.result_names import TISSUE_LABELS
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.reports import tables
 from qmri_bidsapp.reports.certificate import certificate_figure, certificate_text, truth_figure
 from qmri_bidsapp.reports.figures import head_motion_figure, image_figure, map_figure, save_svg
-from qmri_bidsapp.reports.flags import MANY, MOST, flag_figure, flag_text, main_reason, part_flagged
+from qmri_bidsapp.reports.flags import MANY, MOST, cluster_text, flag_figure, flag_text, main_reason, part_flagged
 from qmri_bidsapp.reports.motion_score import score_notes, score_reportlets
 from qmri_bidsapp.reports.truth import truth_text
 
@@ -116,6 +117,9 @@ def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
         if usable is not None and usable.part_usable < 0.5:
             message = f"{fit.series}, {fit.model_title}: only {usable.part_usable:.0%} of the voxels are usable."
             text += tables.notes([message], "warning")
+        if usable is not None and usable.clusters.stand_out:
+            message = f"{fit.series}, {fit.model_title}, {fit.estimator_title}: {usable.clusters.text}."
+            text += tables.notes([message], "warning")
         truth = record.truth_of(fit)
         flags = truth.flag_counts if truth else {}
         if part_flagged(flags) > MOST:
@@ -165,7 +169,7 @@ def _series_section(pages: _Reportlets, record: SubjectRecord, series: SeriesRec
             if truth is None:
                 reportlets += maps
                 continue
-            flags = _flag_reportlets(pages, fit, truth, inside, tissues)
+            flags = _flag_reportlets(pages, fit, truth, record.usable_of(fit), inside, tissues)
             reportlets += flags + maps if part_flagged(truth.flag_counts) > MANY else maps + flags
             reportlets += _trust_reportlets(pages, fit, truth, inside)
     return {"name": name, "reportlets": reportlets}
@@ -236,6 +240,7 @@ def _flag_reportlets(
     pages: _Reportlets,
     fit: FitRecord,
     found: TruthRecord,
+    usable: UsableRecord | None,
     mask: npt.NDArray[np.bool_],
     tissues: npt.NDArray[np.uint8] | None,
 ) -> list[dict[str, Any]]:
@@ -253,6 +258,7 @@ def _flag_reportlets(
         regions |= {name: mask & (tissues == label) for name, label in TISSUE_LABELS.items()}
     title = f"Out of distribution: {fit.model_title}, {fit.estimator_title}"
     text = flag_text(found.flag_counts, found.noise_factor, flags, regions)
+    text += "" if usable is None else cluster_text(usable.clusters)
     figure = flag_figure(values, flags, mask, title=item.description, unit=item.unit)
     return [
         pages.html(f"{identity}flags", text, subtitle=title),

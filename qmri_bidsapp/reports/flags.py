@@ -11,6 +11,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from qmri_bidsapp.fitting.clusters import Clusters
 from qmri_bidsapp.reports.figures import mosaic, mosaic_height, tile
 from qmri_bidsapp.reports.tables import notes, table
 from qmri_bidsapp.uncertainty.ood import LEVEL, Reason
@@ -95,6 +96,27 @@ def flag_text(
         if any(part.any() for part in found):
             rows.append((name, *(f"{100 * part.mean():.1f} %" if part.size else "" for part in found), meaning))
     return text + (table(header, rows) if rows else notes(["No voxel is flagged."]))
+
+
+def cluster_text(clusters: Clusters) -> str:
+    """Return the largest clusters of flagged voxels, as HTML; empty without any."""
+    if not clusters.largest:
+        return ""
+    about = (
+        "Largest clusters of voxels unlike all simulated voxels (neighbours share faces). Flags at random places make "
+        f"clusters of up to {clusters.scattered}; a fault or a lesion makes one that is much larger than the next."
+    )
+    rows = [
+        (
+            f"{item.n_voxels:,}",
+            ", ".join(f"{value:.0f}" for value in item.centre),
+            item.place,
+            " x ".join(f"{value:.0f}" for value in item.extent),
+        )
+        for item in clusters.largest
+    ]
+    header = ("Voxels", "Centre x, y, z (world mm)", "From the centre of the mask", "Extent x, y, z (mm)")
+    return f"<p class='elem-desc'>{about}</p>" + table(header, rows)
 
 
 def flag_figure(

@@ -170,7 +170,8 @@ def _fits(config: Config, content: Content) -> str:
         "noise level in them is from the residuals, moderated over the voxels of a series "
         f"[@moderation]{denoised}.",
         *(estimator.methods for estimator in content.estimators if estimator.methods),
-        "Voxels whose estimate is on a bound, did not converge or failed are marked in a status map.",
+        "Voxels whose estimate is on a bound other than a physical limit, did not converge or failed are marked in a "
+        "status map.",
         *([] if config.no_certificate else [_CERTIFICATE]),
     ]
     return " ".join(text)

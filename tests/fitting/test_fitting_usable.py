@@ -57,6 +57,7 @@ def test_the_node_writes_the_mask_with_its_definition_and_counts(
     assert '"n_voxels": 8' in (text := (tmp_path / "usables-0.json").read_text())
     assert '"n_usable": 2' in text
     assert '"n_unlike": 2' in text
+    assert '"n_voxels": 1' in text.partition("clusters")[2]
     SaveUsable(**common, record=record, status=files["status"]).run()
     assert definition(has_certificate=False) in (tmp_path / "out" / "x_mask.json").read_text()
     assert '"n_unlike": null' in (tmp_path / "usables-0.json").read_text()

@@ -23,6 +23,7 @@ from qmri_bidsapp.bids.record_files import read_record, record_file, write_recor
 from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.data.bibliography import bundled_bibliography, format_references
 from qmri_bidsapp.errors import InputMissingError
+from qmri_bidsapp.fitting.clusters import Cluster, Clusters
 from qmri_bidsapp.group.aggregate import GroupTable, aggregate
 from qmri_bidsapp.group.report import outliers, protocol_differences, write_group_report
 from qmri_bidsapp.reports import tables
@@ -30,6 +31,7 @@ from qmri_bidsapp.reports.assembler import build_subject_report
 from qmri_bidsapp.reports.citation import resolve, write_citation
 from qmri_bidsapp.reports.figures import choose_slices, map_figure, save_svg, tile
 from qmri_bidsapp.reports.flags import MANY, MOST
+from qmri_bidsapp.uncertainty.inverse import Trust
 from qmri_bidsapp.uncertainty.ood import Reason
 
 
@@ -320,10 +322,44 @@ def flagged(output: Path, part: float) -> np.ndarray:
     inside = np.flatnonzero(flags)
     flags.flat[inside[: round(part * len(inside))]] = Reason.MISFIT
     save(anat / "flag.nii.gz", flags)
+    save(anat / "trust.nii.gz", (flags > 0).astype(np.uint8) * np.uint8(Trust.RANGE_GIVEN))
     values, counts = np.unique(flags[flags > 0], return_counts=True)
     found = {Reason(v).name: int(n) for v, n in zip(values, counts, strict=True)}
-    with_truth(output, flag="sub-01/anat/flag.nii.gz", noise_factor=0.5, flag_counts=found)
+    files = {what: f"sub-01/anat/{what}.nii.gz" for what in ("trust", "flag")}
+    with_truth(output, **files, noise_factor=0.5, flag_counts=found)
     return flags
+
+
+def with_cluster(output: Path) -> None:
+    """Put a cluster of flagged voxels into the record that stands out."""
+    record = read_record(record_file(output, "01"))
+    clusters = Clusters(
+        (
+            Cluster(32, (28.0, 40.0, 0.0), (16.0, 16.0, 8.0), "right, anterior"),
+            Cluster(3, (1.0, 2.0, 3.0), (4.0, 4.0, 4.0), "central"),
+        ),
+        5,
+    )
+    usables = tuple(replace(item, n_unlike=40, clusters=clusters) for item in record.usables)
+    write_record(replace(record, usables=usables), output)
+
+
+def test_a_cluster_that_stands_out_is_named_at_the_top(output: Path) -> None:
+    flagged(output, 0.1)
+    summary = build_subject_report(output, "01", None).read_text().partition("Protocol as read")[0]
+    assert "largest flagged cluster" not in summary
+    with_cluster(output)
+    page = build_subject_report(output, "01", None).read_text()
+    summary, _, rest = page.partition("Protocol as read")
+    assert "32 voxels around (28, 40, 0) mm, right, anterior, 16 x 16 x 8 mm; the next has 3" in summary
+    assert "25.0 %" in summary
+    assert "10.0 %" in summary
+    assert "Flags at random places make clusters of up to 5" in rest
+    found, _ = aggregate(output)
+    brain = next(row for row in found[0].rows if row["tissue"] == "brain")
+    assert (brain["cluster_voxels"], brain["next_cluster_voxels"]) == (32, 3)
+    assert brain["cluster_place"] == "28, 40, 0 mm: right, anterior"
+    assert "32 voxels around" in write_group_report(output, found, []).read_text()
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.3, 0.6])

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 
 from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
-from qmri_bidsapp.core.maps import Status
 from qmri_bidsapp.core.simulation import Noise, reference
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.base import Estimator
@@ -29,11 +28,11 @@ from qmri_bidsapp.evaluation.flags.variations import Variation, variations_of, w
 from qmri_bidsapp.evaluation.standards import tissue
 from qmri_bidsapp.fitting.series import fit_voxels
 from qmri_bidsapp.fitting.trust import flag_voxels, quantities_of, read_truth
+from qmri_bidsapp.fitting.usable import usable_voxels
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model, load_estimators
 from qmri_bidsapp.uncertainty.certificate import N_VOXELS, Certificate, certify
 from qmri_bidsapp.uncertainty.inverse import Trust
-from qmri_bidsapp.uncertainty.ood import LEVEL
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -126,7 +125,7 @@ class Instrument:
         estimate, std = quantities_of(self.certificate, maps)
         flags, _ = flag_voxels(self.certificate, measures, noise_std)
         reading = read_truth(self.certificate, estimate, std, measures.size / noise_std)
-        marked = ~(flags.p_value > LEVEL) | (reading.trust != Trust.RANGE_GIVEN) | (maps.status != Status.OK)
+        marked = ~usable_voxels(maps.status, reading.trust, flags.reason) | (reading.trust == Trust.WIDE)
         return estimate, std, reading.lower, reading.upper, marked
 
 

@@ -15,6 +15,7 @@ from qmri_bidsapp.bids.dataset import Issue
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.bids.record import FitRecord, MapRecord, SeriesRecord, SubjectRecord
 from qmri_bidsapp.bids.record_files import write_record
+from qmri_bidsapp.bids.usable_record import UsableRecord
 from qmri_bidsapp.cli.app import run
 from qmri_bidsapp.cli.app.environment import CACHES, THREADS
 from qmri_bidsapp.cli.exits import exit_code
@@ -29,6 +30,7 @@ from qmri_bidsapp.errors import (
     UnknownLevelError,
     UsageError,
 )
+from qmri_bidsapp.fitting.clusters import Cluster, Clusters
 from qmri_bidsapp.workflows.base import SubjectPlan
 from qmri_bidsapp.workflows.execution import RunResult
 
@@ -219,6 +221,7 @@ class Scene:
         self.crashes: dict[str, list[str]] = {}
         self.issues: list[Issue] = []
         self.empty: set[str] = set()
+        self.usable: dict[str, UsableRecord] = {}
         self.reports: list[tuple[str, Path | None]] = []
         self.broken_report = ""
 
@@ -242,7 +245,9 @@ class Scene:
             progress.end(item.subject, "step")
             made = self.made[item.subject]
             series, fits = (SERIES,) if made else (), (FIT,) if made and not item.is_empty else ()
-            write_record(SubjectRecord(item.subject, "0", series=series, fits=fits), config.derivatives_dir)
+            usables = (self.usable[item.subject],) if item.subject in self.usable else ()
+            record = SubjectRecord(item.subject, "0", series=series, fits=fits, usables=usables)
+            write_record(record, config.derivatives_dir)
         return RunResult(failed=self.crashes)
 
     def report(self, out_dir, subject, crash_dir):
@@ -287,6 +292,33 @@ def test_all_well(scene, bids_dir, tmp_path, capsys):
     assert [subject for subject, _ in scene.reports] == ["01", "02"]
     assert json.loads((tmp_path / "out/dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert (tmp_path / "out/logs/CITATION.md").is_file()
+
+
+def test_the_end_says_what_is_usable_and_never_only_that_there_were_no_errors(scene, bids_dir, capsys):
+    cluster = Cluster(32, (28.0, 40.0, 0.0), (16.0, 16.0, 8.0), "right, anterior")
+    counts = {"01": (930, 50, Clusters((cluster,), 5)), "02": (0, 1000, Clusters())}
+    for label, (usable, unlike, clusters) in counts.items():
+        scene.add(label)
+        scene.usable[label] = UsableRecord("IRT1", "t1", "nlls", "m.nii.gz", 1000, usable, unlike, clusters)
+    assert run.main([str(bids_dir), "out", "participant"]) == 0
+    printed = capsys.readouterr()
+    end = printed.out[printed.out.index("where to look") :] + printed.err
+    suspect = {line.split()[0]: line.split()[4] for line in end.splitlines() if line.startswith("sub-")}
+    assert suspect == {"sub-01": "0", "sub-02": "1"}
+    shares = next(line for line in end.splitlines() if line.startswith("IRT1 t1 (nlls)"))
+    assert " ".join(shares.split()[3:]) == "0.0 to 93.0 % 5.0 to 100.0 %"
+    assert "sub-02, IRT1 t1 (nlls): 100% of the voxels are unlike all simulated ones" in end
+    assert "sub-01, IRT1 t1 (nlls): largest flagged cluster: 32 voxels around (28, 40, 0) mm" in end
+
+
+def test_without_a_certificate_nothing_is_said_of_unlike_voxels(scene, bids_dir, capsys):
+    scene.add("01")
+    scene.usable["01"] = UsableRecord("IRT1", "t1", "nlls", "m.nii.gz", 1000, 400)
+    assert run.main([str(bids_dir), "out", "participant"]) == 0
+    printed = capsys.readouterr()
+    shares = next(line for line in printed.out.splitlines() if line.startswith("IRT1 t1 (nlls)"))
+    assert shares.split()[-3:] == ["40.0", "%", "n/a"]
+    assert "only 40% of the voxels are usable" in printed.out + printed.err
 
 
 def test_one_crash_fails_alone(scene, bids_dir, tmp_path, capsys):
