@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bidsschematools.schema import load_schema
+
 from qmri_bidsapp import __version__
+from qmri_bidsapp.bids.kinds import load_kinds
 from qmri_bidsapp.cli.app.parser import build_parser
 from qmri_bidsapp.cli.tools import build_parser as build_tools_parser
 from qmri_bidsapp.registry import get_model, load_estimators, load_models
@@ -54,6 +57,29 @@ def _write_models() -> None:
     (GENERATED / "models.md").write_text(text)
 
 
+def _write_fields() -> None:
+    """Write the sidecar fields of every suffix: from the program's rows, and from the BIDS schema."""
+    rules = load_schema().rules.sidecars.qmri.to_dict().values()
+    rows = []
+    for kind in load_kinds().values():
+        own = {field: "/".join(f"`{name}`" for name in field.names) for field in kind.fields}
+        units = {field: f" ({field.unit})" if field.unit else " (true or false)" for field in kind.fields}
+        needed = [text + units[field] for field, text in own.items() if field.is_required]
+        needed += ["gradient table (`.bval`, `.bvec`)"] if kind.is_diffusion else []
+        used = [text + units[field] for field, text in own.items() if not field.is_required]
+        used += ["`PartialFourier`"] if kind.is_diffusion else []
+        by_bids = [
+            f"`{name}`"
+            for rule in rules
+            if f'suffix == "{kind.suffix}"' in rule["selectors"]
+            for name, level in rule["fields"].items()
+            if level == "required" and not any(field.names == (name,) and field.is_required for field in kind.fields)
+        ]
+        rows.append([f"`{kind.suffix}`", *("; ".join(part) or "none" for part in (needed, by_bids, used))])
+    header = ["suffix", "needed", "also required by BIDS", "used where present"]
+    (GENERATED / "fields.md").write_text(_table(header, rows))
+
+
 GENERATED.mkdir(exist_ok=True)
 os.environ["COLUMNS"] = "100"
 (GENERATED / "help.txt").write_text(build_parser().format_help())
@@ -71,3 +97,4 @@ evaluations = "\n".join(parser.format_help() for parser in measurements.choices.
 # All models have the same options.
 (GENERATED / "train-model.txt").write_text(trainings.choices["t2"].format_help().replace("train t2", "train MODEL"))
 _write_models()
+_write_fields()

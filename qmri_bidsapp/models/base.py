@@ -156,7 +156,7 @@ class SignalModel(ABC):
         return torch.zeros(len(theta), dtype=torch.int64, device=theta.device)
 
     def caution(self, acquisition: Acquisition) -> str | None:
-        """Return in what a protocol that determines the parameters may bias them, for plan and report; None if nothing.
+        """Return what of a protocol may bias the parameters or is not used, for plan, report and sidecars; or None.
 
         `acquisition` is the protocol as acquired.
         """

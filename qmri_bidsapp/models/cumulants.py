@@ -60,8 +60,8 @@ class CumulantExpansion(LogLinearModel):
     Attributes
     ----------
     max_b_value : float
-        s/mm2 up to which the polynomial holds in tissue. Volumes above it are left out if the others determine the
-        parameters.
+        s/mm2 up to which the polynomial holds in tissue. Volumes above it are used only as far as those below do not
+        determine the parameters.
     """
 
     max_b_value: ClassVar[float]
@@ -69,12 +69,15 @@ class CumulantExpansion(LogLinearModel):
     bids_suffixes: ClassVar[tuple[str, ...]] = ("dwi",)
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
-        """Leave out volumes above `max_b_value` if the others determine the parameters."""
+        """Leave out the volumes of high b-values: of all shells, as few above `max_b_value` as possible are used."""
         if isinstance(acquisition, Diffusion):
             # Recorded b-values vary a little within a shell, which must stay together.
-            reduced, matrix = acquisition.up_to(self.max_b_value + B0_THRESHOLD)
-            if reduced.n_measurements < acquisition.n_measurements and self.is_determined_by(reduced):
-                return reduced, matrix
+            limit = self.max_b_value + B0_THRESHOLD
+            highest = [max(acquisition.b_value[index] for index in shell) for shell in acquisition.shells()]
+            for b_value in (limit, *(b for b in highest[:-1] if b > limit)):
+                reduced, matrix = acquisition.up_to(b_value)
+                if reduced.n_measurements < acquisition.n_measurements and self.is_determined_by(reduced):
+                    return reduced, matrix
         return acquisition, None
 
     def caution(self, acquisition: Acquisition) -> str | None:

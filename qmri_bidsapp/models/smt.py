@@ -162,10 +162,36 @@ class SphericalMeanTechnique(SeparableModel):
         return torch.stack([coefficients[0], *nonlinear], dim=-1)
 
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
-        """Average a diffusion series over the directions of each shell."""
-        if isinstance(acquisition, Diffusion):
-            return SphericalMean.from_diffusion(acquisition)
-        return acquisition, None
+        """Average a diffusion series over the directions of each shell.
+
+        Shells of too few directions for an average are left out where the others determine the parameters.
+        """
+        if not isinstance(acquisition, Diffusion):
+            return acquisition, None
+        whole, matrix = SphericalMean.from_diffusion(acquisition)
+        used = [index for index in range(whole.n_measurements) if not _is_sparse(whole, index)]
+        reduced = SphericalMean(tuple(whole.b_value[i] for i in used), tuple(whole.n_directions[i] for i in used))
+        try:
+            self.check(reduced)
+        except ProtocolError:
+            return whole, matrix
+        return reduced, matrix[:, used]
+
+    def caution(self, acquisition: Acquisition) -> str | None:
+        """Say which shells have too few directions and are left out."""
+        used, _ = self.adapt(acquisition)
+        if not isinstance(acquisition, Diffusion):
+            return None
+        whole, _ = SphericalMean.from_diffusion(acquisition)
+        assert isinstance(used, SphericalMean)
+        shells = zip(whole.b_value, whole.n_directions, strict=True)
+        sparse = [f"b = {b:g} s/mm2 ({count})" for b, count in shells if b not in used.b_value]
+        if not sparse:
+            return None
+        return (
+            f"{self.name}: shells of fewer than {MIN_DIRECTIONS} directions are left out, since they allow no powder "
+            f"average: {', '.join(sparse)}."
+        )
 
     def check(self, acquisition: Acquisition) -> None:
         """Require b = 0 and two shells of at least six directions each, one of them of a high b-value."""
@@ -184,12 +210,18 @@ class SphericalMeanTechnique(SeparableModel):
                 f"Model {self.name} needs a shell of at least {HIGH_B_VALUE:.0f} s/mm2, where water inside and outside "
                 f"neurites differs, got {max(shells):g} s/mm2 at most; leave the model out with --models."
             )
-        for b_value, count in zip(acquisition.b_value, acquisition.n_directions, strict=True):
-            if b_value > limit and count < MIN_DIRECTIONS:
+        for index, (b_value, count) in enumerate(zip(acquisition.b_value, acquisition.n_directions, strict=True)):
+            if _is_sparse(acquisition, index):
                 raise ProtocolError(
                     f"Model {self.name} needs at least {MIN_DIRECTIONS} directions per shell for a powder average, got "
                     f"{count} at b = {b_value:g} s/mm2; leave the model out with --models."
                 )
+
+
+def _is_sparse(acquisition: SphericalMean, index: int) -> bool:
+    """Return whether a shell has too few directions for a powder average; one without weighting needs one volume."""
+    weighted = acquisition.b_value[index] > reference_limit(acquisition.b_value)
+    return weighted and acquisition.n_directions[index] < MIN_DIRECTIONS
 
 
 def _relative_signal(

@@ -254,9 +254,13 @@ def _fit_sidecars(
         Parameter -> fields on its axes.
     """
     group, skipped = item.group, skip_fields(item.skip)
+    from qmri_bidsapp.registry import get_model
+
+    caution = get_model(record.model).caution(group.acquisition)  # type: ignore[arg-type]
     fields = {
         "EstimationAlgorithm": estimator.title,
         "EstimationReference": f"Model: {record.model_reference}. Estimator: {estimator.reference}",
+        **({"Caution": caution} if caution else {}),
         **skipped,
     }
 

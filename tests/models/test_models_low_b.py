@@ -55,6 +55,18 @@ def test_high_b_values_alone_are_said() -> None:
     assert get_model("smt").caution(both) is None
 
 
+def test_no_higher_b_values_are_used_than_needed() -> None:
+    """With b = 0, 3000 and 6000 the tensor comes from 3000, and says so."""
+    rows = np.random.default_rng(0).standard_normal((61, 3))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    protocol = Diffusion((0.0, *(3000.0,) * 30, *(6000.0,) * 30), tuple(map(tuple, rows.tolist())))
+    used, matrix = get_model("tensor").adapt(protocol)
+    assert max(used.b_value) == 3000
+    assert matrix.shape == (61, 31)
+    assert "volumes up to b = 3000 s/mm2 are used" in get_model("tensor").caution(protocol)
+    assert get_model("kurtosis").adapt(protocol)[0] == protocol
+
+
 @pytest.mark.parametrize(
     ("b_values", "limit"),
     [((0, 1000), 50), ((60, 64, 1000), 64), ((60, 250), 50), ((120, 1000), 50), ((20, 60, 1000), 50), ((60,), 50)],

@@ -77,6 +77,32 @@ def test_unfit_protocols_are_refused(protocol: SphericalMean, message: str) -> N
         MODEL.check(protocol)
 
 
+def series(**shells: int) -> Diffusion:
+    """b0 and shells given as b1000=6 (number of directions)."""
+    counts = {0.0: 1} | {float(name[1:]): count for name, count in shells.items()}
+    b_value = tuple(b for b, count in counts.items() for _ in range(count))
+    rows = np.random.default_rng(0).standard_normal((len(b_value), 3))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return Diffusion(b_value, tuple(map(tuple, rows.tolist())))
+
+
+def test_a_shell_of_few_directions_is_left_out_and_named() -> None:
+    protocol = series(b1000=20, b1500=3, b2500=30)
+    used, matrix = MODEL.adapt(protocol)
+    assert used == SphericalMean((0.0, 1000.0, 2500.0), (1, 20, 30))
+    MODEL.check(used)
+    signals = np.arange(protocol.n_measurements, dtype=float)
+    np.testing.assert_allclose(signals @ matrix, [0, signals[1:21].mean(), signals[24:].mean()])
+    assert "b = 1500 s/mm2 (3)" in MODEL.caution(protocol)
+    assert MODEL.caution(series(b1000=20, b2500=30)) is None
+
+
+def test_a_shell_of_few_directions_that_is_needed_is_an_error() -> None:
+    used, _ = MODEL.adapt(series(b1000=3, b2500=30))
+    with pytest.raises(ProtocolError, match=r"at least 6 directions per shell.*got 3 at b = 1000"):
+        MODEL.check(used)
+
+
 def test_diffusion_series_are_averaged() -> None:
     series = Diffusion((0.0, 1000.0, 1000.0), ((0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
     protocol, matrix = MODEL.adapt(series)

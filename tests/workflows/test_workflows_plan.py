@@ -14,6 +14,7 @@ from qmri_bidsapp.core.acquisition import Diffusion, MultiEcho
 from qmri_bidsapp.errors import UsageError
 from qmri_bidsapp.estimators.learned.mlp import MultilayerPerceptron
 from qmri_bidsapp.registry import get_model
+from qmri_bidsapp.workflows.outputs import fit_outputs, series_outputs
 from qmri_bidsapp.workflows.plan import plan
 
 
@@ -116,6 +117,22 @@ def test_shells_in_several_series_are_named(models: tuple[str, ...]) -> None:
         assert not any(
             "together" in text for text in (*found.errors, *(n for item in found.series for n in item.notes))
         )
+
+
+def test_what_a_model_does_not_use_is_in_plan_report_and_sidecars() -> None:
+    rows = np.random.default_rng(0).standard_normal((34, 3))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    protocol = Diffusion((0.0, *(1000.0,) * 15, *(1500.0,) * 3, *(2500.0,) * 15), tuple(map(tuple, rows.tolist())))
+    group = InputGroup("dwi", "01", (), ("/raw/sub-01/dwi/sub-01_dwi.nii.gz",), protocol)
+    config = Config(Path("/raw"), Path("/out"), "participant", "run", Path("/work"), models=("smt",))
+    (found,) = plan(config, (SubjectInputs("01", (group,)),))
+    (item,) = found.series
+    said = get_model("smt").caution(protocol)
+    assert "b = 1500 s/mm2 (3)" in said
+    assert any(said in line for line in found.describe())
+    assert said in series_outputs(item, "/raw", ())["record"].notes
+    _, sidecars = fit_outputs(item, *item.fits[0], "/raw")
+    assert all(own["Caution"] == said for own in sidecars.estimates)
 
 
 def two_shells(n_directions: int) -> InputGroup:

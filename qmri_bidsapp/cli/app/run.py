@@ -199,7 +199,8 @@ def _build_reports(config: Config, crash_dirs: Mapping[str, Path | None]) -> set
     from qmri_bidsapp.reports.assembler import build_subject_report
 
     failed = set()
-    for subject, crash_dir in crash_dirs.items():
+    for number, (subject, crash_dir) in enumerate(crash_dirs.items(), start=1):
+        LOGGER.info("sub-%s: report %d of %d", subject, number, len(crash_dirs))
         try:
             build_subject_report(config.derivatives_dir, subject, crash_dir)
         except Exception as error:

@@ -290,6 +290,7 @@ def test_all_well(scene, bids_dir, tmp_path, capsys):
     assert "There is no MESE." in output[output.index("where to look") :]
     assert str(tmp_path / "out/sub-01.html") in output
     assert [subject for subject, _ in scene.reports] == ["01", "02"]
+    assert output.index("sub-01: report 1 of 2") < output.index("sub-02: report 2 of 2") < output.index("where to look")
     assert json.loads((tmp_path / "out/dataset_description.json").read_text())["DatasetType"] == "derivative"
     assert (tmp_path / "out/logs/CITATION.md").is_file()
 
