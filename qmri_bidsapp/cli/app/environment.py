@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +52,13 @@ def prepare(config: Config) -> None:
     InputMissingError
         If the input folder does not exist. Nothing is created then.
     OutputError
-        If the output or the work folder cannot be written.
+        If the output or the work folder cannot be written, or the one for temporary files cannot be used.
     """
     from qmri_bidsapp.bids.derivatives import check_output_dir
 
     if not config.bids_dir.is_dir():
         raise InputMissingError(f"The BIDS folder {config.bids_dir} does not exist.")
+    _check_temporary_folder()
     _set_variables(config)
     check_output_dir(config.derivatives_dir, config.bids_dir)
     _make_folders(config)
@@ -72,6 +74,17 @@ def _set_variables(config: Config) -> None:
 
 def _cache_dir(config: Config) -> Path:
     return config.work_dir / "caches"
+
+
+def _check_temporary_folder() -> None:
+    """Raise OutputError if ANTs would take the path of temporary files for a list of names."""
+    folder = tempfile.gettempdir()
+    found = [char for char in ",[]" if char in folder]
+    if found:
+        raise OutputError(
+            f"The folder for temporary files, {folder}, has {' and '.join(found)} in its path, which ANTs takes for a "
+            "list of names; set TMPDIR to another one."
+        )
 
 
 def _make_folders(config: Config) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_code_and_cause_in_one_line(arguments, code, cause, with_subject, tmp_pa
     assert error.startswith("qmri-bids: error: ")
     assert cause in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_folder_for_temporary_files_that_ants_cannot_use(with_subject, tmp_path, monkeypatch, capsys):
+    """It takes names with commas and brackets for lists; blanks are no trouble."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a,b"))
+    assert run.main([str(with_subject), str(tmp_path / "out"), "participant"]) == 73
+    assert "set TMPDIR" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_absent_input_leaves_nothing_behind(tmp_path):
