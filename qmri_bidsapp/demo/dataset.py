@@ -16,7 +16,7 @@ from qmri_bidsapp import __version__
 from qmri_bidsapp.demo import signals
 from qmri_bidsapp.demo.neurites import neurite_parameters
 from qmri_bidsapp.demo.phantom import make_head
-from qmri_bidsapp.demo.truth import label_maps, true_maps
+from qmri_bidsapp.demo.truth import TABLE_AXES, label_maps, true_maps
 from qmri_bidsapp.errors import OutputError
 from qmri_bidsapp.images.gradients import format_gradients
 
@@ -58,7 +58,8 @@ for those of label-unmodelled_mask, which have no true value (NaN).
 Diffusion of sub-01 obeys NODDI, that of sub-02 the spherical mean technique: the other model has no true value
 there. Tensor and kurtosis are expansions that no tissue obeys. Their true values are fits to the signals
 without noise, by the same estimator as in the app (wls), of the same volumes; NaN where such a fit ends on a
-bound. Tensor elements and the angles theta and phi are in world axes (RAS+), which are those of the voxels.
+bound. Tensor elements and the angles theta and phi are in the axes of the gradient table (BIDS/FSL): here
+those of the world (RAS+), the first reversed.
 
 desc-series_dseg (series) and dseg (T1w) hold the tissue of the largest volume fraction: 1 grey matter, 2
 white matter, 3 CSF. anat/*_desc-brain_mask is on the grid of the T1w, dwi/*_desc-brain_mask on that of the
@@ -159,9 +160,8 @@ def _write_subject(out_dir: Path, index: int, seed: int, t1w_voxel: float, serie
     sequence = {"EchoTime": signals.DWI_ECHO_TIME, "RepetitionTime": 9.2, "FlipAngle": 90}
     stem = dwi / f"{name}_dwi"
     _write_series(stem, magnitude, head.affine, sequence)
-    # FSL's convention: the affine's determinant is positive, so that the first component is reversed;
-    # adding zero turns -0 into 0.
-    direction = np.asarray(acquisition.direction) * [-1, 1, 1] + 0.0
+    # Adding zero turns -0 into 0.
+    direction = np.asarray(acquisition.direction) * TABLE_AXES + 0.0
     bval, bvec = format_gradients(np.asarray(acquisition.b_value), direction)
     stem.with_suffix(".bval").write_text(bval)
     stem.with_suffix(".bvec").write_text(bvec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from qmri_bidsapp.models.tensor import DiffusionTensor
 
 #: Meaning of the labels of tissues.
 TISSUES = "Largest fraction: 1 grey matter, 2 white matter, 3 CSF"
+#: Axes of the gradient table relative to those of the world. FSL's convention: the determinant of the demo's affines is
+#: positive, so that the first is reversed.
+TABLE_AXES = (-1, 1, 1)
 SIMULATED, FITTED = "true value", "fit to the signal without noise"
 
 
@@ -48,7 +52,8 @@ def true_maps(
     signal : ndarray
         (x, y, z, n_measurements) diffusion signal without noise.
     acquisition : Diffusion
-        Its protocol.
+        Its protocol; directions and axes of `neurites` are in world axes. Maps that rotate with the tissue come in the
+        axes of the gradient table, as those of the app.
 
     Yields
     ------
@@ -68,7 +73,11 @@ def true_maps(
         tissue = {"s0": s0, "intra_fraction": p["fraction"], "diffusivity": p["diffusivity"]}
         yield from _maps(SphericalMeanTechnique(), tissue, known, SIMULATED)
     else:
-        yield from _maps(Noddi(), {"s0": s0, **neurites}, known, SIMULATED)
+        # The azimuth of an axis whose first component is reversed.
+        phi = np.where(neurites["phi"] > 0, 180 - neurites["phi"], -180 - neurites["phi"])
+        yield from _maps(Noddi(), {"s0": s0, **neurites, "phi": phi}, known, SIMULATED)
+    table = tuple(tuple(float(x) for x in row) for row in np.asarray(acquisition.direction) * TABLE_AXES)
+    acquisition = replace(acquisition, direction=table)
     for model in (DiffusionTensor(), DiffusionKurtosis()):
         yield from _maps(model, _fitted(model, signal, acquisition, known), known, FITTED)
 

@@ -123,6 +123,28 @@ def test_truth_of_an_expansion_is_its_fit_without_noise(coarse_demo: Path) -> No
     assert np.median(maps["fa"][known & (labels == 2)]) > 2 * np.median(maps["fa"][known & (labels == 1)])
 
 
+def test_truth_that_rotates_is_in_the_axes_of_the_gradient_table(coarse_demo: Path) -> None:
+    """A tensor fitted with dipy, which takes the table as it is, has the elements of the truth up to noise."""
+    from dipy.core.gradients import gradient_table
+    from dipy.reconst.dti import TensorModel
+
+    folder, dwi = coarse_demo / "derivatives" / "truth" / "sub-01", coarse_demo / "sub-01" / "dwi"
+    b_value = np.loadtxt(dwi / "sub-01_dwi.bval")
+    used = b_value <= 1000
+    table = gradient_table(b_value[used], bvecs=np.loadtxt(dwi / "sub-01_dwi.bvec").T[used])
+    tissue = load(folder / "anat" / "sub-01_desc-series_dseg.nii.gz") == 2
+    fit = TensorModel(table).fit(load(dwi / "sub-01_dwi.nii.gz")[tissue][:, used].astype(float))
+    for name, (row, column) in {"dxy": (0, 1), "dxz": (0, 2), "dyz": (1, 2)}.items():
+        truth = load(folder / "dwi" / f"sub-01_model-tensor_param-{name}_dwimap.nii.gz")[tissue]
+        assert np.corrcoef(truth, fit.quadratic_form[:, row, column])[0, 1] > 0.8, name
+    theta, phi = (
+        np.radians(load(folder / "dwi" / f"sub-01_model-noddi_param-{name}_dwimap.nii.gz")[tissue])
+        for name in ("theta", "phi")
+    )
+    axis = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], axis=-1)
+    assert np.median(np.abs((axis * fit.evecs[..., 0]).sum(axis=-1))) > 0.9
+
+
 def test_gradients_follow_fsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FSL reverses the first component when the determinant of the affine is positive."""
     made = []
