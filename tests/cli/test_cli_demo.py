@@ -22,7 +22,7 @@ def test_right_maps_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     found = json.loads((tmp_path / "check.json").read_text())
     assert found["passed"]
     assert {"out", "truth", "maps", "flags", "failures", "without_truth", "range_limits"} <= found.keys()
-    assert {row["region"] for row in found["maps"]} == {"GM", "WM", "CSF", "unmodelled"}
+    assert {row["region"] for row in found["maps"]} == {"GM", "WM"}
 
 
 def test_wrong_standard_deviations_end_with_one_and_are_named(

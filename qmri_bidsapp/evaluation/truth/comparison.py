@@ -208,6 +208,7 @@ def _compare_fit(
                     _agreement(truths[item.parameter], volumes, mask & usable, limits.get(item.parameter)),
                 )
                 for name, mask in regions.items()
+                if np.isfinite(truths[item.parameter][mask]).any()
             ]  # fmt: skip
     flags = [
         FlagRow(*identity, name, name in own, int(mask.sum()), int((mask & flagged).sum()))

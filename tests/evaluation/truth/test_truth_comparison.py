@@ -23,11 +23,11 @@ def test_regions_flags_and_maps_without_truth(tmp_path: Path) -> None:
     assert truth == data.resolve() / "derivatives" / "truth"
     found = compare_run(out, truth)
     rows = {row.region: row for row in found.maps}
-    assert list(rows) == ["GM", "WM", "CSF", "unmodelled"]
+    # There is no fluid, and no true value in the region that no model describes.
+    assert list(rows) == ["GM", "WM"]
     assert rows["GM"].n_voxels + rows["WM"].n_voxels == VOXELS - 27
     assert rows["GM"].n_usable == rows["GM"].n_voxels
     assert rows["WM"].n_usable == rows["WM"].n_voxels - 1
-    assert (rows["unmodelled"].n_voxels, rows["unmodelled"].n_usable, rows["unmodelled"].agreement.n) == (27, 0, 0)
     assert found.failures == []
     assert found.is_judged
     flags = {row.region: (row.is_found, row.n_flagged) for row in found.flags}
@@ -42,7 +42,7 @@ def test_json_has_plain_numbers_and_no_nan(tmp_path: Path) -> None:
     row = next(row for row in found["maps"] if row["region"] == "WM")
     assert row["share_usable"] == pytest.approx(row["n_usable"] / row["n_voxels"])
     assert row["range_coverage"] == pytest.approx(0.9, abs=0.03)
-    assert next(row for row in found["maps"] if row["region"] == "CSF")["share_usable"] is None
+    assert next(row for row in found["flags"] if row["region"] == "CSF")["share_flagged"] is None
 
 
 def test_wrong_standard_deviations_fail_in_both_tissues(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_tissues_of_the_app_serve_where_the_truth_has_none(tmp_path: Path) -> No
     out, data = write_output(tmp_path)
     (data / "derivatives/truth/sub-01/anat/sub-01_dseg.nii.gz").unlink()
     found = compare_run(out, find_truth(out))
-    assert [row.region for row in found.maps] == ["brain", "unmodelled"]
+    assert [row.region for row in found.maps] == ["brain"]
     assert found.is_judged
 
 
