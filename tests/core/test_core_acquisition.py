@@ -187,3 +187,48 @@ def test_low_b_values_without_a_direction_are_zero() -> None:
 def test_describes_itself_for_plans_and_reports(name: str, summary: str, rows: list[tuple[str, str]]) -> None:
     assert PROTOCOLS[name].summary() == summary
     assert PROTOCOLS[name].rows() == rows
+
+
+@pytest.mark.parametrize(("n", "smaller"), [(24, 4), (64, 5)])
+def test_powder_averages_of_uneven_directions(n: int, smaller: float) -> None:
+    """A plain mean of few directions depends on the fibre; an average of even functions hardly does."""
+    rng = np.random.default_rng(0)
+    direction, fibres = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.standard_normal((2, 500, 3)))
+    direction = direction[:n]
+    protocol = Diffusion((0.0,) + (2000.0,) * n, ((0.0, 0.0, 0.0), *map(tuple, direction.tolist())))
+    mean, matrix = SphericalMean.from_diffusion(protocol)
+    signals = np.exp(-2 * 1.7 * (direction @ fibres.T) ** 2)
+    weighted, plain = matrix[1:, 1] @ signals, signals.mean(axis=0)
+    # sqrt(pi) erf(sqrt(x)) / (2 sqrt(x)) at x = 3.4.
+    exact = 0.47622
+    assert np.sqrt(np.mean((plain - exact) ** 2)) > smaller * np.sqrt(np.mean((weighted - exact) ** 2))
+    assert matrix.sum(axis=0) == pytest.approx(1)
+    assert mean.n_directions[1] == pytest.approx(1 / np.square(matrix[:, 1]).sum(), abs=0.5)
+    assert n / 2 < mean.n_directions[1] <= n
+
+
+def test_few_or_planar_directions_are_averaged_plainly() -> None:
+    """Nothing can be known out of the plane of the directions."""
+    angle = np.linspace(0, np.pi, 12, endpoint=False)
+    planar = [(float(np.cos(a)), float(np.sin(a)), 0.0) for a in angle]
+    for direction in (planar, [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]):
+        n = len(direction)
+        mean, matrix = SphericalMean.from_diffusion(Diffusion((1000.0,) * n, tuple(direction)))
+        np.testing.assert_allclose(matrix[:, 0], 1 / n)
+        assert mean.n_directions == (n,)
+
+
+def test_angular_fit_is_a_projection_onto_each_shell() -> None:
+    rng = np.random.default_rng(1)
+    direction = rng.standard_normal((40, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    rows = ((0.0, 0.0, 0.0),) * 3 + tuple(map(tuple, direction.tolist()))
+    protocol = Diffusion((0.0,) * 3 + (1000.0,) * 16 + (2000.0,) * 24, rows)
+    fit = protocol.angular_fit()
+    np.testing.assert_allclose(fit @ fit, fit, atol=1e-10)
+    # The mean of b = 0; orders 2 and 4.
+    assert np.trace(fit) == pytest.approx(1 + 6 + 15)
+    tensor = direction @ np.diag([1.0, 2.0, 3.0])
+    shape = np.r_[[5.0] * 3, (direction * tensor).sum(axis=1)]
+    np.testing.assert_allclose(shape @ fit, shape, atol=1e-10)
+    np.testing.assert_array_equal(Diffusion((1000.0,) * 4, rows[3:7]).angular_fit(), np.eye(4))

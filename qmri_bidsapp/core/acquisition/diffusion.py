@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,6 +24,8 @@ REFERENCE_RATIO = 5.0
 B_ROUNDING = 1.0
 #: Orders of even functions on the sphere, and measurements for each of their coefficients: fewer would follow noise.
 ANGULAR_ORDERS, PER_COEFFICIENT = (6, 4, 2), 1.5
+#: Variance of a weighted average over directions, relative to a plain one, from which on a lower order is used.
+MAX_UNEVENNESS = 2.0
 #: Longer gradient pulses, s, must be in milliseconds.
 MAX_PULSE_TIME = 1.0
 
@@ -187,7 +190,7 @@ class Diffusion(Acquisition):
             if self.b_value[shell[0]] <= reference_limit(self.b_value):
                 basis = np.ones((len(shell), 1))
             else:
-                basis = _even_functions(direction[shell])
+                basis = next((values for values, _ in _even_functions(direction[shell])), np.eye(len(shell)))
             fit[np.ix_(shell, shell)] = basis @ np.linalg.pinv(basis)
         return fit
 
@@ -217,14 +220,38 @@ class Diffusion(Acquisition):
         return self.select(keep), np.eye(self.n_measurements)[:, keep]
 
 
-def _even_functions(direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return (n, n_functions) values of even functions of (n, 3) directions; one function each if they are too few."""
-    n = len(direction)
+def _even_functions(
+    direction: npt.NDArray[np.float64],
+) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """Yield bases of even functions by falling order: (n, n_functions) values at (n, 3) directions, and their means.
+
+    The mean over the sphere of the product of even powers i, j, k is (i - 1)!! (j - 1)!! (k - 1)!! / (i + j + k + 1)!!.
+    """
     for order in ANGULAR_ORDERS:
         powers = [(i, j, order - i - j) for i in range(order + 1) for j in range(order + 1 - i)]
-        if PER_COEFFICIENT * len(powers) <= n:
-            return np.stack([np.prod(direction**power, axis=1) for power in np.array(powers)], axis=-1)
-    return np.eye(n)
+        if PER_COEFFICIENT * len(powers) <= len(direction):
+            values = np.stack([np.prod(direction**power, axis=1) for power in np.array(powers)], axis=-1)
+            mean = [0.0 if np.any(np.mod(power, 2)) else _odd_factorials(power, order) for power in powers]
+            yield values, np.array(mean)
+
+
+def _odd_factorials(power: tuple[int, ...], order: int) -> float:
+    """Return the product of (p - 1)!! over the powers, divided by (order + 1)!!."""
+    return math.prod(math.prod(range(1, p, 2)) for p in power) / math.prod(range(1, order + 2, 2))
+
+
+def _weights_of_directions(direction: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return (n,) weights, with the sum one, that average even functions over the sphere with the least noise.
+
+    The order is the highest at which uneven directions, (n, 3), do not double the variance. Equal weights where there
+    is none.
+    """
+    n = len(direction)
+    for values, mean in _even_functions(direction):
+        weights = np.asarray(np.linalg.pinv(values).T @ mean)
+        if np.isclose(weights.sum(), 1) and n * np.square(weights).sum() < MAX_UNEVENNESS:
+            return weights
+    return np.full(n, 1 / n)
 
 
 @dataclass(frozen=True)
@@ -236,7 +263,7 @@ class SphericalMean(Acquisition):
     b_value : tuple of float
         (n_shells,) s/mm2, ascending.
     n_directions : tuple of int
-        (n_shells,) number of volumes that were averaged.
+        (n_shells,) number of volumes that were averaged; with weights, the number whose plain mean is as noisy.
     """
 
     noise_floor_removed: ClassVar[bool] = True
@@ -266,16 +293,21 @@ class SphericalMean(Acquisition):
     ) -> tuple[SphericalMean, npt.NDArray[np.float64]]:
         """Return the powder-averaged protocol and the (n_measurements, n_shells) averaging matrix.
 
-        ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) shell means; for
-        `tolerance`, see `Diffusion.shells`. The b-value of a shell is the mean of its volumes; in the lowest shell,
+        ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) means over all directions; for
+        `tolerance`, see `Diffusion.shells`. Directions are weighted so that even functions are averaged exactly, see
+        `_weights_of_directions`: a plain mean of few or uneven directions differs from the mean over the sphere. The
+        b-value of a shell is the mean of its volumes; in the lowest shell,
         volumes without a direction count as b = 0.
         """
         shells = acquisition.shells(tolerance)
         matrix = np.zeros((acquisition.n_measurements, len(shells)))
         b_value = np.asarray(acquisition.b_value)
         for column, index in enumerate(shells):
-            matrix[index, column] = 1.0 / len(index)
+            is_weighted = acquisition.b_value[index[0]] > reference_limit(acquisition.b_value)
+            directions = np.asarray(acquisition.direction, dtype=float)[index]
+            matrix[index, column] = _weights_of_directions(directions) if is_weighted else 1 / len(index)
         effective = np.where(b_value <= tolerance, acquisition.effective_b_value, b_value)
         effective = np.where(effective <= B_ROUNDING, 0.0, effective)
         means = tuple(float(round(effective[i].mean(), 3)) for i in shells)
-        return cls(b_value=means, n_directions=tuple(len(index) for index in shells)), matrix
+        n_directions = tuple(round(1 / n) for n in np.square(matrix).sum(axis=0))
+        return cls(b_value=means, n_directions=n_directions), matrix
