@@ -296,8 +296,7 @@ class SphericalMean(Acquisition):
         ``signals @ matrix`` turns (..., n_measurements) signals into (..., n_shells) means over all directions; for
         `tolerance`, see `Diffusion.shells`. Directions are weighted so that even functions are averaged exactly, see
         `_weights_of_directions`: a plain mean of few or uneven directions differs from the mean over the sphere. The
-        b-value of a shell is the mean of its volumes; in the lowest shell,
-        volumes without a direction count as b = 0.
+        b-value of a shell is the mean of its volumes; in the lowest shell, volumes without a direction count as b = 0.
         """
         shells = acquisition.shells(tolerance)
         matrix = np.zeros((acquisition.n_measurements, len(shells)))
