@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from qmri_bidsapp.evaluation.repeatability import summarise, z_scores
+from qmri_bidsapp.bids.record import SeriesRecord
+from qmri_bidsapp.evaluation.repeatability import _moved, summarise, z_scores
 
 N = 20_000
 
@@ -60,3 +66,38 @@ def test_correlated_errors_are_no_fault_but_too_large_ones_remain_one() -> None:
 
 def test_few_voxels_are_not_judged() -> None:
     assert summarise(differences(1.0)[:99])["verdict"] == "few voxels"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, SeriesRecord]]:
+    """Preprocessed series of a head that lay still, moved by 1.5 mm, or was imaged on another grid."""
+    folder, rng = tmp_path_factory.mktemp("runs"), np.random.default_rng(0)
+    head = 100 + 900 * ndimage.gaussian_filter(rng.random((44, 44, 30)), 3)
+    away = np.linalg.norm(
+        (np.indices(head.shape) - np.array([[[[22]]], [[[22]]], [[[15]]]])) / [[[[18]]], [[[18]]], [[[12]]]], axis=0
+    )
+    head *= away < 1
+    affine, other = np.diag([2.5, 2.5, 2.5, 1.0]), np.diag([2.5, 2.5, 2.5, 1.0])
+    other[0, 3] = 2.0
+    found = {}
+    for name, values, place in (
+        ("first", head, affine),
+        ("still", head, affine),
+        ("moved", ndimage.shift(head, (0.6, 0, 0), order=3), affine),
+        ("elsewhere", head, other),
+    ):
+        noisy = np.abs(values + rng.standard_normal(head.shape)).astype(np.float32)
+        nib.save(nib.Nifti1Image(noisy, place), folder / f"{name}.nii")
+        nib.save(nib.Nifti1Image((values > 50).astype(np.uint8), place), folder / f"{name}_mask.nii")
+        found[name] = SeriesRecord(name, "MESE", {}, (), preproc=f"{name}.nii", mask=f"{name}_mask.nii")
+    return folder, found
+
+
+def test_runs_are_compared_unless_the_head_moved(runs) -> None:
+    folder, series = runs
+    assert _moved(series["first"], series["still"], folder) is None
+    assert _moved(series["first"], series["elsewhere"], folder) == "not compared, since their grids differ."
+    reason = str(_moved(series["first"], series["moved"], folder))
+    found = re.fullmatch(r"not compared, since the head moved by (.+) mm \(at most 0.62 mm\)\.", reason)
+    assert found is not None, reason
+    assert float(found[1]) == pytest.approx(1.5, abs=0.3)
