@@ -44,7 +44,7 @@ SHOWN = {
     "sd_z": ("sd of z", ">7.2f"),
     "within": ("within %", ">8.1f"),
     "median_z": ("median z", ">8.2f"),
-    "verdict": ("verdict", "<13"),
+    "verdict": ("verdict", "<15"),
 }
 
 

@@ -43,7 +43,8 @@ COLUMNS = {
     "within": f"Percentage of the voxels with z within {LIMIT} of zero; goal {WITHIN_GOAL:g} or more",
     "median_z": "Median of z; far from zero where the fits differ systematically",
     "verdict": "ok; std too small, std too large: what the standard deviations of the maps are; outliers: only the "
-    f"percentage within misses its goal; few voxels: fewer than {MIN_VOXELS}",
+    f"percentage within misses its goal; few voxels: fewer than {MIN_VOXELS}; not independent: the halves share "
+    "their only volume of the lowest b-value, so that nothing can be concluded unless z is too large",
 }
 
 Values = npt.NDArray[np.floating]
@@ -78,15 +79,16 @@ def z_scores(first: Values, first_std: Values, second: Values, second_std: Value
         return np.asarray((first - second) / np.hypot(first_std, second_std))
 
 
-def summarise(z: Values, *, may_be_small: bool = False) -> dict[str, Any]:
+def summarise(z: Values, *, are_independent: bool = True) -> dict[str, Any]:
     """Return `sd_z`, `within`, `median_z` and `verdict` of z-scores, see `COLUMNS`.
 
     Parameters
     ----------
     z : ndarray
         (n,) finite.
-    may_be_small : bool
-        Whether z is smaller than it should be, as where errors correlate: a small spread is then no fault.
+    are_independent : bool
+        Whether the errors are. Those that correlate make z smaller: too large a spread is still a fault, but nothing
+        else can be concluded.
     """
     if len(z) < MIN_VOXELS:
         return {"sd_z": np.nan, "within": np.nan, "median_z": np.nan, "verdict": "few voxels"}
@@ -94,10 +96,12 @@ def summarise(z: Values, *, may_be_small: bool = False) -> dict[str, Any]:
     within = 100 * float(np.mean(np.abs(z) < LIMIT))
     if spread > SD_GOAL[1]:
         verdict = "std too small"
-    elif spread < SD_GOAL[0] and not may_be_small:
+    elif spread < SD_GOAL[0] and are_independent:
         verdict = "std too large"
+    elif within < WITHIN_GOAL:
+        verdict = "outliers"
     else:
-        verdict = "ok" if within >= WITHIN_GOAL else "outliers"
+        verdict = "ok" if are_independent else "not independent"
     return {"sd_z": spread, "within": within, "median_z": float(np.median(z)), "verdict": verdict}
 
 
@@ -147,7 +151,7 @@ def _compare_pair(pair: Pair, record: SubjectRecord, out_dir: Path) -> tuple[lis
         usable = mask & masks[0] & masks[1]
         for parameter, z in _by_parameter(*two, usable, out_dir):
             share = 100 * len(z) / max(1, int(mask.sum()))
-            summary = summarise(z, may_be_small=pair.share_reference)
+            summary = summarise(z, are_independent=not pair.share_reference)
             rows.append(Row(f"sub-{pair.subject}", pair.title, *key, parameter, len(z), share, **summary))
     return rows, reasons
 

@@ -57,11 +57,11 @@ def test_outliers_are_named_although_the_spread_is_right() -> None:
     assert found["verdict"] == "outliers"
 
 
-def test_correlated_errors_are_no_fault_but_too_large_ones_remain_one() -> None:
+def test_correlated_errors_prove_nothing_but_too_large_ones_remain_a_fault() -> None:
     z = differences(1.0, correlation=0.5)
     assert summarise(z)["verdict"] == "std too large"
-    assert summarise(z, may_be_small=True)["verdict"] == "ok"
-    assert summarise(differences(0.5), may_be_small=True)["verdict"] == "std too small"
+    assert summarise(z, are_independent=False)["verdict"] == "not independent"
+    assert summarise(differences(0.5), are_independent=False)["verdict"] == "std too small"
 
 
 def test_few_voxels_are_not_judged() -> None:
