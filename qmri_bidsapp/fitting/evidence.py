@@ -35,6 +35,9 @@ class Evidence:
         Whether preprocessing removed the noise floor of the magnitudes.
     measures : Measures
         Of every voxel.
+    error_factor : ndarray or None
+        (n_voxels, n_parameters) ratio of the errors of a fit to a denoised series to those that the noise alone would
+        make, see `fitting.replicate`; None where there was no denoising.
     """
 
     noise_std: npt.NDArray[np.float64]
@@ -42,6 +45,7 @@ class Evidence:
     noise_is_given: bool
     floor_removed: bool
     measures: Measures
+    error_factor: npt.NDArray[np.float32] | None = None
 
     @property
     def voxel_snr(self) -> npt.NDArray[np.float64]:
@@ -54,6 +58,8 @@ class Evidence:
         own = {
             name: np.asarray(getattr(self, name)) for name in ("noise_std", "snr", "noise_is_given", "floor_removed")
         }
+        if self.error_factor is not None:
+            own["error_factor"] = self.error_factor
         np.savez(path, **own, **self.measures.to_arrays("measures_"))  # type: ignore[arg-type]
         return str(path)
 
@@ -68,6 +74,7 @@ class Evidence:
             noise_is_given=bool(arrays["noise_is_given"]),
             floor_removed=bool(arrays["floor_removed"]),
             measures=Measures.from_arrays(arrays, "measures_"),
+            error_factor=arrays.get("error_factor"),
         )
 
 

@@ -21,6 +21,7 @@ from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.fitting.evidence import Evidence, EvidenceCollector
 from qmri_bidsapp.fitting.noise import SeriesNoise
+from qmri_bidsapp.fitting.replicate import error_factors, rescale
 from qmri_bidsapp.images.volumes import VolumeData, iter_voxels
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model
@@ -134,6 +135,7 @@ def fit_series(
     noise: SeriesNoise | None = None,
     covariates: Sequence[npt.NDArray[np.float32]] = (),
     directions: npt.NDArray[np.float32] | None = None,
+    replicate_errors: VolumeData | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     seed: int = 0,
     with_evidence: bool = False,
@@ -158,6 +160,10 @@ def fit_series(
         (x, y, z) map of each covariate of the model, in its order; empty for neutral values.
     directions : ndarray, optional
         (x, y, z, 3, 3) of the fibres, for `BundlesByVoxel`.
+    replicate_errors : array_like, optional
+        (x, y, z, n_measurements) of a denoised series, see `preprocess.dwi.denoise`: the series plus these is fitted as
+        well, and standard deviations are those of the differences, see `fitting.replicate`. Not for estimators in which
+        neighbours influence each other.
     spacing : sequence of float
         Voxel size along x, y and z, mm.
     seed : int
@@ -195,18 +201,31 @@ def fit_series(
         )
     collector = EvidenceCollector(estimator, acquisition, mask, noise) if with_evidence else None
     toward = None if directions is None else directions[mask]
-    maps = _allocate(estimator, int(mask.sum()))
-    for index, series in iter_voxels(data, mask, CHUNK_SIZE):
-        signals = _adapted(series, matrix)
+
+    def estimate(index: npt.NDArray[np.intp], signals: npt.NDArray[np.float32]) -> ParameterMaps:
         options: dict[str, Any] = {} if toward is None else {"directions": toward[index]}
         if known is not None:
             options["covariates"] = known[index]
-        part = estimator.predict(signals, noise_std=None if noise.std is None else noise.std[index], **options)
+        return estimator.predict(signals, noise_std=None if noise.std is None else noise.std[index], **options)
+
+    maps = _allocate(estimator, int(mask.sum()))
+    for index, series in iter_voxels(data, mask, CHUNK_SIZE):
+        signals = _adapted(series, matrix)
+        part = estimate(index, signals)
         if collector is not None:
-            collector.add(index, series, signals, part, options.get("covariates"))
+            collector.add(index, series, signals, part, None if known is None else known[index])
         maps.fill(index, part)
+    maps = moderate(maps, estimator.model, protocol)
     evidence = None if collector is None else collector.finish()
-    return SeriesFit(moderate(maps, estimator.model, protocol), evidence)
+    if replicate_errors is not None:
+        repeated = _allocate(estimator, int(mask.sum()))
+        parts = (iter_voxels(volumes, mask, CHUNK_SIZE) for volumes in (data, replicate_errors))
+        for (index, series), (_, errors) in zip(*parts, strict=True):
+            repeated.fill(index, estimate(index, _adapted(series + errors, matrix)))
+        factor = error_factors(maps, repeated, mask)
+        maps = rescale(maps, factor)
+        evidence = None if evidence is None else replace(evidence, error_factor=factor)
+    return SeriesFit(maps, evidence)
 
 
 def fit_voxels(

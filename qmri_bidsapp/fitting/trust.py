@@ -78,8 +78,9 @@ def judge(
         return smooth(fill(values, mask, np.nan))[mask]
 
     known = covariates if certificate.identity["covariates_are_known"] else None
-    reading = read_truth(certificate, estimate, std, evidence.voxel_snr, covariates=known)
-    flags, factor = flag_voxels(
+    factor = None if evidence.error_factor is None else evidence.error_factor[:, certificate.space.columns]
+    reading = read_truth(certificate, estimate, std, evidence.voxel_snr, covariates=known, error_factor=factor)
+    flags, noise_factor = flag_voxels(
         certificate,
         evidence.measures,
         evidence.noise_std,
@@ -89,7 +90,7 @@ def judge(
     names = tuple(p.name for p in certificate.space.parameters)
     half = std * [certificate.conformal.get(name, np.nan) for name in names]
     half[(flags.reason != Reason.TYPICAL) | (reading.trust == Trust.UNLIKE)] = np.nan
-    return Verdict(names, reading, flags, factor, (estimate - half, estimate + half))
+    return Verdict(names, reading, flags, noise_factor, (estimate - half, estimate + half))
 
 
 def quantities_of(certificate: Certificate, maps: ParameterMaps) -> tuple[Values, Values]:
@@ -99,12 +100,25 @@ def quantities_of(certificate: Certificate, maps: ParameterMaps) -> tuple[Values
 
 
 def read_truth(
-    certificate: Certificate, estimate: Values, std: Values, snr: Values, *, covariates: Values | None = None
+    certificate: Certificate,
+    estimate: Values,
+    std: Values,
+    snr: Values,
+    *,
+    covariates: Values | None = None,
+    error_factor: Values | None = None,
 ) -> Reading:
-    """Return expected bias and range of the truth; arguments as for `judge`, `snr` is (n_voxels,)."""
+    """Return expected bias and range of the truth.
+
+    Arguments are as for `judge`; `snr` is (n_voxels,), `error_factor` is (n_voxels, n_quantities).
+    """
     parts = [
         certificate.reader.read(
-            estimate[part], std[part], snr=snr[part], covariates=None if covariates is None else covariates[part]
+            estimate[part],
+            std[part],
+            snr=snr[part],
+            covariates=None if covariates is None else covariates[part],
+            error_factor=None if error_factor is None else error_factor[part],
         )
         for part in _parts(len(estimate))
     ]

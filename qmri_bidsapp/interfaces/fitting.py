@@ -30,6 +30,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="uncompressed 4-D series")
     in_mask = File(exists=True, mandatory=True)
     noise_std = File(exists=True, desc="3-D standard deviation of the noise of one raw measurement")
+    errors = File(exists=True, desc="4-D errors of a replicate of a denoised series")
     floor_removed = traits.Bool(False, usedefault=True, desc="whether the noise floor of the magnitudes was removed")
     covariates = InputMultiObject(
         File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
@@ -111,7 +112,7 @@ def _fit(estimator: Any, inputs: Any, mask: Any) -> SeriesFit:
         acquisition["direction"] = inputs.direction
     protocol = Acquisition.from_dict(acquisition)
     data, spacing = open_series(inputs.in_file)
-    measured, directions = defined(inputs.noise_std), defined(inputs.directions)
+    measured, directions, errors = (defined(getattr(inputs, name)) for name in ("noise_std", "directions", "errors"))
     return fit_series(
         estimator,
         data,
@@ -122,6 +123,7 @@ def _fit(estimator: Any, inputs: Any, mask: Any) -> SeriesFit:
         ),
         covariates=[_load(name) for name in defined(inputs.covariates) or ()],
         directions=_load_directions(directions) if directions else None,
+        replicate_errors=open_series(errors)[0] if errors else None,
         spacing=spacing,
         seed=inputs.seed,
         with_evidence=inputs.with_evidence,

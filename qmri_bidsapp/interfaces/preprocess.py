@@ -284,6 +284,7 @@ class _DenoiseOutputSpec(_NotedOutputSpec):
     noise_std = File(desc="3-D standard deviation of the noise; undefined where it could not be measured")
     is_denoised = traits.Bool(desc="whether the series was denoised")
     floor_removed = traits.Bool(desc="whether the noise floor was removed")
+    errors = File(desc="4-D errors of a replicate; undefined where the series was not denoised")
 
 
 class DenoiseDiffusion(_Node):
@@ -302,6 +303,8 @@ class DenoiseDiffusion(_Node):
         self._save(runtime, "denoised.nii", found.image)
         if found.noise_std is not None:
             self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, image.affine), "noise_std")
+        if found.errors is not None:
+            self._save(runtime, "errors.nii", nib.Nifti1Image(found.errors, image.affine), "errors")
         self._results.update(is_denoised=found.is_denoised, floor_removed=found.floor_removed)
         floor = "; noise floor corrected (Koay and Basser 2006)" if found.floor_removed else ""
         self._did(f"Denoised by MP-PCA (Veraart et al. 2016){floor}" if found.is_denoised else None)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.core.noise import add_rician
 from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.mppca import RADIUS, mppca, sigma_of_magnitudes
@@ -26,6 +27,8 @@ MIN_DENOISE_VOLUMES = 20
 MAX_SCATTER = 1.5
 #: Gibbs ringing is removed along whole lines of k-space: small fields of view have too few.
 MIN_UNRING_SIZE = 32
+#: Of the noise of the replicate.
+SEED = 1
 
 
 class Denoised(NamedTuple):
@@ -42,6 +45,9 @@ class Denoised(NamedTuple):
     is_denoised : bool
     floor_removed : bool
         Whether the noise floor of the magnitudes was removed.
+    errors : ndarray or None
+        (x, y, z, n) float32, of a replicate: the series after denoising with noise drawn anew and denoised again, less
+        the series. Fits measure their errors with it, see `fitting.replicate`.
     note : str or None
         Why the step was left out.
     """
@@ -50,6 +56,7 @@ class Denoised(NamedTuple):
     noise_std: npt.NDArray[np.float32] | None = None
     is_denoised: bool = False
     floor_removed: bool = False
+    errors: npt.NDArray[np.float32] | None = None
     note: str | None = None
 
 
@@ -94,10 +101,15 @@ def denoise(
     if "denoise" in skip:
         return Denoised(image, known)
     floor_removed = "noise-floor" not in skip
+    signals = remove_noise_floor(denoised, sigma)
+    drawn = add_rician(signals, np.maximum(sigma, 0)[..., None], np.random.default_rng(SEED)).astype(np.float32)
+    repeated, _ = mppca(drawn, inside)
     if floor_removed:
-        denoised = remove_noise_floor(denoised, sigma)
-    values = np.where(inside[..., None] & np.isfinite(data), denoised, data).astype(np.float32)
-    return Denoised(make_image(values, image), known, is_denoised=True, floor_removed=floor_removed)
+        denoised, repeated = signals, remove_noise_floor(repeated, sigma)
+    usable = inside[..., None] & np.isfinite(data)
+    values = np.where(usable, denoised, data).astype(np.float32)
+    errors = np.where(usable, repeated - denoised, 0).astype(np.float32)
+    return Denoised(make_image(values, image), known, is_denoised=True, floor_removed=floor_removed, errors=errors)
 
 
 def _scatter_of_directions(data: npt.NDArray[np.float32], acquisition: Diffusion, mask: npt.NDArray[np.bool_]) -> float:

@@ -1,0 +1,75 @@
+"""Standard deviations of fits to denoised series are those of their errors, parameter by parameter."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from qmri_bidsapp.core.noise import add_rician
+from qmri_bidsapp.evaluation.standards import shells
+from qmri_bidsapp.fitting.noise import SeriesNoise
+from qmri_bidsapp.fitting.replicate import error_factors, rescale
+from qmri_bidsapp.fitting.series import fit_series
+from qmri_bidsapp.preprocess.dwi import denoise
+from qmri_bidsapp.registry import get_estimator, get_model
+
+SHAPE = (20, 20, 14)
+SIGMA = 12.0
+PROTOCOL = shells(8, (1000.0, 30), (2500.0, 30))
+MODEL = get_model("kurtosis")
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Return noise-free magnitudes of tissue with two fibre populations and free water, (x, y, z, n)."""
+    rng = np.random.default_rng(5)
+    b, g = np.asarray(PROTOCOL.b_value), np.asarray(PROTOCOL.direction)
+    size, share, *axes = (gaussian_filter(rng.standard_normal(SHAPE), 1.5, mode="wrap") for _ in range(5))
+    axis = np.stack(axes, axis=-1) / np.linalg.norm(np.stack(axes, axis=-1), axis=-1, keepdims=True)
+    share = 1 / (1 + np.exp(-3 * share / share.std()))[..., None]
+    fibre = np.exp(-b * (0.3e-3 + 1.5e-3 * (axis @ g.T) ** 2))
+    return (300 + 40 * size / size.std())[..., None] * (share * fibre + (1 - share) * np.exp(-b * 1.2e-3))
+
+
+@pytest.fixture(scope="module")
+def fits(truth):
+    """Return the fit of the noise-free series, and of the denoised one with and without its replicate."""
+    mask = np.ones(SHAPE, bool)
+    series = nib.Nifti1Image(add_rician(truth, SIGMA, np.random.default_rng(0)).astype(np.float32), np.eye(4))
+    found = denoise(series, PROTOCOL, mask=nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)))
+    data = np.asarray(found.image.dataobj)
+    noise = SeriesNoise(found.noise_std[mask], floor_removed=True)
+
+    def fit(values, errors=None):
+        return fit_series(
+            get_estimator("wls")(MODEL), values, mask, PROTOCOL, noise=noise, replicate_errors=errors
+        ).maps
+
+    return fit(truth.astype(np.float32)), fit(data), fit(data, found.errors)
+
+
+@pytest.mark.parametrize("name", ["s0", "fa", "md", "ad", "rd", "mk"])
+def test_intervals_hold_the_truth(fits, name: str):
+    true, before, after = fits
+    column = [parameter.name for parameter in after.parameters].index(name)
+    np.testing.assert_array_equal(before.estimate, after.estimate)
+    z = (after.estimate - true.estimate)[:, column] / after.std[:, column]
+    assert 0.91 < np.mean(np.abs(z) < 1.96) < 0.985
+
+
+def test_denoising_makes_some_parameters_more_precise_and_others_not(fits):
+    _, before, after = fits
+    ratio = dict(zip((p.name for p in after.parameters), np.nanmedian(after.std / before.std, axis=0), strict=True))
+    assert ratio["s0"] == pytest.approx(1, abs=0.12)
+    assert ratio["fa"] < 0.7
+
+
+def test_what_is_not_known_is_left(fits):
+    """Without a difference there is no factor of zero; a voxel that failed takes that of its neighbours."""
+    _, maps, _ = fits
+    mask = np.ones(SHAPE, bool)
+    assert error_factors(maps, maps, mask).min() == pytest.approx(0.1)
+    failed = maps.std.copy()
+    failed[:] = np.nan
+    unknown = rescale(maps, error_factors(rescale(maps, failed), maps, mask))
+    np.testing.assert_array_equal(unknown.std, maps.std)
