@@ -100,17 +100,15 @@ def find_clusters(flagged: Mask, inside: Mask, affine: npt.NDArray[np.floating],
     sizes = np.bincount(labels.ravel())[1:]
     order = np.argsort(-sizes, kind="stable")[:N_LISTED]
     offset = np.array([part.start for part in box])
-    middle = _to_world(np.argwhere(inside).mean(axis=0), affine)
-    found = [_describe(np.argwhere(labels == k + 1) + offset, affine, middle) for k in order]
+    middle = to_world(np.argwhere(inside).mean(axis=0), affine)
+    found = [describe(np.argwhere(labels == k + 1) + offset, affine, middle) for k in order]
     return Clusters(tuple(found), _largest_scattered(int(flagged.sum()), inside[box], seed))
 
 
-def _describe(
-    index: npt.NDArray[np.intp], affine: npt.NDArray[np.floating], middle: npt.NDArray[np.float64]
-) -> Cluster:
-    """Return the cluster of these voxels, (n, 3)."""
-    centre = _to_world(index.mean(axis=0), affine)
-    corners = np.concatenate([_to_world(index + shift, affine) for shift in CORNERS])
+def describe(index: npt.NDArray[np.intp], affine: npt.NDArray[np.floating], middle: npt.NDArray[np.float64]) -> Cluster:
+    """Return the cluster of these voxels, (n, 3); `middle` is the world position from which its place is named."""
+    centre = to_world(index.mean(axis=0), affine)
+    corners = np.concatenate([to_world(index + shift, affine) for shift in CORNERS])
     away = centre - middle
     words = [names[int(step > 0)] for names, step in zip(DIRECTIONS, away, strict=True) if abs(step) >= BESIDE]
     x, y, z = (round(float(value), 1) for value in centre)
@@ -118,7 +116,8 @@ def _describe(
     return Cluster(len(index), (x, y, z), (wide, deep, high), ", ".join(words) or "central")
 
 
-def _to_world(index: npt.NDArray[np.floating], affine: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def to_world(index: npt.NDArray[np.number], affine: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return world positions, mm, of voxel indices (..., 3)."""
     return np.asarray(index @ affine[:3, :3].T + affine[:3, 3])
 
 

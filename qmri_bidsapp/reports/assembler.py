@@ -26,6 +26,7 @@ from qmri_bidsapp.reports.figures import head_motion_figure, image_figure, map_f
 from qmri_bidsapp.reports.flags import MANY, MOST, cluster_text, flag_figure, flag_text, main_reason, part_flagged
 from qmri_bidsapp.reports.motion_score import score_notes, score_reportlets
 from qmri_bidsapp.reports.truth import truth_text
+from qmri_bidsapp.reports.unusual import unusual_text
 
 #: Head motion is plotted if a volume moved by more than this, mm or rad.
 VISIBLE_MOTION = 1e-6
@@ -59,6 +60,8 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
     if record.motion_scores:
         sections.append({"name": "Motion", "reportlets": score_reportlets(pages, record.motion_scores)})
     sections += [_series_section(pages, record, series) for series in record.series]
+    if unusual := unusual_text(out_dir, record):
+        sections.append({"name": "Unusual regions", "reportlets": [pages.html("unusual", unusual)]})
     if (comparison := truth_text(out_dir, record)) is not None:
         sections.append({"name": "Truth", "reportlets": [pages.html("truth", comparison)]})
     if (out_dir / "logs" / "CITATION.html").is_file():
