@@ -56,11 +56,12 @@ def build_subject_report(out_dir: Path, subject: str, crash_dir: Path | None) ->
     """
     record = read_record(record_file(out_dir, subject))
     pages = _Reportlets(out_dir, subject)
-    sections = [_summary(pages, record)]
+    unusual, regions = unusual_text(out_dir, record)
+    sections = [_summary(pages, record, regions)]
     if record.motion_scores:
         sections.append({"name": "Motion", "reportlets": score_reportlets(pages, record.motion_scores)})
     sections += [_series_section(pages, record, series) for series in record.series]
-    if unusual := unusual_text(out_dir, record):
+    if unusual:
         sections.append({"name": "Unusual regions", "reportlets": [pages.html("unusual", unusual)]})
     if (comparison := truth_text(out_dir, record)) is not None:
         sections.append({"name": "Truth", "reportlets": [pages.html("truth", comparison)]})
@@ -107,14 +108,14 @@ class _Reportlets:
         return np.asarray(image.dataobj)
 
 
-def _summary(pages: _Reportlets, record: SubjectRecord) -> dict[str, Any]:
-    """Return the first section: problems and warnings, then the fits."""
+def _summary(pages: _Reportlets, record: SubjectRecord, regions: list[str]) -> dict[str, Any]:
+    """Return the first section: problems, warnings and sentences on unusual regions, then the fits."""
     problems = [problem.message for problem in record.problems if problem.severity != "note"]
     hints = [problem.message for problem in record.problems if problem.severity == "note"]
     text = tables.notes(problems, "error") + tables.notes([*hints, *record.notes])
     for series in record.series:
         text += tables.notes([f"{series.name}: {note}" for note in series.notes], "warning")
-    text += tables.notes(score_notes(record.motion_scores), "warning")
+    text += tables.notes([*score_notes(record.motion_scores), *regions], "warning")
     for fit in record.fits:
         usable = record.usable_of(fit)
         if usable is not None and usable.part_usable < 0.5:

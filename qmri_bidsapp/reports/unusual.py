@@ -21,11 +21,19 @@ SEARCHED = ("t1", "t2", "t2star", "fa", "md", "mk", "intra_fraction", "diffusivi
 HEADER = ("Map", "Voxels", "Centre x, y, z (world mm)", "From the centre of the head", "Mean", "Difference", "z", "p")
 
 
-def unusual_text(out_dir: Path, record: SubjectRecord) -> str:
-    """Return the unusual regions of all maps of a participant, and why maps were not searched, as HTML."""
+def unusual_text(out_dir: Path, record: SubjectRecord) -> tuple[str, list[str]]:
+    """Return the unusual regions of all maps of a participant, and why maps were not searched.
+
+    Returns
+    -------
+    str
+        HTML; empty if the participant has no map that is searched.
+    list of str
+        One sentence per region, for the summary.
+    """
     searched = list(_searched(record))
     if not searched:
-        return ""
+        return "", []
     rows: list[tuple[str, ...]] = []
     left_out: dict[str, list[str]] = {}
     for fit, item in searched:
@@ -42,9 +50,9 @@ def unusual_text(out_dir: Path, record: SubjectRecord) -> str:
     text = f"<p class='elem-desc'>{about}</p>"
     text += notes([f"Not searched: {', '.join(names)}: {reason}." for reason, names in left_out.items()])
     if rows:
-        return text + table(HEADER, rows)
+        return text + table(HEADER, rows), [_sentence(row) for row in rows]
     n_left_out = sum(len(names) for names in left_out.values())
-    return text + (notes(["No region is unusual."]) if n_left_out < len(searched) else "")
+    return text + (notes(["No region is unusual."]) if n_left_out < len(searched) else ""), []
 
 
 def _scan(out_dir: Path, record: SubjectRecord, fit: FitRecord, item: MapRecord, n_maps: int) -> Scan:
@@ -69,6 +77,14 @@ def _searched(record: SubjectRecord) -> Iterator[tuple[FitRecord, MapRecord]]:
         for item in fit.maps:
             if item.parameter in SEARCHED:
                 yield fit, item
+
+
+def _sentence(row: tuple[str, ...]) -> str:
+    name, n_voxels, centre, place, _, difference, _, p_value = row
+    return (
+        f"{name}: unusual region of {n_voxels} voxels of white matter around ({centre}) mm, {place}: {difference} "
+        f"against the white matter around it (p = {p_value})."
+    )
 
 
 def _cells(region: Region, unit: str) -> tuple[str, ...]:

@@ -54,7 +54,9 @@ def record(tmp_path: Path) -> SubjectRecord:
 
 
 def test_a_region_is_named_with_map_place_size_and_difference(tmp_path: Path, record: SubjectRecord) -> None:
-    text = unusual_text(tmp_path, record)
+    text, (sentence,) = unusual_text(tmp_path, record)
+    assert "unusual region of" in sentence
+    assert "left" in sentence
     assert text.count("<tr>") == 2
     assert "<td>dwi, Spherical mean: Intrinsic diffusivity</td>" in text
     assert "<td>left" in text
@@ -67,24 +69,26 @@ def test_without_a_region_the_report_says_so(tmp_path: Path, record: SubjectReco
     values = image.get_fdata()
     values[9:12, 18:22, 16:19] += 0.45e-3
     save(tmp_path / "map.nii.gz", values)
-    assert "No region is unusual" in unusual_text(tmp_path, record)
+    text, sentences = unusual_text(tmp_path, record)
+    assert "No region is unusual" in text
+    assert not sentences
 
 
 def test_what_cannot_be_searched_is_named_with_the_reason(tmp_path: Path, record: SubjectRecord) -> None:
     alone = replace(record, series=(replace(record.series[0], tissues=None),))
-    text = unusual_text(tmp_path, alone)
+    text, _ = unusual_text(tmp_path, alone)
     assert "Not searched: dwi smt diffusivity: there is no segmentation of tissues, which needs a T1w." in text
     assert "No region" not in text
     (tmp_path / "std.nii.gz").unlink()
-    assert "not in the output folder: std.nii.gz" in unusual_text(tmp_path, record)
+    assert "not in the output folder: std.nii.gz" in unusual_text(tmp_path, record)[0]
 
 
 def test_other_grids_are_named(tmp_path: Path, record: SubjectRecord) -> None:
     save(tmp_path / "tissues.nii.gz", np.ones((3, 3, 3), np.uint8))
-    assert "one grid" in unusual_text(tmp_path, record)
+    assert "one grid" in unusual_text(tmp_path, record)[0]
 
 
 def test_amplitudes_are_not_searched(tmp_path: Path, record: SubjectRecord) -> None:
     fit = record.fits[0]
     amplitude = replace(fit, maps=(replace(fit.maps[0], parameter="s0", unit="arbitrary"),))
-    assert not unusual_text(tmp_path, replace(record, fits=(amplitude,)))
+    assert unusual_text(tmp_path, replace(record, fits=(amplitude,))) == ("", [])
