@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from qmri_bidsapp.fitting.evidence import Evidence
 from qmri_bidsapp.fitting.noise import smooth
 from qmri_bidsapp.images.volumes import fill
 from qmri_bidsapp.uncertainty.certificate import Certificate
-from qmri_bidsapp.uncertainty.inverse import Reading, Trust
+from qmri_bidsapp.uncertainty.inverse import Reading, Trust, normal_range
 from qmri_bidsapp.uncertainty.ood import Flags, Reason
 from qmri_bidsapp.uncertainty.ood_measures import Measures
 
@@ -78,8 +78,9 @@ def judge(
         return smooth(fill(values, mask, np.nan))[mask]
 
     known = covariates if certificate.identity["covariates_are_known"] else None
-    factor = None if evidence.error_factor is None else evidence.error_factor[:, certificate.space.columns]
-    reading = read_truth(certificate, estimate, std, evidence.voxel_snr, covariates=known, error_factor=factor)
+    reading = read_truth(certificate, estimate, std, evidence.voxel_snr, covariates=known)
+    if evidence.error_factor is not None:
+        reading = _of_denoised(certificate, reading, estimate, std, evidence.error_factor[:, certificate.space.columns])
     flags, noise_factor = flag_voxels(
         certificate,
         evidence.measures,
@@ -100,30 +101,33 @@ def quantities_of(certificate: Certificate, maps: ParameterMaps) -> tuple[Values
 
 
 def read_truth(
-    certificate: Certificate,
-    estimate: Values,
-    std: Values,
-    snr: Values,
-    *,
-    covariates: Values | None = None,
-    error_factor: Values | None = None,
+    certificate: Certificate, estimate: Values, std: Values, snr: Values, *, covariates: Values | None = None
 ) -> Reading:
-    """Return expected bias and range of the truth.
-
-    Arguments are as for `judge`; `snr` is (n_voxels,), `error_factor` is (n_voxels, n_quantities).
-    """
+    """Return expected bias and range of the truth; arguments as for `judge`, `snr` is (n_voxels,)."""
     parts = [
         certificate.reader.read(
-            estimate[part],
-            std[part],
-            snr=snr[part],
-            covariates=None if covariates is None else covariates[part],
-            error_factor=None if error_factor is None else error_factor[part],
+            estimate[part], std[part], snr=snr[part], covariates=None if covariates is None else covariates[part]
         )
         for part in _parts(len(estimate))
     ]
     names = ("bias", "lower", "upper", "trust", "is_wide")
     return Reading(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _of_denoised(certificate: Certificate, reading: Reading, estimate: Values, std: Values, factor: Values) -> Reading:
+    """Return the reading of a denoised series, whose errors are not those of the simulated voxels.
+
+    Ranges are those of normal errors of the standard deviations, which a replicate gave; where there is none, on a
+    physical limit, they stay. The expected bias is proportional to the variance, to first order.
+    """
+    known = np.isfinite(std) & np.isfinite(reading.lower)
+    low, high = normal_range(certificate.space, estimate, std)
+    return replace(
+        reading,
+        bias=(reading.bias * factor**2).astype(np.float32),
+        lower=np.where(known, low, reading.lower).astype(np.float32),
+        upper=np.where(known, high, reading.upper).astype(np.float32),
+    )
 
 
 def flag_voxels(

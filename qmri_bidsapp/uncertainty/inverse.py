@@ -32,6 +32,8 @@ LOWER, UPPER = 0.05, 0.95
 NORMAL_RANGE = 3.2897
 #: An estimate less than this many standard deviations from a physical limit does not differ from it (one-sided, 5 %).
 REACH = NORMAL_RANGE / 2
+#: The quantile of a normal distribution that 10 % exceed.
+ONE_SIDED = 1.2816
 #: A range of the truth is wide if it is more than this many times what the standard deviation suggests, and more than
 #: this share of the range of all truths.
 WIDE_RATIO = 3.0
@@ -190,7 +192,6 @@ class InverseReader:
         *,
         snr: npt.ArrayLike,
         covariates: npt.ArrayLike | None = None,
-        error_factor: npt.ArrayLike | None = None,
     ) -> Reading:
         """Return expected bias and range of the truth of estimates.
 
@@ -202,9 +203,6 @@ class InverseReader:
             (n,) signal-to-noise ratio of each voxel, see `simulation.conditions_of`; or one for all.
         covariates : array_like, optional
             (n, n_covariates) if the simulated voxels have any.
-        error_factor : array_like, optional
-            (n, n_quantities) size of the errors relative to the simulated ones. To first order, deviations are
-            proportional to the noise, and the expected error to its variance.
         """
         found = np.asarray(estimate, dtype=np.float64)
         n = len(found)
@@ -219,17 +217,16 @@ class InverseReader:
         trust[usable] = np.where(like, Trust.RANGE_GIVEN, Trust.UNLIKE)
         rows, index, values = np.flatnonzero(usable)[like], index[like], values[like]
         is_wide, spread = np.zeros(found.shape, dtype=bool), np.zeros_like(values)
-        factor = np.ones_like(values) if error_factor is None else np.asarray(error_factor, dtype=np.float64)[rows]
         if std is not None:
             spread = np.asarray(std, dtype=np.float64)[rows]
-            is_wide[rows] = self._is_wide(values, spread, factor, index)
+            is_wide[rows] = self._is_wide(values, spread, index)
             trust[is_wide.any(axis=1)] = Trust.WIDE
-        low, high, mean = self._truths_of(values, spread, factor, place[like], index)
+        low, high, mean = self._truths_of(values, spread, place[like], index)
         bias[rows], lower[rows], upper[rows] = values - mean, low, high
         return Reading(bias, lower, upper, trust, is_wide)
 
     def _truths_of(
-        self, values: Array, std: Array, factor: Array, place: Array, index: npt.NDArray[np.intp]
+        self, values: Array, std: Array, place: Array, index: npt.NDArray[np.intp]
     ) -> tuple[Array, Array, Array]:
         """Return limits and mean of the truth of estimates, given the index of the nearest simulated voxel.
 
@@ -239,10 +236,6 @@ class InverseReader:
         """
         ratio, bounds, local = self._space.is_ratio, self._space.bounds(), self.local
         error = local.level[index] + np.einsum("nd,ndq->nq", place - self._tree.data[index], local.slope[index])
-        error *= factor**2
-        least, low_end, high_end, most = (
-            factor * limit[index] for limit in (local.least, local.low, local.high, local.most)
-        )
         margin = REACH * np.nan_to_num(std)
         from_low = on_physical_limits(self._space.parameters, values - margin)[0]
         to_high = on_physical_limits(self._space.parameters, values + margin)[1]
@@ -252,24 +245,46 @@ class InverseReader:
             return np.where(ratio, values * np.exp(-error * ratio), values - error)
 
         centre = without(error)
-        mean = np.where(ratio, centre * local.mean[index] ** factor**2, centre + local.mean[index] * factor**2)
-        low = np.where(from_low, bounds[0], without(error + np.where(to_high, most, high_end)))
-        high = np.where(to_high, bounds[1], without(error + np.where(from_low, least, low_end)))
+        mean = np.where(ratio, centre * local.mean[index], centre + local.mean[index])
+        low = np.where(from_low, bounds[0], without(error + np.where(to_high, local.most[index], local.high[index])))
+        high = np.where(to_high, bounds[1], without(error + np.where(from_low, local.least[index], local.low[index])))
         low, high, mean = (np.clip(part, *bounds) for part in (low, high, mean))
         return low, high, mean
 
-    def _is_wide(self, values: Array, std: Array, factor: Array, index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+    def _is_wide(self, values: Array, std: Array, index: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Return, per quantity, whether the range of the truth is wide, see `WIDE_RATIO`; never for the amplitude.
 
         The prior of the amplitude has no range.
         """
-        width = factor * (self.local.high[index] - self.local.low[index])
+        width = self.local.high[index] - self.local.low[index]
         with np.errstate(invalid="ignore", divide="ignore"):
             stated = np.where(self._space.is_ratio, std / values, std)
         is_stated = width <= WIDE_RATIO * NORMAL_RANGE * stated
         is_wide = ~is_stated & (width > WIDE_SHARE * self._span)
         is_wide[:, 0] = False
         return np.asarray(is_wide)
+
+
+def normal_range(space: Space, estimate: npt.ArrayLike, std: npt.ArrayLike) -> tuple[Array, Array]:
+    """Return the 5 to 95 % range of normal errors about estimates, (n, n_quantities) each.
+
+    As in `InverseReader`, it begins, or ends, at a physical limit from which the estimate does not differ, and has all
+    10 % on the other side.
+
+    Parameters
+    ----------
+    space : Space
+    estimate, std : array_like
+        (n, n_quantities), in the quantities' units.
+    """
+    values, bounds = np.asarray(estimate, dtype=np.float64), space.bounds()
+    half = REACH * np.asarray(std, dtype=np.float64)
+    from_low = on_physical_limits(space.parameters, values - half)[0]
+    to_high = on_physical_limits(space.parameters, values + half)[1]
+    from_low, to_high = from_low & ~to_high, to_high & ~from_low
+    low = np.where(from_low, bounds[0], values - np.where(to_high, ONE_SIDED, REACH) / REACH * half)
+    high = np.where(to_high, bounds[1], values + np.where(from_low, ONE_SIDED, REACH) / REACH * half)
+    return np.clip(low, *bounds), np.clip(high, *bounds)
 
 
 def _whitening(places: Array) -> tuple[Array, Array]:

@@ -12,6 +12,8 @@ from qmri_bidsapp.fitting.replicate import error_factors, rescale
 from qmri_bidsapp.fitting.series import fit_series
 from qmri_bidsapp.preprocess.dwi import denoise
 from qmri_bidsapp.registry import get_estimator, get_model
+from qmri_bidsapp.uncertainty.inverse import normal_range
+from qmri_bidsapp.uncertainty.space import Space
 
 SHAPE = (20, 20, 14)
 SIGMA = 12.0
@@ -62,6 +64,17 @@ def test_denoising_makes_some_parameters_more_precise_and_others_not(fits):
     ratio = dict(zip((p.name for p in after.parameters), np.nanmedian(after.std / before.std, axis=0), strict=True))
     assert ratio["s0"] == pytest.approx(1, abs=0.12)
     assert ratio["fa"] < 0.7
+
+
+def test_ranges_are_those_of_normal_errors():
+    """But for estimates that do not differ from a physical limit: theirs begin there."""
+    space = Space(get_model("smt"))
+    estimate, std = np.array([[1.0, 0.5, 1.5e-3], [1.0, 0.05, 1.5e-3]]), np.array([[0.1, 0.1, 1e-4]] * 2)
+    low, high = normal_range(space, estimate, std)
+    np.testing.assert_allclose(low[0], estimate[0] - 1.645 * std[0], rtol=1e-3)
+    np.testing.assert_allclose(high[0], estimate[0] + 1.645 * std[0], rtol=1e-3)
+    assert low[1, 1] == 0
+    assert high[1, 1] == pytest.approx(0.05 + 1.2816 * 0.1, rel=1e-3)
 
 
 def test_what_is_not_known_is_left(fits):
