@@ -109,6 +109,8 @@ class EvidenceCollector:
         signals: npt.NDArray[np.float32],
         maps: ParameterMaps,
         covariates: npt.NDArray[Any] | None,
+        *,
+        white: npt.NDArray[np.float32] | None = None,
     ) -> None:
         """Record the voxels of a chunk.
 
@@ -124,10 +126,12 @@ class EvidenceCollector:
             Its estimates.
         covariates : ndarray or None
             (n, n_covariates) as the estimator was given them.
+        white : ndarray, optional
+            (n, n_measurements) signals with white noise, see `Meter.measure`.
         """
         given = None if self._noise.std is None else self._noise.std[index]
         self._level.add(index, signals, given, covariates)
-        part = self._meter.measure(signals, maps, series=series, covariates=covariates)
+        part = self._meter.measure(signals, maps, series=series, covariates=covariates, white=white)
         if self._measures is None:
             self._measures = part.empty(self._n_voxels)
         self._measures.fill(index, part)

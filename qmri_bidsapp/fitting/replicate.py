@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.core.maps import ParameterMaps, Status
 from qmri_bidsapp.fitting.noise import smooth
-from qmri_bidsapp.images.volumes import fill
+from qmri_bidsapp.images.volumes import VolumeData, fill
 
 #: Differences beyond this many standard deviations count as this many.
 MAX_Z = 5.0
 #: Lowest factor: fewer neighbours than it takes to show a smaller one.
 MIN_FACTOR = 0.1
+
+
+class Replicate(NamedTuple):
+    """A denoised series with noise drawn anew and denoised again, see `preprocess.dwi.denoise`.
+
+    Attributes
+    ----------
+    errors : array_like
+        (x, y, z, n_measurements) the replicate less the series.
+    removed : array_like
+        (x, y, z, n_measurements) what denoising removed from it.
+    """
+
+    errors: VolumeData
+    removed: VolumeData
 
 
 def error_factors(maps: ParameterMaps, repeated: ParameterMaps, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -21,7 +21,7 @@ from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.fitting.evidence import Evidence, EvidenceCollector
 from qmri_bidsapp.fitting.noise import SeriesNoise
-from qmri_bidsapp.fitting.replicate import error_factors, rescale
+from qmri_bidsapp.fitting.replicate import Replicate, error_factors, rescale
 from qmri_bidsapp.images.volumes import VolumeData, iter_voxels
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model
@@ -135,7 +135,7 @@ def fit_series(
     noise: SeriesNoise | None = None,
     covariates: Sequence[npt.NDArray[np.float32]] = (),
     directions: npt.NDArray[np.float32] | None = None,
-    replicate_errors: VolumeData | None = None,
+    replicate: Replicate | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     seed: int = 0,
     with_evidence: bool = False,
@@ -160,10 +160,9 @@ def fit_series(
         (x, y, z) map of each covariate of the model, in its order; empty for neutral values.
     directions : ndarray, optional
         (x, y, z, 3, 3) of the fibres, for `BundlesByVoxel`.
-    replicate_errors : array_like, optional
-        (x, y, z, n_measurements) of a denoised series, see `preprocess.dwi.denoise`: the series plus these is fitted as
-        well, and standard deviations are those of the differences, see `fitting.replicate`. Not for estimators in which
-        neighbours influence each other.
+    replicate : Replicate, optional
+        Of a denoised series. It is fitted as well, and standard deviations are those of the differences, see
+        `fitting.replicate`. Not for estimators in which neighbours influence each other.
     spacing : sequence of float
         Voxel size along x, y and z, mm.
     seed : int
@@ -208,20 +207,22 @@ def fit_series(
             options["covariates"] = known[index]
         return estimator.predict(signals, noise_std=None if noise.std is None else noise.std[index], **options)
 
-    maps = _allocate(estimator, int(mask.sum()))
-    for index, series in iter_voxels(data, mask, CHUNK_SIZE):
+    maps, repeated = (_allocate(estimator, int(mask.sum())) for _ in range(2))
+    chunks = (iter_voxels(volumes, mask, CHUNK_SIZE) for volumes in (data, *(replicate or ())))
+    for (index, series), *extra in zip(*chunks, strict=True):
         signals = _adapted(series, matrix)
         part = estimate(index, signals)
-        if collector is not None:
-            collector.add(index, series, signals, part, None if known is None else known[index])
         maps.fill(index, part)
+        white = signals
+        if replicate is not None:
+            errors, removed = (values for _, values in extra)
+            repeated.fill(index, estimate(index, _adapted(series + errors, matrix)))
+            white = _adapted(series + removed, matrix)
+        if collector is not None:
+            collector.add(index, series, signals, part, None if known is None else known[index], white=white)
     maps = moderate(maps, estimator.model, protocol)
     evidence = None if collector is None else collector.finish()
-    if replicate_errors is not None:
-        repeated = _allocate(estimator, int(mask.sum()))
-        parts = (iter_voxels(volumes, mask, CHUNK_SIZE) for volumes in (data, replicate_errors))
-        for (index, series), (_, errors) in zip(*parts, strict=True):
-            repeated.fill(index, estimate(index, _adapted(series + errors, matrix)))
+    if replicate is not None:
         factor = error_factors(maps, repeated, mask)
         maps = rescale(maps, factor)
         evidence = None if evidence is None else replace(evidence, error_factor=factor)

@@ -31,6 +31,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     in_mask = File(exists=True, mandatory=True)
     noise_std = File(exists=True, desc="3-D standard deviation of the noise of one raw measurement")
     errors = File(exists=True, desc="4-D errors of a replicate of a denoised series")
+    removed = File(exists=True, desc="4-D noise that was removed from the replicate")
     floor_removed = traits.Bool(False, usedefault=True, desc="whether the noise floor of the magnitudes was removed")
     covariates = InputMultiObject(
         File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
@@ -104,6 +105,7 @@ _EVIDENCE = ("snr", "noise_is_given", "floor_removed")
 def _fit(estimator: Any, inputs: Any, mask: Any) -> SeriesFit:
     """Load what a fit takes, and fit."""
     from qmri_bidsapp.fitting.noise import SeriesNoise
+    from qmri_bidsapp.fitting.replicate import Replicate
     from qmri_bidsapp.fitting.series import fit_series
     from qmri_bidsapp.images.volumes import open_series
 
@@ -123,7 +125,7 @@ def _fit(estimator: Any, inputs: Any, mask: Any) -> SeriesFit:
         ),
         covariates=[_load(name) for name in defined(inputs.covariates) or ()],
         directions=_load_directions(directions) if directions else None,
-        replicate_errors=open_series(errors)[0] if errors else None,
+        replicate=Replicate(open_series(errors)[0], open_series(inputs.removed)[0]) if errors else None,
         spacing=spacing,
         seed=inputs.seed,
         with_evidence=inputs.with_evidence,

@@ -285,6 +285,7 @@ class _DenoiseOutputSpec(_NotedOutputSpec):
     is_denoised = traits.Bool(desc="whether the series was denoised")
     floor_removed = traits.Bool(desc="whether the noise floor was removed")
     errors = File(desc="4-D errors of a replicate; undefined where the series was not denoised")
+    removed = File(desc="4-D noise that was removed from the replicate")
 
 
 class DenoiseDiffusion(_Node):
@@ -303,8 +304,9 @@ class DenoiseDiffusion(_Node):
         self._save(runtime, "denoised.nii", found.image)
         if found.noise_std is not None:
             self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, image.affine), "noise_std")
-        if found.errors is not None:
-            self._save(runtime, "errors.nii", nib.Nifti1Image(found.errors, image.affine), "errors")
+        for name in ("errors", "removed"):
+            if (values := getattr(found, name)) is not None:
+                self._save(runtime, f"{name}.nii", nib.Nifti1Image(values, image.affine), name)
         self._results.update(is_denoised=found.is_denoised, floor_removed=found.floor_removed)
         floor = "; noise floor corrected (Koay and Basser 2006)" if found.floor_removed else ""
         self._did(f"Denoised by MP-PCA (Veraart et al. 2016){floor}" if found.is_denoised else None)

@@ -48,6 +48,9 @@ class Denoised(NamedTuple):
     errors : ndarray or None
         (x, y, z, n) float32, of a replicate: the series after denoising with noise drawn anew and denoised again, less
         the series. Fits measure their errors with it, see `fitting.replicate`.
+    removed : ndarray or None
+        (x, y, z, n) float32, the noise that denoising removed from the replicate. Added to the series, it gives one of
+        white noise, as voxels are simulated with.
     note : str or None
         Why the step was left out.
     """
@@ -57,6 +60,7 @@ class Denoised(NamedTuple):
     is_denoised: bool = False
     floor_removed: bool = False
     errors: npt.NDArray[np.float32] | None = None
+    removed: npt.NDArray[np.float32] | None = None
     note: str | None = None
 
 
@@ -102,14 +106,32 @@ def denoise(
         return Denoised(image, known)
     floor_removed = "noise-floor" not in skip
     signals = remove_noise_floor(denoised, sigma)
-    drawn = add_rician(signals, np.maximum(sigma, 0)[..., None], np.random.default_rng(SEED)).astype(np.float32)
-    repeated, _ = mppca(drawn, inside)
+    removed = _with_noise(signals, sigma)
+    repeated, _ = mppca(removed, inside)
+    removed -= repeated
     if floor_removed:
         denoised, repeated = signals, remove_noise_floor(repeated, sigma)
     usable = inside[..., None] & np.isfinite(data)
-    values = np.where(usable, denoised, data).astype(np.float32)
-    errors = np.where(usable, repeated - denoised, 0).astype(np.float32)
-    return Denoised(make_image(values, image), known, is_denoised=True, floor_removed=floor_removed, errors=errors)
+    repeated -= denoised
+    for values in (removed, repeated):
+        values[~usable] = 0
+    return Denoised(
+        make_image(np.where(usable, denoised, data).astype(np.float32), image),
+        known,
+        is_denoised=True,
+        floor_removed=floor_removed,
+        errors=repeated,
+        removed=removed,
+    )
+
+
+def _with_noise(signals: npt.NDArray[np.float32], sigma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return magnitudes of signals (x, y, z, n) with noise of standard deviation (x, y, z) drawn anew."""
+    rng, drawn = np.random.default_rng(SEED), np.empty_like(signals)
+    # Volume by volume, to save memory.
+    for volume in range(signals.shape[3]):
+        drawn[..., volume] = add_rician(signals[..., volume], np.maximum(sigma, 0), rng)
+    return drawn
 
 
 def _scatter_of_directions(data: npt.NDArray[np.float32], acquisition: Diffusion, mask: npt.NDArray[np.bool_]) -> float:

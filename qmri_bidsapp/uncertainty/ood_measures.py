@@ -135,6 +135,7 @@ class Meter:
         *,
         series: npt.NDArray[np.floating] | None = None,
         covariates: npt.ArrayLike | None = None,
+        white: npt.NDArray[np.floating] | None = None,
     ) -> Measures:
         """Measure voxels.
 
@@ -148,6 +149,9 @@ class Meter:
             (n, n_volumes) whose powder averages the signals are.
         covariates : array_like, optional
             As the estimator was given them.
+        white : ndarray, optional
+            (n, n_measurements) where `signals` were denoised: with the noise that was removed. Distances are of these,
+            since simulated voxels have white noise.
         """
         measured = torch.as_tensor(np.ascontiguousarray(signals), dtype=torch.float64)
         size = reference(measured, self._acquisition).numpy()
@@ -174,8 +178,9 @@ class Meter:
             other = self._classical.predict(signals, covariates=covariates)
             least = np.square(self._residual(measured, self._theta(other, covariates))).sum(axis=1)
             network = np.square(residual).sum(axis=1) - least
+        compared = np.asarray(signals if white is None else white)
         with np.errstate(invalid="ignore", divide="ignore"):
-            features = self._features(np.asarray(signals)) / np.where(size > 0, size, np.nan)
+            features = self._features(compared) / np.where(size > 0, size, np.nan)
         columns = {"misfit": misfit - noise, "directions": directions, "network": network}
         columns |= {"outlier": outlier, "others": others, "floor": floor}
         return Measures(

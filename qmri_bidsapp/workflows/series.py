@@ -103,10 +103,10 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     Outputs
     -------
-    preproc, mask, dseg, notes, steps, motion, direction, noise_std, floor_removed, errors, covariates
+    preproc, mask, dseg, notes, steps, motion, direction, noise_std, floor_removed, errors, removed, covariates
         ``dseg`` only with a T1w; ``motion`` unless alignment is skipped; ``direction``, ``noise_std``,
-        ``floor_removed`` and ``errors`` only of diffusion series; ``covariates`` only where the series has a map of the
-        transmit field.
+        ``floor_removed``, ``errors`` and ``removed`` only of diffusion series; ``covariates`` only where the series has
+        a map of the transmit field.
     """
     from nipype.interfaces.utility import Merge
     from nipype.pipeline.engine import Node, Workflow
@@ -116,7 +116,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
     wf = Workflow(name=f"{item.node_name}_wf")
     inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
     fields = ["preproc", "mask", "dseg", "notes", "steps", "motion"]
-    fields += ["direction", "noise_std", "floor_removed", "errors", "covariates"]
+    fields += ["direction", "noise_std", "floor_removed", "errors", "removed", "covariates"]
     outputnode = _identity("outputnode", fields)
     mem_gb = max(0.5, 4 * item.group.size_gb)
     notes, steps = Node(Merge(4), name="notes"), Node(Merge(4), name="steps")
@@ -241,7 +241,7 @@ def _connect_diffusion(
             (raw_mask, denoise, [("out_mask", "in_mask")]),
             (denoise, notes, [("notes", "in1")]),
             (denoise, steps, [("steps", "in2")]),
-            (denoise, outputnode, [(name, name) for name in ("noise_std", "floor_removed", "errors")]),
+            (denoise, outputnode, [(name, name) for name in ("noise_std", "floor_removed", "errors", "removed")]),
         ]
     )
     last = denoise

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from qmri_bidsapp.core.noise import add_rician
 from qmri_bidsapp.evaluation.standards import shells
 from qmri_bidsapp.fitting.noise import SeriesNoise
-from qmri_bidsapp.fitting.replicate import error_factors, rescale
+from qmri_bidsapp.fitting.replicate import Replicate, error_factors, rescale
 from qmri_bidsapp.fitting.series import fit_series
 from qmri_bidsapp.preprocess.dwi import denoise
 from qmri_bidsapp.registry import get_estimator, get_model
@@ -42,12 +42,10 @@ def fits(truth):
     data = np.asarray(found.image.dataobj)
     noise = SeriesNoise(found.noise_std[mask], floor_removed=True)
 
-    def fit(values, errors=None):
-        return fit_series(
-            get_estimator("wls")(MODEL), values, mask, PROTOCOL, noise=noise, replicate_errors=errors
-        ).maps
+    def fit(values, replicate=None):
+        return fit_series(get_estimator("wls")(MODEL), values, mask, PROTOCOL, noise=noise, replicate=replicate).maps
 
-    return fit(truth.astype(np.float32)), fit(data), fit(data, found.errors)
+    return fit(truth.astype(np.float32)), fit(data), fit(data, Replicate(found.errors, found.removed))
 
 
 @pytest.mark.parametrize("name", ["s0", "fa", "md", "ad", "rd", "mk"])
@@ -64,6 +62,20 @@ def test_denoising_makes_some_parameters_more_precise_and_others_not(fits):
     ratio = dict(zip((p.name for p in after.parameters), np.nanmedian(after.std / before.std, axis=0), strict=True))
     assert ratio["s0"] == pytest.approx(1, abs=0.12)
     assert ratio["fa"] < 0.7
+
+
+def test_what_was_removed_makes_the_noise_white_again(truth):
+    """Its size and its correlation between volumes are those before denoising."""
+    mask = np.ones(SHAPE, bool)
+    series = nib.Nifti1Image(add_rician(truth, SIGMA, np.random.default_rng(0)).astype(np.float32), np.eye(4))
+    found = denoise(series, PROTOCOL, mask=nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)))
+    denoised = np.asarray(found.image.dataobj)
+    inner = np.s_[2:-2, 2:-2, 2:-2]
+    left, white = (values[inner] - truth[inner] for values in (denoised, denoised + found.removed))
+    assert left.std() < 0.65 * SIGMA
+    assert white.std() == pytest.approx(SIGMA, rel=0.06)
+    correlation = np.corrcoef(white.reshape(-1, PROTOCOL.n_measurements).T)
+    assert np.abs(correlation[np.triu_indices_from(correlation, 1)]).mean() < 0.03
 
 
 def test_ranges_are_those_of_normal_errors():
