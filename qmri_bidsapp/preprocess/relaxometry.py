@@ -55,7 +55,8 @@ def apply(
 ) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str]:
     """Resample the volumes that moved; implausible motions are refused.
 
-    A volume moved if the root mean square displacement within the head is more than `NEGLIGIBLE` voxels.
+    A volume moved if the root mean square displacement within the head is more than `NEGLIGIBLE` voxels; otherwise its
+    motion is zero.
 
     Returns
     -------
@@ -73,7 +74,9 @@ def apply(
         if not motion.is_plausible or displacement > MAX_TRANSLATION:
             refused.append(index + 1)
             motion = IDENTITY
-        elif displacement > NEGLIGIBLE * voxel:
+        elif displacement <= NEGLIGIBLE * voxel:
+            motion = IDENTITY
+        else:
             defined = np.isfinite(data[..., index])
             data[..., index] = np.where(defined, resample(volume, reference, motion, order=3), np.nan)
             n_resampled += 1
