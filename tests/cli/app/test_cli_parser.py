@@ -229,6 +229,7 @@ def test_every_option_in_the_documentation_exists():
         "--mem",
         "--time",
         "--wrap",
+        "--lesions",
     }
     for page in [repository / "README.md", *sorted((repository / "docs").rglob("*.md"))]:
         used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text(encoding="utf-8")))
