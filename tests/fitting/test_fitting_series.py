@@ -47,7 +47,7 @@ def test_chunks_change_nothing(image, monkeypatch, known_noise: bool):
 
 
 def test_a_noise_of_zero_is_unknown():
-    """Denoising finds it next to voxels that a scanner has set to zero; repeated b0 volumes are used then."""
+    """Denoising finds it next to voxels that a scanner has set to zero; what varies within shells is used then."""
     protocol, model = shells(4, (1000.0, 30)), get_model("tensor")
     signals = simulate(model, protocol, int(np.prod(SHAPE))).reshape(*SHAPE, -1)
     mask = np.ones(SHAPE, dtype=bool)
