@@ -77,12 +77,12 @@ class PhaseEncoding:
                 f"{name} gives a readout of {readout:g} s, which no EPI has ({PLAUSIBLE_READOUT[0]:g} to "
                 f"{PLAUSIBLE_READOUT[1]:g} s). Is it in milliseconds? BIDS has seconds."
             )
-        note = None
+        found = None
         if stated is None:
-            note = f"TotalReadoutTime is missing; {readout:.4g} s follow from {source}."
+            found = f"TotalReadoutTime is missing; {readout:.4g} s follow from {source}."
         elif computed is not None and abs(computed - stated) > AGREEMENT * stated:
-            note = f"TotalReadoutTime ({stated:.4g} s) is used, although {source} gives {computed:.4g} s."
-        return cls(axis, sign, readout, note)
+            found = f"TotalReadoutTime ({stated:.4g} s) is used, although {source} gives {computed:.4g} s."
+        return cls(axis, sign, readout, found)
 
     def displacement(self, field: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         """Return the displacement, voxels along the axis, in a field in Hz (in voxels if the readout is not known)."""
