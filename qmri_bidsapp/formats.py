@@ -7,7 +7,7 @@ no part of any key: a new version that computes the same reuses work folders, ce
 #: Preprocessed images and maps. Raise it when the same input gives other values;
 #: `tests/contracts/test_contracts_maps.py` fails until then. Part of the work folder's name, and of the keys of
 #: certificates and of weights trained in a run.
-MAPS = 7
+MAPS = 8
 #: Arrays and summary of a certificate (`uncertainty.certificate`).
 CERTIFICATE = 9
 #: Tensors and card of trained weights (`artifacts.weights`).

@@ -327,9 +327,12 @@ class UnringDiffusion(_Node):
     output_spec = _NotedOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        import torch
+
         from qmri_bidsapp.preprocess.dwi import unring
 
         inputs = self.inputs
+        torch.set_num_threads(inputs.n_threads)
         source = _load(inputs.in_file, 4)
         image, note = unring(
             source,
@@ -337,7 +340,6 @@ class UnringDiffusion(_Node):
             mask=_load(inputs.in_mask, 3),
             is_denoised=inputs.is_denoised,
             partial_fourier=inputs.partial_fourier,
-            n_threads=inputs.n_threads,
         )
         self._save(runtime, "unringed.nii", image)
         done = "Gibbs ringing removed by local subvoxel shifts (Kellner et al. 2016)"

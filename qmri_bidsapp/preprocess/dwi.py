@@ -18,6 +18,7 @@ from qmri_bidsapp.preprocess.relaxometry import apply
 from qmri_bidsapp.preprocess.rigid import IDENTITY, Rigid, register, too_small
 from qmri_bidsapp.preprocess.ringing import find_ringing
 from qmri_bidsapp.preprocess.stillness import Frame, moved_between, moved_within_shell
+from qmri_bidsapp.preprocess.unringing import remove_ringing
 
 #: MP-PCA needs the width of a patch along each axis, and enough volumes for a spectrum of noise.
 MIN_DENOISE_SIZE = 2 * RADIUS + 1
@@ -175,7 +176,6 @@ def unring(
     mask: nib.Nifti1Image,
     is_denoised: bool,
     partial_fourier: float = 1.0,
-    n_threads: int = 1,
 ) -> tuple[nib.Nifti1Image, str]:
     """Remove Gibbs ringing by local subvoxel shifts (Kellner et al. 2016), slice by slice, where there is ringing.
 
@@ -186,12 +186,12 @@ def unring(
     acquisition : Diffusion
         Its protocol.
     mask : Nifti1Image
-        Slices beyond it stay as they are: the step is slow, and slices do not influence each other.
+        Slices beyond it stay as they are: slices do not influence each other.
     is_denoised : bool
         Noise that was not removed would be taken for ringing.
     partial_fourier : float
-        Acquired part of k-space; below one, ringing has other periods than these shifts assume (Lee et al. 2021).
-    n_threads : int
+        Acquired part of k-space; below one, ringing has other periods than these shifts assume, and shifts for these
+        periods (Lee et al. 2021) increase the error of heads, see `benchmarks/unringing.py`.
 
     Returns
     -------
@@ -207,13 +207,11 @@ def unring(
     rings, finding = find_ringing(np.nan_to_num(lowest), np.linalg.norm(image.affine[:3, :3], axis=0))
     if not rings:
         return image, f"Unringing left out: {finding}."
-    from dipy.denoise.gibbs import gibbs_removal
-
     slices = np.flatnonzero(_surroundings(mask).any(axis=(0, 1)))
     chosen = data[:, :, slices]
     # The Fourier transform would spread one undefined value over its slice.
     defined = np.isfinite(chosen)
-    cleaned = gibbs_removal(np.where(defined, chosen, 0), slice_axis=2, inplace=False, num_processes=n_threads)
+    cleaned = remove_ringing(np.where(defined, chosen, 0))
     data[:, :, slices] = np.where(defined, cleaned, np.nan)
     return make_image(data, image), f"Ringing was found and removed: {finding}."
 

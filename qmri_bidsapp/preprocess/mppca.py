@@ -16,6 +16,8 @@ from qmri_bidsapp.core.rice import variance_of_mean
 RADIUS, STRIDE = 2, 2
 #: Patches that are decomposed at once.
 CHUNK = 256
+#: Single precision, in 0.6 of the time, is enough for eigenvalues of at most this times their median.
+SINGLE_RANGE = 2e4
 #: Steps of the fixed point that turns the noise of magnitudes into that of their real and imaginary parts.
 N_STEPS = 8
 
@@ -92,7 +94,7 @@ def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
     n_voxels, n_volumes = patch.shape[1:]
     by_voxel = n_voxels <= n_volumes
     gram = patch @ patch.mT if by_voxel else patch.mT @ patch
-    eigenvalues, vectors = torch.linalg.eigh(gram.double())
+    eigenvalues, vectors = _decompose(gram)
     # Removing the mean takes one degree of freedom.
     n_rows = n_voxels - 1
     n_small, n_large = min(n_rows, n_volumes), max(n_rows, n_volumes)
@@ -108,9 +110,20 @@ def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
     edge = noise_variance * (math.sqrt(n_rows) + math.sqrt(n_volumes)) ** 2
     signal = eigenvalues > edge[:, None]
     n_kept = signal.sum(dim=1)
-    main = (vectors[:, :, -n_small:] * signal[:, None]).float()
+    main = vectors[:, :, -n_small:] * signal[:, None]
     kept = main @ (main.mT @ patch) if by_voxel else (patch @ main) @ main.mT
     return kept, noise_variance.float(), n_kept
+
+
+def _decompose(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ascending eigenvalues (patch, n), float64, and eigenvectors (patch, n, n) of symmetric matrices."""
+    values, vectors = torch.linalg.eigh(gram)
+    eigenvalues = values.double()
+    wide = values[:, -1] > SINGLE_RANGE * values[:, values.shape[1] // 2]
+    if wide.any():
+        eigenvalues[wide], precise = torch.linalg.eigh(gram[wide].double())
+        vectors[wide] = precise.float()
+    return eigenvalues, vectors
 
 
 def _noise_variance(eigenvalues: torch.Tensor, n_kept: torch.Tensor, n_rows: int, n_columns: int) -> torch.Tensor:

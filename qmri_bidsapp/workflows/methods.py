@@ -134,7 +134,7 @@ def _diffusion(skip: tuple[str, ...], aligned: str) -> list[str]:
     if "unring" in skip:
         left_out.append("cleared of Gibbs ringing")
     else:
-        done.append("cleared of Gibbs ringing [@gibbs] with DIPY [@dipy] where it was found")
+        done.append("cleared of Gibbs ringing by local subvoxel shifts [@gibbs] where it was found")
     if "align" not in skip:
         done.append(f"{aligned}, with gradient directions rotated accordingly [@bmatrix]")
     found = [f"Diffusion series were {', then '.join(done)}."] if done else []

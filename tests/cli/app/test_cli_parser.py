@@ -218,7 +218,7 @@ def test_every_option_in_the_documentation_exists():
     repository = Path(__file__).resolve().parents[3]
     known = _options(build_parser()) | _options(tools.build_parser())
     # Options of docker, apptainer, sbatch, pip and the benchmarks.
-    foreign = {"--cohorts", "--only", "--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
+    foreign = {"--cohorts", "--head", "--only", "--rm", "--read-only", "--tmpfs", "--network", "--no-deps"}
     foreign |= {
         "--build-arg",
         "--tags",
