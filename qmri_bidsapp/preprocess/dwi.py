@@ -92,7 +92,8 @@ def denoise(
     data = np.asarray(image.dataobj, dtype=np.float32)
     inside = _surroundings(mask)
     # One undefined value would invalidate every patch around it: it is zero there, and undefined in the result.
-    denoised, noise_std = mppca(np.where(np.isfinite(data), data, 0), inside)
+    filled = np.where(np.isfinite(data), data, 0)
+    denoised, noise_std, fuller = mppca(filled, inside)
     within = np.asarray(mask.dataobj) > 0
     apart = _scatter_of_directions(data, acquisition, within) / np.median(noise_std[within])
     if apart > MAX_SCATTER:
@@ -106,14 +107,18 @@ def denoise(
     if "denoise" in skip:
         return Denoised(image, known)
     floor_removed = "noise-floor" not in skip
-    signals = remove_noise_floor(denoised, sigma)
-    removed = _with_noise(signals, sigma)
-    repeated, _ = mppca(removed, inside)
+    # What of the signal was taken for noise is lost, which a replicate of the denoised series could not show. Beyond
+    # the mask patches need noise as well.
+    truth = np.where(inside[..., None], remove_noise_floor(fuller, sigma), filled)
+    removed = _with_noise(truth, sigma)
+    repeated = mppca(removed, inside).series
     removed -= repeated
     if floor_removed:
-        denoised, repeated = signals, remove_noise_floor(repeated, sigma)
+        denoised, repeated = remove_noise_floor(denoised, sigma), remove_noise_floor(repeated, sigma)
+    else:
+        truth = fuller
     usable = inside[..., None] & np.isfinite(data)
-    repeated -= denoised
+    repeated -= truth
     for values in (removed, repeated):
         values[~usable] = 0
     return Denoised(

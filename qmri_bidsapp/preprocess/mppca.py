@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,32 @@ RADIUS, STRIDE = 2, 2
 CHUNK = 256
 #: Single precision, in 0.6 of the time, is enough for eigenvalues of at most this times their median.
 SINGLE_RANGE = 2e4
+#: Components beyond those of the signal that `Denoised.fuller` keeps.
+N_MORE = 2
 #: Steps of the fixed point that turns the noise of magnitudes into that of their real and imaginary parts.
 N_STEPS = 8
 
 
-def mppca(
-    series: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_], *, device: str = "cpu"
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+class Denoised(NamedTuple):
+    """Result of `mppca`.
+
+    Attributes
+    ----------
+    series : ndarray
+        (x, y, z, n); zero outside.
+    noise_std : ndarray
+        (x, y, z) standard deviation of the noise of a magnitude, an average over the patches of a voxel; zero outside.
+    fuller : ndarray
+        (x, y, z, n) as `series`, but with the `N_MORE` strongest components that are taken for noise: what is lost of
+        the signal is among them.
+    """
+
+    series: npt.NDArray[np.float32]
+    noise_std: npt.NDArray[np.float32]
+    fuller: npt.NDArray[np.float32]
+
+
+def mppca(series: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_], *, device: str = "cpu") -> Denoised:
     """Denoise magnitudes by MP-PCA (Veraart et al. 2016, NeuroImage 142:394) in overlapping patches.
 
     A voxel is the mean of its patches, with weights that fall with the number of components that a patch keeps (Manjon
@@ -38,29 +58,24 @@ def mppca(
         (x, y, z) bool, where denoised values are needed.
     device : str
         Torch device.
-
-    Returns
-    -------
-    denoised : ndarray
-        (x, y, z, n); zero outside.
-    noise_std : ndarray
-        (x, y, z) standard deviation of the noise of a magnitude, an average over the patches of a voxel; zero outside.
     """
     shape, n = series.shape[:3], series.shape[3]
     flat = torch.from_numpy(np.ascontiguousarray(series, dtype=np.float32).reshape(-1, n)).to(device)
-    total, weights, variance = (torch.zeros((len(flat), columns), device=device) for columns in (n, 1, 1))
+    total, fuller, weights, variance = (torch.zeros((len(flat), columns), device=device) for columns in (n, n, 1, 1))
     for voxels in _patches(inside):
         index = torch.from_numpy(voxels).to(device)
         patch = flat[index]
         mean = patch.mean(dim=1, keepdim=True)
-        kept, noise_variance, n_kept = _denoise_patches(patch - mean)
+        kept, more, noise_variance, n_kept = _denoise_patches(patch - mean)
         weight = (1 / (1 + n_kept))[:, None].expand(index.shape).reshape(-1, 1)
-        total.index_add_(0, index.ravel(), (kept + mean).reshape(-1, n) * weight)
+        for sums, values in ((total, kept + mean), (fuller, kept + more + mean)):
+            sums.index_add_(0, index.ravel(), values.reshape(-1, n) * weight)
         weights.index_add_(0, index.ravel(), weight)
         variance.index_add_(0, index.ravel(), noise_variance[:, None].expand(index.shape).reshape(-1, 1) * weight)
     weights = torch.where(torch.from_numpy(inside.reshape(-1, 1)).to(device), weights, math.inf)
-    denoised = (total / weights).clamp(min=0).reshape(*shape, n)
-    return denoised.cpu().numpy(), (variance / weights).sqrt().reshape(shape).cpu().numpy()
+    means = (total.div_(weights).clamp_(min=0), (variance / weights).sqrt(), fuller.div_(weights).clamp_(min=0))
+    series, noise_std, fuller = (values.reshape(*shape, -1).squeeze(-1).cpu().numpy() for values in means)
+    return Denoised(series, noise_std, fuller)
 
 
 def _patches(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.intp]]:
@@ -76,7 +91,7 @@ def _patches(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.intp]]:
         yield np.ravel_multi_index(tuple(np.moveaxis(voxels, -1, 0)), inside.shape)
 
 
-def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Remove the components of noise from patches.
 
     Parameters
@@ -86,8 +101,8 @@ def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
     Returns
     -------
-    kept : Tensor
-        As `patch`.
+    kept, more : Tensor
+        As `patch`: the components of the signal, and the `N_MORE` strongest of the others.
     noise_variance, n_kept : Tensor
         (patch,) variance of the noise of one value, float32; number of components that were kept.
     """
@@ -110,9 +125,15 @@ def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
     edge = noise_variance * (math.sqrt(n_rows) + math.sqrt(n_volumes)) ** 2
     signal = eigenvalues > edge[:, None]
     n_kept = signal.sum(dim=1)
-    main = vectors[:, :, -n_small:] * signal[:, None]
-    kept = main @ (main.mT @ patch) if by_voxel else (patch @ main) @ main.mT
-    return kept, noise_variance.float(), n_kept
+    next_ones = ~signal & (number > (n_small - n_kept - N_MORE)[:, None])
+    kept, more = (_project(patch, vectors[:, :, -n_small:], chosen, by_voxel) for chosen in (signal, next_ones))
+    return kept, more, noise_variance.float(), n_kept
+
+
+def _project(patch: torch.Tensor, vectors: torch.Tensor, chosen: torch.Tensor, by_voxel: bool) -> torch.Tensor:
+    """Return the components of patches along the chosen ones of their eigenvectors, (patch, row, component)."""
+    main = vectors * chosen[:, None]
+    return main @ (main.mT @ patch) if by_voxel else (patch @ main) @ main.mT
 
 
 def _decompose(gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
