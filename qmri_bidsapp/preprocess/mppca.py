@@ -74,8 +74,7 @@ def mppca(series: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_], *, dev
         variance.index_add_(0, index.ravel(), noise_variance[:, None].expand(index.shape).reshape(-1, 1) * weight)
     weights = torch.where(torch.from_numpy(inside.reshape(-1, 1)).to(device), weights, math.inf)
     means = (total.div_(weights).clamp_(min=0), (variance / weights).sqrt(), fuller.div_(weights).clamp_(min=0))
-    series, noise_std, fuller = (values.reshape(*shape, -1).squeeze(-1).cpu().numpy() for values in means)
-    return Denoised(series, noise_std, fuller)
+    return Denoised(*(values.reshape(*shape, -1).squeeze(-1).cpu().numpy() for values in means))
 
 
 def _patches(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.intp]]:

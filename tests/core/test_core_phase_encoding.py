@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.core.phase_encoding import PhaseEncoding
+from qmri_bidsapp.errors import InputError
 
 SHAPE = (72, 80, 39)
 EPI = Path(__file__).resolve().parents[2].parent / "shared/data/bids-epi"
