@@ -20,7 +20,8 @@ import numpy.typing as npt
 from qmri_bidsapp.bids.files import open_image
 from qmri_bidsapp.bids.inheritance import InheritedFiles
 from qmri_bidsapp.bids.inputs import InputGroup, SubjectInputs
-from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition.shells import group_b_values
 from qmri_bidsapp.errors import NothingMatchedError
 from qmri_bidsapp.images.gradients import format_gradients
 from qmri_bidsapp.images.volumes import make_image, save_image
@@ -135,11 +136,12 @@ def _unsplittable(series: Sequence[InputGroup]) -> list[str]:
 
 def _repeats(series: Sequence[InputGroup]) -> tuple[list[tuple[InputGroup, InputGroup]], list[str]]:
     """Return the series that repeat an earlier one, each with that one, and why others do not."""
+    known: list[Acquisition] = []
     repeats: dict[Any, list[InputGroup]] = {}
     opposed: dict[Any, list[InputGroup]] = {}
     for group in series:
         assert group.acquisition is not None
-        protocol = (group.kind, type(group.acquisition), tuple(group.acquisition.rows()))
+        protocol = (group.kind, _number(group.acquisition, known))
         for found, varying in ((repeats, _REPEATS), (opposed, ("dir",))):
             fixed = tuple(item for item in group.entities if item[0] not in varying)
             found.setdefault((*protocol, fixed), []).append(group)
@@ -150,6 +152,24 @@ def _repeats(series: Sequence[InputGroup]) -> tuple[list[tuple[InputGroup, Input
         if len(groups) > 1
     ]
     return [pair for groups in repeats.values() for pair in pairwise(groups)], reasons
+
+
+def _number(acquisition: Acquisition, known: list[Acquisition]) -> int:
+    """Return the place of the first known protocol that this one repeats; a new one becomes known."""
+    found = next((i for i, other in enumerate(known) if _is_same(acquisition, other)), len(known))
+    if found == len(known):
+        known.append(acquisition)
+    return found
+
+
+def _is_same(first: Acquisition, second: Acquisition) -> bool:
+    """Return whether two protocols are the same; recorded b-values of a shell vary between repeats."""
+    if not (isinstance(first, Diffusion) and isinstance(second, Diffusion)):
+        return type(first) is type(second) and first.rows() == second.rows()
+    shells = [[np.asarray(protocol.b_value)[shell] for shell in protocol.shells()] for protocol in (first, second)]
+    return list(map(len, shells[0])) == list(map(len, shells[1])) and all(
+        len(group_b_values(np.array([a.mean(), b.mean()]))) == 1 for a, b in zip(*shells, strict=True)
+    )
 
 
 def _halved(entities: Iterable[tuple[str, str]], half: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition
+from qmri_bidsapp.core.acquisition import Acquisition, reference_limit
 from qmri_bidsapp.core.noise import NoiseKind
 from qmri_bidsapp.errors import PriorError
 
@@ -113,7 +113,7 @@ def reference(signal: torch.Tensor, acquisition: Acquisition) -> torch.Tensor:
         The mean over measurements without diffusion weighting where there are any, else the largest absolute value.
     """
     b_value = np.asarray(getattr(acquisition, "b_value", ()), dtype=float)
-    if not len(b_value) or b_value.min() > B0_THRESHOLD:
+    if not len(b_value) or b_value.min() > reference_limit(b_value.tolist()):
         return signal.abs().amax(-1, keepdim=True)
     weight = np.asarray(acquisition.n_averages) * (b_value <= b_value.min() + B0_TOLERANCE)
     return signal @ torch.tensor(weight / weight.sum(), dtype=signal.dtype, device=signal.device).unsqueeze(-1)

@@ -71,26 +71,29 @@ class CumulantExpansion(LogLinearModel):
     def adapt(self, acquisition: Acquisition) -> tuple[Acquisition, npt.NDArray[np.float64] | None]:
         """Leave out the volumes of high b-values: of all shells, as few above `max_b_value` as possible are used."""
         if isinstance(acquisition, Diffusion):
-            # Recorded b-values vary a little within a shell, which must stay together.
-            limit = self.max_b_value + B0_THRESHOLD
-            highest = [max(acquisition.b_value[index] for index in shell) for shell in acquisition.shells()]
-            for b_value in (limit, *(b for b in highest[:-1] if b > limit)):
-                reduced, matrix = acquisition.up_to(b_value)
-                if reduced.n_measurements < acquisition.n_measurements and self.is_determined_by(reduced):
+            # Recorded b-values vary a little within a shell, which stays together.
+            recorded = [np.asarray(acquisition.b_value)[shell] for shell in acquisition.shells()]
+            n_low = sum(self._is_low(b_value) for b_value in recorded)
+            for b_value in recorded[max(n_low - 1, 0) : -1]:
+                reduced, matrix = acquisition.up_to(b_value.max())
+                if self.is_determined_by(reduced):
                     return reduced, matrix
         return acquisition, None
+
+    def _is_low(self, b_value: npt.NDArray[np.float64]) -> bool:
+        """Return whether the polynomial holds at the b-values of a shell, s/mm2."""
+        return bool(b_value.mean() <= self.max_b_value + B0_THRESHOLD)
 
     def caution(self, acquisition: Acquisition) -> str | None:
         """Say that volumes above `max_b_value` are used, as the others do not determine the parameters."""
         used, _ = self.adapt(acquisition)
         assert isinstance(used, Diffusion)
-        highest = max(used.b_value)
-        if highest <= self.max_b_value + B0_THRESHOLD:
+        if self._is_low(np.asarray(used.b_value)[used.shells()[-1]]):
             return None
         return (
-            f"{self.name}: volumes up to b = {highest:.0f} s/mm2 are used, since those up to {self.max_b_value:.0f} do "
-            "not determine the parameters: where diffusion is not as the model says, as in tissue at such b-values, "
-            "the maps are biased (diffusivities come out too low)."
+            f"{self.name}: volumes up to b = {max(used.b_value):.0f} s/mm2 are used, since those up to "
+            f"{self.max_b_value:.0f} do not determine the parameters: where diffusion is not as the model says, as in "
+            "tissue at such b-values, the maps are biased (diffusivities come out too low)."
         )
 
     def check(self, acquisition: Acquisition) -> None:

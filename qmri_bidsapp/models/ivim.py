@@ -21,6 +21,8 @@ MAX_B_VALUE = 1050.0
 B_TOLERANCE = 1.0
 #: Perfusion is gone from the signal above this b-value, s/mm2.
 PERFUSION_B_VALUE = 200.0
+#: A recorded b-value may differ from it by this part.
+SCATTER = 0.05
 #: Largest b-value (s/mm2) that counts as unweighted.
 MAX_BASELINE = 10.0
 #: Border between diffusion, slower, and pseudodiffusion, faster, mm2/s: with a common range the two compartments
@@ -143,8 +145,8 @@ class IntravoxelIncoherentMotion(SeparableModel):
         self._check_type(acquisition)
         assert isinstance(acquisition, SphericalMean)
         lowest = min(acquisition.b_value, default=np.inf)
-        n_low = sum(lowest < b <= PERFUSION_B_VALUE for b in acquisition.b_value)
-        n_high = sum(b >= PERFUSION_B_VALUE for b in acquisition.b_value)
+        n_low = sum(lowest < b <= (1 + SCATTER) * PERFUSION_B_VALUE for b in acquisition.b_value)
+        n_high = sum(b >= (1 - SCATTER) * PERFUSION_B_VALUE for b in acquisition.b_value)
         if lowest > MAX_BASELINE or n_low < 2 or n_high < 2:
             raise ProtocolError(
                 f"Model {self.name} needs {self.needs}, got b = "

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Diffusion
+from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Diffusion, reference_limit
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.models.layout import n_distinct_axes
 from qmri_bidsapp.models.legendre import even_legendre
@@ -84,7 +84,7 @@ class Responses(NamedTuple):
 def refusal(acquisition: Diffusion) -> str | None:
     """Return why a protocol cannot resolve fibre directions; None if it can."""
     n_directions = _n_axes(acquisition)
-    if n_directions >= MIN_DIRECTIONS and min(acquisition.b_value) <= B0_THRESHOLD:
+    if n_directions >= MIN_DIRECTIONS and min(acquisition.b_value) <= reference_limit(acquisition.b_value):
         return None
     return f"Crossing fibres need b = 0 and {MIN_DIRECTIONS} directions, got {n_directions}: one bundle per voxel."
 
@@ -97,7 +97,8 @@ def order_of(acquisition: Diffusion) -> int:
 
 def _n_axes(acquisition: Diffusion) -> int:
     """Return the number of distinct axes of the weighted volumes."""
-    return n_distinct_axes(np.asarray(acquisition.direction)[np.asarray(acquisition.b_value) > B0_THRESHOLD])
+    weighted = np.asarray(acquisition.b_value) > reference_limit(acquisition.b_value)
+    return n_distinct_axes(np.asarray(acquisition.direction)[weighted])
 
 
 def find_orientations(
@@ -194,11 +195,13 @@ def _tensor(signals: npt.NDArray[np.floating], acquisition: Diffusion) -> tuple[
     from dipy.reconst.dti import TensorModel
 
     b_value = np.asarray(acquisition.b_value)
-    low = b_value <= TENSOR_B_VALUE
-    used = low if np.sum(low & (b_value > B0_THRESHOLD)) >= 6 else np.ones_like(low)
-    table = gradient_table(
-        b_value[used], bvecs=np.asarray(acquisition.direction)[used], b0_threshold=B0_THRESHOLD, atol=0.1
-    )
+    low = np.zeros(len(b_value), dtype=bool)
+    for shell in acquisition.shells():
+        # Room for the scatter of recorded b-values.
+        low[shell] = b_value[shell].mean() <= TENSOR_B_VALUE + B0_THRESHOLD
+    limit = reference_limit(acquisition.b_value)
+    used = low if np.sum(low & (b_value > limit)) >= 6 else np.ones_like(low)
+    table = gradient_table(b_value[used], bvecs=np.asarray(acquisition.direction)[used], b0_threshold=limit, atol=0.1)
     fit = TensorModel(table).fit(signals[:, used])
     return fit.fa, fit.md, fit.evecs[..., 0]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy.spatial.transform import Rotation
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Diffusion, SphericalMean
+from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Diffusion, SphericalMean, reference_limit
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.models.directions import even_directions
 from qmri_bidsapp.models.layout import n_distinct_axes
@@ -56,9 +56,8 @@ class ShellFits:
         direction, b_value = np.asarray(acquisition.direction), np.asarray(acquisition.b_value)
         timed = acquisition.small_delta is not None and acquisition.large_delta is not None
         shells = acquisition.timed_shells() if timed else acquisition.shells()
-        self.degrees = tuple(
-            _degree(direction[shell]) if b_value[shell].max() > B0_THRESHOLD else 0 for shell in shells
-        )
+        limit = reference_limit(acquisition.b_value)
+        self.degrees = tuple(_degree(direction[shell]) if b_value[shell].max() > limit else 0 for shell in shells)
         n = acquisition.n_measurements
         residual, size, features = np.zeros((n, n)), np.zeros(n), []
         self.freedom = 0
@@ -67,7 +66,7 @@ class ShellFits:
             to_coefficients = np.zeros((n, design.shape[1]))
             to_coefficients[shell] = np.linalg.pinv(design).T
             features += _parts(to_coefficients, degree)
-            if len(shell) > design.shape[1] and (degree or b_value[shell].max() <= B0_THRESHOLD):
+            if len(shell) > design.shape[1] and (degree or b_value[shell].max() <= limit):
                 own = np.eye(len(shell)) - design @ np.linalg.pinv(design)
                 residual[np.ix_(shell, shell)] = own
                 size[shell] = np.sqrt(np.diag(own))

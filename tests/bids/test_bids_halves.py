@@ -105,7 +105,8 @@ def test_runs_of_one_protocol_are_compared_and_other_series_are_not(diffusion: P
     for name in folder.iterdir():
         name.unlink()
     write_diffusion(folder / "sub-01_run-1_dwi", B_VALUES)
-    write_diffusion(folder / "sub-01_run-2_dwi", B_VALUES)
+    # Recorded b-values vary a little between repeats.
+    write_diffusion(folder / "sub-01_run-2_dwi", tuple(b + 5 * (-1) ** i if b else 5 for i, b in enumerate(B_VALUES)))
     write_diffusion(folder / "sub-01_run-3_dwi", B_VALUES[:8])
     write_diffusion(folder / "sub-01_acq-x_dir-AP_dwi", B_VALUES)
     write_diffusion(folder / "sub-01_acq-x_dir-PA_dwi", B_VALUES)

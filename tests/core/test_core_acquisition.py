@@ -177,8 +177,8 @@ def test_low_b_values_without_a_direction_are_zero() -> None:
         ),
         (
             "diffusion",
-            "3 volumes (1 at b = 0, 2 at b = 1000 s/mm²)",
-            [("Volumes", "1 at b = 0 s/mm²; 2 at b = 1000 s/mm²")],
+            "3 volumes (1 at b = 0, 2 at b = 998 (995 to 1000) s/mm²)",
+            [("Volumes", "1 at b = 0 s/mm²; 2 at b = 998 (995 to 1000) s/mm²")],
         ),
         ("spherical-mean", "2 measurements", [("Measurements", "2")]),
     ],

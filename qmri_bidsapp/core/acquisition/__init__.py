@@ -7,18 +7,14 @@ convention).
 from __future__ import annotations
 
 from qmri_bidsapp.core.acquisition.base import Acquisition
-from qmri_bidsapp.core.acquisition.diffusion import (
-    B0_THRESHOLD,
-    Diffusion,
-    SphericalMean,
-    reference_limit,
-)
+from qmri_bidsapp.core.acquisition.diffusion import Diffusion, SphericalMean
 from qmri_bidsapp.core.acquisition.relaxometry import (
     InversionRecovery,
     MultiEcho,
     SpoiledGradientEcho,
     T2Preparation,
 )
+from qmri_bidsapp.core.acquisition.shells import B0_THRESHOLD, reference_limit
 
 __all__ = [
     "B0_THRESHOLD",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,15 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp.core.acquisition.base import Acquisition, check_times
+from qmri_bidsapp.core.acquisition.shells import B0_THRESHOLD, MIN_GAP, group_b_values, reference_limit
 from qmri_bidsapp.errors import ProtocolError
 
-#: Largest b-value, s/mm2, of a volume that may be a reference and needs no direction. Models use its b-value all the
-#: same where it has a direction.
-B0_THRESHOLD = 50.0
-#: Lowest b-values up to this, s/mm2, are references too where the next shell is `REFERENCE_RATIO` times as high (HCP 7T
-#: records its b0 volumes as 56 to 64).
-MAX_REFERENCE = 100.0
-REFERENCE_RATIO = 5.0
 #: Powder averages of at most this b-value, s/mm2, are of b = 0.
 B_ROUNDING = 1.0
 #: Orders of even functions on the sphere, and measurements for each of their coefficients: fewer would follow noise.
@@ -34,19 +28,6 @@ MAX_PULSE_TIME = 1.0
 MAX_B_VALUE = 5e4
 #: So many directions among b-values up to `B0_THRESHOLD`, without a higher one, are weighted volumes.
 MANY_DIRECTIONS = 6
-
-
-def reference_limit(b_value: Sequence[float]) -> float:
-    """Return the largest b-value, s/mm2, that counts as a reference in a protocol; models use its b-value all the same.
-
-    It is `B0_THRESHOLD`, or the highest of the lowest b-values up to `MAX_REFERENCE` where none is below that threshold
-    and the next b-value is at least `REFERENCE_RATIO` times as high.
-    """
-    low = [b for b in b_value if b <= MAX_REFERENCE]
-    high = [b for b in b_value if b > MAX_REFERENCE]
-    if low and high and min(low) > B0_THRESHOLD and min(high) >= REFERENCE_RATIO * max(low):
-        return max(low)
-    return B0_THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -114,12 +95,12 @@ class Diffusion(Acquisition):
 
     def summary(self) -> str:
         """Return number of volumes and of those of each shell."""
-        shells = ", ".join(f"{len(i)} at b = {self.b_value[i[0]]:g}" for i in self.shells())
+        shells = ", ".join(map(self._describe, self.shells()))
         return f"{self.n_measurements} volumes ({shells} s/mm²)"
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the number of volumes of each shell."""
-        return [("Volumes", "; ".join(f"{len(i)} at b = {self.b_value[i[0]]:g} s/mm²" for i in self.shells()))]
+        return [("Volumes", "; ".join(f"{self._describe(shell)} s/mm²" for shell in self.shells()))]
 
     def pulse_timing(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return duration and separation of the gradient pulses, (n_measurements,) each, in s.
@@ -150,14 +131,14 @@ class Diffusion(Acquisition):
 
         return Diffusion(part(self.b_value), part(self.direction), part(self.small_delta), part(self.large_delta))
 
-    def shells(self, tolerance: float = B0_THRESHOLD) -> list[npt.NDArray[np.intp]]:
-        """Group volumes by b-value.
+    def shells(self, tolerance: float | None = None) -> list[npt.NDArray[np.intp]]:
+        """Group volumes by b-value, see `group_b_values`.
 
         Parameters
         ----------
-        tolerance : float
-            s/mm2. b-values up to it count as no weighting, and neighbours that differ by no more than it, or
-            by 5 %, belong to one shell.
+        tolerance : float, optional
+            s/mm2: b-values up to it count as no weighting, and neighbours that differ by no more than it, or by 5 %,
+            belong to one shell. By default these are two numbers: `reference_limit` and `shells.MIN_GAP`.
 
         Returns
         -------
@@ -165,13 +146,18 @@ class Diffusion(Acquisition):
             Indices of the volumes of each shell, by ascending b-value; volumes without weighting come first,
             if there are any.
         """
-        b_value = np.where(np.asarray(self.b_value) <= tolerance, 0.0, self.b_value)
-        order = np.argsort(b_value, kind="stable")
-        sorted_b = b_value[order]
-        gap = np.maximum(tolerance, 0.05 * sorted_b[1:])
-        return [np.sort(part) for part in np.split(order, np.flatnonzero(np.diff(sorted_b) > gap) + 1)]
+        limit = reference_limit(self.b_value) if tolerance is None else tolerance
+        b_value = np.where(np.asarray(self.b_value) <= limit, 0.0, self.b_value)
+        return group_b_values(b_value, MIN_GAP if tolerance is None else tolerance)
 
-    def angular_fit(self, tolerance: float = B0_THRESHOLD) -> npt.NDArray[np.float64]:
+    def _describe(self, shell: npt.NDArray[np.intp]) -> str:
+        """Return the number of volumes of a shell and its b-value, with the recorded range where they differ."""
+        b_value = np.asarray(self.b_value)[shell]
+        if b_value.max() == b_value.min():
+            return f"{len(shell)} at b = {b_value[0]:g}"
+        return f"{len(shell)} at b = {b_value.mean():.0f} ({b_value.min():g} to {b_value.max():g})"
+
+    def angular_fit(self, tolerance: float | None = None) -> npt.NDArray[np.float64]:
         """Return the (n, n) matrix that fits every shell by an even function of the direction, of order 2 to 6.
 
         ``signals @ matrix`` are the fitted values: the mean of volumes without weighting, elsewhere a least-squares
@@ -181,7 +167,7 @@ class Diffusion(Acquisition):
 
         Parameters
         ----------
-        tolerance : float
+        tolerance : float, optional
             s/mm2, see `shells`.
         """
         direction = np.asarray(self.direction, dtype=float)
@@ -289,7 +275,7 @@ class SphericalMean(Acquisition):
 
     @classmethod
     def from_diffusion(
-        cls, acquisition: Diffusion, tolerance: float = B0_THRESHOLD
+        cls, acquisition: Diffusion, tolerance: float | None = None
     ) -> tuple[SphericalMean, npt.NDArray[np.float64]]:
         """Return the powder-averaged protocol and the (n_measurements, n_shells) averaging matrix.
 
@@ -305,7 +291,8 @@ class SphericalMean(Acquisition):
             is_weighted = acquisition.b_value[index[0]] > reference_limit(acquisition.b_value)
             directions = np.asarray(acquisition.direction, dtype=float)[index]
             matrix[index, column] = _weights_of_directions(directions) if is_weighted else 1 / len(index)
-        effective = np.where(b_value <= tolerance, acquisition.effective_b_value, b_value)
+        limit = reference_limit(acquisition.b_value) if tolerance is None else tolerance
+        effective = np.where(b_value <= limit, acquisition.effective_b_value, b_value)
         effective = np.where(effective <= B_ROUNDING, 0.0, effective)
         means = tuple(float(round(effective[i].mean(), 3)) for i in shells)
         n_directions = tuple(round(1 / n) for n in np.square(matrix).sum(axis=0))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from qmri_bidsapp.core.acquisition import B0_THRESHOLD, Acquisition, Diffusion
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion, reference_limit
 from qmri_bidsapp.core.simulation import Noise
 from qmri_bidsapp.errors import ProtocolError
 from qmri_bidsapp.models.base import SignalModel
@@ -132,7 +132,7 @@ def _operators(acquisition: Diffusion, highest: int) -> tuple[dict[int, Array], 
     blocks: dict[int, list[Array]] = {}
     axes = np.zeros((n, 6))
     for shell in acquisition.timed_shells() if timed else acquisition.shells():
-        is_weighted = b_value[shell].max() > B0_THRESHOLD
+        is_weighted = b_value[shell].max() > reference_limit(acquisition.b_value)
         rank = _rank(direction[shell], highest) if is_weighted else 0
         form = FORMS[rank](torch.tensor(direction[shell])).numpy() if rank else np.ones((len(shell), 1))
         block = np.zeros((n, form.shape[1]))
