@@ -28,6 +28,8 @@ STEPS = {
     "bias-field": "bias-field correction of T1w images",
     "register": "registration of the T1w to a series",
 }
+#: How diffusion series are denoised.
+DENOISING = ("mppca", "patch2self")
 #: Training distributions of learned estimators.
 PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
 #: What belongs to one call and is not given back with --config-file.
@@ -88,6 +90,7 @@ class Config:
     skip_bids_validation: bool = False
     bids_database_dir: Path | None = None
     skip: tuple[str, ...] = ()
+    denoise: str = "mppca"
     models: tuple[str, ...] = ("auto",)
     estimators: tuple[str, ...] = ("auto",)
     weights: Path | None = None
@@ -151,6 +154,10 @@ class Config:
                 raise UsageError(f"{_option(name)} must name at least one, or be auto.")
         if unknown := [step for step in self.skip if step not in STEPS]:
             raise UsageError(f"--skip knows no step {', '.join(unknown)}; steps: {', '.join(STEPS)}.")
+        if self.denoise not in DENOISING:
+            raise UsageError(f"--denoise must be {' or '.join(DENOISING)}, got {self.denoise!r}.")
+        if self.denoise != "mppca" and "denoise" in self.skip:
+            raise UsageError(f"--denoise {self.denoise} has no effect with --skip denoise; leave one out.")
         if self.reports_only and self.boilerplate_only:
             raise UsageError("--reports-only and --boilerplate-only exclude each other; give one of them.")
 

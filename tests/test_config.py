@@ -137,6 +137,8 @@ def test_wrong_type(name, value, expected):
         ({"session_label": ["ses-1"]}, "--session-label takes labels of letters, digits and +, got 'ses-1'"),
         ({"device": "cuda:x"}, "--device must be"),
         ({"debias": True, "no_certificate": True}, "--debias takes the expected bias from certificates"),
+        ({"denoise": "median"}, "--denoise must be mppca or patch2self, got 'median'"),
+        ({"denoise": "patch2self", "skip": ["denoise"]}, "--denoise patch2self has no effect with --skip denoise"),
         ({"n_fibres": "2"}, "--n-fibres must be 1 or auto, got '2'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -276,8 +276,12 @@ def _protocol(inputs: Any) -> Any:
     return Diffusion(tuple(inputs.b_value), tuple(map(tuple, inputs.direction)))
 
 
+#: Methods of denoising -> their names.
+_DENOISING = {"mppca": "MP-PCA (Veraart et al. 2016)", "patch2self": "Patch2Self (Fadnavis et al. 2020)"}
+
+
 class _DenoiseInputSpec(_DiffusionInputSpec, _SkipInputSpec):
-    pass
+    method = traits.Enum(*_DENOISING, usedefault=True, desc="how the series is denoised")
 
 
 class _DenoiseOutputSpec(_NotedOutputSpec):
@@ -289,7 +293,7 @@ class _DenoiseOutputSpec(_NotedOutputSpec):
 
 
 class DenoiseDiffusion(_Node):
-    """MP-PCA denoising, or measurement of the noise alone."""
+    """Denoising, or measurement of the noise alone."""
 
     input_spec = _DenoiseInputSpec
     output_spec = _DenoiseOutputSpec
@@ -300,7 +304,8 @@ class DenoiseDiffusion(_Node):
         from qmri_bidsapp.preprocess.dwi import denoise
 
         image, mask = _load(self.inputs.in_file, 4), _load(self.inputs.in_mask, 3)
-        found = denoise(image, _protocol(self.inputs), mask=mask, skip=self.inputs.skip)
+        method = self.inputs.method
+        found = denoise(image, _protocol(self.inputs), mask=mask, skip=self.inputs.skip, method=method)
         self._save(runtime, "denoised.nii", found.image)
         if found.noise_std is not None:
             self._save(runtime, "noise.nii", nib.Nifti1Image(found.noise_std, image.affine), "noise_std")
@@ -309,7 +314,7 @@ class DenoiseDiffusion(_Node):
                 self._save(runtime, f"{name}.nii", nib.Nifti1Image(values, image.affine), name)
         self._results.update(is_denoised=found.is_denoised, floor_removed=found.floor_removed)
         floor = "; noise floor corrected (Koay and Basser 2006)" if found.floor_removed else ""
-        self._did(f"Denoised by MP-PCA (Veraart et al. 2016){floor}" if found.is_denoised else None)
+        self._did(f"Denoised by {_DENOISING[method]}{floor}" if found.is_denoised else None)
         self._note(found.note)
         return runtime
 

@@ -14,6 +14,7 @@ from qmri_bidsapp.core.noise import add_rician
 from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.mppca import RADIUS, mppca, sigma_of_magnitudes
+from qmri_bidsapp.preprocess.patch2self import patch2self
 from qmri_bidsapp.preprocess.relaxometry import apply
 from qmri_bidsapp.preprocess.rigid import IDENTITY, Rigid, register, too_small
 from qmri_bidsapp.preprocess.ringing import find_ringing
@@ -66,9 +67,14 @@ class Denoised(NamedTuple):
 
 
 def denoise(
-    image: nib.Nifti1Image, acquisition: Diffusion, *, mask: nib.Nifti1Image, skip: Collection[str] = ()
+    image: nib.Nifti1Image,
+    acquisition: Diffusion,
+    *,
+    mask: nib.Nifti1Image,
+    skip: Collection[str] = (),
+    method: str = "mppca",
 ) -> Denoised:
-    """Remove noise by MP-PCA (Veraart et al. 2016), and the noise floor of the magnitudes.
+    """Remove noise, and the noise floor of the magnitudes.
 
     Parameters
     ----------
@@ -81,6 +87,8 @@ def denoise(
     skip : collection of str
         Steps left out, see `config.STEPS`: without ``"denoise"`` the noise is still measured, and the noise floor
         stays too, since its correction holds for denoised magnitudes only.
+    method : str
+        Of `config.DENOISING`: MP-PCA (Veraart et al. 2016), which measures the noise in any case, or Patch2Self.
     """
     if min(image.shape[:3]) < MIN_DENOISE_SIZE or image.shape[3] < MIN_DENOISE_VOLUMES:
         size = " x ".join(map(str, image.shape[:3]))
@@ -94,6 +102,8 @@ def denoise(
     # One undefined value would invalidate every patch around it: it is zero there, and undefined in the result.
     filled = np.where(np.isfinite(data), data, 0)
     denoised, noise_std, fuller = mppca(filled, inside)
+    if method == "patch2self":
+        denoised = patch2self(filled, inside, acquisition)
     within = np.asarray(mask.dataobj) > 0
     apart = _scatter_of_directions(data, acquisition, within) / np.median(noise_std[within])
     if apart > MAX_SCATTER:
@@ -111,7 +121,7 @@ def denoise(
     # the mask patches need noise as well.
     truth = np.where(inside[..., None], remove_noise_floor(fuller, sigma), filled)
     removed = _with_noise(truth, sigma)
-    repeated = mppca(removed, inside).series
+    repeated = patch2self(removed, inside, acquisition) if method == "patch2self" else mppca(removed, inside).series
     removed -= repeated
     if floor_removed:
         denoised, repeated = remove_noise_floor(denoised, sigma), remove_noise_floor(repeated, sigma)

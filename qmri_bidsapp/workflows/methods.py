@@ -101,8 +101,9 @@ def _anat(skip: tuple[str, ...], motion: str) -> str:
     )
 
 
-def _series(content: Content, skip: tuple[str, ...]) -> str:
+def _series(content: Content, config: Config) -> str:
     """Return the paragraph on quantitative series without the steps that were left out."""
+    skip = config.skip
     moved = (
         f"aligned rigidly by mutual information [@mattes] where they determine motion (at least {MIN_SLICES} slices) "
         f"and had moved by at least {NEGLIGIBLE:g} voxels"
@@ -113,7 +114,7 @@ def _series(content: Content, skip: tuple[str, ...]) -> str:
     elif content.has_relaxometry:
         text.append(f"The images of each relaxometry series were {moved}.")
     if content.has_diffusion:
-        text += _diffusion(skip, "aligned in the same way where they had moved" if content.has_relaxometry else moved)
+        text += _diffusion(config, "aligned in the same way where they had moved" if content.has_relaxometry else moved)
     text.append("No correction of susceptibility or eddy-current distortion was made.")
     if content.has_t1w:
         how = "by the geometry in the headers, without registration" if "register" in skip else "by rigid registration"
@@ -124,12 +125,14 @@ def _series(content: Content, skip: tuple[str, ...]) -> str:
     return " ".join(text)
 
 
-def _diffusion(skip: tuple[str, ...], aligned: str) -> list[str]:
+def _diffusion(config: Config, aligned: str) -> list[str]:
     """Return the sentences on the preprocessing of diffusion series."""
+    skip = config.skip
     done, left_out = [], ["denoised"] if "denoise" in skip else []
     if "denoise" not in skip:
         floor = " and corrected for the Rician noise floor [@koay]" if "noise-floor" not in skip else ""
-        done.append(f"denoised by MP-PCA [@mppca]{floor}")
+        how = {"mppca": "MP-PCA [@mppca]", "patch2self": "Patch2Self [@patch2self]"}[config.denoise]
+        done.append(f"denoised by {how}{floor}")
         left_out += [] if floor else ["corrected for the noise floor"]
     if "unring" in skip:
         left_out.append("cleared of Gibbs ringing")
@@ -194,5 +197,5 @@ def describe_methods(config: Config, plans: Sequence[SubjectPlan] | None = None)
     if content.has_t1w:
         paragraphs.append(_anat(config.skip, _MOTION if scores_motion(config) else ""))
     if content.models:
-        paragraphs += [_series(content, config.skip), _fits(config, content)]
+        paragraphs += [_series(content, config), _fits(config, content)]
     return "\n\n".join(paragraphs) + "\n"

@@ -29,7 +29,7 @@ class SeriesPlan:
     """One quantitative series with the (model, estimator) pairs that will be fitted to it.
 
     Those in `bundle_fits` are fitted with as many bundles as the voxel has fibre directions. `skip` names the steps of
-    preprocessing that the user leaves out.
+    preprocessing that the user leaves out, `denoise` the method of `config.DENOISING`.
     """
 
     group: InputGroup
@@ -37,6 +37,7 @@ class SeriesPlan:
     notes: tuple[str, ...] = ()
     bundle_fits: tuple[tuple[str, str], ...] = ()
     skip: tuple[str, ...] = ()
+    denoise: str = "mppca"
 
     @property
     def node_name(self) -> str:
@@ -180,7 +181,7 @@ def _plan_subject(config: Config, inputs: SubjectInputs) -> SubjectPlan:
         if item.fits or not own:
             skip = skipped_of(item.group, config.skip, has_t1w=bool(t1w)) if item.fits else ()
             notes = (*skip_notes(skip), *item.notes, *others, *(hint if not own else ()))
-            series.append(replace(item, notes=notes, skip=skip))
+            series.append(replace(item, notes=notes, skip=skip, denoise=config.denoise))
     skip = skipped_of(t1w[0], config.skip, has_t1w=True) if t1w else ()
     return SubjectPlan(inputs, t1w, tuple(series), tuple(errors), skip=skip)
 

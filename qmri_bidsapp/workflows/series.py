@@ -234,7 +234,8 @@ def _connect_diffusion(
     # Without denoising the node still measures the noise, which the fits need.
     title = f"{series} {'noise' if 'denoise' in item.skip else 'denoising'}"
     # The series, and the replicate before and after denoising: 5.6 times the series, as measured.
-    denoise = _node(nodes.DenoiseDiffusion, "denoise", title, mem_gb=1.5 * mem_gb, skip=list(item.skip), **protocol)
+    chosen: dict[str, Any] = {"skip": list(item.skip), "method": item.denoise}
+    denoise = _node(nodes.DenoiseDiffusion, "denoise", title, mem_gb=1.5 * mem_gb, **chosen, **protocol)
     wf.connect(
         [
             (load, raw_mask, [("out_file", "in_file")]),

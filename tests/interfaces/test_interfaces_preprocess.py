@@ -94,6 +94,15 @@ def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_
     assert found.steps == ["Denoised by MP-PCA (Veraart et al. 2016); noise floor corrected (Koay and Basser 2006)"]
 
 
+def test_the_method_of_denoising_is_named(files: dict[str, str], tmp_path: Path) -> None:
+    node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], method="patch2self", **GRADIENTS)
+    found = run(node, tmp_path)
+    assert found.steps == [
+        "Denoised by Patch2Self (Fadnavis et al. 2020); noise floor corrected (Koay and Basser 2006)"
+    ]
+    assert np.isfinite(read(found.noise_std)[read(files["mask"]) > 0]).all()
+
+
 def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict[str, str], tmp_path: Path) -> None:
     node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], skip=["denoise"], **GRADIENTS)
     found = run(node, tmp_path)

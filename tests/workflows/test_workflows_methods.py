@@ -88,6 +88,13 @@ def test_steps_left_out_are_not_claimed(step: str, gone: str, said: str) -> None
     assert "[@" not in resolve(found, bibliography(of()))[0]
 
 
+def test_the_method_of_denoising_is_reported() -> None:
+    found = describe_methods(replace(of(), denoise="patch2self"))
+    assert "denoised by Patch2Self [@patch2self] and corrected" in found
+    assert "denoised by MP-PCA" not in found
+    assert "[@" not in resolve(found, bibliography(of()))[0]
+
+
 def plans_of(config: Config, *kinds: str) -> tuple[SubjectPlan, ...]:
     files = {kind: (f"/raw/sub-01_{kind}.nii",) for kind in ("T1w", "MESE", "MEGRE", "dwi")}
     acquisitions = {

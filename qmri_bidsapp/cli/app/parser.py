@@ -12,7 +12,7 @@ from typing import Any
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.arguments import Parser, words
 from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
-from qmri_bidsapp.config import LAYOUTS, LEVELS, N_FIBRES, PRIORS, STEPS, Config, make_config, read_toml
+from qmri_bidsapp.config import DENOISING, LAYOUTS, LEVELS, N_FIBRES, PRIORS, STEPS, Config, make_config, read_toml
 from qmri_bidsapp.errors import UnknownLevelError
 
 DESCRIPTION = (
@@ -105,6 +105,12 @@ def _add_methods(group: argparse._ArgumentGroup) -> None:
         metavar="STEP",
         help=f"steps of preprocessing to leave out: {', '.join(f'{name} ({what})' for name, what in STEPS.items())} "
         "(default: none)",
+    )
+    group.add_argument(
+        "--denoise",
+        choices=DENOISING,
+        help="how diffusion series are denoised: mppca, or patch2self, which predicts each volume from the others "
+        "(default: mppca)",
     )
     group.add_argument(
         "--models",

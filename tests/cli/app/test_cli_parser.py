@@ -18,7 +18,8 @@ from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
 OPTIONS = {
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
-    "--bids-database-dir", "--skip", "--models", "--estimators", "--n-fibres", "--no-certificate", "--debias",
+    "--bids-database-dir", "--skip", "--denoise", "--models", "--estimators", "--n-fibres", "--no-certificate",
+    "--debias",
     "--prior", "--weights", "--device", "--nprocs", "--omp-nthreads",
     "--mem-gb", "--use-plugin", "--work-dir", "--clean-workdir", "--stop-on-first-crash", "--reports-only",
     "--motion-weights", "--motion-weights-sha256", "--no-motion-score", "--qc-head",
