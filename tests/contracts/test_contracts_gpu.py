@@ -8,6 +8,9 @@ import torch
 from contracts.test_contracts import PAIRS, fitted, tissue
 
 from qmri_bidsapp.estimators.learned.base import LearnedEstimator
+from qmri_bidsapp.evaluation.truncation import ellipses, truncated
+from qmri_bidsapp.preprocess.mppca import mppca
+from qmri_bidsapp.preprocess.unringing import remove_ringing
 from qmri_bidsapp.registry import get_estimator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
@@ -28,3 +31,18 @@ def test_maps_agree_with_those_of_the_cpu(model_name: str, estimator_name: str) 
     tolerance = 2e-3 * np.abs(first) + 0.05 * np.nan_to_num(maps[0].std) + 1e-6
     assert (np.abs(first - second) <= tolerance).mean() > 0.995
     assert (maps[0].status == maps[1].status).mean() > 0.995
+
+
+def test_unringing_agrees_with_that_of_the_cpu() -> None:
+    image = np.abs(truncated(ellipses(360, 2), 5)).astype(np.float32)[..., None]
+    first, second = (remove_ringing(image, device=device) for device in ("cpu", "cuda:0"))
+    assert (np.abs(first - second) <= 1e-3 * image.max()).mean() > 0.995
+
+
+def test_denoising_agrees_with_that_of_the_cpu() -> None:
+    rng = np.random.default_rng(0)
+    signal = rng.uniform(50, 100, (10, 10, 10, 1)) * np.exp(-rng.uniform(0, 1, (1, 1, 1, 40)))
+    series = (signal + rng.standard_normal((10, 10, 10, 40))).astype(np.float32)
+    first, second = (mppca(series, np.ones(series.shape[:3], bool), device=device) for device in ("cpu", "cuda:0"))
+    assert (np.abs(first.series - second.series) <= 0.01).mean() > 0.995
+    np.testing.assert_allclose(second.noise_std, first.noise_std, rtol=1e-3)
