@@ -131,7 +131,8 @@ def _denoise_patches(patch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, t
 
 def _project(patch: torch.Tensor, vectors: torch.Tensor, chosen: torch.Tensor, by_voxel: bool) -> torch.Tensor:
     """Return the components of patches along the chosen ones of their eigenvectors, (patch, row, component)."""
-    main = vectors * chosen[:, None]
+    used = chosen.any(dim=0)
+    main = vectors[:, :, used] * chosen[:, None, used]
     return main @ (main.mT @ patch) if by_voxel else (patch @ main) @ main.mT
 
 
