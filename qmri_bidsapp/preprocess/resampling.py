@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import map_coordinates
+
+from qmri_bidsapp.preprocess.rigid import Rigid
+
+#: Steps of the fixed point that inverts a displacement.
+N_INVERSIONS = 30
+#: Signal does not pile up further than this in a simulated image.
+MIN_STRETCHING = 0.1
 
 
 def resample_volume(
@@ -46,6 +54,34 @@ def resample_volume(
     values = map_coordinates(np.asarray(source, dtype=np.float32), place, order=3, mode="nearest")
     inside = map_coordinates(finite.astype(np.uint8), place, order=0, mode="grid-constant")
     return np.where(known & (inside > 0), values * stretching, np.nan).astype(np.float32)
+
+
+def distort_volume(
+    data: npt.NDArray[np.floating], displacement: npt.NDArray[np.floating], axis: int
+) -> npt.NDArray[np.float64]:
+    """Return the image that a scanner shows of an undistorted volume: the reverse of `resample_volume`.
+
+    Where several places are displaced to the same one, only one of them is seen.
+
+    Parameters
+    ----------
+    data, displacement : ndarray
+        (x, y, z) both; displacement in voxels.
+    axis : int
+        Phase-encoding axis.
+    """
+    place = np.indices(data.shape, dtype=np.float64)
+    own = place[axis].copy()
+    for _ in range(N_INVERSIONS):
+        place[axis] = own - map_coordinates(np.asarray(displacement, dtype=np.float64), place, order=1, mode="nearest")
+    stretching = map_coordinates(stretching_of(displacement, np.eye(4), axis), place, order=1, mode="nearest")
+    values = map_coordinates(np.asarray(data, dtype=np.float64), place, order=3, mode="constant")
+    return np.asarray(values / np.clip(stretching, MIN_STRETCHING, None))
+
+
+def voxel_matrix(moving: nib.Nifti1Image, reference: nib.Nifti1Image, motion: Rigid) -> npt.NDArray[np.float64]:
+    """Return the matrix (4, 4) from voxels of a reference to those of a moving image, for a motion in RAS mm."""
+    return np.asarray(np.linalg.inv(moving.affine) @ motion.matrix @ reference.affine)
 
 
 def stretching_of(
