@@ -21,6 +21,8 @@ LEVELS = ("participant", "group")
 N_FIBRES = ("1", "auto")
 #: Steps of preprocessing that ``--skip`` leaves out -> what they do.
 STEPS = {
+    "join": "joining of diffusion series that were acquired alike",
+    "distortion": "correction of the distortion of diffusion series",
     "denoise": "denoising of diffusion series",
     "noise-floor": "correction of the noise floor of denoised series",
     "unring": "Gibbs unringing of diffusion series",
@@ -30,6 +32,8 @@ STEPS = {
 }
 #: How diffusion series are denoised.
 DENOISING = ("mppca", "patch2self")
+#: What ``--ignore`` leaves unread -> what it is.
+IGNORED = {"fieldmaps": "images in fmap/ from which the distortion of diffusion series is found"}
 #: Training distributions of learned estimators.
 PRIORS = ("uniform", "healthy", "mixed", "healthy-wm", "healthy-gm")
 #: What belongs to one call and is not given back with --config-file.
@@ -91,6 +95,7 @@ class Config:
     bids_database_dir: Path | None = None
     skip: tuple[str, ...] = ()
     denoise: str = "mppca"
+    ignore: tuple[str, ...] = ()
     models: tuple[str, ...] = ("auto",)
     estimators: tuple[str, ...] = ("auto",)
     weights: Path | None = None
@@ -158,6 +163,8 @@ class Config:
             raise UsageError(f"--denoise must be {' or '.join(DENOISING)}, got {self.denoise!r}.")
         if self.denoise != "mppca" and "denoise" in self.skip:
             raise UsageError(f"--denoise {self.denoise} has no effect with --skip denoise; leave one out.")
+        if unknown := [name for name in self.ignore if name not in IGNORED]:
+            raise UsageError(f"--ignore does not know {', '.join(unknown)}; known: {', '.join(IGNORED)}.")
         if self.reports_only and self.boilerplate_only:
             raise UsageError("--reports-only and --boilerplate-only exclude each other; give one of them.")
 

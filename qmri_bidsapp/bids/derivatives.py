@@ -45,6 +45,7 @@ BIDSIGNORE = (
     "*_desc-preproc_dwi.bv*",
     "*.html",
     "*_dwimap.*",
+    "*_fieldmap.*",
     "*_IEmap.*",
     "*_logevidence.*",
     "*_pvalue.*",

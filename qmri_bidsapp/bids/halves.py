@@ -206,7 +206,7 @@ class _Writer:
         """Add a whole series."""
         for file in group.images:
             self._link(file, Path(file).relative_to(self._root), group)
-        if group.bval and group.bvec:
+        if group.gradients:
             self._write_gradients(Path(group.files[0]).relative_to(self._root), group.acquisition)
 
     def write_fieldmaps(self) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from qmri_bidsapp.bids.epi import Epi
 from qmri_bidsapp.bids.fieldmaps import CovariateMap
 from qmri_bidsapp.bids.kinds import Kind, load_kinds
 from qmri_bidsapp.bids.parts import Complement
@@ -28,8 +29,8 @@ class InputGroup:
         Absolute paths, in the order of the acquisition; see `bids.sidecars.series_protocol`.
     acquisition : Acquisition or None
         Protocol; None for a T1w.
-    bval, bvec : str or None
-        Gradient table of a diffusion series.
+    gradients : tuple of str
+        Gradient tables of a diffusion series: b-values, then directions, of each file.
     metadata : tuple of (str, object)
         Sidecar fields of the first image that reports show.
     kept : tuple of (str, object)
@@ -39,7 +40,9 @@ class InputGroup:
     complement : Complement or None
         Phase or imaginary parts that restore the polarity, where they are used.
     shape : tuple of int
-        Shape of one file, from its header.
+        Shape of one file, from its header; of all volumes of a diffusion series.
+    epi : Epi or None
+        Phase encoding of a diffusion series, and what corrects its distortion.
     """
 
     kind: str
@@ -47,13 +50,13 @@ class InputGroup:
     entities: tuple[tuple[str, str], ...]
     files: tuple[str, ...]
     acquisition: Acquisition | None = None
-    bval: str | None = None
-    bvec: str | None = None
+    gradients: tuple[str, ...] = ()
     metadata: tuple[tuple[str, Any], ...] = ()
     kept: tuple[tuple[str, Any], ...] = ()
     covariates: tuple[CovariateMap, ...] = ()
     complement: Complement | None = None
     shape: tuple[int, ...] = ()
+    epi: Epi | None = None
 
     @property
     def row(self) -> Kind:
@@ -63,7 +66,8 @@ class InputGroup:
     @property
     def size_gb(self) -> float:
         """Size of the series in memory as float32, GB (2**30 bytes)."""
-        return 4 * len(self.files) * math.prod(self.shape) / 1024**3
+        n_volumes = self.acquisition.n_measurements if self.acquisition else 1
+        return 4 * n_volumes * math.prod(self.shape[:3]) / 1024**3
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -73,8 +77,9 @@ class InputGroup:
     @property
     def all_files(self) -> tuple[str, ...]:
         """Everything that is read for the series."""
-        gradients = (name for name in (self.bval, self.bvec) if name)
-        return (*self.images, *gradients, *(item.file for item in self.covariates))
+        source = self.epi.source if self.epi else None
+        fields = source.all_files if source else ()
+        return (*self.images, *self.gradients, *(item.file for item in self.covariates), *fields)
 
     @property
     def name(self) -> str:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qmri_bidsapp.bids.dataset import subjects_of
+from qmri_bidsapp.bids.epi import FMAPS, FieldMaps
 from qmri_bidsapp.bids.fieldmaps import choose_b1, read_b1
 from qmri_bidsapp.bids.files import check_headers, is_label, labels_of, open_image, same_labels_of, shape_of, slice_axis
 from qmri_bidsapp.bids.inheritance import InheritedFiles
 from qmri_bidsapp.bids.inputs import InputGroup, Problem, SubjectInputs
+from qmri_bidsapp.bids.joining import join_diffusion
 from qmri_bidsapp.bids.kinds import ENTITIES, FIELDMAP, KEPT_FIELDS, Kind, load_kinds
 from qmri_bidsapp.bids.parts import Complement, magnitudes, split_parts
 from qmri_bidsapp.bids.selection import Selection
@@ -33,6 +35,8 @@ def find_inputs(
     session_labels: tuple[str, ...] = (),
     run_labels: tuple[str, ...] = (),
     filters: Mapping[str, Mapping[str, Any]] | None = None,
+    skip: tuple[str, ...] = (),
+    ignore_fieldmaps: bool = False,
 ) -> tuple[SubjectInputs, ...]:
     """Find the series of every subject, in the order of their labels.
 
@@ -42,7 +46,11 @@ def find_inputs(
     participant_labels, session_labels, run_labels : tuple of str
         Labels without the key; empty for all. Runs are compared as numbers.
     filters : mapping, optional
-        Kind in lower case (``"t1w"``, ``"irt1"``, ..., ``"tb1map"``) -> pybids query; see `Selection`.
+        Kind in lower case (``"t1w"``, ``"irt1"``, ..., ``"tb1map"``, ``"epi"``) -> pybids query; see `Selection`.
+    skip : tuple of str
+        Steps that are left out: ``"join"`` leaves diffusion series apart, ``"distortion"`` as they are.
+    ignore_fieldmaps : bool
+        Whether images in ``fmap`` are not used for distortion.
 
     Raises
     ------
@@ -68,6 +76,14 @@ def find_inputs(
             groups = _with_t1w(inherited, subject, unselected, groups, problems)
         fieldmaps = magnitudes(selection.images(layout, inherited, subject, FIELDMAP, by_labels=False))
         groups = _with_covariates(inherited, groups, fieldmaps, problems)
+        if any(group.row.is_diffusion for group in groups):
+            suffixes = () if ignore_fieldmaps else FMAPS
+            images = (selection.images(layout, inherited, subject, name, by_labels=False) for name in suffixes)
+            files = [item.path for listed in images for item in listed if Path(item.path).parent.name == "fmap"]
+            maps = FieldMaps(files, inherited)
+            correct = "distortion" not in skip
+            groups = join_diffusion(groups, inherited, maps, join="join" not in skip, correct_distortion=correct)
+            problems += [Problem(subject, "dwi", "", note, severity="note") for note in maps.notes]
         if not groups and not problems:
             nothing.append(selection.why_nothing(layout, subject))
             severity = "note" if is_label(subject) else "error"
@@ -288,13 +304,16 @@ def _make_group(
     paths = [item.path for item in members]
     shape = check_headers([*paths, *(item.path for item in complement)], ndim=kind.ndim)
     acquisition: Acquisition | None = None
-    bval = bvec = completed = None
+    gradients: tuple[str, ...] = ()
+    completed = None
     if kind.axis:
         acquisition, order = series_protocol(kind, paths, sidecars, signed=bool(complement))
         paths, complement = [paths[i] for i in order], [complement[i] for i in order if complement]
     elif kind.acquisition is not None:
+        bval = bvec = None
         if kind.is_diffusion:
             bval, bvec = (inherited.gradient_file(paths[0], extension) for extension in (".bval", ".bvec"))
+            gradients = tuple(file for file in (bval, bvec) if file)
         acquisition = volumes_protocol(kind, paths[0], sidecars[0], shape[3], bval=bval, bvec=bvec)
     if complement:
         part, unit = complement[0].entities["part"], inherited.metadata(complement[0].path).get("Units")
@@ -306,8 +325,7 @@ def _make_group(
         entities=entities,
         files=tuple(paths),
         acquisition=acquisition,
-        bval=bval,
-        bvec=bvec,
+        gradients=gradients,
         metadata=tuple((field, value) for field, value in shown if isinstance(value, (str, int, float))),
         kept=tuple((name, sidecars[0][name]) for name in KEPT_FIELDS if _agree(sidecars, name)),
         complement=completed,

@@ -43,6 +43,22 @@ def result_name(group: InputGroup, suffix: str, extension: str = ".nii.gz", **en
     )
 
 
+def field_names(group: InputGroup) -> tuple[str, str]:
+    """Return the names of the field of a series, Hz, and of the displacement by it, relative to the output folder."""
+    preproc, displacement = (
+        relative_path(
+            group.subject,
+            dict(group.entities),
+            datatype="fmap",
+            suffix="fieldmap",
+            extension=".nii.gz",
+            extra={"desc": desc},
+        )
+        for desc in ("preproc", "displacement")
+    )
+    return preproc, displacement
+
+
 def companion(image: str, extension: str) -> str:
     """Return the name of the file beside a ``.nii.gz`` with this extension, such as its sidecar."""
     return image.removesuffix(".nii.gz") + extension

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qmri_bidsapp.bids.epi import FMAPS
 from qmri_bidsapp.bids.files import is_label
 from qmri_bidsapp.bids.kinds import FIELDMAP, load_kinds, suffixes
 from qmri_bidsapp.errors import InputError, UsageError
@@ -44,7 +45,7 @@ class Selection:
     filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = sorted(kind.lower() for kind in (*load_kinds(), FIELDMAP))
+        known = sorted(kind.lower() for kind in (*load_kinds(), FIELDMAP, *FMAPS))
         unknown = sorted(set(self.filters) - set(known))
         if unknown:
             raise UsageError(f"The filter file names {', '.join(unknown)}; known: {', '.join(known)}.")

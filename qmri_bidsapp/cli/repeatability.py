@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     maps = Path(arguments.out) / MAPS
     config = parse([arguments.bids_dir, str(maps), "participant", *arguments.options])
+    # Halves of series that belong together would be joined again.
+    config = replace(config, skip=tuple(dict.fromkeys((*config.skip, "join"))))
     _check(config)
     try:
         with terminable():

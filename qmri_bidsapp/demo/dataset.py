@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qmri_bidsapp import __version__
+from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.demo import signals
 from qmri_bidsapp.demo.neurites import neurite_parameters
 from qmri_bidsapp.demo.phantom import make_head
@@ -140,36 +141,72 @@ def _write_top_files(out_dir: Path, seed: int) -> None:
 def _write_subject(out_dir: Path, index: int, seed: int, t1w_voxel: float, series_voxel: float) -> None:
     rng = np.random.default_rng((seed, index))
     name = f"sub-{index:02d}"
-    anat, dwi = out_dir / name / "anat", out_dir / name / "dwi"
+    anat = out_dir / name / "anat"
     fine = make_head(index, t1w_voxel, seed=seed)
     sequence = {"PulseSequenceType": "MPRAGE", "MRAcquisitionType": "3D", "RepetitionTimePreparation": 2.3}
     sequence |= {"EchoTime": 0.003, "InversionTime": 0.9, "FlipAngle": 9}
     _write_series(anat / f"{name}_T1w", signals.t1w(fine, rng), fine.affine, sequence)
     head = make_head(index, series_voxel, seed=seed)
     recovery, factor = signals.inversion_recovery(head, rng)
-    for number, time in enumerate(signals.INVERSION_TIMES):
-        sequence = {"InversionTime": time, "RepetitionTimeExcitation": 15.0, "FlipAngle": 90}
-        _write_series(anat / f"{name}_inv-{number + 1}_IRT1", recovery[..., number], head.affine, sequence)
     echoes = signals.multi_echo(head, rng)
-    for number, time in enumerate(signals.ECHO_TIMES):
-        sequence = {"EchoTime": time, "RepetitionTime": 5.0, "FlipAngle": 90}
-        _write_series(anat / f"{name}_echo-{number + 1}_MESE", echoes[..., number], head.affine, sequence)
     acquisition = signals.gradient_table(rng)
     neurites = neurite_parameters(head, np.random.default_rng((seed, index, 2))) if index == NODDI_SUBJECT else None
     magnitude, signal = signals.diffusion(head, acquisition, rng, neurites)
+    images = {"IRT1": recovery, "MESE": echoes, "dwi": magnitude}
+    write_series(out_dir / name, images, head.affine, acquisition)
+    truth = out_dir / "derivatives" / "truth" / name
+    write_truth(truth, true_maps(head, factor, neurites, signal, acquisition), head.affine)
+    for pattern, labels, affine, sidecar in label_maps(head, fine):
+        _write_truth(truth / pattern.format(name), labels, affine, np.uint8, sidecar)
+
+
+def write_series(
+    folder: Path,
+    images: Mapping[str, npt.NDArray[np.float64]],
+    affine: Affine,
+    acquisition: Diffusion,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the quantitative series of a participant.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the participant, whose name it has.
+    images : mapping
+        ``IRT1``, ``MESE`` and ``dwi`` -> (x, y, z, n) magnitudes.
+    affine : ndarray
+        (4, 4).
+    acquisition : Diffusion
+        Protocol of the diffusion series, directions in world axes.
+    extra : mapping, optional
+        More fields of every sidecar, which replace those of the demo.
+    """
+    anat, stem = folder / "anat", folder / "dwi" / f"{folder.name}_dwi"
+    more = extra or {}
+    for number, time in enumerate(signals.INVERSION_TIMES):
+        sequence = {"InversionTime": time, "RepetitionTimeExcitation": 15.0, "FlipAngle": 90}
+        name = f"{folder.name}_inv-{number + 1}_IRT1"
+        _write_series(anat / name, images["IRT1"][..., number], affine, {**sequence, **more})
+    for number, time in enumerate(signals.ECHO_TIMES):
+        sequence = {"EchoTime": time, "RepetitionTime": 5.0, "FlipAngle": 90}
+        name = f"{folder.name}_echo-{number + 1}_MESE"
+        _write_series(anat / name, images["MESE"][..., number], affine, {**sequence, **more})
     sequence = {"EchoTime": signals.DWI_ECHO_TIME, "RepetitionTime": 9.2, "FlipAngle": 90}
-    stem = dwi / f"{name}_dwi"
-    _write_series(stem, magnitude, head.affine, sequence)
+    _write_series(stem, images["dwi"], affine, {**sequence, **more})
     # Adding zero turns -0 into 0.
     direction = np.asarray(acquisition.direction) * TABLE_AXES + 0.0
     bval, bvec = format_gradients(np.asarray(acquisition.b_value), direction)
     stem.with_suffix(".bval").write_text(bval)
     stem.with_suffix(".bvec").write_text(bvec)
-    truth = out_dir / "derivatives" / "truth" / name
-    for pattern, values, sidecar in true_maps(head, factor, neurites, signal, acquisition):
-        _write_truth(truth / pattern.format(name), values, head.affine, np.float32, sidecar)
-    for pattern, labels, affine, sidecar in label_maps(head, fine):
-        _write_truth(truth / pattern.format(name), labels, affine, np.uint8, sidecar)
+
+
+def write_truth(
+    folder: Path, maps: Iterable[tuple[str, npt.NDArray[np.float64], dict[str, str]]], affine: Affine
+) -> None:
+    """Write true maps, as `true_maps` yields them, to the folder of a participant in the truth."""
+    for pattern, values, sidecar in maps:
+        _write_truth(folder / pattern.format(folder.name), values, affine, np.float32, sidecar)
 
 
 def _write_truth(stem: Path, data: npt.NDArray[Any], affine: Affine, dtype: type, sidecar: Mapping[str, str]) -> None:
@@ -181,7 +218,9 @@ def _write_series(stem: Path, data: npt.NDArray[np.float64], affine: Affine, seq
     """Write an image as a scanner does, rounded to integers, with its sidecar."""
     kind = stem.name.rpartition("_")[2]
     _write_image(stem, np.rint(data), affine, np.int16)
-    _write_json(stem.with_suffix(".json"), {**SCANNER, **sequence, "SimulatedSNR": signals.SNR[kind]})
+    sidecar = {**SCANNER, **sequence}
+    sidecar.setdefault("SimulatedSNR", signals.SNR[kind])
+    _write_json(stem.with_suffix(".json"), sidecar)
 
 
 def _write_image(stem: Path, data: npt.NDArray[Any], affine: Affine, dtype: type) -> None:

@@ -40,7 +40,13 @@ def t1w(head: PhantomHead, rng: np.random.Generator) -> Array:
 
 
 def inversion_recovery(head: PhantomHead, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return magnitudes (x, y, z, 9) and the true inversion factor (x, y, z), smooth and just below 2."""
+    """Return magnitudes (x, y, z, 9) and the true inversion factor (x, y, z)."""
+    signal, factor = inversion_recovery_signal(head)
+    return add_rician(signal, noise_level("IRT1", head, GAIN * head.parameters["density"]), rng), factor
+
+
+def inversion_recovery_signal(head: PhantomHead) -> tuple[Array, Array]:
+    """Return magnitudes without noise (x, y, z, 9) and the true inversion factor (x, y, z), smooth and just below 2."""
     factor = 1.96 - 0.06 * (_position(head) ** 2).sum(0)
     m0 = GAIN * head.parameters["density"]
     acquisition = InversionRecovery(INVERSION_TIMES)
@@ -49,20 +55,24 @@ def inversion_recovery(head: PhantomHead, rng: np.random.Generator) -> tuple[Arr
         theta = torch.tensor(np.stack([m0, factor, t1], axis=-1))
         return InversionRecoveryT1().signal(theta, acquisition).numpy()
 
-    signal = _with_pools(head, "t1", POOL_T1, magnitude)
-    return add_rician(signal, noise_level("IRT1", head, m0), rng), factor
+    return _with_pools(head, "t1", POOL_T1, magnitude), factor
 
 
 def multi_echo(head: PhantomHead, rng: np.random.Generator) -> Array:
     """Return magnitudes, (x, y, z, 6)."""
+    signal = multi_echo_signal(head)
+    return add_rician(signal, noise_level("MESE", head, GAIN * head.parameters["density"]), rng)
+
+
+def multi_echo_signal(head: PhantomHead) -> Array:
+    """Return magnitudes without noise, (x, y, z, 6)."""
     s0 = GAIN * head.parameters["density"]
     acquisition = MultiEcho(ECHO_TIMES)
 
     def decay(t2: Array) -> Array:
         return SpinEchoT2().signal(torch.tensor(np.stack([s0, t2], axis=-1)), acquisition).numpy()
 
-    signal = _with_pools(head, "t2", POOL_T2, decay)
-    return add_rician(signal, noise_level("MESE", head, s0), rng)
+    return _with_pools(head, "t2", POOL_T2, decay)
 
 
 def diffusion(

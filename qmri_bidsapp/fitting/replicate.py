@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps, Status
-from qmri_bidsapp.fitting.noise import smooth
+from qmri_bidsapp.fitting.noise import noise_of_shells, smooth
 from qmri_bidsapp.images.volumes import VolumeData, fill
 
 #: Differences beyond this many standard deviations count as this many.
@@ -27,10 +28,59 @@ class Replicate(NamedTuple):
         (x, y, z, n_measurements) the replicate less the series.
     removed : array_like
         (x, y, z, n_measurements) what denoising removed from it.
+    is_resampled : bool
+        Whether volumes were resampled after denoising: the series then has errors of alignment and interpolation too.
     """
 
     errors: VolumeData
     removed: VolumeData
+    is_resampled: bool = False
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Two series, added when they are read."""
+
+    first: VolumeData
+    second: VolumeData
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.first.shape
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.first[index] + self.second[index]
+
+
+def scatter_of_resampling(
+    data: VolumeData, replicate: Replicate, mask: npt.NDArray[np.bool_], acquisition: Diffusion
+) -> npt.NDArray[np.float64] | None:
+    """Return the variance within shells that the noise of a resampled series does not explain.
+
+    Volumes that were moved differ by errors of alignment and of interpolation, most at edges. They are what residuals
+    of each shell (see `noise.noise_of_shells`) have beyond those of the replicate's noise, and what a smooth function
+    of the direction does not follow.
+
+    Parameters
+    ----------
+    data : array_like
+        (x, y, z, n_measurements) the series.
+    replicate : Replicate
+    mask : ndarray
+        (x, y, z) bool.
+    acquisition : Diffusion
+
+    Returns
+    -------
+    ndarray or None
+        (n_voxels,); zero where it is not known. None if shells leave too few residuals.
+    """
+    own = noise_of_shells(data, mask, acquisition, is_magnitude=False)
+    # It has the noise of the series and that of the replicate, of the same size.
+    both = noise_of_shells(_Sum(data, replicate.errors), mask, acquisition, is_magnitude=False)
+    if own is None or both is None:
+        return None
+    return np.nan_to_num(np.maximum(2 * np.square(own, dtype=np.float64) - np.square(both, dtype=np.float64), 0))
 
 
 def error_factors(maps: ParameterMaps, repeated: ParameterMaps, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

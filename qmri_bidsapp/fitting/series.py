@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qmri_bidsapp.core.acquisition import Acquisition
+from qmri_bidsapp.core.acquisition import Acquisition, Diffusion
 from qmri_bidsapp.core.maps import ParameterMaps
 from qmri_bidsapp.core.prior import Prior
 from qmri_bidsapp.errors import InputError, UsageError
@@ -21,7 +21,7 @@ from qmri_bidsapp.estimators.likelihood.bundles import BundlesByVoxel
 from qmri_bidsapp.estimators.trained import TrainedEstimator
 from qmri_bidsapp.fitting.evidence import Evidence, EvidenceCollector
 from qmri_bidsapp.fitting.noise import SeriesNoise
-from qmri_bidsapp.fitting.replicate import Replicate, error_factors, rescale
+from qmri_bidsapp.fitting.replicate import Replicate, error_factors, rescale, scatter_of_resampling
 from qmri_bidsapp.images.volumes import VolumeData, iter_voxels
 from qmri_bidsapp.models.base import SignalModel
 from qmri_bidsapp.registry import get_estimator, get_model
@@ -208,7 +208,8 @@ def fit_series(
         return estimator.predict(signals, noise_std=None if noise.std is None else noise.std[index], **options)
 
     maps, repeated = (_allocate(estimator, int(mask.sum())) for _ in range(2))
-    chunks = (iter_voxels(volumes, mask, CHUNK_SIZE) for volumes in (data, *(replicate or ())))
+    extra_series = () if replicate is None else (replicate.errors, replicate.removed)
+    chunks = (iter_voxels(volumes, mask, CHUNK_SIZE) for volumes in (data, *extra_series))
     for (index, series), *extra in zip(*chunks, strict=True):
         signals = _adapted(series, matrix)
         part = estimate(index, signals)
@@ -224,6 +225,10 @@ def fit_series(
     evidence = None if collector is None else collector.finish()
     if replicate is not None:
         factor = error_factors(maps, repeated, mask)
+        if replicate.is_resampled and isinstance(acquisition, Diffusion) and noise.std is not None:
+            scatter = scatter_of_resampling(data, replicate, mask, acquisition)
+            if scatter is not None:
+                factor = np.sqrt(np.square(factor) + (scatter / np.square(noise.std))[:, None]).astype(np.float32)
         maps = rescale(maps, factor)
         evidence = None if evidence is None else replace(evidence, error_factor=factor)
     return SeriesFit(maps, evidence)

@@ -174,24 +174,25 @@ def save_image(image: nib.Nifti1Image, path: str | Path) -> str:
 
 
 def merge_series(
-    files: Sequence[str | Path], *, may_be_zero: bool = False, is_magnitude: bool = False
+    files: Sequence[str | Path], *, ndim: int = 3, may_be_zero: bool = False, is_magnitude: bool = False
 ) -> nib.Nifti1Image:
-    """Join 3-D images into one (x, y, z, n) image, in the given order; for the options, see `load_image`.
+    """Join 3-D or 4-D images into one (x, y, z, n) image, in the given order; for the options, see `load_image`.
 
     Raises
     ------
     InputError
         If one cannot be used, or if shapes or affines differ.
     """
-    images = [load_image(name, ndim=3, may_be_zero=may_be_zero, is_magnitude=is_magnitude) for name in files]
+    images = [load_image(name, ndim=ndim, may_be_zero=may_be_zero, is_magnitude=is_magnitude) for name in files]
     first = images[0]
     for name, image in zip(files, images, strict=True):
-        if image.shape != first.shape:
+        if image.shape[:3] != first.shape[:3]:
             raise InputError(
                 f"{name} has shape {image.shape}, but {files[0]} has {first.shape}: a series needs one shape."
             )
         compare_grids(name, image.affine, files[0], first.affine, first.shape)
-    return make_image(np.stack([np.asarray(image.dataobj) for image in images], axis=-1), first)
+    values = [np.asarray(image.dataobj) for image in images]
+    return make_image(np.stack(values, axis=-1) if ndim == 3 else np.concatenate(values, axis=-1), first)
 
 
 def grid_notes(files: Sequence[str | Path]) -> list[str]:

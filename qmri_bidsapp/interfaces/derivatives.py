@@ -88,6 +88,10 @@ class _SaveSeriesInputSpec(_SaveInputSpec):
     motion = traits.List(desc="head motion, (n_volumes, 6): rotation, rad, and translation, mm")
     b_value = traits.List(traits.Float, desc="(n_volumes,) s/mm2, of a diffusion series")
     direction = traits.List(desc="(n_volumes, 3), of a diffusion series")
+    field = File(exists=True, desc="3-D field that corrected the distortion of a diffusion series")
+    displacement = File(exists=True, desc="3-D displacement by it")
+    field_names = traits.List(traits.Str, desc="names of both")
+    field_sidecars = traits.List(traits.Dict)
 
 
 class SaveSeries(SimpleInterface):
@@ -105,6 +109,8 @@ class SaveSeries(SimpleInterface):
         labels = [inputs.mask] + ([inputs.dseg] if defined(inputs.dseg) else [])
         names = inputs.label_names[: len(labels)]
         save_images(labels, names, inputs.label_sidecars[: len(labels)], out_dir)
+        if defined(inputs.field):
+            save_images([inputs.field, inputs.displacement], inputs.field_names, inputs.field_sidecars, out_dir)
         if defined(inputs.b_value):
             save_gradients(inputs.preproc_names[0], np.array(inputs.b_value), np.array(inputs.direction), out_dir)
         record = replace(

@@ -32,6 +32,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     noise_std = File(exists=True, desc="3-D standard deviation of the noise of one raw measurement")
     errors = File(exists=True, desc="4-D errors of a replicate of a denoised series")
     removed = File(exists=True, desc="4-D noise that was removed from the replicate")
+    is_resampled = traits.Bool(False, usedefault=True, desc="whether volumes were resampled after denoising")
     floor_removed = traits.Bool(False, usedefault=True, desc="whether the noise floor of the magnitudes was removed")
     covariates = InputMultiObject(
         File(exists=True), desc="3-D map of each covariate of the model, in its order, on the grid of the series"
@@ -125,7 +126,9 @@ def _fit(estimator: Any, inputs: Any, mask: Any) -> SeriesFit:
         ),
         covariates=[_load(name) for name in defined(inputs.covariates) or ()],
         directions=_load_directions(directions) if directions else None,
-        replicate=Replicate(open_series(errors)[0], open_series(inputs.removed)[0]) if errors else None,
+        replicate=Replicate(open_series(errors)[0], open_series(inputs.removed)[0], inputs.is_resampled)
+        if errors
+        else None,
         spacing=spacing,
         seed=inputs.seed,
         with_evidence=inputs.with_evidence,

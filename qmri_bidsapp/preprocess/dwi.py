@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import nibabel as nib
@@ -15,7 +15,7 @@ from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
 from qmri_bidsapp.preprocess.mppca import RADIUS, mppca, sigma_of_magnitudes
 from qmri_bidsapp.preprocess.patch2self import patch2self
-from qmri_bidsapp.preprocess.relaxometry import apply
+from qmri_bidsapp.preprocess.relaxometry import that_count
 from qmri_bidsapp.preprocess.rigid import IDENTITY, Rigid, register, too_small
 from qmri_bidsapp.preprocess.ringing import find_ringing
 from qmri_bidsapp.preprocess.stillness import Frame, moved_between, moved_within_shell
@@ -64,6 +64,52 @@ class Denoised(NamedTuple):
     errors: npt.NDArray[np.float32] | None = None
     removed: npt.NDArray[np.float32] | None = None
     note: str | None = None
+
+
+def denoise_files(
+    image: nib.Nifti1Image,
+    acquisition: Diffusion,
+    *,
+    n_volumes: Sequence[int],
+    mask: nib.Nifti1Image,
+    skip: Collection[str] = (),
+    method: str = "mppca",
+) -> Denoised:
+    """Denoise a series of several files, each by itself: the head may lie, or be distorted, otherwise in each.
+
+    Parameters
+    ----------
+    image, acquisition, mask, skip, method
+        As for `denoise`.
+    n_volumes : sequence of int
+        Volumes of each file, which follow each other in `image`.
+
+    Returns
+    -------
+    Denoised
+        All files are denoised or none. The standard deviation of the noise is the root mean square over volumes.
+    """
+    data, found = np.asarray(image.dataobj), []
+    for first, n in zip(np.cumsum([0, *n_volumes[:-1]]), n_volumes, strict=True):
+        own = np.arange(first, first + n)
+        part = denoise(make_image(data[..., own], image), acquisition.select(own), mask=mask, skip=skip, method=method)
+        if part.note is not None:
+            return Denoised(image, note=part.note)
+        found.append(part)
+    if len(found) == 1:
+        return found[0]
+
+    def joined(name: str) -> npt.NDArray[np.float32] | None:
+        values = [getattr(part, name) for part in found]
+        return None if values[0] is None else np.concatenate(values, axis=-1)
+
+    noise = np.stack([np.asarray(part.noise_std) for part in found])
+    return found[0]._replace(
+        image=make_image(np.concatenate([np.asarray(part.image.dataobj) for part in found], axis=-1), image),
+        noise_std=np.sqrt(np.average(np.square(noise), axis=0, weights=n_volumes)).astype(np.float32),
+        errors=joined("errors"),
+        removed=joined("removed"),
+    )
 
 
 def denoise(
@@ -249,12 +295,8 @@ def _surroundings(mask: nib.Nifti1Image) -> npt.NDArray[np.bool_]:
     return np.asarray(ndimage.binary_dilation(np.asarray(mask.dataobj) > 0, iterations=2))
 
 
-def align(
-    image: nib.Nifti1Image,
-    b_value: npt.NDArray[np.float64],
-    direction: npt.NDArray[np.float64],
-) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], npt.NDArray[np.float64], str]:
-    """Align the volumes rigidly and rotate their gradient directions (Leemans and Jones 2009).
+def motions_of(image: nib.Nifti1Image, acquisition: Diffusion) -> tuple[list[Rigid], str]:
+    """Find the rigid motion of the volumes.
 
     A volume that contradicts stillness (see `preprocess.stillness`) is registered to the mean of its shell, whose
     contrast it shares, and such a mean to the mean of the lowest shell.
@@ -263,27 +305,19 @@ def align(
     ----------
     image : Nifti1Image
         (x, y, z, n).
-    b_value : ndarray
-        (n,) s/mm2.
-    direction : ndarray
-        (n, 3) unit vectors, FSL convention.
+    acquisition : Diffusion
 
     Returns
     -------
-    image : Nifti1Image
-        (x, y, z, n).
-    direction : ndarray
-        (n, 3) rotated.
-    motion : ndarray
-        (n, 6) rotation, radian, and translation, mm.
+    motions : list of Rigid
+        From the reference to each volume; `IDENTITY` for those that did not move.
     note : str
-        How many volumes were resampled, or why none was aligned.
+        How many moved, or why none was registered.
     """
     if reason := too_small(image):
-        return image, direction, np.zeros((image.shape[3], 6)), f"Alignment left out: {reason}."
+        return [IDENTITY] * image.shape[3], f"Alignment left out: {reason}."
     data = np.nan_to_num(np.asarray(image.dataobj, dtype=np.float32))
     volumes = [make_image(data[..., i], image) for i in range(image.shape[3])]
-    acquisition = Diffusion(tuple(b_value), tuple(map(tuple, direction)))
     shells = acquisition.shells()
     means = [make_image(data[..., shell].mean(axis=3), image) for shell in shells]
     lowest = np.asarray(means[0].dataobj)
@@ -299,8 +333,7 @@ def align(
             if len(shell) > 1 and has_moved[index]:
                 within = register(mean, volumes[index], effort="quick")
             motions[index] = Rigid(within.matrix @ to_lowest.matrix)
-    aligned, motion, note = apply(image, volumes, means[0], motions)
-    return aligned, rotate_directions(direction, motion, image.affine), motion, note
+    return that_count(means[0], motions)
 
 
 def rotate_directions(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -47,45 +49,44 @@ def align(image: nib.Nifti1Image) -> tuple[nib.Nifti1Image, npt.NDArray[np.float
     motions = [
         IDENTITY if i == reference else register(volumes[reference], volumes[i], effort="near") for i in range(n_images)
     ]
-    return apply(image, volumes, volumes[reference], motions)
+    kept, note = that_count(volumes[reference], motions)
+    return resampled(image, kept), np.array([motion.parameters for motion in kept]), note
 
 
-def apply(
-    image: nib.Nifti1Image, volumes: list[nib.Nifti1Image], reference: nib.Nifti1Image, motions: list[Rigid]
-) -> tuple[nib.Nifti1Image, npt.NDArray[np.float64], str]:
-    """Resample the volumes that moved; implausible motions are refused.
+def resampled(image: nib.Nifti1Image, motions: Sequence[Rigid]) -> nib.Nifti1Image:
+    """Return a series whose volumes are moved back; those that did not move, and undefined voxels, stay as they are."""
+    data = np.asarray(image.dataobj, dtype=np.float32).copy()
+    for index, motion in enumerate(motions):
+        if motion is not IDENTITY:
+            volume = make_image(np.nan_to_num(data[..., index]), image)
+            data[..., index] = np.where(
+                np.isfinite(data[..., index]), resample(volume, volume, motion, order=3), np.nan
+            )
+    return make_image(data, image)
+
+
+def that_count(reference: nib.Nifti1Image, motions: Sequence[Rigid]) -> tuple[list[Rigid], str]:
+    """Return motions without those that are implausible or negligible, and how many were left.
 
     A volume moved if the root mean square displacement within the head is more than `NEGLIGIBLE` voxels; otherwise its
     motion is zero.
-
-    Returns
-    -------
-    image, motion, note
-        As of `align`.
     """
-    data = np.asarray(image.dataobj, dtype=np.float32).copy()
-    voxel = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
+    voxel = float(np.linalg.norm(reference.affine[:3, :3], axis=0).min())
     points = head_points(reference)
     kept: list[Rigid] = []
     refused: list[int] = []
-    n_resampled = 0
-    for index, (volume, motion) in enumerate(zip(volumes, motions, strict=True)):
+    for index, motion in enumerate(motions):
         displacement = motion.displacement(points)
-        if not motion.is_plausible or displacement > MAX_TRANSLATION:
+        is_failure = not motion.is_plausible or displacement > MAX_TRANSLATION
+        if is_failure:
             refused.append(index + 1)
-            motion = IDENTITY
-        elif displacement <= NEGLIGIBLE * voxel:
-            motion = IDENTITY
-        else:
-            defined = np.isfinite(data[..., index])
-            data[..., index] = np.where(defined, resample(volume, reference, motion, order=3), np.nan)
-            n_resampled += 1
-        kept.append(motion)
+        kept.append(IDENTITY if is_failure or displacement <= NEGLIGIBLE * voxel else motion)
+    n_moved = sum(motion is not IDENTITY for motion in kept)
     notes = []
     if refused:
         notes.append(f"Registration failed for image {', '.join(map(str, refused))}: left where it is.")
     notes.append(
-        f"{n_resampled} of {len(volumes)} images moved by more than {NEGLIGIBLE:g} voxels (root mean square within the "
+        f"{n_moved} of {len(motions)} images moved by more than {NEGLIGIBLE:g} voxels (root mean square within the "
         "head) and were resampled."
     )
-    return make_image(data, image), np.array([motion.parameters for motion in kept]), " ".join(notes)
+    return kept, " ".join(notes)

@@ -190,7 +190,10 @@ def _add_series(
     if item.group.row.is_diffusion:
         save.inputs.b_value = [float(value) for value in item.group.acquisition.to_dict()["b_value"]]  # type: ignore[union-attr]
         fields.append("direction")
-        fit_ports += [(name, name) for name in ("direction", "noise_std", "floor_removed", "errors", "removed")]
+        if item.group.epi is not None and item.group.epi.source is not None:
+            fields += ["field", "displacement"]
+        names = ("direction", "noise_std", "floor_removed", "errors", "removed", "is_resampled")
+        fit_ports += [(name, name) for name in names]
     wf.connect([(series_wf, save, [(f"outputnode.{field}", field) for field in fields])])
     orientation = init_orientation_node(item, resources) if item.bundle_fits else None
     if orientation is not None:

@@ -1,4 +1,4 @@
-"""Models that diffusion series would determine together: the app does not join series."""
+"""Models that diffusion series would determine together, if they were joined."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def advice_to_join(groups: Sequence[InputGroup], models: Sequence[str]) -> dict[
         if len(members) > 1 and possible:
             names = [group.name for group in members]
             advice = (
-                f"{', '.join(possible)} could be fitted to {' and '.join(names)} together, but series are not joined: "
-                "if they were acquired alike, write them as one image with one gradient table."
+                f"{', '.join(possible)} could be fitted to {' and '.join(names)} together, but they "
+                "differ in more than dir- or run- and are not joined: if they were acquired alike, name them so."
             )
             found |= dict.fromkeys(names, advice)
     return found

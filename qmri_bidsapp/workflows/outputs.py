@@ -9,7 +9,7 @@ from qmri_bidsapp.bids.derivatives import bids_uri
 from qmri_bidsapp.bids.files import labels_of
 from qmri_bidsapp.bids.kinds import load_kinds
 from qmri_bidsapp.bids.record import FitRecord, OrientationRecord, TruthMaps, TruthRecord, map_record, series_record
-from qmri_bidsapp.bids.result_names import ENDINGS, FitNames, result_name
+from qmri_bidsapp.bids.result_names import ENDINGS, FitNames, field_names, result_name
 from qmri_bidsapp.bids.save_results import FitSidecars, TruthSidecars
 from qmri_bidsapp.bids.sidecars import image_fields
 from qmri_bidsapp.bids.usable_record import UsableRecord
@@ -58,7 +58,7 @@ def desc_meanings() -> dict[str, str]:
     """Return label -> meaning of every ``desc`` that any run may write, independent of its data and options."""
     from qmri_bidsapp.registry import get_model, load_estimators, load_models
 
-    meanings = {}
+    meanings = {"displacement": "Displacement of an EPI by the field of susceptibility, voxels"}
     kinds = load_kinds()
     for suffix in (kind.suffix for kind in kinds.values() if kind.acquisition is not None and kind.label_prefix):
         meanings[f"{suffix}brain"] = f"Brain mask on the grid of the {suffix} series"
@@ -121,7 +121,7 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     part = {"part": "real"} if group.complement else {}
     names = [
         result_name(group, group.kind, desc="preproc", **part, **{key: labels_of(file)[key] for key in row.axis})
-        for file in group.files
+        for file in (group.files if row.axis else group.files[:1])
     ]
     labels = [
         result_name(group, "mask", desc=f"{row.label_prefix}brain"),
@@ -133,7 +133,7 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
     fields = image_fields(row, group.acquisition)  # type: ignore[arg-type]
     # The sources of a file are its magnitude and, if used, its phase or imaginary part.
     for index, (sidecar, own) in enumerate(zip(sidecars, fields, strict=True)):
-        sidecar.update({**shared, **own, "Sources": sidecar["Sources"][index :: len(group.files)]})
+        sidecar.update({**shared, **own, "Sources": sidecar["Sources"][index :: len(names)]})
     return {
         "preproc_names": names,
         "preproc_sidecars": sidecars,
@@ -143,6 +143,30 @@ def series_outputs(item: SeriesPlan, bids_dir: str, notes: tuple[str, ...]) -> d
             _sidecar(group, bids_dir, TISSUE_SEGMENTATION, skull_stripped=True, Manual=False, **skipped),
         ],
         "record": series_record(group, bids_dir, (*item.notes, *notes)),
+        **_field_outputs(group, bids_dir),
+    }
+
+
+def _field_outputs(group: InputGroup, bids_dir: str) -> dict[str, Any]:
+    """Return inputs of `SaveSeries` for the field that corrects distortion; none without one."""
+    if group.epi is None or group.epi.source is None:
+        return {}
+    encoding = group.epi.encodings[0]
+    files = group.epi.source.all_files or group.files
+    shared = {"Sources": [bids_uri(name, bids_dir) for name in files]}
+    unit = "voxel" if encoding.readout is None else "Hz"
+    direction = f"{'ijk'[encoding.axis]}{'-' if encoding.sign < 0 else ''}"
+    return {
+        "field_names": list(field_names(group)),
+        "field_sidecars": [
+            {"Description": "Field of susceptibility, in undistorted space", "Units": unit, **shared},
+            {
+                "Description": "Displacement along the voxel axis of PhaseEncodingDirection, of the first volume",
+                "Units": "voxel",
+                "PhaseEncodingDirection": direction,
+                **shared,
+            },
+        ],
     }
 
 

@@ -211,6 +211,8 @@ def _plan_series(
         notes += reasons
     found = SeriesPlan(group, tuple(fits))
     names = list(dict(fits))
+    if fits and group.epi is not None:
+        notes += group.epi.notes
     if not group.covariates:
         notes += [f"{name}: {NO_FIELD}." for name in names if get_model(name).covariates]
     notes += [note for name in names if (note := get_model(name).caution(acquisition))]

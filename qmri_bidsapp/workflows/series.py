@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from qmri_bidsapp.workflows.diffusion import connect_diffusion
+from qmri_bidsapp.workflows.nodes import Resources, make_identity, make_node
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,38 +14,6 @@ if TYPE_CHECKING:
 
     from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.workflows.plan import SeriesPlan
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Resources of a node.
-
-    Attributes
-    ----------
-    n_threads : int
-        Threads of steps that use several.
-    device : str
-        Torch device of the fits.
-    """
-
-    n_threads: int
-    device: str = "cpu"
-
-
-def _node(interface: Any, name: str, title: str, *, n_procs: int = 1, mem_gb: float = 0.5, **inputs: Any) -> Any:
-    """Return a node; `title`, unique within a subject, is shown while it runs."""
-    from nipype.pipeline.engine import Node
-
-    node = Node(interface(**inputs), name=name, n_procs=n_procs, mem_gb=mem_gb)
-    node.title = title
-    return node
-
-
-def _identity(name: str, fields: list[str]) -> Any:
-    from nipype.interfaces.utility import IdentityInterface
-    from nipype.pipeline.engine import Node
-
-    return Node(IdentityInterface(fields=fields), name=name)
 
 
 def init_anat_wf(group: InputGroup, name: str, skip: tuple[str, ...] = ()) -> Workflow:
@@ -66,14 +36,14 @@ def init_anat_wf(group: InputGroup, name: str, skip: tuple[str, ...] = ()) -> Wo
     from qmri_bidsapp.interfaces import preprocess as nodes
 
     wf = Workflow(name=name)
-    outputnode = _identity("outputnode", ["preproc", "mask", "dseg"])
-    load = _node(nodes.ImportImages, "load", f"read {group.name}", in_files=list(group.files), ndim=3)
+    outputnode = make_identity("outputnode", ["preproc", "mask", "dseg"])
+    load = make_node(nodes.ImportImages, "load", f"read {group.name}", in_files=list(group.files), ndim=3)
     bias = load
     if "bias-field" not in skip:
-        bias = _node(nodes.CorrectBias, "bias", f"{group.name} bias correction", mem_gb=2)
+        bias = make_node(nodes.CorrectBias, "bias", f"{group.name} bias correction", mem_gb=2)
         wf.connect(load, "out_file", bias, "in_file")
-    brain = _node(nodes.ExtractBrain, "brain", f"{group.name} brain mask", mem_gb=2)
-    tissues = _node(nodes.SegmentTissues, "tissues", f"{group.name} tissues", mem_gb=2)
+    brain = make_node(nodes.ExtractBrain, "brain", f"{group.name} brain mask", mem_gb=2)
+    tissues = make_node(nodes.SegmentTissues, "tissues", f"{group.name} tissues", mem_gb=2)
     wf.connect(
         [
             (bias, brain, [("out_file", "in_file")]),
@@ -103,7 +73,8 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
 
     Outputs
     -------
-    preproc, mask, dseg, notes, steps, motion, direction, noise_std, floor_removed, errors, removed, covariates
+    preproc, mask, dseg, notes, steps, motion, direction, noise_std, floor_removed, errors, removed,
+    is_resampled, covariates, field, displacement
         ``dseg`` only with a T1w; ``motion`` unless alignment is skipped; ``direction``, ``noise_std``,
         ``floor_removed``, ``errors`` and ``removed`` only of diffusion series; ``covariates`` only where the series has
         a map of the transmit field.
@@ -114,20 +85,30 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
     from qmri_bidsapp.interfaces import preprocess as nodes
 
     wf = Workflow(name=f"{item.node_name}_wf")
-    inputnode = _identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
+    inputnode = make_identity("inputnode", ["t1w", "t1w_mask", "t1w_dseg"])
     fields = ["preproc", "mask", "dseg", "notes", "steps", "motion"]
-    fields += ["direction", "noise_std", "floor_removed", "errors", "removed", "covariates"]
-    outputnode = _identity("outputnode", fields)
+    fields += [
+        "direction",
+        "noise_std",
+        "floor_removed",
+        "errors",
+        "removed",
+        "is_resampled",
+        "covariates",
+        "field",
+        "displacement",
+    ]
+    outputnode = make_identity("outputnode", fields)
     mem_gb = max(0.5, 4 * item.group.size_gb)
-    notes, steps = Node(Merge(4), name="notes"), Node(Merge(4), name="steps")
+    notes, steps = Node(Merge(6), name="notes"), Node(Merge(4), name="steps")
     load = _load_node(wf, item, notes, mem_gb)
     wf.connect(load, "steps", steps, "in1")
     if item.group.row.is_diffusion:
-        last = _connect_diffusion(wf, item, load, notes, steps, outputnode, resources, mem_gb)
+        last = connect_diffusion(wf, item, load, notes, steps, outputnode, resources, mem_gb)
     elif "align" in item.skip:
         last = load
     else:
-        last = _node(nodes.AlignSeries, "align", f"{item.group.name} alignment", mem_gb=mem_gb)
+        last = make_node(nodes.AlignSeries, "align", f"{item.group.name} alignment", mem_gb=mem_gb)
         wf.connect(
             [
                 (load, last, [("out_file", "in_file")]),
@@ -139,7 +120,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
     _connect_covariates(wf, item, load, notes, outputnode)
     title = f"{item.group.name} mask"
     if has_t1w:
-        mask = _node(nodes.TransferLabels, "mask", title, mem_gb=mem_gb, skip=list(item.skip))
+        mask = make_node(nodes.TransferLabels, "mask", title, mem_gb=mem_gb, skip=list(item.skip))
         wf.connect(
             [
                 (inputnode, mask, [("t1w", "t1w"), ("t1w_mask", "in_mask"), ("t1w_dseg", "in_dseg")]),
@@ -149,7 +130,7 @@ def init_series_wf(item: SeriesPlan, resources: Resources, *, has_t1w: bool) -> 
             ]
         )
     else:
-        mask = _node(nodes.SeriesMask, "mask", title, mem_gb=mem_gb)
+        mask = make_node(nodes.SeriesMask, "mask", title, mem_gb=mem_gb)
         # As read: processing fills the empty border of images, from which the threshold is found.
         wf.connect([(load, mask, [("out_file", "in_file")]), (mask, notes, [("notes", "in4")])])
     wf.connect(
@@ -170,12 +151,12 @@ def _load_node(wf: Workflow, item: SeriesPlan, notes: Any, mem_gb: float) -> Any
     group, title = item.group, f"read {item.group.name}"
     files, complement = list(group.files), group.complement
     if complement is None:
-        load = _node(nodes.ImportImages, "load", title, mem_gb=mem_gb, in_files=files, ndim=group.row.ndim)
+        load = make_node(nodes.ImportImages, "load", title, mem_gb=mem_gb, in_files=files, ndim=group.row.ndim)
         load.inputs.is_magnitude = group.acquisition is not None and not group.acquisition.has_sign
         if len(files) > 1:
-            wf.connect(load, "notes", notes, "in3")
+            wf.connect(load, "notes", notes, "in6")
         return load
-    load = _node(
+    load = make_node(
         nodes.RestorePolarity,
         "load",
         f"{title}, polarity",
@@ -187,7 +168,7 @@ def _load_node(wf: Workflow, item: SeriesPlan, notes: Any, mem_gb: float) -> Any
     )
     if complement.unit is not None:
         load.inputs.unit = complement.unit
-    wf.connect(load, "notes", notes, "in3")
+    wf.connect(load, "notes", notes, "in6")
     return load
 
 
@@ -197,7 +178,7 @@ def _connect_covariates(wf: Workflow, item: SeriesPlan, load: Any, notes: Any, o
 
     for covariate in item.group.covariates:
         title = f"{item.group.kind} transmit field"
-        field = _node(nodes.ResampleFieldmap, covariate.name, title, in_file=covariate.file)
+        field = make_node(nodes.ResampleFieldmap, covariate.name, title, in_file=covariate.file)
         if covariate.factor is not None:
             field.inputs.factor = covariate.factor
         if covariate.nominal_angle is not None:
@@ -211,89 +192,12 @@ def _connect_covariates(wf: Workflow, item: SeriesPlan, load: Any, notes: Any, o
         )
 
 
-def _connect_diffusion(
-    wf: Workflow,
-    item: SeriesPlan,
-    load: Any,
-    notes: Any,
-    steps: Any,
-    outputnode: Any,
-    resources: Resources,
-    mem_gb: float,
-) -> Any:
-    """Add denoising, unringing and alignment to a diffusion workflow; return the last node."""
-    from qmri_bidsapp.interfaces import preprocess as nodes
-
-    acquisition = item.group.acquisition.to_dict()  # type: ignore[union-attr]
-    series = item.group.name
-    raw_mask = _node(nodes.SeriesMask, "rawmask", f"{series} preliminary mask", mem_gb=mem_gb)
-    protocol: dict[str, Any] = {
-        "b_value": [float(value) for value in acquisition["b_value"]],
-        "direction": [list(row) for row in acquisition["direction"]],
-    }
-    # Without denoising the node still measures the noise, which the fits need.
-    title = f"{series} {'noise' if 'denoise' in item.skip else 'denoising'}"
-    # The series, and the replicate before and after denoising: 5.6 times the series, as measured.
-    chosen: dict[str, Any] = {"skip": list(item.skip), "method": item.denoise}
-    denoise = _node(nodes.DenoiseDiffusion, "denoise", title, mem_gb=1.5 * mem_gb, **chosen, **protocol)
-    wf.connect(
-        [
-            (load, raw_mask, [("out_file", "in_file")]),
-            (load, denoise, [("out_file", "in_file")]),
-            (raw_mask, denoise, [("out_mask", "in_mask")]),
-            (denoise, notes, [("notes", "in1")]),
-            (denoise, steps, [("steps", "in2")]),
-            (denoise, outputnode, [(name, name) for name in ("noise_std", "floor_removed", "errors", "removed")]),
-        ]
-    )
-    last = denoise
-    if "unring" not in item.skip:
-        unring = _node(
-            nodes.UnringDiffusion,
-            "unring",
-            f"{series} Gibbs unringing",
-            n_procs=resources.n_threads,
-            mem_gb=mem_gb,
-            n_threads=resources.n_threads,
-            partial_fourier=_partial_fourier(item.group),
-            **protocol,
-        )
-        wf.connect(
-            [
-                (raw_mask, unring, [("out_mask", "in_mask")]),
-                (denoise, unring, [("out_file", "in_file"), ("is_denoised", "is_denoised")]),
-                (unring, notes, [("notes", "in2")]),
-                (unring, steps, [("steps", "in3")]),
-            ]
-        )
-        last = unring
-    if "align" in item.skip:
-        outputnode.inputs.direction = protocol["direction"]
-        return last
-    align = _node(nodes.AlignDiffusion, "align", f"{series} alignment", mem_gb=mem_gb, **protocol)
-    wf.connect(
-        [
-            (last, align, [("out_file", "in_file")]),
-            (align, notes, [("notes", "in3")]),
-            (align, steps, [("steps", "in4")]),
-            (align, outputnode, [("direction", "direction"), ("motion", "motion")]),
-        ]
-    )
-    return align
-
-
-def _partial_fourier(group: InputGroup) -> float:
-    """Return the acquired part of k-space that the sidecar states; one where it states none."""
-    stated = dict(group.metadata).get("PartialFourier")
-    return float(stated) if isinstance(stated, (int, float)) else 1.0
-
-
 def init_fit_node(item: SeriesPlan, model: str, estimator: str, resources: Resources) -> Any:
     """Build the node that fits one model; its inputs in_file, in_mask (, noise_std, direction) are to be connected."""
     from qmri_bidsapp.interfaces.fitting import Fit
 
     gpu = resources.device.startswith("cuda")
-    return _node(
+    return make_node(
         Fit,
         f"fit_{item.node_name}_{model}_{estimator}",
         f"{item.group.name} fit {model} ({estimator})",
@@ -315,7 +219,7 @@ def init_train_node(fit: Any, cache: Path, prior: str, samples: Path | None) -> 
     inputs = {name: getattr(fit.inputs, name) for name in ("acquisition", "model", "estimator", "seed", "device")}
     if samples is not None:
         inputs |= {"prior": prior, "samples": str(samples)}
-    return _node(
+    return make_node(
         Train,
         fit.name.replace("fit_", "train_", 1),
         fit.title.replace(" fit ", " training "),
@@ -330,7 +234,7 @@ def init_orientation_node(item: SeriesPlan, resources: Resources) -> Any:
     """Build the node of fibre directions; its inputs in_file, in_mask, direction (, in_dseg) are to be connected."""
     from qmri_bidsapp.interfaces.fibre_directions import FindOrientations
 
-    return _node(
+    return make_node(
         FindOrientations,
         f"orientation_{item.node_name}",
         f"{item.group.name} fibre directions",

@@ -27,7 +27,7 @@ def skipped_of(group: InputGroup, skip: Sequence[str], *, has_t1w: bool) -> tupl
         own = {"bias-field"}
     else:
         own = {"align"} | ({"register"} if has_t1w else set())
-        own |= {"denoise", "noise-floor", "unring"} if group.row.is_diffusion else set()
+        own |= {"distortion", "denoise", "noise-floor", "unring"} if group.row.is_diffusion else set()
     return tuple(step for step in STEPS if step in own and step in skip)
 
 

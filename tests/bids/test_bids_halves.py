@@ -23,13 +23,13 @@ B_VALUES = (0, 1000, 0, 1000, 2000, 1000, 2000, 0, 1000, 2000)
 
 def write(root: Path) -> tuple[tuple[Pair, ...], tuple[str, ...], Path]:
     folder = root.parent / "halves"
-    pairs, notes = write_halves(root, find_inputs(open_layout(root)), folder)
+    pairs, notes = write_halves(root, find_inputs(open_layout(root), skip=("join",)), folder)
     return pairs, notes, folder
 
 
 def found_in(folder: Path) -> dict[str, InputGroup]:
     """Return the series of sub-01 that the app finds in a data set."""
-    first = find_inputs(open_layout(folder))[0]
+    first = find_inputs(open_layout(folder), skip=("join",))[0]
     assert not first.problems
     return {group.name: group for group in first.groups}
 

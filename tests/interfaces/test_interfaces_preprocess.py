@@ -11,6 +11,7 @@ import pytest
 
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.images.volumes import load_image
+from qmri_bidsapp.interfaces import diffusion
 from qmri_bidsapp.interfaces import preprocess as nodes
 from qmri_bidsapp.preprocess.dwi import denoise
 from qmri_bidsapp.preprocess.masks import series_mask
@@ -69,7 +70,7 @@ def test_thin_series_are_not_aligned(files: dict[str, str], tmp_path: Path) -> N
 
 def test_diffusion_directions_come_with_the_alignment(files: dict[str, str], tmp_path: Path) -> None:
     direction = [[1.0, 0.0, 0.0]] * N_VOLUMES
-    node = nodes.AlignDiffusion(in_file=files["series"], b_value=[1000.0] * N_VOLUMES, direction=direction)
+    node = diffusion.AlignDiffusion(in_file=files["series"], b_value=[1000.0] * N_VOLUMES, direction=direction)
     found = run(node, tmp_path)
     assert found.direction == direction
     assert found.motion == [[0.0] * 6] * N_VOLUMES
@@ -83,7 +84,10 @@ def test_mask_is_that_of_the_function(files: dict[str, str], tmp_path: Path) -> 
 
 
 def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_path: Path) -> None:
-    found = run(nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], **GRADIENTS), tmp_path)
+    found = run(
+        diffusion.DenoiseDiffusion(n_volumes=[N_VOLUMES], in_file=files["series"], in_mask=files["mask"], **GRADIENTS),
+        tmp_path,
+    )
     series, mask = load_image(files["series"], ndim=4), load_image(files["mask"], ndim=3)
     protocol = Diffusion(tuple(GRADIENTS["b_value"]), tuple(map(tuple, GRADIENTS["direction"])))
     expected = denoise(series, protocol, mask=mask)
@@ -104,7 +108,9 @@ def test_the_method_of_denoising_is_named(files: dict[str, str], tmp_path: Path)
 
 
 def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict[str, str], tmp_path: Path) -> None:
-    node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], skip=["denoise"], **GRADIENTS)
+    node = diffusion.DenoiseDiffusion(
+        n_volumes=[N_VOLUMES], in_file=files["series"], in_mask=files["mask"], skip=["denoise"], **GRADIENTS
+    )
     found = run(node, tmp_path)
     np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
     noise, mask = read(found.noise_std), read(files["mask"]) > 0
@@ -116,8 +122,8 @@ def test_without_denoising_the_noise_is_measured_and_the_images_stay(files: dict
 
 def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path) -> None:
     inputs = {"in_file": files["series"], "in_mask": files["mask"], **GRADIENTS}
-    corrected = read(run(nodes.DenoiseDiffusion(**inputs), tmp_path).out_file)
-    found = run(nodes.DenoiseDiffusion(**inputs, skip=["noise-floor"]), tmp_path)
+    corrected = read(run(diffusion.DenoiseDiffusion(n_volumes=[N_VOLUMES], **inputs), tmp_path).out_file)
+    found = run(diffusion.DenoiseDiffusion(n_volumes=[N_VOLUMES], **inputs, skip=["noise-floor"]), tmp_path)
     assert not found.floor_removed
     # Magnitudes of 10 and 110 with noise of 2: the floor raises them by sigma^2 / (2 S).
     inside, difference = read(files["mask"]) > 0, (read(found.out_file) - corrected).mean(axis=3)
@@ -126,7 +132,8 @@ def test_the_noise_floor_stays_on_request(files: dict[str, str], tmp_path: Path)
 
 def test_small_images_are_not_unringed(files: dict[str, str], tmp_path: Path) -> None:
     found = run(
-        nodes.UnringDiffusion(in_file=files["series"], in_mask=files["mask"], is_denoised=True, **GRADIENTS), tmp_path
+        diffusion.UnringDiffusion(in_file=files["series"], in_mask=files["mask"], is_denoised=True, **GRADIENTS),
+        tmp_path,
     )
     np.testing.assert_array_equal(read(found.out_file), read(files["series"]))
     assert "Unringing left out: 10 x 10 voxels" in found.notes[0]

@@ -11,7 +11,9 @@ from scipy.spatial.transform import Rotation
 from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.errors import InputError
 from qmri_bidsapp.preprocess import dwi, masks, relaxometry
-from qmri_bidsapp.preprocess.rigid import Rigid, head_points, register, resample, to_ants
+from qmri_bidsapp.preprocess.distortion import places_of_volumes
+from qmri_bidsapp.preprocess.placement import resample_series
+from qmri_bidsapp.preprocess.rigid import IDENTITY, Rigid, head_points, register, resample, to_ants
 
 AFFINE = np.array([[-3.0, 0.2, 0, 60], [0.2, 3.0, 0.1, -70], [0, -0.1, 3.0, -40], [0, 0, 0, 1]])
 SHAPE = (40, 44, 26)
@@ -114,11 +116,10 @@ def test_a_small_region_is_left_alone_with_a_note() -> None:
     """Registration of a few centimetres follows contrast and noise: a still region would be moved by degrees."""
     rng = np.random.default_rng(0)
     series = image(rng.normal(100, 5, (15, 15, 11, 4)), np.diag([2.5, 2.5, 2.5, 1]))
-    b_value, direction = np.array([0.0, 1000, 1000, 1000]), np.array([[0.0, 0, 0], *np.eye(3)])
-    same, kept, found, note = dwi.align(series, b_value, direction)
-    assert same is series
+    protocol = Diffusion((0.0, 1000, 1000, 1000), ((0.0, 0, 0), *map(tuple, np.eye(3).tolist())))
+    places, found, note = places_of_volumes(series, protocol)
+    assert resample_series(series, places) is series
     assert not found.any()
-    np.testing.assert_array_equal(kept, direction)
     assert note.startswith("Alignment left out: a region of 38 x 38 x 28 mm does not determine motion")
 
 
@@ -205,9 +206,7 @@ def test_unringing_leaves_slices_far_from_the_brain_alone() -> None:
 def test_a_resampled_image_keeps_its_undefined_values() -> None:
     volumes = np.stack([head(), moved(head(), motion((0, 0, 2), (0, 1, 0)))], axis=3)
     volumes[20, 20, 13, 1] = np.nan
-    parts = [image(np.nan_to_num(volumes[..., i])) for i in range(2)]
-    motions = [Rigid(np.eye(4)), motion((0, 0, 2), (0, 1, 0))]
-    aligned, _, _ = relaxometry.apply(image(volumes), parts, parts[0], motions)
+    aligned = relaxometry.resampled(image(volumes), [IDENTITY, motion((0, 0, 2), (0, 1, 0))])
     inner = np.asarray(aligned.dataobj)[5:-5, 5:-5, 5:-5]
     np.testing.assert_array_equal(np.argwhere(np.isnan(inner)), [[15, 15, 8, 1]])
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from qmri_bidsapp import __version__, errors
 from qmri_bidsapp.cli.app.parser import DESCRIPTION, build_parser
-from qmri_bidsapp.config import LAYOUTS, LEVELS, STEPS
+from qmri_bidsapp.config import IGNORED, LAYOUTS, LEVELS, STEPS
 
 #: Inputs that name files or folders, which a platform must provide.
 FILES = ("bids_dir", "bids_filter_file", "bids_database_dir", "motion_weights", "qc_head", "use_plugin", "config_file")
 #: Actions of the parser that only print and exit.
 NOT_INPUTS = ("help", "version")
 #: Values that the program checks itself, so that they can be separated by commas or have an exit code of their own.
-CHOICES = {"analysis_level": LEVELS, "skip": tuple(STEPS)}
+CHOICES = {"analysis_level": LEVELS, "skip": tuple(STEPS), "ignore": tuple(IGNORED)}
 MEANINGS = {
     errors.EXIT_PARTICIPANT_FAILED: "Some participant failed",
     errors.InvalidBIDSError.exit_code: "The input folder is not a valid BIDS data set",

@@ -12,7 +12,18 @@ from typing import Any
 from qmri_bidsapp import __version__
 from qmri_bidsapp.cli.arguments import Parser, words
 from qmri_bidsapp.cli.resources import MEMORY_SHARE, available_cpus, available_memory_gb
-from qmri_bidsapp.config import DENOISING, LAYOUTS, LEVELS, N_FIBRES, PRIORS, STEPS, Config, make_config, read_toml
+from qmri_bidsapp.config import (
+    DENOISING,
+    IGNORED,
+    LAYOUTS,
+    LEVELS,
+    N_FIBRES,
+    PRIORS,
+    STEPS,
+    Config,
+    make_config,
+    read_toml,
+)
 from qmri_bidsapp.errors import UnknownLevelError
 
 DESCRIPTION = (
@@ -31,6 +42,7 @@ _LISTS = {
     "session_label": "ses-",
     "run_label": "run-",
     "skip": "",
+    "ignore": "",
     "models": "",
     "estimators": "",
 }
@@ -83,8 +95,15 @@ def _add_selection(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--bids-filter-file",
         metavar="FILE",
-        help="JSON with pybids queries for t1w, irt1, mese, megre, vfa, mts, tb1map and dwi, such as "
-        '{"dwi": {"acquisition": "hires"}}',
+        help="JSON with pybids queries for t1w, irt1, mese, megre, vfa, mts, tb1map, dwi and the images of fmap/ (epi, "
+        'phasediff, ...), such as {"dwi": {"acquisition": "hires"}}',
+    )
+    group.add_argument(
+        "--ignore",
+        nargs="+",
+        metavar="WHAT",
+        help=f"files to leave unread: {', '.join(f'{name} ({what})' for name, what in IGNORED.items())} "
+        "(default: none)",
     )
     group.add_argument(
         "--skip-bids-validation",

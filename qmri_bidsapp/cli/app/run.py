@@ -111,6 +111,8 @@ def find_subjects(config: Config) -> tuple[SubjectInputs, ...]:
         session_labels=config.session_label,
         run_labels=config.run_label,
         filters=_read_filters(config.bids_filter_file),
+        skip=config.skip,
+        ignore_fieldmaps="fieldmaps" in config.ignore,
     )
     if not config.skip_bids_validation:
         _validate(config, subjects)
