@@ -99,7 +99,8 @@ def test_denoising_saves_the_noise_beside_the_series(files: dict[str, str], tmp_
 
 
 def test_the_method_of_denoising_is_named(files: dict[str, str], tmp_path: Path) -> None:
-    node = nodes.DenoiseDiffusion(in_file=files["series"], in_mask=files["mask"], method="patch2self", **GRADIENTS)
+    inputs = {"in_file": files["series"], "in_mask": files["mask"], **GRADIENTS}
+    node = diffusion.DenoiseDiffusion(n_volumes=[N_VOLUMES], method="patch2self", **inputs)
     found = run(node, tmp_path)
     assert found.steps == [
         "Denoised by Patch2Self (Fadnavis et al. 2020); noise floor corrected (Koay and Basser 2006)"

@@ -31,7 +31,8 @@ def test_inputs_are_the_options():
 
 def test_steps_to_skip_are_listed():
     (skip,) = (item for item in build_descriptor()["inputs"] if item["id"] == "skip")
-    assert skip["value-choices"] == ["denoise", "noise-floor", "unring", "align", "bias-field", "register"]
+    steps = ["join", "distortion", "denoise", "noise-floor", "unring", "align", "bias-field", "register"]
+    assert skip["value-choices"] == steps
 
 
 def test_command_line_names_every_input():

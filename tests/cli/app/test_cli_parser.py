@@ -17,6 +17,7 @@ from qmri_bidsapp.errors import InputMissingError, UnknownLevelError, UsageError
 
 HEAVY = ("ants", "bids", "dipy", "matplotlib", "nibabel", "nipype", "nireports", "numpy", "pandas", "torch")
 OPTIONS = {
+    "--ignore",
     "--participant-label", "--session-label", "--run-label", "--bids-filter-file", "--skip-bids-validation",
     "--bids-database-dir", "--skip", "--denoise", "--models", "--estimators", "--n-fibres", "--no-certificate",
     "--debias",
@@ -136,7 +137,8 @@ def test_threads_are_shared_by_participants(bids_dir, participants, expected):
         (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:n, got 'gpu'"),
         (
             ["--skip", "denoise", "denoising"],
-            "--skip knows no step denoising; steps: denoise, noise-floor, unring, align, bias-field, register.",
+            "--skip knows no step denoising; steps: join, distortion, denoise, noise-floor, unring, align, bias-field, "
+            "register.",
         ),
         (["--output-layout", "flat"], "invalid choice: 'flat'"),
         (["--work-dir", ""], "work_dir must be a path, got ''"),
