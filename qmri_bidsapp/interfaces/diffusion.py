@@ -84,21 +84,28 @@ class DenoiseDiffusion(PreprocessingNode):
 
 
 class _UnringInputSpec(_DiffusionInputSpec):
+    errors = File(exists=True, desc="4-D errors of a replicate")
     is_denoised = traits.Bool(mandatory=True, desc="whether the series was denoised")
     partial_fourier = traits.Float(1.0, usedefault=True, desc="acquired part of k-space")
     n_threads = traits.Int(1, usedefault=True, nohash=True)
+
+
+class _UnringOutputSpec(NotedOutputSpec):
+    errors = File(desc="those of the replicate, with what unringing leaves; undefined without an input")
 
 
 class UnringDiffusion(PreprocessingNode):
     """Gibbs unringing."""
 
     input_spec = _UnringInputSpec
-    output_spec = NotedOutputSpec
+    output_spec = _UnringOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        import numpy as np
         import torch
 
-        from qmri_bidsapp.preprocess.dwi import unring
+        from qmri_bidsapp.images.volumes import make_image
+        from qmri_bidsapp.preprocess.dwi import remaining_ringing, unring
 
         inputs = self.inputs
         torch.set_num_threads(inputs.n_threads)
@@ -111,6 +118,11 @@ class UnringDiffusion(PreprocessingNode):
             partial_fourier=inputs.partial_fourier,
         )
         self._save(runtime, "unringed.nii", image)
+        if defined(inputs.errors):
+            errors = load(inputs.errors, 4, may_be_zero=True)
+            if image is not source:
+                errors = make_image(np.asarray(errors.dataobj) + remaining_ringing(source, image), image)
+            self._save(runtime, "errors.nii", errors, "errors")
         done = "Gibbs ringing removed by local subvoxel shifts (Kellner et al. 2016)"
         self._did(None if image is source else f"{done}. {note}")
         self._note(note)

@@ -29,6 +29,9 @@ MIN_DENOISE_VOLUMES = 20
 MAX_SCATTER = 1.5
 #: Gibbs ringing is removed along whole lines of k-space: small fields of view have too few.
 MIN_UNRING_SIZE = 32
+#: Standard deviation of what unringing leaves over that of what it removes: on simulated heads 0.39 to 0.88, by tissue,
+#: b-value and voxel size.
+LEFT_BY_UNRINGING = 0.65
 #: Of the noise of the replicate.
 SEED = 1
 
@@ -275,6 +278,12 @@ def unring(
     cleaned = remove_ringing(np.where(defined, chosen, 0))
     data[:, :, slices] = np.where(defined, cleaned, np.nan)
     return make_image(data, image), f"Ringing was found and removed: {finding}."
+
+
+def remaining_ringing(image: nib.Nifti1Image, unringed: nib.Nifti1Image) -> npt.NDArray[np.float32]:
+    """Return errors of the size that unringing leaves, (x, y, z, n): `LEFT_BY_UNRINGING` times what it removed."""
+    removed = np.asarray(image.dataobj, dtype=np.float32) - np.asarray(unringed.dataobj, dtype=np.float32)
+    return np.nan_to_num(LEFT_BY_UNRINGING * removed)
 
 
 def _no_unringing(image: nib.Nifti1Image, is_denoised: bool, partial_fourier: float) -> str | None:

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
     from qmri_bidsapp.workflows.plan import SeriesPlan
 
-#: What denoising finds beside the series, and alignment moves with it.
-_NOISE = ("noise_std", "errors", "removed")
-
 
 def connect_diffusion(
     wf: Workflow,
@@ -76,16 +73,18 @@ def connect_diffusion(
         wf.connect(
             [
                 (raw_mask, unring, [("out_mask", "in_mask")]),
-                (denoise, unring, [("out_file", "in_file"), ("is_denoised", "is_denoised")]),
+                (denoise, unring, [("out_file", "in_file"), ("is_denoised", "is_denoised"), ("errors", "errors")]),
                 (unring, notes, [("notes", "in2")]),
                 (unring, steps, [("steps", "in3")]),
             ]
         )
         last = unring
+    # Connecting empties lists.
+    noise = (("noise_std", "noise_std"), ("removed", "removed"))
     field = _field_node(item, protocol, mem_gb)
     if "align" in item.skip and field is None:
         outputnode.inputs.direction = protocol["direction"]
-        wf.connect([(denoise, outputnode, [(name, name) for name in _NOISE])])
+        wf.connect([(denoise, outputnode, list(noise)), (last, outputnode, [("errors", "errors")])])
         return last
     title = f"{series} {'alignment' if field is None else 'distortion and alignment'}"
     align = make_node(nodes.AlignDiffusion, "align", title, mem_gb=mem_gb, skip=list(item.skip), **protocol)
@@ -94,8 +93,13 @@ def connect_diffusion(
             (last, align, [("out_file", "in_file")]),
             (align, notes, [("notes", "in3")]),
             (align, steps, [("steps", "in4")]),
-            (denoise, align, [(name, name) for name in _NOISE]),
-            (align, outputnode, [(name, name) for name in ("direction", "motion", "is_resampled", *_NOISE)]),
+            (denoise, align, list(noise)),
+            (last, align, [("errors", "errors")]),
+            (
+                align,
+                outputnode,
+                [*noise, *((name, name) for name in ("errors", "direction", "motion", "is_resampled"))],
+            ),
         ]
     )
     if field is not None:
