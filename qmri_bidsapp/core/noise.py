@@ -34,7 +34,10 @@ def add_gaussian(
 
 
 def add_rician(
-    signal: npt.NDArray[np.floating], sigma: float | npt.NDArray[np.floating], rng: np.random.Generator
+    signal: npt.NDArray[np.floating],
+    sigma: float | npt.NDArray[np.floating],
+    rng: np.random.Generator,
+    n_coils: float = 1.0,
 ) -> npt.NDArray[np.float64]:
     """Return the magnitude of the signal with complex Gaussian noise.
 
@@ -46,7 +49,12 @@ def add_rician(
         Standard deviation of the real and of the imaginary part (Gudbjartsson and Patz 1995, eq. 1), in the
         unit of the signal.
     rng : numpy.random.Generator
+    n_coils : float
+        Coils whose magnitudes are combined by the root of their sum of squares.
     """
     real = add_gaussian(signal, sigma, rng)
+    if n_coils > 1:
+        others: npt.NDArray[np.float64] = rng.chisquare(2 * n_coils - 1, np.shape(signal))
+        return np.sqrt(real**2 + sigma**2 * others)
     imaginary: npt.NDArray[np.float64] = sigma * rng.standard_normal(np.shape(signal))
     return np.hypot(real, imaginary)

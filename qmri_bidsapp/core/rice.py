@@ -173,7 +173,7 @@ class Columns:
         return [torch.cat(values, dim=-1)[:, self._back] for values in zip(*parts, strict=True)]
 
 
-def signal_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def signal_of_mean(mean: npt.ArrayLike, n_coils: float = 1.0) -> npt.NDArray[np.float64]:
     r"""Return the signal whose magnitudes have this mean, in units of sigma: the inverse of the mean of `rice_moments`.
 
     Zero where the mean is at most :math:`\sqrt{\pi / 2}`, that of noise alone (Koay and Basser 2006, J Magn Reson
@@ -184,7 +184,13 @@ def signal_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
     ----------
     mean : array_like
         Expectation of a magnitude over sigma, such as a denoised magnitude; any shape.
+    n_coils : float
+        Coils whose magnitudes were combined by the root of their sum of squares, which raises the floor to about
+        :math:`\sqrt{2 n}`.
     """
+    if n_coils > 1:
+        square: npt.NDArray[np.float64] = np.maximum(_mean_square(mean, n_coils) - 2 * n_coils, 0)
+        return np.sqrt(square)
     values = np.asarray(mean, dtype=np.float64)
     means, signals, _ = _mean_table()
     # For large signals the mean is s + 1 / (2 s).
@@ -192,16 +198,32 @@ def signal_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.where(values < means[-1], np.interp(values, means, signals), bright)
 
 
-def variance_of_mean(mean: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def variance_of_mean(mean: npt.ArrayLike, n_coils: float = 1.0) -> npt.NDArray[np.float64]:
     r"""Return the variance of magnitudes of this mean, in units of sigma: from :math:`2 - \pi / 2` of noise alone to 1.
 
     Parameters
     ----------
     mean : array_like
         Expectation of a magnitude over sigma; any shape.
+    n_coils : float
+        As for `signal_of_mean`.
     """
+    if n_coils > 1:
+        return 1 - n_coils / _mean_square(mean, n_coils)
     means, _, variances = _mean_table()
     return np.interp(np.asarray(mean, dtype=np.float64), means, variances)
+
+
+def _mean_square(mean: npt.ArrayLike, n_coils: float) -> npt.NDArray[np.float64]:
+    r"""Return the mean square of magnitudes of this mean and several coils, over sigma squared; :math:`2 n` at least.
+
+    The square follows a noncentral chi-square distribution of mean :math:`q = s^2 + 2 n` and variance
+    :math:`4 (q - n)` (Constantinides et al. 1997, Magn Reson Med 38:852), so that the variance of the magnitude is
+    about :math:`(q - n) / q`, and :math:`m^2 = q - (q - n) / q`.
+    """
+    twice = np.square(np.asarray(mean, dtype=np.float64)) + 1
+    square: npt.NDArray[np.float64] = (twice + np.sqrt(np.maximum(twice**2 - 4 * n_coils, 0))) / 2
+    return np.maximum(square, 2 * n_coils)
 
 
 @cache

@@ -13,6 +13,7 @@ from qmri_bidsapp.core.acquisition import Diffusion
 from qmri_bidsapp.core.noise import add_rician
 from qmri_bidsapp.core.rice import signal_of_mean
 from qmri_bidsapp.images.volumes import make_image
+from qmri_bidsapp.preprocess.coils import coils_of_air
 from qmri_bidsapp.preprocess.mppca import RADIUS, mppca, sigma_of_magnitudes
 from qmri_bidsapp.preprocess.patch2self import patch2self
 from qmri_bidsapp.preprocess.relaxometry import that_count
@@ -161,19 +162,20 @@ def denoise(
             "is correlated between voxels (interpolated or filtered images), or volumes moved much."
         )
         return Denoised(image, note=note)
-    sigma = sigma_of_magnitudes(denoised, noise_std)
+    n_coils = coils_of_air(data, within)
+    sigma = sigma_of_magnitudes(denoised, noise_std, n_coils)
     known = np.where(inside, sigma, np.float32(np.nan))
     if "denoise" in skip:
         return Denoised(image, known)
     floor_removed = "noise-floor" not in skip
     # What of the signal was taken for noise is lost, which a replicate of the denoised series could not show. Beyond
     # the mask patches need noise as well.
-    truth = np.where(inside[..., None], remove_noise_floor(fuller, sigma), filled)
-    removed = _with_noise(truth, sigma)
+    truth = np.where(inside[..., None], remove_noise_floor(fuller, sigma, n_coils), filled)
+    removed = _with_noise(truth, sigma, n_coils)
     repeated = patch2self(removed, inside, acquisition) if method == "patch2self" else mppca(removed, inside).series
     removed -= repeated
     if floor_removed:
-        denoised, repeated = remove_noise_floor(denoised, sigma), remove_noise_floor(repeated, sigma)
+        denoised, repeated = (remove_noise_floor(values, sigma, n_coils) for values in (denoised, repeated))
     else:
         truth = fuller
     usable = inside[..., None] & np.isfinite(data)
@@ -190,12 +192,14 @@ def denoise(
     )
 
 
-def _with_noise(signals: npt.NDArray[np.float32], sigma: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _with_noise(
+    signals: npt.NDArray[np.float32], sigma: npt.NDArray[np.float32], n_coils: float
+) -> npt.NDArray[np.float32]:
     """Return magnitudes of signals (x, y, z, n) with noise of standard deviation (x, y, z) drawn anew."""
     rng, drawn = np.random.default_rng(SEED), np.empty_like(signals)
     # Volume by volume, to save memory.
     for volume in range(signals.shape[3]):
-        drawn[..., volume] = add_rician(signals[..., volume], np.maximum(sigma, 0), rng)
+        drawn[..., volume] = add_rician(signals[..., volume], np.maximum(sigma, 0), rng, n_coils)
     return drawn
 
 
@@ -211,7 +215,7 @@ def _scatter_of_directions(data: npt.NDArray[np.float32], acquisition: Diffusion
 
 
 def remove_noise_floor(
-    magnitude: npt.NDArray[np.float32], noise_std: npt.NDArray[np.float32]
+    magnitude: npt.NDArray[np.float32], noise_std: npt.NDArray[np.float32], n_coils: float = 1.0
 ) -> npt.NDArray[np.float32]:
     """Correct the Rician bias of denoised magnitudes by inverting the mean of the Rice distribution.
 
@@ -224,12 +228,14 @@ def remove_noise_floor(
         (x, y, z, n).
     noise_std : ndarray
         (x, y, z) standard deviation of the noise of the real and of the imaginary part.
+    n_coils : float
+        As for `core.rice.signal_of_mean`.
     """
     corrected, noisy = np.array(magnitude, dtype=np.float32), noise_std > 0
     sigma = noise_std[noisy]
     # Volume by volume, since the inverse is computed in double precision.
     for volume in np.moveaxis(corrected, 3, 0):
-        volume[noisy] = signal_of_mean(volume[noisy] / sigma) * sigma
+        volume[noisy] = signal_of_mean(volume[noisy] / sigma, n_coils) * sigma
     return corrected
 
 

@@ -154,7 +154,7 @@ def _noise_variance(eigenvalues: torch.Tensor, n_kept: torch.Tensor, n_rows: int
 
 
 def sigma_of_magnitudes(
-    magnitude: npt.NDArray[np.float32], noise_std: npt.NDArray[np.float32]
+    magnitude: npt.NDArray[np.float32], noise_std: npt.NDArray[np.float32], n_coils: float = 1.0
 ) -> npt.NDArray[np.float32]:
     """Return the standard deviation of the real and imaginary part of magnitudes of a known standard deviation.
 
@@ -167,6 +167,8 @@ def sigma_of_magnitudes(
         (x, y, z, n) denoised: expected magnitudes.
     noise_std : ndarray
         (x, y, z) of `mppca`; zero where it is unknown.
+    n_coils : float
+        As for `core.rice.signal_of_mean`.
 
     Returns
     -------
@@ -180,7 +182,7 @@ def sigma_of_magnitudes(
         relative = np.zeros(noise_std.shape)
         # Volume by volume, to save memory.
         relative[known] = np.mean(
-            [variance_of_mean(volume[known] / sigma) for volume in np.moveaxis(magnitude, 3, 0)], 0
+            [variance_of_mean(volume[known] / sigma, n_coils) for volume in np.moveaxis(magnitude, 3, 0)], 0
         )
         average = ndimage.uniform_filter(relative, size=2 * RADIUS + 1, mode="constant")[known] / weight[known]
         sigma = noise_std[known] / np.sqrt(average)
