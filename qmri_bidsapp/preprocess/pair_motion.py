@@ -106,7 +106,7 @@ def motion_step(fit: PairFit, displacement: torch.Tensor, motion: PairMotion) ->
     columns, responses, normal = _columns(fit, displacement, misfit)
     slope = (columns.T @ misfit.residual.reshape(-1)).cpu().numpy() / MISFIT**2
     slope -= _products(responses, [fit.gradient(displacement, misfit)])[:, 0]
-    change = -np.linalg.solve(normal, slope)
+    change = np.asarray(-np.linalg.solve(normal, slope), dtype=np.float64)
     followed = displacement - sum(value * field for value, field in zip(change.tolist(), responses, strict=True))
     return motion.moved(change), followed if fit.is_allowed(followed) else displacement
 

@@ -44,7 +44,7 @@ def test_the_floor_of_several_coils(n_coils: int, signal: float) -> None:
     parts = rng.standard_normal((200_000, 2 * n_coils))
     parts[:, 0] += signal
     magnitude = np.sqrt(np.square(parts).sum(axis=1))
-    assert variance_of_mean(magnitude.mean(), n_coils) == pytest.approx(magnitude.var(), rel=0.08)
+    assert variance_of_mean(magnitude.mean(), n_coils) == pytest.approx(magnitude.var(), rel=0.1)
     # In units of the noise; at the floor any small error of the mean is a root of it.
     assert float(signal_of_mean(magnitude.mean(), n_coils)) == pytest.approx(signal, abs=0.45 if signal < 1.5 else 0.1)
 
