@@ -78,6 +78,8 @@ class DenoiseDiffusion(PreprocessingNode):
                 self._save(runtime, f"{name}.nii", nib.Nifti1Image(values, image.affine), name)
         self._results.update(is_denoised=found.is_denoised, floor_removed=found.floor_removed)
         floor = "; noise floor corrected (Koay and Basser 2006)" if found.floor_removed else ""
+        if found.floor_removed and found.n_coils > 1:
+            floor = f"; noise floor of {found.n_coils:.1f} coils (sum of squares, by the noise in air) corrected"
         self._did(f"Denoised by {_DENOISING[inputs.method]}{floor}" if found.is_denoised else None)
         self._note(found.note)
         return runtime

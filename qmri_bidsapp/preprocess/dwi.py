@@ -57,6 +57,8 @@ class Denoised(NamedTuple):
     removed : ndarray or None
         (x, y, z, n) float32, the noise that denoising removed from the replicate. Added to the series, it gives one of
         white noise, as voxels are simulated with.
+    n_coils : float
+        Coils that were combined by the root of the sum of squares, see `coils_of_air`.
     note : str or None
         Why the step was left out.
     """
@@ -67,6 +69,7 @@ class Denoised(NamedTuple):
     floor_removed: bool = False
     errors: npt.NDArray[np.float32] | None = None
     removed: npt.NDArray[np.float32] | None = None
+    n_coils: float = 1.0
     note: str | None = None
 
 
@@ -189,6 +192,7 @@ def denoise(
         floor_removed=floor_removed,
         errors=repeated,
         removed=removed,
+        n_coils=n_coils,
     )
 
 
