@@ -71,8 +71,8 @@ class Placement:
 def interpolation_errors(image: nib.Nifti1Image, places: Sequence[Placement]) -> npt.NDArray[np.float32]:
     """Return what one more acquisition and correction changes in a corrected series, (x, y, z, n).
 
-    The volumes are brought to where they were acquired, and back. They lose in each step what they lost in the one
-    that made them: an interpolation's own error, largest at edges.
+    The volumes are brought to where they were acquired, and back. What they lose on this way, most at edges, is a part
+    of what they lost on the first one: detail of the size of a voxel is gone already.
     """
     data = np.asarray(image.dataobj, dtype=np.float32)
     errors = np.zeros_like(data)
