@@ -3,7 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers.epi import SHAPE, as_seen, field, head
+from helpers.epi import SHAPE, as_seen, field, head, inside
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
