@@ -42,7 +42,7 @@ class UsageError(QmriError):
 
 
 class NotComparableError(QmriError):
-    """Maps and true maps cannot be compared: they cannot be read or lie on different grids."""
+    """Maps and true maps cannot be compared: there is none, they cannot be read or lie on different grids."""
 
     exit_code = 65
 

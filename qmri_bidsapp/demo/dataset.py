@@ -164,7 +164,7 @@ def write_series(
     folder: Path,
     images: Mapping[str, npt.NDArray[np.float64]],
     affine: Affine,
-    acquisition: Diffusion,
+    acquisition: Diffusion | None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the quantitative series of a participant.
@@ -174,24 +174,26 @@ def write_series(
     folder : Path
         Of the participant, whose name it has.
     images : mapping
-        ``IRT1``, ``MESE`` and ``dwi`` -> (x, y, z, n) magnitudes.
+        ``IRT1``, ``MESE`` and ``dwi``, or some of them -> (x, y, z, n) magnitudes.
     affine : ndarray
         (4, 4).
     acquisition : Diffusion
-        Protocol of the diffusion series, directions in world axes.
+        Protocol of the diffusion series, directions in world axes; None if there is none.
     extra : mapping, optional
         More fields of every sidecar, which replace those of the demo.
     """
     anat, stem = folder / "anat", folder / "dwi" / f"{folder.name}_dwi"
     more = extra or {}
-    for number, time in enumerate(signals.INVERSION_TIMES):
+    for number, time in enumerate(signals.INVERSION_TIMES if "IRT1" in images else ()):
         sequence = {"InversionTime": time, "RepetitionTimeExcitation": 15.0, "FlipAngle": 90}
         name = f"{folder.name}_inv-{number + 1}_IRT1"
         _write_series(anat / name, images["IRT1"][..., number], affine, {**sequence, **more})
-    for number, time in enumerate(signals.ECHO_TIMES):
+    for number, time in enumerate(signals.ECHO_TIMES if "MESE" in images else ()):
         sequence = {"EchoTime": time, "RepetitionTime": 5.0, "FlipAngle": 90}
         name = f"{folder.name}_echo-{number + 1}_MESE"
         _write_series(anat / name, images["MESE"][..., number], affine, {**sequence, **more})
+    if acquisition is None:
+        return
     sequence = {"EchoTime": signals.DWI_ECHO_TIME, "RepetitionTime": 9.2, "FlipAngle": 90}
     _write_series(stem, images["dwi"], affine, {**sequence, **more})
     # Adding zero turns -0 into 0.

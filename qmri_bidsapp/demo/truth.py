@@ -64,6 +64,18 @@ def true_maps(
     dict
         Sidecar.
     """
+    yield from simulated_maps(head, factor, neurites)
+    known = head.brain & ~head.unmodelled
+    table = tuple(tuple(float(x) for x in row) for row in np.asarray(acquisition.direction) * TABLE_AXES)
+    acquisition = replace(acquisition, direction=table)
+    for model in (DiffusionTensor(), DiffusionKurtosis()):
+        yield from _maps(model, _fitted(model, signal, acquisition, known), known, FITTED)
+
+
+def simulated_maps(
+    head: PhantomHead, factor: Volume, neurites: Mapping[str, Volume] | None
+) -> Iterator[tuple[str, Volume, dict[str, str]]]:
+    """Yield the maps of `true_maps` that the signals were made from."""
     p, known = head.parameters, head.brain & ~head.unmodelled
     amplitude, s0 = signals.GAIN * p["density"], signals.without_diffusion(head)
     relaxation = {"m0": amplitude, "inversion_factor": factor, "t1": p["t1"], "r1": 1 / p["t1"]}
@@ -76,10 +88,6 @@ def true_maps(
         # The azimuth of an axis whose first component is reversed.
         phi = np.where(neurites["phi"] > 0, 180 - neurites["phi"], -180 - neurites["phi"])
         yield from _maps(Noddi(), {"s0": s0, **neurites, "phi": phi}, known, SIMULATED)
-    table = tuple(tuple(float(x) for x in row) for row in np.asarray(acquisition.direction) * TABLE_AXES)
-    acquisition = replace(acquisition, direction=table)
-    for model in (DiffusionTensor(), DiffusionKurtosis()):
-        yield from _maps(model, _fitted(model, signal, acquisition, known), known, FITTED)
 
 
 def label_maps(head: PhantomHead, fine: PhantomHead) -> Iterator[tuple[str, npt.NDArray[Any], Any, dict[str, str]]]:

@@ -114,7 +114,7 @@ class Instrument:
         for k in space.axes:
             own = truth[:, space.columns[k]]
             inside = (own >= lower[:, k]) & (own <= upper[:, k])
-            result[space.parameters[k].name] = _rates(own, estimate[:, k], std[:, k].astype(float), marked, inside)
+            result[space.parameters[k].name] = rates_of(own, estimate[:, k], std[:, k].astype(float), marked, inside)
         return result
 
     def _judge(self, measured: Array, noise_std: Array) -> tuple[npt.NDArray[Any], ...]:
@@ -129,7 +129,8 @@ class Instrument:
         return estimate, std, reading.lower, reading.upper, marked
 
 
-def _rates(truth: Array, estimate: Array, std: Array, marked: Mask, inside: Mask) -> Rates:
+def rates_of(truth: Array, estimate: Array, std: Array, marked: Mask, inside: Mask) -> Rates:
+    """Return the rates of one parameter; arguments (n,): `marked`, and whether the range holds the truth."""
     off = np.abs(estimate - truth) > OFF * std
     silent = off & ~marked
     parts = (off, silent, silent & ~inside, ~np.isfinite(std), marked)

@@ -76,7 +76,7 @@ def variations_of(model: SignalModel, series: Acquisition) -> dict[str, Variatio
         "noise x1.5": Variation(noise_factor=1.5),
         f"{what} jitter by 3 %": Variation(protocol=partial(_scaled, common=False)),
         f"all {what} +3 %": Variation(protocol=partial(_scaled, common=True)),
-        "an image taken out": Variation(removed=_weighted(series)[len(_weighted(series)) // 2]),
+        "an image taken out": Variation(removed=weighted(series)[len(weighted(series)) // 2]),
         "an image of zeros": Variation(after=_zeroed),
         "10 to 30 % of another voxel in some images": Variation(change=_moved),
         **floor,
@@ -101,7 +101,7 @@ def without(series: Acquisition, index: int) -> tuple[Acquisition, npt.NDArray[n
     return replace(series, **columns), kept  # type: ignore[type-var]
 
 
-def _weighted(series: Acquisition) -> list[int]:
+def weighted(series: Acquisition) -> list[int]:
     """Return the indices of images with diffusion weighting; of other series of all."""
     if isinstance(series, Diffusion):
         return [i for i, b in enumerate(series.b_value) if b > B0_THRESHOLD]
@@ -147,7 +147,7 @@ def _with_air(clean: Array, series: Acquisition, rng: np.random.Generator) -> Ar
 def _zeroed(measured: Array, series: Acquisition, rng: np.random.Generator) -> Array:
     """Set one image with weighting to zero."""
     result = measured.copy()
-    result[:, rng.choice(_weighted(series))] = 0.0
+    result[:, rng.choice(weighted(series))] = 0.0
     return result
 
 

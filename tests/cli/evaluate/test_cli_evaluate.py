@@ -187,6 +187,26 @@ def test_robustness(tmp_path, capsys):
     assert [row[0] for row in table[2:]] == list(found["t2"]["varpro"])
 
 
+def test_robustness_through_images(tmp_path, capsys, monkeypatch):
+    """Heads go through the app: one without a fault, and one that the app refuses."""
+    from qmri_bidsapp.evaluation.flags import faulty_heads
+
+    every = faulty_heads.image_faults
+    chosen = ("none", "an image of zeros")
+    monkeypatch.setattr(faulty_heads, "image_faults", lambda *what: {name: every(*what)[name] for name in chosen})
+    options = ["--images", "--models", "t2", "--voxels", "400", "--json", "robustness.json"]
+    assert tools.main(["evaluate", "robustness", *options]) == 0
+    found = json.loads((tmp_path / "robustness.json").read_text())["t2"]["nlls"]
+    assert found["an image of zeros"] is None
+    # Other parameters are the amplitude and the rate 1 / t2.
+    assert set(found["none"]) == {"t2"}
+    assert found["none"]["t2"]["silent_outside"] < 0.02
+    assert found["none"]["t2"]["marked"] < 0.2
+    table = rows(capsys.readouterr().out)
+    assert [row[0] for row in table[2:]] == list(chosen)
+    assert table[3][1] == "refused"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -196,6 +216,7 @@ def test_robustness(tmp_path, capsys):
         (["robustness", "--models", "ivim"], "'ivim' is not measured"),
         (["robustness", "--models", "t2", "--estimators", "rim"], "single voxels of model t2"),
         (["robustness", "--reference", "5"], "1000"),
+        (["robustness", "--images", "--reference", "2000"], "its own certificates"),
         (["robustness", "--json", "missing/robustness.json"], "does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -78,7 +78,7 @@ def test_what_counts_as_silent():
     """Right; off; off and marked; off, but within the range; without a standard deviation."""
     estimate, std = np.array([0.1, 0.2, 0.2, 0.2, 0.9]), np.array([0.02, 0.02, 0.02, 0.02, np.nan])
     marked, inside = np.array([0, 0, 1, 0, 0], dtype=bool), np.array([1, 0, 0, 1, 0], dtype=bool)
-    rates = robustness._rates(np.full(5, 0.1), estimate, std, marked, inside)
+    rates = robustness.rates_of(np.full(5, 0.1), estimate, std, marked, inside)
     assert rates == robustness.Rates(off=0.6, silent=0.4, silent_outside=0.2, no_std=0.2, marked=0.2)
 
 
@@ -118,7 +118,7 @@ def test_standard_deviations_are_moderated_by_series(monkeypatch):
     measured = 100 * np.exp(-np.array(echoes.echo_time) / time[:, None])
     measured += noise[:, None] * rng.standard_normal(measured.shape)
     seen = []
-    monkeypatch.setattr(robustness, "_rates", lambda _, estimate, std, *__: seen.append((estimate, std)))
+    monkeypatch.setattr(robustness, "rates_of", lambda _, estimate, std, *__: seen.append((estimate, std)))
     monkeypatch.setattr(robustness, "N_SERIES", 2)
     estimator = get_estimator("varpro")(get_model("t2")).fit(echoes)
     instrument = robustness.Instrument(estimator, echoes, Noise("gaussian", (50.0, 50.0)), 2000, 0)
