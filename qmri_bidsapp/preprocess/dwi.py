@@ -165,8 +165,11 @@ def denoise(
             "is correlated between voxels (interpolated or filtered images), or volumes moved much."
         )
         return Denoised(image, note=note)
-    n_coils = coils_of_air(data, within)
+    n_coils, of_air = coils_of_air(data, within)
     sigma = sigma_of_magnitudes(denoised, noise_std, n_coils)
+    if of_air is not None:
+        # The floor, of several standard deviations, must be exact.
+        sigma = np.where(sigma > 0, np.float32(of_air), 0)
     known = np.where(inside, sigma, np.float32(np.nan))
     if "denoise" in skip:
         return Denoised(image, known)

@@ -5,7 +5,7 @@ import pytest
 
 from qmri_bidsapp.core.noise import add_rician
 from qmri_bidsapp.core.rice import signal_of_mean, variance_of_mean
-from qmri_bidsapp.preprocess.coils import coils_of_air
+from qmri_bidsapp.preprocess.coils import Coils, coils_of_air
 
 SHAPE = (24, 24, 12)
 HEAD = np.zeros(SHAPE, bool)
@@ -24,16 +24,21 @@ def acquired(n_coils: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("n_coils", [1, 2, 4, 8, 16])
 def test_coils_are_counted_in_air(n_coils: int) -> None:
-    assert coils_of_air(acquired(n_coils), HEAD) == pytest.approx(n_coils, rel=0.12)
+    found = coils_of_air(acquired(n_coils), HEAD)
+    assert found.n == pytest.approx(n_coils, rel=0.12)
+    if n_coils > 1:
+        assert found.sigma == pytest.approx(5, rel=0.06)
+        # The floor is that of air.
+        assert 2 * found.n * found.sigma**2 == pytest.approx(2 * n_coils * 25, rel=0.01)
 
 
 def test_what_is_no_sum_of_squares_is_one_coil() -> None:
     rng = np.random.default_rng(1)
     varying = np.linspace(0.5, 2, SHAPE[0])[:, None, None, None]
-    assert coils_of_air(acquired(1) * varying, HEAD) == 1
+    assert coils_of_air(acquired(1) * varying, HEAD) == Coils()
     # Air that was removed, or too little of it, tells nothing.
-    assert coils_of_air(acquired(8) * HEAD[..., None], HEAD) == 1
-    assert coils_of_air(acquired(8), rng.random(SHAPE) < 0.5) == 1
+    assert coils_of_air(acquired(8) * HEAD[..., None], HEAD) == Coils()
+    assert coils_of_air(acquired(8), rng.random(SHAPE) < 0.5) == Coils()
 
 
 @pytest.mark.parametrize("n_coils", [2, 8, 32])
