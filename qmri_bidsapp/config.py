@@ -27,6 +27,8 @@ STEPS = {
     "noise-floor": "correction of the noise floor of denoised series",
     "unring": "Gibbs unringing of diffusion series",
     "align": "alignment of the images of a series",
+    "drift": "correction of the drift of the signal of diffusion series",
+    "lost-slices": "replacement of slices of diffusion series that lost signal",
     "bias-field": "bias-field correction of T1w images",
     "register": "registration of the T1w to a series",
 }

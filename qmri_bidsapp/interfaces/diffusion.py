@@ -238,7 +238,6 @@ class AlignDiffusion(PreprocessingNode):
             align=is_aligned,
         )
         image = resample_series(source, places)
-        self._save(runtime, "aligned.nii", image)
         if defined(inputs.errors):
             errors = resample_series(load(inputs.errors, 4, may_be_zero=True), places)
             total = np.nan_to_num(np.asarray(errors.dataobj)) + interpolation_errors(image, places)
@@ -248,12 +247,32 @@ class AlignDiffusion(PreprocessingNode):
         if file := defined(inputs.noise_std):
             self._save(runtime, "noise.nii", resample_noise(load(file, 3), places), "noise_std")
         direction = rotate_directions(np.asarray(inputs.direction), motion, source.affine)
+        corrected, done = self._corrected(image, direction)
+        self._save(runtime, "aligned.nii", corrected)
         is_resampled = not all(place.is_identity for place in places)
         self._results.update(direction=direction.tolist(), motion=motion.tolist(), is_resampled=is_resampled)
         rotated = "gradient directions rotated (Leemans and Jones 2009)"
         self._results["steps"] = [
             *([] if field is None else [UNDISTORTED]),
             *([f"{ALIGNED}; {rotated}. {note}"] if is_aligned and not too_small(source) else []),
+            *done,
         ]
-        self._note(note)
+        self._results["notes"] = [text for text in (note, *done) if text]
         return runtime
+
+    def _corrected(self, image: Any, direction: Any) -> tuple[Any, list[str]]:
+        """Return an aligned series without drift and lost slices, and what was done."""
+        from qmri_bidsapp.core.acquisition import Diffusion
+        from qmri_bidsapp.preprocess.drift import correct_drift
+        from qmri_bidsapp.preprocess.outliers import replace_lost_slices
+
+        acquisition = Diffusion(tuple(self.inputs.b_value), tuple(map(tuple, direction.tolist())))
+        done = []
+        if "drift" not in self.inputs.skip:
+            image, drift = correct_drift(image, acquisition)
+            done += [drift.note] if drift.is_corrected else []
+        if "lost-slices" not in self.inputs.skip:
+            source = image
+            image, _, note = replace_lost_slices(image, acquisition)
+            done += [] if image is source else [note]
+        return image, done

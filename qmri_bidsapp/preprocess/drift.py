@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import f
+
+from qmri_bidsapp.core.acquisition import Diffusion
+from qmri_bidsapp.images.volumes import make_image
 
 #: Probability that a series without drift gets a linear one, and one of linear drift a quadratic one.
 LEVEL = 0.01
@@ -83,3 +87,28 @@ def estimate_drift(reference: npt.NDArray[np.floating], index: npt.NDArray[np.in
         f"Drift of the signal corrected (Vos et al. 2017): {shape}, {100 * (factor[-1] - 1):+.1f} % from the first to "
         f"the last volume, from {len(index)} volumes at b = 0.",
     )
+
+
+def correct_drift(image: nib.Nifti1Image, acquisition: Diffusion) -> tuple[nib.Nifti1Image, Drift]:
+    """Divide the volumes of a series by the drift of its signal, where that is significant.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        (x, y, z, n) aligned.
+    acquisition : Diffusion
+
+    Returns
+    -------
+    image : Nifti1Image
+        The same one without drift.
+    drift : Drift
+    """
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    index = acquisition.shells()[0]
+    reference = np.nan_to_num(data[..., index])
+    lowest = reference.mean(axis=3)
+    drift = estimate_drift(reference[lowest >= lowest.mean()], index, acquisition.n_measurements)
+    if not drift.is_corrected:
+        return image, drift
+    return make_image((data / drift.factor).astype(np.float32), image), drift

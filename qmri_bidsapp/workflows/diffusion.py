@@ -82,11 +82,8 @@ def connect_diffusion(
     # Connecting empties lists.
     noise = (("noise_std", "noise_std"), ("removed", "removed"))
     field = _field_node(item, protocol, mem_gb)
-    if "align" in item.skip and field is None:
-        outputnode.inputs.direction = protocol["direction"]
-        wf.connect([(denoise, outputnode, list(noise)), (last, outputnode, [("errors", "errors")])])
-        return last
-    title = f"{series} {'alignment' if field is None else 'distortion and alignment'}"
+    parts = ["distortion"] * (field is not None) + ["alignment"] * ("align" not in item.skip)
+    title = f"{series} {' and '.join(parts or ['slices'])}"
     align = make_node(nodes.AlignDiffusion, "align", title, mem_gb=mem_gb, skip=list(item.skip), **protocol)
     wf.connect(
         [

@@ -10,6 +10,9 @@ from qmri_bidsapp.config import STEPS
 if TYPE_CHECKING:
     from qmri_bidsapp.bids.inputs import InputGroup
 
+#: Steps of diffusion series alone.
+DIFFUSION_STEPS = {"distortion", "denoise", "noise-floor", "unring", "drift", "lost-slices"}
+
 
 def skipped_of(group: InputGroup, skip: Sequence[str], *, has_t1w: bool) -> tuple[str, ...]:
     """Return the steps left out of the preprocessing of one series, in the order of `config.STEPS`.
@@ -27,7 +30,7 @@ def skipped_of(group: InputGroup, skip: Sequence[str], *, has_t1w: bool) -> tupl
         own = {"bias-field"}
     else:
         own = {"align"} | ({"register"} if has_t1w else set())
-        own |= {"distortion", "denoise", "noise-floor", "unring"} if group.row.is_diffusion else set()
+        own |= DIFFUSION_STEPS if group.row.is_diffusion else set()
     return tuple(step for step in STEPS if step in own and step in skip)
 
 

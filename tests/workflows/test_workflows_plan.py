@@ -61,7 +61,7 @@ def test_steps_left_out_are_in_the_plan_of_the_series_they_belong_to() -> None:
     (found,) = plan(config, (SubjectInputs("01", (t1w, series(), echoes(0.09))),))
     assert found.skip == ("bias-field",)
     assert {item.group.kind: item.skip for item in found.series} == {
-        "dwi": ("distortion", "denoise", "noise-floor", "unring", "align", "register"),
+        "dwi": ("distortion", "denoise", "noise-floor", "unring", "align", "drift", "lost-slices", "register"),
         "MESE": ("align", "register"),
     }
     printed = [text for text in found.describe() if "--skip" in text]

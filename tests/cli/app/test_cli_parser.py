@@ -137,8 +137,8 @@ def test_threads_are_shared_by_participants(bids_dir, participants, expected):
         (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:n, got 'gpu'"),
         (
             ["--skip", "denoise", "denoising"],
-            "--skip knows no step denoising; steps: join, distortion, denoise, noise-floor, unring, align, bias-field, "
-            "register.",
+            "--skip knows no step denoising; steps: join, distortion, denoise, noise-floor, unring, align, drift, "
+            "lost-slices, bias-field, register.",
         ),
         (["--output-layout", "flat"], "invalid choice: 'flat'"),
         (["--work-dir", ""], "work_dir must be a path, got ''"),
