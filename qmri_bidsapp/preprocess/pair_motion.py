@@ -67,7 +67,7 @@ class PairMotion:
             + [generator[order[first], order[second]] for first, second in PLANES]
         )
 
-    def moved(self, parameters: npt.NDArray[np.float64]) -> PairMotion:
+    def moved(self, parameters: npt.NDArray[np.floating]) -> PairMotion:
         """Return the motion after a further one, by parameters as above."""
         generator = np.zeros((4, 4))
         for axis, value in zip(TRANSLATIONS, parameters, strict=False):
