@@ -19,6 +19,8 @@ from qmri_bidsapp.interfaces.preprocess import (
     load,
 )
 
+#: Share of the head from which on piled-up signal is worth a note.
+MAX_PILED = 0.01
 UNDISTORTED = "Susceptibility distortion corrected, with intensities by the Jacobian"
 
 
@@ -155,8 +157,11 @@ class EstimateField(PreprocessingNode):
     output_spec = _FieldOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
+        import numpy as np
+
         from qmri_bidsapp.images.volumes import make_image
         from qmri_bidsapp.preprocess.distortion import field_of_map, field_of_series
+        from qmri_bidsapp.preprocess.susceptibility import piled_up
 
         inputs = self.inputs
         image, acquisition, encodings = load(inputs.in_file, 4), _protocol(inputs), _encodings(inputs.encodings)
@@ -179,7 +184,10 @@ class EstimateField(PreprocessingNode):
         self._save(runtime, "field.nii", make_image(found.field, image), "field")
         displacement = encodings[0].displacement(found.field).astype("float32")
         self._save(runtime, "displacement.nii", make_image(displacement, image), "displacement")
-        self._results.update(notes=list(found.notes), in_hertz=found.in_hertz)
+        piled = float(np.mean(piled_up(displacement, np.eye(4), encodings[0].axis)[found.determined]))
+        lost = f"Signal of several places is piled up in {piled:.0%} of the head; no correction separates it."
+        notes = [*found.notes, *([lost] if piled > MAX_PILED else [])]
+        self._results.update(notes=notes, in_hertz=found.in_hertz)
         return runtime
 
 
