@@ -147,7 +147,6 @@ class _FieldOutputSpec(TraitedSpec):
     field = File(exists=True, desc="3-D field, Hz, or voxels of displacement without a readout time")
     displacement = File(exists=True, desc="3-D displacement of the first volume, voxels along its phase encoding")
     notes = traits.List(traits.Str, desc="what was assumed")
-    in_hertz = traits.Bool(desc="whether the field is in Hz")
 
 
 class EstimateField(PreprocessingNode):
@@ -187,7 +186,7 @@ class EstimateField(PreprocessingNode):
         piled = float(np.mean(piled_up(displacement, np.eye(4), encodings[0].axis)[found.determined]))
         lost = f"Signal of several places is piled up in {piled:.0%} of the head; no correction separates it."
         notes = [*found.notes, *([lost] if piled > MAX_PILED else [])]
-        self._results.update(notes=notes, in_hertz=found.in_hertz)
+        self._results["notes"] = notes
         return runtime
 
 
